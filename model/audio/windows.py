@@ -1,0 +1,105 @@
+"""Speech in any pieces in, windows of fixed shape out.
+
+Knows: how rows of sound are grouped into windows, and the state in between. Does not know: motion,
+networks, sample rates other than 16 kHz, or where the sound comes from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.audio.features import PAST_SAMPLES, ROW_DIM, ROW_SAMPLES, row, silence_row
+from model.conditioning import SAMPLES_PER_FRAME, Floats, Window, pack, unpack
+
+PREFIX = 12  # frames already made: 0.48 s
+HOP = 8  # new frames a window: 0.32 s
+LOOKAHEAD = 4  # frames of sound beyond them: 0.16 s
+WINDOW_FRAMES = PREFIX + HOP + LOOKAHEAD
+
+
+class AudioWindower:
+    """Cuts one speech into windows as its samples arrive; keeps under a second of it.
+
+    Window ``w`` holds the sound of frames 8w-12 .. 8w+11 and comes out with the sample that
+    completes them. Before the first sample there is silence. Any chunking of the same samples
+    gives bit-identical windows.
+    """
+
+    def __init__(self) -> None:
+        self._pending: Floats = np.zeros(PAST_SAMPLES, np.float32)
+        self._rows: list[Floats] = [silence_row()] * PREFIX
+        self._samples = 0
+        self._index = 0
+        self._finished = False
+
+    def push(self, pcm: NDArray[np.float32]) -> list[Window]:
+        """Mono samples at 16 kHz, full scale ±1, any number of them -> the windows they complete.
+
+        Raises ``ValueError`` for another shape, for samples that are not finite, and after
+        `finish`.
+        """
+        if pcm.ndim != 1:
+            raise ValueError(f"pcm has shape {pcm.shape}, expected (samples,)")
+        if not np.isfinite(pcm).all():
+            raise ValueError("pcm holds samples that are not finite")
+        if self._finished:
+            raise ValueError("push after finish: this speech has ended")
+        self._samples += len(pcm)
+        return self._take(pcm.astype(np.float32, copy=False))
+
+    def finish(self) -> list[Window]:
+        """The last windows: silence follows the speech, and frames beyond its end are not counted.
+
+        The frames of all windows sum to the speech's length, rounded up to a whole frame.
+        Raises ``ValueError`` when there was no sample at all.
+        """
+        if self._samples == 0:
+            raise ValueError("the audio is empty: 0 samples, expected at least 1")
+        total = -(-self._samples // SAMPLES_PER_FRAME)
+        windows: list[Window] = []
+        silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
+        while self._index * HOP < total:
+            windows += self._take(silence)
+        self._finished = True
+        return [
+            Window(w.index, w.features, min(HOP, total - w.index * HOP))
+            for w in windows
+            if w.index * HOP < total
+        ]
+
+    def state(self) -> bytes:
+        """Everything needed to go on elsewhere: about 30 KB, whatever the speech's length."""
+        facts: dict[str, object] = {
+            "samples": self._samples,
+            "index": self._index,
+            "finished": self._finished,
+        }
+        rows = np.stack(self._rows) if self._rows else np.zeros((0, ROW_DIM), np.float32)
+        return pack({"pending": self._pending, "rows": rows}, facts)
+
+    @classmethod
+    def restore(cls, state: bytes) -> AudioWindower:
+        """The windower that gave ``state``. Raises ``ValueError`` for other bytes."""
+        arrays, facts = unpack(state)
+        windower = cls()
+        windower._pending = arrays["pending"].astype(np.float32)
+        windower._rows = list(arrays["rows"].astype(np.float32))
+        windower._samples = int(str(facts["samples"]))
+        windower._index = int(str(facts["index"]))
+        windower._finished = bool(facts["finished"])
+        return windower
+
+    def _take(self, pcm: Floats) -> list[Window]:
+        windows: list[Window] = []
+        samples = np.concatenate([self._pending, pcm])
+        start = 0
+        while start + ROW_SAMPLES <= len(samples):
+            self._rows.append(row(samples[start : start + ROW_SAMPLES]))
+            start += SAMPLES_PER_FRAME
+            if len(self._rows) == WINDOW_FRAMES:
+                windows.append(Window(self._index, np.stack(self._rows), HOP))
+                self._index += 1
+                del self._rows[:HOP]
+        self._pending = samples[start:].copy()
+        return windows

@@ -1,0 +1,65 @@
+"""Classifier-free guidance over two conditions: three evaluations, or one with learned tokens.
+
+Knows: how the branches are combined. Does not know: what audio or reference are, only that the
+flags ``has_audio`` and ``has_reference`` (B,) of the conditions switch them on (1) and off (0).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.diffusion.denoiser import Conditions, Denoiser
+from model.diffusion.schedule import like
+
+
+def _scales(guidance: Tensor, batch: int) -> None:
+    if guidance.shape != (batch, 2):
+        raise ValueError(f"guidance has shape {tuple(guidance.shape)}, expected ({batch}, 2)")
+
+
+class MultiCFGDenoiser:
+    """Guidance of the teacher: its three branches in one batched call.
+
+    x̂ = x̂(∅,∅) + s_ref·[x̂(ref,∅) - x̂(∅,∅)] + s_aud·[x̂(ref,aud) - x̂(ref,∅)]
+    (FADA, arXiv 2412.16915, after InstructPix2Pix, arXiv 2211.09800, equation 3).
+    ``cond["guidance"]`` is (B, 2): s_aud, s_ref.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser = denoiser
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        batch = len(x_t)
+        guidance = cond["guidance"]
+        _scales(guidance, batch)
+        rest = {k: torch.cat([v] * 3) for k, v in cond.items() if k != "guidance"}
+        on, off = torch.ones_like(t), torch.zeros_like(t)
+        rest["has_reference"] = torch.cat([off, on, on])
+        rest["has_audio"] = torch.cat([off, off, on])
+        nothing, reference, both = self._denoiser(
+            torch.cat([x_t] * 3), torch.cat([t] * 3), rest
+        ).chunk(3)
+        s_aud, s_ref = (like(s, x_t) for s in guidance.unbind(1))
+        return nothing + s_ref * (reference - nothing) + s_aud * (both - reference)
+
+
+class CFGTokenDenoiser:
+    """Guidance of the student: the two scales go in as tokens, one evaluation comes out.
+
+    ``limits`` are the ranges ((low, high) of s_aud, of s_ref) that the student was distilled in:
+    a scale beyond them is clamped, so any number gives the nearest picture that it was taught.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, limits: tuple[tuple[float, float], tuple[float, float]]
+    ) -> None:
+        self._denoiser = denoiser
+        self._low, self._high = (torch.tensor(side) for side in zip(*limits, strict=True))
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        _scales(cond["guidance"], len(x_t))
+        within = cond["guidance"].clamp(self._low.to(x_t), self._high.to(x_t))
+        on = torch.ones_like(t)
+        everything = {**cond, "guidance": within, "has_audio": on, "has_reference": on}
+        return self._denoiser(x_t, t, everything)

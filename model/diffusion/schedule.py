@@ -1,0 +1,45 @@
+"""Noise schedules as pairs (α, σ): x_t = α·x0 + σ·ε with α² + σ² = 1 and t in [0, 1].
+
+Knows: how much signal and noise there is at a time. Does not know: networks or latents.
+Pairs, not σ alone, so that the end of the schedule may hold no signal at all (α = 0, zero terminal
+SNR: Lin et al. 2024, arXiv 2305.08891).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class NoiseSchedule(Protocol):
+    """α and σ at a time."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``t`` of any shape, in [0, 1] -> α(t), σ(t) of that shape."""
+        ...
+
+
+class CosineSchedule:
+    """α = cos(πt/2), σ = sin(πt/2): the variance-preserving trigonometric path.
+
+    Salimans & Ho 2022 (arXiv 2202.00512), section 4. Ends at exactly α = 0.
+    """
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = t * (math.pi / 2)
+        # cos(π/2) is 6e-17 in double and -4e-8 in single precision; the end is exactly 0
+        return torch.where(t >= 1, torch.zeros_like(t), torch.cos(angle)), torch.sin(angle)
+
+
+def add_noise(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t = α·x0 + σ·ε for ``x0``, ``eps`` (B, ...) and ``t`` (B,)."""
+    alpha, sigma = (like(a, x0) for a in schedule.alpha_sigma(t))
+    return alpha * x0 + sigma * eps
+
+
+def like(scale: Tensor, x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...) with as many axes as ``x``."""
+    return scale.reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,210 @@
+"""The motion denoiser: a temporal transformer over a clean prefix and the noised new frames.
+
+Knows: shapes of latents, audio rows and reference features, all normalised. Does not know: what a
+latent means, noise schedules or guidance formulas. Prediction is x0.
+
+Every condition has its own road, so that each can be left out: the prefix are tokens of the
+sequence; audio and reference are contexts of cross-attention, replaced by learned null tokens when
+they are off; the time modulates the norms (adaLN with one shared projection, PixArt-α,
+arXiv 2310.00426). A student also gets each guidance scale as a token appended to the context that
+it scales (FADA, arXiv 2412.16915, section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.audio.features import ROW_DIM
+from model.audio.windows import HOP, LOOKAHEAD, PREFIX
+from model.diffusion.denoiser import Conditions
+from model.motion.actions import MOTION_DIM, REFERENCE_DIM
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """Sizes of a network; kept beside its weights."""
+
+    width: int = 192
+    heads: int = 4
+    blocks: int = 4
+    reference_tokens: int = 4
+    guided: bool = False  # a student: takes the scales as tokens
+
+
+def sinusoid(values: Tensor, width: int, longest: float) -> Tensor:
+    """(B,) -> (B, width) sines and cosines of ``values``, wavelengths 2π/1000 … ``longest``."""
+    rates = torch.exp(
+        torch.linspace(math.log(1000.0), math.log(2 * math.pi / longest), width // 2)
+    ).to(values)
+    angles = values[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of ``x`` over ``context``, with an additive bias per head."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        """``x`` (B, T, W), ``context`` (B, S, W), ``bias`` (heads, T, S) -> (B, T, W)."""
+        q = self.query(x).unflatten(2, (self._heads, -1)).transpose(1, 2)
+        k, v = (
+            part.unflatten(2, (self._heads, -1)).transpose(1, 2)
+            for part in self.key_value(context).chunk(2, dim=2)
+        )
+        mask = None if bias is None else bias[None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return torch.as_tensor(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+class RelativeBias(nn.Module):
+    """A learned bias per head and distance in frames, started as a preference for what is near.
+
+    Heads start between sharp (-1 a frame) and nearly flat, so alignment of sound and motion is
+    given from the first step instead of being searched for.
+    """
+
+    def __init__(self, heads: int, queries: int, keys: int) -> None:
+        super().__init__()
+        distance = torch.arange(queries)[:, None] - torch.arange(keys)[None, :]
+        slopes = 2.0 ** -torch.arange(0, heads, dtype=torch.float32)
+        offsets = torch.arange(-(keys - 1), queries, dtype=torch.float32)
+        self.table = nn.Parameter(-slopes[:, None] * offsets.abs())
+        self.register_buffer("_index", distance + keys - 1, persistent=False)
+        self._index: Tensor
+
+    def forward(self) -> Tensor:
+        """(heads, queries, keys)"""
+        return self.table[:, self._index]
+
+
+class Block(nn.Module):
+    """Self-attention, audio attention, reference attention, feed-forward; each pre-normed."""
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.heads
+        self.self_bias = RelativeBias(heads, PREFIX + HOP, PREFIX + HOP)
+        self.audio_bias = RelativeBias(heads, PREFIX + HOP, PREFIX + HOP + LOOKAHEAD)
+        self.self_attention = Attention(width, heads)
+        self.audio_attention = Attention(width, heads)
+        self.reference_attention = Attention(width, heads)
+        self.audio_norm = nn.LayerNorm(width)
+        self.reference_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, x: Tensor, audio: Tensor, reference: Tensor, time: Tensor) -> Tensor:
+        """``x`` (B, T, W), contexts (B, S, W), ``time`` (B, 6, W) -> (B, T, W)."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (time + self.modulation)[
+            :, :, None
+        ].unbind(1)
+        shape = x.shape[-1:]
+        normed = F.layer_norm(x, shape) * (1 + scale_1) + shift_1
+        x = x + (1 + gate_1) * self.self_attention(normed, normed, self.self_bias())
+        bias = self.audio_bias()
+        # a scale's token has no place in time: the same (zero) bias from everywhere
+        bias = F.pad(bias, (0, audio.shape[1] - bias.shape[2]))
+        x = x + self.audio_attention(self.audio_norm(x), audio, bias)
+        x = x + self.reference_attention(self.reference_norm(x), reference, None)
+        normed = F.layer_norm(x, shape) * (1 + scale_2) + shift_2
+        return torch.as_tensor(x + (1 + gate_2) * self.feed_forward(normed))
+
+
+class AudioEncoder(nn.Module):
+    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): two residual convolutions in time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rows = nn.Linear(ROW_DIM, width)
+        self.near = nn.Conv1d(width, width, 3, padding=1)
+        self.far = nn.Conv1d(width, width, 3, padding=1)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        x = self.rows(rows).transpose(1, 2)
+        x = x + F.gelu(self.near(F.gelu(x)))
+        x = x + F.gelu(self.far(x))
+        return torch.as_tensor(self.norm(x.transpose(1, 2)))
+
+
+class ScaleToken(nn.Module):
+    """(B,) guidance scales -> (B, 1, W) tokens; starts at zero, so a student starts as its teacher
+    does but for one empty token."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(32, width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, scales: Tensor) -> Tensor:
+        hidden = F.silu(self.hidden(sinusoid(scales / 10.0, 32, 4.0)))
+        return torch.as_tensor(self.out(hidden)[:, None])
+
+
+class MotionNet(nn.Module):
+    """Predicts the clean new frames from noised ones; see the module's docstring."""
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, tokens = config.width, config.reference_tokens
+        self.frames = nn.Linear(MOTION_DIM, width)
+        self.prefix = nn.Linear(MOTION_DIM, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(PREFIX + HOP, width))
+        self.audio = AudioEncoder(width)
+        self.aligned = nn.Linear(width, width)
+        self.null_audio = nn.Parameter(0.02 * torch.randn(width))
+        self.reference = nn.Sequential(
+            nn.Linear(REFERENCE_DIM, width), nn.SiLU(), nn.Linear(width, tokens * width)
+        )
+        self.null_reference = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.time_modulation.weight)
+        nn.init.zeros_(self.time_modulation.bias)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, MOTION_DIM)
+        if config.guided:
+            self.audio_scale = ScaleToken(width)
+            self.reference_scale = ScaleToken(width)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        """``x_t`` (B, HOP, 58), ``t`` (B,) -> x0_hat (B, HOP, 58).
+
+        ``cond``: ``prefix`` (B, PREFIX, 58), ``audio`` (B, PREFIX + HOP + LOOKAHEAD, ROW_DIM),
+        ``reference`` (B, 64), ``has_audio`` and ``has_reference`` (B,) of 0 or 1, and for a
+        student ``guidance`` (B, 2): audio scale, reference scale.
+        """
+        audio = self.audio(cond["audio"])
+        audio = torch.where(cond["has_audio"][:, None, None] > 0.5, audio, self.null_audio)
+        reference = self.reference(cond["reference"]).unflatten(1, self.null_reference.shape)
+        reference = torch.where(
+            cond["has_reference"][:, None, None] > 0.5, reference, self.null_reference
+        )
+        frames = torch.cat([self.prefix(cond["prefix"]), self.frames(x_t)], dim=1)
+        x = frames + self.positions + self.aligned(audio[:, : PREFIX + HOP])
+        if self.config.guided:
+            s_aud, s_ref = cond["guidance"].unbind(1)
+            audio = torch.cat([audio, self.audio_scale(s_aud)], dim=1)
+            reference = torch.cat([reference, self.reference_scale(s_ref)], dim=1)
+        embedded = F.silu(self.time(sinusoid(t, 64, 4.0)))
+        time = self.time_modulation(embedded).unflatten(1, (6, -1))
+        for block in self.blocks:
+            x = block(x, audio, reference, time)
+        return torch.as_tensor(self.out(self.norm(x[:, PREFIX:])))

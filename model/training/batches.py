@@ -1,0 +1,138 @@
+"""Training windows drawn from a corpus.
+
+Knows: where in a clip a window may lie, how time is stretched, and how prefix and conditions are
+disturbed. Does not know: the network or its losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.audio.features import HOPS_PER_FRAME
+from model.audio.windows import HOP, LOOKAHEAD, PREFIX
+from model.motion.actions import ACTION_COUNT, REFERENCE_DIM
+from model.training.augment import VoiceAugmenter
+from model.training.corpus import LEAST_LOG_POWER, Corpus
+
+FIRST_WINDOW = 0.06  # share of windows that start a session, from the rest
+RATE = (0.8, 1.25)  # speech rate, on sound and motion together
+STRETCHED = 0.5
+# Of what the network is told of the portrait there is one face only: noise keeps it from being
+# a switch, and covers other faces.
+REFERENCE_NOISE = torch.cat(
+    [torch.full((ACTION_COUNT,), 0.15), torch.full((REFERENCE_DIM - ACTION_COUNT,), 0.8)]
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows in the network's units."""
+
+    x0: Tensor  # (B, HOP, 58) the real new frames, normalised
+    prefix: Tensor  # (B, PREFIX, 58) normalised and disturbed
+    clean_prefix: Tensor  # (B, PREFIX, 58) normalised
+    audio: Tensor  # (B, PREFIX + HOP + LOOKAHEAD, ROW_DIM)
+    reference: Tensor  # (B, 64)
+    lip_gap: Tensor  # (B, HOP) eye-corner distances
+    trust: Tensor  # (B,)
+
+    def conditions(self) -> dict[str, Tensor]:
+        """Everything on, as the denoisers take it."""
+        on = torch.ones(len(self.x0))
+        return {
+            "prefix": self.prefix,
+            "audio": self.audio,
+            "reference": self.reference,
+            "has_audio": on,
+            "has_reference": on,
+        }
+
+
+class WindowSampler:
+    """Draws batches; the same generator state gives the same batch."""
+
+    def __init__(self, corpus: Corpus, mean: Tensor, std: Tensor, random: torch.Generator) -> None:
+        self._corpus, self._mean, self._std = corpus, mean, std
+        self._random = random
+        self._augment = VoiceAugmenter()
+        # a clip is drawn as often as it is long
+        self._weights = corpus.frames.float()
+
+    def draw(self, size: int) -> Batch:
+        """A batch of ``size`` windows."""
+        corpus, random = self._corpus, self._random
+        clip = torch.multinomial(self._weights, size, replacement=True, generator=random)
+        rate = RATE[0] + (RATE[1] - RATE[0]) * torch.rand(size, generator=random)
+        rate = torch.where(torch.rand(size, generator=random) < STRETCHED, rate, torch.ones(()))
+        frames = corpus.frames[clip]
+        # the prefix lies wholly inside the clip, or wholly before it
+        earliest = PREFIX * rate
+        room = (frames - 1 - (HOP - 1) * rate - earliest).clamp(min=0)
+        start = earliest + room * torch.rand(size, generator=random)
+        start = torch.where(torch.rand(size, generator=random) < FIRST_WINDOW, 0.0, start)
+        start = torch.where(rate == 1, start.round(), start)
+        motion, gap = self._motion(clip, start, rate)
+        prefix, x0 = motion[:, :PREFIX], motion[:, PREFIX:]
+        spectra, sounding = self._spectra(clip, start, rate)
+        audio = self._augment(spectra, corpus.noise[clip], sounding, random)
+        noise = REFERENCE_NOISE * torch.randn(size, REFERENCE_DIM, generator=random)
+        return Batch(
+            x0=x0,
+            prefix=self._disturbed(prefix),
+            clean_prefix=prefix,
+            audio=audio,
+            reference=corpus.reference[clip] + noise,
+            lip_gap=gap[:, PREFIX:],
+            trust=corpus.trust[clip],
+        )
+
+    def _motion(self, clip: Tensor, start: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, PREFIX + HOP, 58) normalised latents and lip gaps (B, PREFIX + HOP)."""
+        corpus = self._corpus
+        at = start[:, None] + rate[:, None] * torch.arange(-PREFIX, HOP)
+        last = (corpus.frames[clip] - 1)[:, None]
+        low = at.clamp(min=0).floor().long().clamp(max=last)
+        high = (low + 1).clamp(max=last)
+        part = (at - low).clamp(0, 1)[:, :, None]
+        low, high = low + corpus.first[clip, None], high + corpus.first[clip, None]
+        motion = torch.lerp(corpus.motion[low], corpus.motion[high], part)
+        gap = torch.lerp(corpus.lip_gap[low], corpus.lip_gap[high], part[:, :, 0])
+        # before its first frame a face is at rest: zero motion
+        motion = motion * (at >= 0)[:, :, None]
+        return (motion - self._mean) / self._std, gap
+
+    def _spectra(self, clip: Tensor, start: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, hops, bins) log power and (B, hops) whether there is sound at all."""
+        corpus = self._corpus
+        hops = torch.arange(-PREFIX * HOPS_PER_FRAME, (HOP + LOOKAHEAD) * HOPS_PER_FRAME)
+        at = start[:, None] * HOPS_PER_FRAME + rate[:, None] * hops
+        last = (corpus.frames[clip] * HOPS_PER_FRAME - 1)[:, None]
+        inside = (at >= 0) & (at <= last)
+        low = at.clamp(min=0).floor().long().clamp(max=last)
+        high = (low + 1).clamp(max=last)
+        part = (at - low).clamp(0, 1)[:, :, None]
+        base = corpus.first[clip, None] * HOPS_PER_FRAME
+        spectra = torch.lerp(
+            corpus.log_power[low + base].float(), corpus.log_power[high + base].float(), part
+        )
+        spectra = torch.where(inside[:, :, None], spectra, torch.full((), LEAST_LOG_POWER))
+        return spectra, inside
+
+    def _disturbed(self, prefix: Tensor) -> Tensor:
+        """The prefix as the network itself might have made it: off by a constant, and rough.
+
+        In use it is the network's own output. Trained on real prefixes only, its small errors
+        would add up over minutes.
+        """
+        size, random = len(prefix), self._random
+
+        def amount(most: float, share: float) -> Tensor:
+            drawn = most * torch.rand(size, 1, 1, generator=random)
+            return drawn * (torch.rand(size, 1, 1, generator=random) < share)
+
+        offset = torch.randn(size, 1, prefix.shape[2], generator=random)
+        rough = torch.randn(prefix.shape, generator=random)
+        return prefix + amount(0.5, 0.6) * offset + amount(0.3, 0.6) * rough

@@ -1,0 +1,163 @@
+"""The student's training: six steps that do what the teacher's 25 steps with guidance do.
+
+Knows: the distillation target, the mixed-supervised loss, how scales are drawn. Does not know:
+where windows come from or how long a run lasts.
+
+Both of FADA's ideas meet here (arXiv 2412.16915; its weighting is not public in full, the formula
+below is this project's):
+
+Target. From a noised window x_t the guided teacher walks the interval [t, t - 1/6] in a few DDIM
+steps; x0* is the x0 with which one single step would have landed at the same place (progressive
+distillation, arXiv 2202.00512). The student gets t, the conditions and the two scales as tokens.
+
+Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`:
+
+    L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),   w = ½ · trust · exp(-d(x0*, x0) / τ(t))
+
+d(x0*, x0) says how far the data lies from what the teacher, who has heard everything, holds for
+right; τ(t) is its running mean at that noise level, as at high noise even good data is far from
+any estimate. Data that the teacher finds likely (w → ½) pulls the student back from the teacher's
+own blur and bias; a lost track or a badly aligned clip (d ≫ τ, w → 0) leaves it to the teacher.
+``trust`` is the corpus's own opinion (1 tracked, less where motion was inferred). The cap of ½
+keeps the guided target in charge: the data alone knows nothing of scales.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.diffusion.denoiser import X0Denoiser
+from model.diffusion.guidance import MultiCFGDenoiser
+from model.diffusion.sampler import ddim_step, ddim_target
+from model.diffusion.schedule import CosineSchedule, add_noise
+from model.motion.net import MotionNet, NetConfig
+from model.motion.weights import Limits, MotionWeights, load_weights, save_weights
+from model.training.batches import WindowSampler
+from model.training.corpus import Corpus, fit_lip_gap
+from model.training.losses import MotionLoss, dimension_weights
+from model.training.trainer import Losses, RunOptions, Trainer
+
+BATCH = 48
+STEPS = 6
+TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
+LIMITS: Limits = ((1.0, 4.0), (1.0, 3.0))  # scales drawn: audio, reference
+DEFAULT_GUIDANCE = (1.5, 1.0)
+DATA_SHARE = 0.5
+_NOISE_LEVELS = 10
+
+
+class AdaptiveTrust:
+    """The data's weight w; keeps τ, the running mean of the distance at each noise level."""
+
+    def __init__(self) -> None:
+        self._typical = torch.full((_NOISE_LEVELS,), float("nan"))
+
+    def __call__(self, distance: Tensor, t: Tensor, trust: Tensor) -> Tensor:
+        """``distance`` d(x0*, x0), ``t``, ``trust``, all (B,) -> the data's weight (B,)."""
+        level = (t * _NOISE_LEVELS).long().clamp(max=_NOISE_LEVELS - 1)
+        for i in sorted(set(level.tolist())):
+            now = distance[level == i].mean()
+            before = self._typical[i]
+            self._typical[i] = now if bool(before.isnan()) else torch.lerp(before, now, 0.02)
+        return DATA_SHARE * trust * torch.exp(-distance / self._typical[level])
+
+
+class StudentObjective:
+    """Distillation of random windows: `losses` is what the trainer minimises."""
+
+    def __init__(
+        self,
+        student: MotionNet,
+        teacher: MotionNet,
+        windows: WindowSampler,
+        loss: MotionLoss,
+        random: torch.Generator,
+    ) -> None:
+        self._student, self._windows, self._loss, self._random = student, windows, loss, random
+        self._teacher = MultiCFGDenoiser(X0Denoiser(teacher))
+        self._schedule = CosineSchedule()
+        self._weight = AdaptiveTrust()
+
+    def losses(self) -> Losses:
+        batch = self._windows.draw(BATCH)
+        cond = batch.conditions() | {"guidance": self._draw_guidance()}
+        t = self._draw_times()
+        eps = torch.randn(batch.x0.shape, generator=self._random)
+        x_t = add_noise(self._schedule, batch.x0, eps, t)
+        target = self._teacher_target(x_t, t, cond)
+        weight = self._weight(self._loss(target, batch.x0), t, batch.trust)
+        x0_hat = self._student(x_t, t, cond)
+        from_teacher, from_data = self._loss(x0_hat, target), self._loss(x0_hat, batch.x0)
+        return {
+            "loss": ((1 - weight) * from_teacher + weight * from_data).mean(),
+            "teacher": from_teacher.mean(),
+            "data": from_data.mean(),
+            "data_weight": weight.mean(),
+        }
+
+    @torch.no_grad()
+    def _teacher_target(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """x0* (B, HOP, 58) of the guided teacher's walk over one student step."""
+        end = (t - 1 / STEPS).clamp(min=0.0)
+        x, now = x_t, t
+        for i in range(1, TEACHER_STEPS_EACH + 1):
+            then = torch.lerp(t, end, i / TEACHER_STEPS_EACH)
+            x = ddim_step(x, self._teacher(x, now, cond), now, then, self._schedule)
+            now = then
+        return ddim_target(x_t, x, t, end, self._schedule)
+
+    def _draw_guidance(self) -> Tensor:
+        """(B, 2) scales inside `LIMITS`, low ones more often: p falls linearly."""
+        low, high = (torch.tensor(side) for side in zip(*LIMITS, strict=True))
+        drawn = torch.rand(2, BATCH, 2, generator=self._random).amin(0)
+        return low + (high - low) * drawn
+
+    def _draw_times(self) -> Tensor:
+        """(B,) half at the six steps' own times, half anywhere, so any number of steps works."""
+        own = torch.randint(1, STEPS + 1, (BATCH,), generator=self._random) / STEPS
+        anywhere = torch.rand(BATCH, generator=self._random).clamp(min=1e-2)
+        return torch.where(torch.rand(BATCH, generator=self._random) < 0.5, own, anywhere)
+
+
+def student_of(teacher: MotionNet) -> MotionNet:
+    """A student with the teacher's parameters and fresh scale tokens."""
+    config = NetConfig(**{**vars(teacher.config), "guided": True})
+    student = MotionNet(config)
+    missing = student.load_state_dict(teacher.state_dict(), strict=False)
+    if missing.unexpected_keys or any("_scale." not in key for key in missing.missing_keys):
+        raise ValueError(f"not a teacher's network: {missing}")
+    return student
+
+
+def student_facts(trained_steps: int) -> dict[str, object]:
+    """What a student's weights file says beside its parameters."""
+    return {
+        "role": "student",
+        "steps": STEPS,
+        "guidance": list(DEFAULT_GUIDANCE),
+        "limits": [list(side) for side in LIMITS],
+        "trained_steps": trained_steps,
+    }
+
+
+def train_student(corpus: Corpus, teacher_path: Path, options: RunOptions, seed: int) -> Path:
+    """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors."""
+    random = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    teacher = load_weights(teacher_path)
+    student = student_of(teacher.net)
+    loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
+    windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
+    trainer: Trainer[MotionNet] = Trainer(student, options, random)
+    objective = StudentObjective(student, teacher.net, windows, loss, random)
+    path = options.folder / "student.safetensors"
+
+    def keep() -> None:
+        facts = student_facts(trainer.step)
+        save_weights(path, MotionWeights(trainer.averaged, teacher.mean, teacher.std, facts))
+
+    trainer.run(objective.losses, keep)
+    return path
