@@ -1,0 +1,280 @@
+"""The shape of a portrait's face and how actions and head pose move it.
+
+Units: the *head frame* has its axes as a picture has (x right, y down, z away from the viewer) and
+is measured in distances of the outer eye corners. Knows the 478-point topology and the action
+basis; does not know pixels' colours, triangles or time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from model.conditioning import Floats
+from model.motion.actions import ACTIONS
+
+BASIS_FILE = Path(__file__).parents[1] / "weights" / "face_basis.safetensors"
+
+# Points that expressions hardly move: they tell how the head is turned.
+STABLE = [33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 10, 151, 9, 8, 70, 300, 234, 454, 127, 356]
+
+# The lips as nine columns from the subject's right to left; rows from the inner edge outwards.
+# fmt: off
+UPPER_ROWS = np.array([
+    [191, 80, 81, 82, 13, 312, 311, 310, 415],
+    [183, 42, 41, 38, 12, 268, 271, 272, 407],
+    [184, 74, 73, 72, 11, 302, 303, 304, 408],
+    [185, 40, 39, 37, 0, 267, 269, 270, 409],
+])
+LOWER_ROWS = np.array([
+    [95, 88, 178, 87, 14, 317, 402, 318, 324],
+    [96, 89, 179, 86, 15, 316, 403, 319, 325],
+    [77, 90, 180, 85, 16, 315, 404, 320, 307],
+    [146, 91, 181, 84, 17, 314, 405, 321, 375],
+])
+MOUTH_CORNERS = (78, 308)
+# fmt: on
+UPPER_LIP = frozenset(UPPER_ROWS.ravel().tolist())
+LOWER_LIP = frozenset(LOWER_ROWS.ravel().tolist())
+MOUTH_RING = np.array(
+    [MOUTH_CORNERS[0], *UPPER_ROWS[0], MOUTH_CORNERS[1], *LOWER_ROWS[0][::-1]], dtype=np.int64
+)
+
+
+@dataclass(frozen=True)
+class Eye:
+    """One eye's points: lid contours from outer to inner corner, iris centre and rim."""
+
+    side: str
+    upper: NDArray[np.int64]
+    lower: NDArray[np.int64]
+    corners: tuple[int, int]
+    iris: NDArray[np.int64]
+
+    @property
+    def ring(self) -> NDArray[np.int64]:
+        return np.array([self.corners[0], *self.upper, self.corners[1], *self.lower[::-1]])
+
+
+EYES = (
+    Eye(
+        "Right",
+        np.array([246, 161, 160, 159, 158, 157, 173]),
+        np.array([7, 163, 144, 145, 153, 154, 155]),
+        (33, 133),
+        np.arange(468, 473),
+    ),
+    Eye(
+        "Left",
+        np.array([466, 388, 387, 386, 385, 384, 398]),
+        np.array([249, 390, 373, 374, 380, 381, 382]),
+        (263, 362),
+        np.arange(473, 478),
+    ),
+)
+
+# How an additional lip gap is shared: the lower lip does most of it.
+UPPER_SHARE, LOWER_SHARE = 0.35, 0.65
+ROW_WEIGHTS = (1.0, 0.85, 0.6, 0.35)
+# The linear basis opens the lips a little before a real speaker's part (GRID): taken off, softly.
+LIP_DEADZONE = 0.008
+LIP_SOFTNESS = 0.006
+# Lids meet this far up from the lower lid's place.
+LID_MEETING = 0.12
+
+
+@dataclass(frozen=True)
+class FaceBasis:
+    """``canonical`` (468, 3), ``triangles`` (898, 3), ``basis`` (52, 478, 3): see training/basis.py."""
+
+    canonical: Floats
+    triangles: NDArray[np.int32]
+    basis: Floats
+    textures: dict[str, NDArray[np.generic]]
+
+
+@cache
+def face_basis() -> FaceBasis:
+    """The shipped basis, read once a process."""
+    tensors = load_file(BASIS_FILE)
+    basis = np.zeros((len(ACTIONS), 478, 3), np.float32)
+    basis[:, :468] = tensors["basis"]
+    textures = {k: tensors[k] for k in ("teeth_upper", "teeth_lower", "mouth_window")}
+    return FaceBasis(tensors["canonical"], tensors["triangles"], basis, textures)
+
+
+def fit_similarity(
+    source: NDArray[np.floating], target: NDArray[np.floating]
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Scale, rotation (3, 3), shift with ``target ≈ scale * source @ rotation.T + shift``.
+
+    Least squares over paired (N, 3) points (Umeyama, PAMI 1991).
+    """
+    a, b = source.astype(np.float64), target.astype(np.float64)
+    a_mean, b_mean = a.mean(axis=0), b.mean(axis=0)
+    a, b = a - a_mean, b - b_mean
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = (u * sign) @ vt
+    scale = float((s * sign).sum() / (a**2).sum())
+    return scale, rotation, b_mean - scale * rotation @ a_mean
+
+
+def rotation_matrix(vector: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rodrigues: rotation vector (3,) in radians → (3, 3)."""
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-9:
+        return np.eye(3)
+    x, y, z = np.asarray(vector, np.float64) / angle
+    k = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)
+
+
+class FaceShape:
+    """One portrait's face: where it stands, its rest, and where actions carry its 478 points.
+
+    ``landmarks`` (478, 3) in pixels, ``coefficients`` (52,) as tracked. ``rest`` (52,) is the
+    tracked reading, refined so that the lips' opening it means is the opening seen.
+    """
+
+    def __init__(self, landmarks: Floats, coefficients: Floats) -> None:
+        shared = face_basis()
+        scale, rotation, shift = fit_similarity(shared.canonical[STABLE], landmarks[STABLE])
+        self.eye_distance = float(scale)
+        self.rotation = rotation
+        self.origin = shift
+        self.points = ((landmarks - shift) @ rotation / scale).astype(np.float32)
+        self._linear = _without_lids(shared.basis)
+        self._lip_rows = self._linear[:, LOWER_ROWS[0], 1] - self._linear[:, UPPER_ROWS[0], 1]
+        seen = self.points[LOWER_ROWS[0], 1] - self.points[UPPER_ROWS[0], 1]
+        self._gap_seen = np.maximum(seen, 0.0)
+        self.rest = _refine_rest(coefficients.astype(np.float32), self._gap_seen, self._lip_rows)
+        self._gap_rest = _lip_gap(self.rest, self._lip_rows)
+        self._upper, self._lower = _lip_weights(self.points)
+        self._lids = [_lid_weights(self.points, eye, shared.basis) for eye in EYES]
+
+    def deform(self, coefficients: Floats) -> Floats:
+        """(52,) absolute actions → (478, 3) head-frame points; ``rest`` gives the portrait's own."""
+        change = coefficients - self.rest
+        moved = self.points + np.tensordot(change, self._linear, axes=1)
+        self._close_lips(moved, coefficients, change)
+        for eye, lids in zip(EYES, self._lids, strict=True):
+            self._close_lids(moved, coefficients, eye, lids)
+        return moved.astype(np.float32)
+
+    def _close_lips(self, moved: Floats, coefficients: Floats, change: Floats) -> None:
+        """Make the gap what the coefficients mean in absolute terms: closed lips really meet.
+
+        What the portrait's lips show beyond their coefficients (``gap_seen - gap_rest``) stays in
+        proportion to the opening: all of it at rest, none of it when the lips close.
+        """
+        gap = _lip_gap(coefficients, self._lip_rows)
+        rest_mean = max(float(self._gap_rest.mean()), 1e-3)
+        kept = np.clip(float(gap.mean()) / rest_mean, 0.0, 1.0)
+        if not np.any(change):
+            kept = 1.0
+        wanted = np.maximum(gap + kept * (self._gap_seen - self._gap_rest), 0.0)
+        extra = wanted - (moved[LOWER_ROWS[0], 1] - moved[UPPER_ROWS[0], 1])
+        moved[:, 1] += self._lower @ (LOWER_SHARE * extra) - self._upper @ (UPPER_SHARE * extra)
+
+    def _close_lids(
+        self, moved: Floats, coefficients: Floats, eye: Eye, weights: NDArray[np.float64]
+    ) -> None:
+        index = ACTIONS.index(f"eyeBlink{eye.side}")
+        rest, now = float(self.rest[index]), float(coefficients[index])
+        # 1 closes any eye; below rest it opens further, by as much as rest had closed it.
+        blink = (now - rest) / max(1.0 - rest, 0.05) if now >= rest else (now - rest) * 0.6
+        upper, lower = moved[eye.upper], moved[eye.lower]
+        gap = np.maximum(lower[:, 1] - upper[:, 1], 0.0)
+        drop = np.clip(blink, -0.25, 1.0) * gap
+        moved[:, 1] += weights @ ((1.0 - LID_MEETING) * drop)
+        lifted = lower[:, 1] - LID_MEETING * np.maximum(drop, 0.0)
+        # Lids may touch, never cross.
+        moved[eye.lower, 1] = np.maximum(lifted, moved[eye.upper, 1])
+
+
+def _without_lids(basis: Floats) -> Floats:
+    """The basis less its blinks: lids close by meeting each other, not by a fixed travel."""
+    linear = basis.copy()
+    linear[[ACTIONS.index("eyeBlinkLeft"), ACTIONS.index("eyeBlinkRight")]] = 0.0
+    return linear
+
+
+def _lip_gap(coefficients: Floats, rows: Floats) -> NDArray[np.float64]:
+    """(52,) actions → the opening of the nine lip columns that they mean, ≥ 0, head units."""
+    linear = coefficients @ rows - LIP_DEADZONE
+    return 0.5 * (linear + np.sqrt(linear**2 + LIP_SOFTNESS**2)) - _SOFT_ZERO
+
+
+_SOFT_ZERO = 0.5 * (-LIP_DEADZONE + np.sqrt(LIP_DEADZONE**2 + LIP_SOFTNESS**2))
+
+
+def _refine_rest(coefficients: Floats, seen: NDArray[np.float64], rows: Floats) -> Floats:
+    """The least change of the parting actions that explains the lip opening in the picture."""
+    parting = [
+        ACTIONS.index(name)
+        for name in (
+            "jawOpen",
+            "mouthLowerDownLeft",
+            "mouthLowerDownRight",
+            "mouthUpperUpLeft",
+            "mouthUpperUpRight",
+        )
+    ]
+    rest = coefficients.copy()
+    middle = slice(2, 7)
+    weights = rows[parting][:, middle].mean(axis=1)
+    weights = np.maximum(weights, 0.0)
+    for _ in range(8):
+        missing = float(seen[middle].mean() - _lip_gap(rest, rows)[middle].mean())
+        if abs(missing) < 1e-4:
+            break
+        step = missing * weights / float(weights @ weights)
+        rest[parting] = np.clip(rest[parting] + step, 0.0, 1.0)
+    return rest
+
+
+def _lip_weights(points: Floats) -> tuple[Floats, Floats]:
+    """(478, 9) each: how much every point follows each lip column, upper and lower."""
+    both = []
+    for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
+        weights = np.zeros((478, 9), np.float32)
+        for row, weight in zip(rows, ROW_WEIGHTS, strict=True):
+            weights[row, np.arange(9)] = weight
+        edge = points[rows[-1]]
+        lips = np.array(sorted(UPPER_LIP | LOWER_LIP | set(MOUTH_CORNERS)))
+        for vertex in np.setdiff1d(np.arange(468), lips):
+            away = points[vertex] - edge
+            if sign * float(away[np.argmin((away**2).sum(axis=1)), 1]) < -0.02:
+                continue  # beside the other lip
+            near = np.exp(-((away**2).sum(axis=1)) / (2 * 0.08**2))
+            if near.max() > 1e-3:
+                weights[vertex] = ROW_WEIGHTS[-1] * near / near.sum() * near.max()
+        both.append(weights)
+    return both[0], both[1]
+
+
+def _lid_weights(points: Floats, eye: Eye, basis: Floats) -> NDArray[np.float64]:
+    """(478, 7): how much every point follows the fall of each upper-lid column.
+
+    The lid's own contour follows wholly; the skin above as far as the blink of the basis carries
+    it in proportion, so that the lid unrolls evenly from below the brow.
+    """
+    weights = np.zeros((478, 7))
+    blink = basis[ACTIONS.index(f"eyeBlink{eye.side}"), :, 1].astype(np.float64)
+    reach = np.clip(blink / max(float(blink[eye.upper].max()), 1e-6), 0.0, 1.0)
+    contour = points[eye.upper]
+    own = {int(v) for v in eye.ring}
+    for vertex in np.flatnonzero(reach > 0.01):
+        if int(vertex) in own or points[vertex, 1] > points[eye.lower, 1].max():
+            continue
+        away = ((points[vertex, :2] - contour[:, :2]) ** 2).sum(axis=1)
+        near = np.exp(-(away - away.min()) / (2 * 0.05**2))
+        weights[vertex] = reach[vertex] * near / near.sum()
+    weights[eye.upper, np.arange(7)] = 1.0
+    return weights

@@ -1,0 +1,249 @@
+"""Compiled drawing kernels: textured triangles, soft polygons, the mouth's and eyes' inside.
+
+Numba compiles these on first use and caches the result. Knows pixels only: arrays of points in
+picture coordinates (x right, y down, pixel centres at +0.5), packed 0xAABBGGRR textures.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Packed = NDArray[np.uint32]
+
+
+def pack_rgb(picture: NDArray[np.uint8]) -> Packed:
+    """(H, W, 3) RGB → (H, W) packed, opaque."""
+    height, width = picture.shape[:2]
+    wide = np.full((height, width, 4), 255, np.uint8)
+    wide[..., :3] = picture
+    return np.ascontiguousarray(wide).view(np.uint32)[..., 0]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bilinear(texture, x, y):  # type: ignore[no-untyped-def]
+    """Packed colour at 24.8 fixed-point texel coordinates, clamped to the edge."""
+    height, width = texture.shape
+    xi, yi = x >> 8, y >> 8
+    fx, fy = np.uint32(x & 255), np.uint32(y & 255)
+    if xi < 0:
+        xi, fx = 0, np.uint32(0)
+    elif xi > width - 2:
+        xi, fx = width - 2, np.uint32(255)
+    if yi < 0:
+        yi, fy = 0, np.uint32(0)
+    elif yi > height - 2:
+        yi, fy = height - 2, np.uint32(255)
+    return _mix(texture, np.uint64(xi), np.uint64(yi), fx, fy)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _mix(texture, xi, yi, fx, fy):  # type: ignore[no-untyped-def]
+    """Bilinear mix of four texels; unsigned indices spare the check for negative ones."""
+    step = np.uint64(1)
+    a, b = texture[yi, xi], texture[yi, xi + step]
+    c, d = texture[yi + step, xi], texture[yi + step, xi + step]
+    low, one = np.uint32(0x00FF00FF), np.uint32(256)
+    gx, gy = one - fx, one - fy
+    eight = np.uint32(8)
+    # Two channels at a time in one word: red and blue, then green and alpha.
+    top = (((a & low) * gx + (b & low) * fx) >> eight) & low
+    bottom = (((c & low) * gx + (d & low) * fx) >> eight) & low
+    red_blue = ((top * gy + bottom * fy) >> eight) & low
+    top = ((((a >> eight) & low) * gx + ((b >> eight) & low) * fx) >> eight) & low
+    bottom = ((((c >> eight) & low) * gx + ((d >> eight) & low) * fx) >> eight) & low
+    green = (top * gy + bottom * fy) & ~low
+    return red_blue | green
+
+
+@njit(cache=True, nogil=True)
+def draw_triangles(triangles, target, source, texture, offset, out):  # type: ignore[no-untyped-def]
+    """Draw each triangle of ``target`` (V, 2) filled with ``texture`` at ``source`` (V, 2).
+
+    ``source`` is in texture pixels, ``target`` in pixels of ``out`` (H, W, 3); ``offset`` (pixels)
+    is the texture's margin: a triangle with target + offset == source everywhere is skipped, for
+    the caller has laid the still picture there. Later triangles cover earlier ones. Shared edges
+    are drawn exactly once, so that neighbours neither overlap nor leave a gap.
+    """
+    height, width = out.shape[0], out.shape[1]
+    deep, wide = texture.shape[0] - 1.5, texture.shape[1] - 1.5
+    byte, eight, sixteen = np.uint32(255), np.uint32(8), np.uint32(16)
+    for n in range(triangles.shape[0]):
+        i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
+        ax, ay, bx, by = target[i, 0], target[i, 1], target[j, 0], target[j, 1]
+        cx, cy = target[k, 0], target[k, 1]
+        sax, say, sbx, sby = source[i, 0], source[i, 1], source[j, 0], source[j, 1]
+        scx, scy = source[k, 0], source[k, 1]
+        still = abs(ax + offset - sax) + abs(ay + offset - say)
+        still += abs(bx + offset - sbx) + abs(by + offset - sby)
+        still += abs(cx + offset - scx) + abs(cy + offset - scy)
+        if still < 0.02:
+            continue
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if abs(area) < 1e-6:
+            continue
+        # Affine map from the target's plane to the texture's.
+        dudx = ((sbx - sax) * (cy - ay) - (scx - sax) * (by - ay)) / area
+        dudy = ((scx - sax) * (bx - ax) - (sbx - sax) * (cx - ax)) / area
+        dvdx = ((sby - say) * (cy - ay) - (scy - say) * (by - ay)) / area
+        dvdy = ((scy - say) * (bx - ax) - (sby - say) * (cx - ax)) / area
+        # Inside the texture no texel needs clamping to its edge.
+        clear = min(sax, sbx, scx) >= 1.5 and max(sax, sbx, scx) <= wide
+        clear = clear and min(say, sby, scy) >= 1.5 and max(say, sby, scy) <= deep
+        top, bottom = min(ay, by, cy), max(ay, by, cy)
+        y0, y1 = max(0, int(np.ceil(top - 0.5))), min(height, int(np.ceil(bottom - 0.5)))
+        for y in range(y0, y1):
+            py = y + 0.5
+            left, right = 1e9, -1e9
+            for e in range(3):
+                if e == 0:
+                    x1, ya, x2, yb = ax, ay, bx, by
+                elif e == 1:
+                    x1, ya, x2, yb = bx, by, cx, cy
+                else:
+                    x1, ya, x2, yb = cx, cy, ax, ay
+                if (ya <= py) != (yb <= py):
+                    # The same expression for both triangles of an edge, whatever its direction.
+                    if ya < yb:
+                        x = x1 + (py - ya) * ((x2 - x1) / (yb - ya))
+                    else:
+                        x = x2 + (py - yb) * ((x1 - x2) / (ya - yb))
+                    left, right = min(left, x), max(right, x)
+            xs, xe = max(0, int(np.ceil(left - 0.5))), min(width, int(np.ceil(right - 0.5)))
+            if xs >= xe:
+                continue
+            u = sax + dudx * (xs + 0.5 - ax) + dudy * (py - ay) - 0.5
+            v = say + dvdx * (xs + 0.5 - ax) + dvdy * (py - ay) - 0.5
+            ui, vi = np.int64(u * 65536.0 + 128.0), np.int64(v * 65536.0 + 128.0)
+            du, dv = np.int64(dudx * 65536.0), np.int64(dvdx * 65536.0)
+            row = out[y]
+            for x in range(xs, xe):
+                if clear:
+                    fx, fy = np.uint32((ui >> 8) & 255), np.uint32((vi >> 8) & 255)
+                    colour = _mix(texture, np.uint64(ui >> 16), np.uint64(vi >> 16), fx, fy)
+                else:
+                    colour = _bilinear(texture, ui >> 8, vi >> 8)
+                column = np.uint64(x)
+                row[column, np.uint64(0)] = colour & byte
+                row[column, np.uint64(1)] = (colour >> eight) & byte
+                row[column, np.uint64(2)] = (colour >> sixteen) & byte
+                ui += du
+                vi += dv
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _inside(ring, x, y):  # type: ignore[no-untyped-def]
+    """Signed distance of a point to a closed polygon (N, 2), positive inside, pixels."""
+    nearest = 1e18
+    inside = False
+    count = ring.shape[0]
+    for i in range(count):
+        j = i + 1 if i + 1 < count else 0
+        ax, ay, bx, by = ring[i, 0], ring[i, 1], ring[j, 0], ring[j, 1]
+        ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+        length = ex * ex + ey * ey
+        t = 0.0 if length < 1e-12 else min(1.0, max(0.0, (px * ex + py * ey) / length))
+        dx, dy = px - t * ex, py - t * ey
+        nearest = min(nearest, dx * dx + dy * dy)
+        if (ay > y) != (by > y) and x < (bx - ax) * (y - ay) / (by - ay) + ax:
+            inside = not inside
+    distance = np.sqrt(nearest)
+    return distance if inside else -distance
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _smooth(t):  # type: ignore[no-untyped-def]
+    t = min(1.0, max(0.0, t))
+    return t * t * (3.0 - 2.0 * t)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _over(out, y, x, r, g, b, alpha):  # type: ignore[no-untyped-def]
+    out[y, x, 0] = np.uint8(out[y, x, 0] * (1.0 - alpha) + r * alpha + 0.5)
+    out[y, x, 1] = np.uint8(out[y, x, 1] * (1.0 - alpha) + g * alpha + 0.5)
+    out[y, x, 2] = np.uint8(out[y, x, 2] * (1.0 - alpha) + b * alpha + 0.5)
+
+
+@njit(cache=True, nogil=True)
+def draw_mouth(  # type: ignore[no-untyped-def]
+    ring, to_window, upper, lower, drop, cavity, teeth, shadow, own, to_own, own_grow, out
+):
+    """The inside of the mouth, seen through the polygon ``ring`` (N, 2) of the inner lips.
+
+    ``upper`` and ``lower`` (packed, straight alpha) are teeth and gums; ``to_window`` (2, 3) maps
+    ``out``'s pixels to their texels, ``drop`` texels is how far the lower ones hang with the jaw.
+    ``cavity`` (3,) is the colour of the dark, ``teeth`` (3,) tints 255-white teeth. ``shadow``
+    pixels is how deep the lips shade what lies behind. ``own`` (packed) is what the portrait
+    itself shows between its lips: its alpha holds 128 + 16 x the distance to the lips at rest;
+    ``to_own`` maps to its texels; it is drawn where that distance is above ``-own_grow`` pixels.
+    """
+    height, width = out.shape[0], out.shape[1]
+    x0, x1 = max(0, int(ring[:, 0].min()) - 1), min(width, int(ring[:, 0].max()) + 2)
+    y0, y1 = max(0, int(ring[:, 1].min()) - 1), min(height, int(ring[:, 1].max()) + 2)
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            px, py = x + 0.5, y + 0.5
+            depth = _inside(ring, px, py)
+            alpha = min(1.0, depth + 0.5)
+            if alpha <= 0.0:
+                continue
+            u = to_window[0, 0] * px + to_window[0, 1] * py + to_window[0, 2] - 0.5
+            v = to_window[1, 0] * px + to_window[1, 1] * py + to_window[1, 2] - 0.5
+            r, g, b = cavity[0], cavity[1], cavity[2]
+            side = abs(2.0 * u / upper.shape[1] - 1.0)
+            lit = (0.55 + 0.45 * _smooth(depth / shadow)) * (1.0 - 0.75 * _smooth(side * 1.15 - 0.25))
+            for jaw in range(2):
+                layer = lower if jaw == 0 else upper
+                row = v - drop if jaw == 0 else v
+                if 0 <= u < layer.shape[1] - 1 and 0 <= row < layer.shape[0] - 1:
+                    texel = _bilinear(layer, np.int64(u * 256.0), np.int64(row * 256.0))
+                    cover = ((texel >> np.uint32(24)) & np.uint32(255)) / 255.0
+                    dim = lit * (0.62 if jaw == 0 else 1.0) * cover
+                    r = r * (1.0 - cover) + (texel & np.uint32(255)) * teeth[0] * dim
+                    g = g * (1.0 - cover) + ((texel >> np.uint32(8)) & np.uint32(255)) * teeth[1] * dim
+                    b = b * (1.0 - cover) + ((texel >> np.uint32(16)) & np.uint32(255)) * teeth[2] * dim
+            if own.shape[0] > 1:
+                ou = to_own[0, 0] * px + to_own[0, 1] * py + to_own[0, 2] - 0.5
+                ov = to_own[1, 0] * px + to_own[1, 1] * py + to_own[1, 2] - 0.5
+                if 0 <= ou < own.shape[1] - 1 and 0 <= ov < own.shape[0] - 1:
+                    texel = _bilinear(own, np.int64(ou * 256.0 + 0.5), np.int64(ov * 256.0 + 0.5))
+                    far = (((texel >> np.uint32(24)) & np.uint32(255)) - 128.0) / 16.0
+                    cover = _smooth((far + own_grow) / 1.5 + 0.5)
+                    r = r * (1.0 - cover) + (texel & np.uint32(255)) * cover
+                    g = g * (1.0 - cover) + ((texel >> np.uint32(8)) & np.uint32(255)) * cover
+                    b = b * (1.0 - cover) + ((texel >> np.uint32(16)) & np.uint32(255)) * cover
+            _over(out, y, x, r, g, b, alpha)
+
+
+@njit(cache=True, nogil=True)
+def draw_eye(ring, eyeball, to_eyeball, iris, gaze, out):  # type: ignore[no-untyped-def]
+    """The eyeball, seen through the polygon ``ring`` (N, 2) of the lids.
+
+    ``eyeball`` (packed) is the eye at rest, carried on under the lids; ``to_eyeball`` (2, 3) maps
+    ``out``'s pixels to its texels. ``iris`` is (x, y, radius) there; ``gaze`` (2,) texels moves it,
+    the white stretching between iris and corners.
+    """
+    height, width = out.shape[0], out.shape[1]
+    x0, x1 = max(0, int(ring[:, 0].min()) - 1), min(width, int(ring[:, 0].max()) + 2)
+    y0, y1 = max(0, int(ring[:, 1].min()) - 1), min(height, int(ring[:, 1].max()) + 2)
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            px, py = x + 0.5, y + 0.5
+            alpha = min(1.0, _inside(ring, px, py) + 0.5)
+            if alpha <= 0.0:
+                continue
+            u = to_eyeball[0, 0] * px + to_eyeball[0, 1] * py + to_eyeball[0, 2] - 0.5
+            v = to_eyeball[1, 0] * px + to_eyeball[1, 1] * py + to_eyeball[1, 2] - 0.5
+            away = np.hypot(u - iris[0] - gaze[0], v - iris[1] - gaze[1]) / iris[2]
+            share = 1.0 - _smooth((away - 1.1) / 1.4)
+            u -= gaze[0] * share
+            v -= gaze[1] * share
+            texel = _bilinear(eyeball, np.int64(u * 256.0 + 0.5), np.int64(v * 256.0 + 0.5))
+            _over(
+                out, y, x,
+                float(texel & np.uint32(255)),
+                float((texel >> np.uint32(8)) & np.uint32(255)),
+                float((texel >> np.uint32(16)) & np.uint32(255)),
+                alpha,
+            )
