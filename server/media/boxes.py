@@ -1,0 +1,198 @@
+"""ISO base media boxes: the bytes of a fragmented MP4 with one H.264 and one AAC track.
+
+Knows: box layouts of ISO/IEC 14496-12 (file format), -15 (avcC) and -14 (esds). Does not know
+encoders, clocks or where the bytes go: pure functions from values to bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+VIDEO_TRACK = 1
+AUDIO_TRACK = 2
+
+_MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+_UNDETERMINED = 0x55C4  # ISO 639-2 "und", five bits a letter
+_SYNC_SAMPLE = 0x0200_0000
+_DEPENDENT_SAMPLE = 0x0101_0000
+
+
+@dataclass(frozen=True)
+class VideoTrack:
+    """``sps`` and ``pps`` are raw NAL units; ``timescale`` is in ticks a second."""
+
+    width: int
+    height: int
+    timescale: int
+    sps: bytes
+    pps: bytes
+
+
+@dataclass(frozen=True)
+class AudioTrack:
+    """``config`` is the AudioSpecificConfig; ticks are samples."""
+
+    sample_rate: int
+    bit_rate: int
+    config: bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive samples of one track: ``durations`` in ticks of its timescale."""
+
+    track: int
+    decode_time: int
+    samples: Sequence[bytes]
+    durations: Sequence[int]
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    """One box of four-letter ``kind``."""
+    return struct.pack(">I4s", 8 + sum(map(len, parts)), kind) + b"".join(parts)
+
+
+def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
+    """A box with the version and flags word."""
+    return box(kind, struct.pack(">I", version << 24 | flags), *parts)
+
+
+def codec_string(sps: bytes) -> str:
+    """``avc1.xxxxxx`` of RFC 6381: profile, constraints and level are the SPS's bytes 1 to 3."""
+    if len(sps) < 4:
+        raise ValueError(f"an SPS has at least 4 bytes, got {len(sps)}")
+    return f"avc1.{sps[1:4].hex()}"
+
+
+def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
+    """``ftyp`` and ``moov``: all that a player must know before the first fragment."""
+    brands = b"iso6" + struct.pack(">I", 1) + b"iso6iso5avc1mp41"
+    header = struct.pack(">4I", 0, 0, 1000, 0) + struct.pack(">IH10x", 0x10000, 0x100)
+    movie = box(
+        b"moov",
+        full_box(b"mvhd", 0, 0, header, _MATRIX, bytes(24), struct.pack(">I", 3)),
+        _video_trak(video),
+        _audio_trak(audio),
+        box(b"mvex", _trex(VIDEO_TRACK, _DEPENDENT_SAMPLE), _trex(AUDIO_TRACK, _SYNC_SAMPLE)),
+    )
+    return box(b"ftyp", brands) + movie
+
+
+def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
+    """One ``moof`` + ``mdat``. A video run starts with its only sync sample."""
+    head = full_box(b"mfhd", 0, 0, struct.pack(">I", sequence))
+    size = len(box(b"moof", head, *(_traf(run, 0) for run in runs)))
+    offset = size + 8  # past the header of mdat
+    trafs = []
+    for run in runs:
+        trafs.append(_traf(run, offset))
+        offset += sum(map(len, run.samples))
+    data = [sample for run in runs for sample in run.samples]
+    return box(b"moof", head, *trafs) + box(b"mdat", *data)
+
+
+def _traf(run: Run, data_offset: int) -> bytes:
+    default_base_is_moof = 0x020000
+    count = len(run.samples)
+    table = struct.pack(
+        f">{2 * count}I",
+        *(n for d, s in zip(run.durations, run.samples, strict=True) for n in (d, len(s))),
+    )
+    flags, first = 0x1 | 0x100 | 0x200, b""
+    if run.track == VIDEO_TRACK:
+        flags, first = flags | 0x4, struct.pack(">I", _SYNC_SAMPLE)
+    return box(
+        b"traf",
+        full_box(b"tfhd", 0, default_base_is_moof, struct.pack(">I", run.track)),
+        full_box(b"tfdt", 1, 0, struct.pack(">Q", run.decode_time)),
+        full_box(b"trun", 0, flags, struct.pack(">Ii", count, data_offset), first, table),
+    )
+
+
+def _trex(track: int, flags: int) -> bytes:
+    return full_box(b"trex", 0, 0, struct.pack(">5I", track, 1, 0, 0, flags))
+
+
+def _tkhd(track: int, volume: int, width: int, height: int) -> bytes:
+    enabled_in_movie = 3
+    return full_box(
+        b"tkhd",
+        0,
+        enabled_in_movie,
+        struct.pack(">5I8x", 0, 0, track, 0, 0),
+        struct.pack(">4H", 0, 0, volume, 0),
+        _MATRIX,
+        struct.pack(">2I", width << 16, height << 16),
+    )
+
+
+def _mdia(timescale: int, handler: bytes, name: bytes, media_header: bytes, entry: bytes) -> bytes:
+    none = struct.pack(">I", 0)
+    tables = box(
+        b"stbl",
+        full_box(b"stsd", 0, 0, struct.pack(">I", 1), entry),
+        full_box(b"stts", 0, 0, none),
+        full_box(b"stsc", 0, 0, none),
+        full_box(b"stsz", 0, 0, none, none),
+        full_box(b"stco", 0, 0, none),
+    )
+    here = box(b"dinf", full_box(b"dref", 0, 0, struct.pack(">I", 1), full_box(b"url ", 0, 1)))
+    return box(
+        b"mdia",
+        full_box(b"mdhd", 0, 0, struct.pack(">4I2H", 0, 0, timescale, 0, _UNDETERMINED, 0)),
+        full_box(b"hdlr", 0, 0, none, handler, bytes(12), name + b"\0"),
+        box(b"minf", media_header, here, tables),
+    )
+
+
+def _video_trak(video: VideoTrack) -> bytes:
+    sps, pps = video.sps, video.pps
+    avcc = box(
+        b"avcC",
+        bytes([1, *sps[1:4], 0xFC | 3, 0xE0 | 1]),  # lengths of four bytes, one SPS
+        struct.pack(">H", len(sps)) + sps,
+        b"\x01" + struct.pack(">H", len(pps)) + pps,
+    )
+    bt709_limited = box(b"colr", b"nclx", struct.pack(">3HB", 1, 1, 1, 0))
+    entry = box(
+        b"avc1",
+        struct.pack(">6xH16x2H", 1, video.width, video.height),
+        struct.pack(">3IH32xHh", 72 << 16, 72 << 16, 0, 1, 24, -1),
+        avcc,
+        bt709_limited,
+        box(b"pasp", struct.pack(">2I", 1, 1)),
+    )
+    header = full_box(b"vmhd", 0, 1, bytes(8))
+    return box(
+        b"trak",
+        _tkhd(VIDEO_TRACK, 0, video.width, video.height),
+        _mdia(video.timescale, b"vide", b"VideoHandler", header, entry),
+    )
+
+
+def _descriptor(tag: int, payload: bytes) -> bytes:
+    return bytes([tag, len(payload)]) + payload
+
+
+def _audio_trak(audio: AudioTrack) -> bytes:
+    aac, audio_stream = 0x40, 0x05 << 2 | 1
+    config = _descriptor(
+        4,
+        bytes([aac, audio_stream, 0, 0, 0])
+        + struct.pack(">2I", audio.bit_rate, audio.bit_rate)
+        + _descriptor(5, audio.config),
+    )
+    stream = _descriptor(3, struct.pack(">HB", AUDIO_TRACK, 0) + config + _descriptor(6, b"\x02"))
+    entry = box(
+        b"mp4a",
+        struct.pack(">6xH8x2H4xI", 1, 1, 16, audio.sample_rate << 16),
+        full_box(b"esds", 0, 0, stream),
+    )
+    header = full_box(b"smhd", 0, 0, bytes(4))
+    return box(
+        b"trak",
+        _tkhd(AUDIO_TRACK, 0x100, 0, 0),
+        _mdia(audio.sample_rate, b"soun", b"SoundHandler", header, entry),
+    )

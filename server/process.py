@@ -1,0 +1,57 @@
+"""Child processes that never outlive their parent.
+
+Knows: sessions, parent-death signals and orderly stops. Does not know what the children do.
+On Linux the kernel kills a child the moment its parent dies, however it dies; elsewhere only a
+parent that ends by itself stops its children.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start ``command`` (absolute program first) bound to this process, in its own session.
+
+    Its own session, so that a Ctrl-C on the terminal reaches the parent alone, which then stops
+    its children in order. Call it on the main thread: the kernel binds to the calling thread.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "server.process", str(os.getpid()), *command],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """SIGTERM, then SIGKILL after ``timeout_s``; returns when the process is gone."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+def _become(parent: int, command: Sequence[str]) -> None:
+    """Bind this process to ``parent`` and turn into ``command``, keeping the process id."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it died before the kernel knew of the bond
+        sys.exit(1)
+    os.execv(command[0], list(command))
+
+
+if __name__ == "__main__":
+    _become(int(sys.argv[1]), sys.argv[2:])

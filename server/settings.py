@@ -1,0 +1,58 @@
+"""What can be set from outside: environment variables named ``FADA_*``.
+
+Knows: names, defaults, ranges and one sentence each, which ``--help`` prints. Nothing else in the
+project reads the environment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Raises pydantic's ``ValidationError`` for a value out of range."""
+
+    model_config = SettingsConfigDict(env_prefix="FADA_", frozen=True)
+
+    redis_url: str | None = Field(
+        None, description="Redis or Valkey to use; unset, `fada serve` starts one of its own"
+    )
+    pipeline: str = Field(
+        "model.pipeline:load_pipeline",
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function that loads a student by its name",
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("motion",), min_length=1, description="students to load, comma-separated; first: default"
+    )
+    workers: int = Field(1, ge=1, le=64, description="worker processes of `fada serve`")
+    sessions_per_worker: int = Field(8, ge=1, le=256, description="jobs one worker runs at once")
+    max_jobs: int = Field(32, ge=1, le=10_000, description="jobs queued and running; more: busy")
+    max_upload_bytes: int = Field(64 << 20, ge=1, le=256 << 20, description="one request's body")
+    max_portrait_bytes: int = Field(20 << 20, ge=1, description="one portrait file")
+    max_audio_s: float = Field(1800.0, gt=0, le=86_400, description="longest speech, seconds")
+    max_avatars: int = Field(128, ge=1, description="avatars kept; the longest unused goes first")
+    avatar_ttl_s: int = Field(86_400, ge=1, description="an unused avatar is kept this long")
+    max_videos: int = Field(32, ge=1, description="videos of asynchronous jobs kept")
+    job_ttl_s: int = Field(3_600, ge=1, description="what a job leaves behind is kept this long")
+    drain_s: float = Field(10.0, ge=0, description="on SIGTERM, time for running jobs to end")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+
+def describe() -> str:
+    """One line a setting, for ``--help``."""
+    lines = ["settings (environment variables):"]
+    for name, field in Settings.model_fields.items():
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = "unset" if default is None else default
+        lines.append(f"  FADA_{name.upper():<20} {field.description} [{shown}]")
+    return "\n".join(lines)

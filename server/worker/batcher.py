@@ -1,0 +1,85 @@
+"""Many sessions ask for one window each; the network runs them together.
+
+Knows: how turns become one ``pipeline.step`` call and how its results, or its failure, find their
+sessions again. Does not know jobs, media or the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.conditioning import Floats, SessionState
+from model.pipeline import AvatarPipeline, WindowTask
+from server.worker.scheduler import BatchScheduler, Turn
+
+MAX_BATCH = 8
+
+Result = tuple[Floats, SessionState]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    task: WindowTask
+    answer: asyncio.Future[Result]
+
+
+class Batcher:
+    """One pipeline's queue. ``executor`` runs the steps, off the event loop."""
+
+    def __init__(self, pipeline: AvatarPipeline, executor: Executor) -> None:
+        self.pipeline = pipeline
+        self._executor = executor
+        self._scheduler: BatchScheduler[_Asked] = BatchScheduler(MAX_BATCH)
+        self._wake = asyncio.Event()
+
+    async def step(self, session: str, deadline_s: float, task: WindowTask) -> Result:
+        """The session's latents and next state; raises what the network raises for this window.
+
+        Cancelling the call takes the window out of the queue.
+        """
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._scheduler.add(Turn(session, deadline_s, _Asked(task, answer)))
+        self._wake.set()
+        try:
+            return await answer
+        finally:
+            self._scheduler.abort(session)
+
+    async def run(self) -> None:
+        """Serve `step` for ever: one batch at a time, as large as the queue is by then."""
+        while True:
+            batch = self._scheduler.next_batch()
+            if not batch:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            results = await self._attempt([turn.work.task for turn in batch])
+            for turn, result in zip(batch, results, strict=True):
+                self._scheduler.done(turn.session)
+                _settle(turn.work.answer, result)
+
+    async def _attempt(self, tasks: Sequence[WindowTask]) -> list[Result | Exception]:
+        """A window that breaks its batch must not take the others along: then each runs alone."""
+        loop = asyncio.get_running_loop()
+        try:
+            return [*await loop.run_in_executor(self._executor, self.pipeline.step, tasks)]
+        except Exception as error:
+            if len(tasks) == 1:
+                return [error]
+        return [result for task in tasks for result in await self._attempt([task])]
+
+
+def _settle(answer: asyncio.Future[Result], result: Result | Exception) -> None:
+    if answer.done():  # its session was cancelled meanwhile
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    elif not np.isfinite(result[0]).all():
+        answer.set_exception(FloatingPointError("the network gave latents that are not finite"))
+    else:
+        answer.set_result(result)

@@ -1,0 +1,39 @@
+"""How far a worker may run ahead of its reader. Knows fragment numbers; not where they go."""
+
+from __future__ import annotations
+
+import asyncio
+
+AHEAD = 8  # fragments made and not yet read: about two and a half seconds of video
+PATIENCE_S = 60.0
+
+
+class Unwanted(Exception):
+    """Nobody wants the job any more: cancelled, expired, or its reader stopped reading."""
+
+
+class Pace:
+    """Back-pressure of one job; ``patience_s`` is how long a reader may stand still."""
+
+    def __init__(self, ahead: int, patience_s: float) -> None:
+        self._ahead = ahead
+        self._patience_s = patience_s
+        self._made = -1
+        self._read = -1
+        self._moved = asyncio.Event()
+
+    def made(self, index: int) -> None:
+        self._made = index
+
+    def read(self, index: int) -> None:
+        self._read = max(self._read, index)
+        self._moved.set()
+
+    async def room(self) -> None:
+        """Wait until the reader is near enough. Raises `Unwanted` when it does not move."""
+        while self._made - self._read >= self._ahead:
+            self._moved.clear()
+            try:
+                await asyncio.wait_for(self._moved.wait(), self._patience_s)
+            except TimeoutError as error:
+                raise Unwanted(f"no fragment was read for {self._patience_s:g} s") from error

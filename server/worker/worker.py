@@ -1,0 +1,252 @@
+"""The worker process: takes jobs from the broker, runs several at once, says how each ended.
+
+Knows: claiming, cancelling, draining, and what an error means to a client. Does not know HTTP,
+nor how a video is made (`server.worker.runner`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from redis.exceptions import ConnectionError as BrokerLost
+
+from model.conditioning import Reference
+from model.pipeline import AvatarPipeline
+from server.broker import messages
+from server.broker.redis import connect
+from server.broker.work import Claim, Limits, Work
+from server.errors import ServiceError
+from server.media.decode import decode_audio
+from server.media.fmp4 import SAMPLE_RATE
+from server.protocol import AvatarView, FaceView
+from server.settings import Settings
+from server.worker.batcher import Batcher
+from server.worker.loading import load_pipelines, view
+from server.worker.pace import AHEAD, PATIENCE_S, Pace, Unwanted
+from server.worker.portraits import encode_portrait
+from server.worker.runner import Animation, prepare, run
+
+log = logging.getLogger("fada.worker")
+
+_BEAT_S = 2.0
+_RETRY_S = 1.0
+
+
+def worker_id(process_id: int) -> str:
+    """The name of the worker that runs as ``process_id`` on this machine."""
+    return f"{socket.gethostname()}-{process_id}"
+
+
+class Worker:
+    """``pipelines`` by name; the first is the default."""
+
+    def __init__(
+        self, settings: Settings, work: Work, pipelines: dict[str, AvatarPipeline]
+    ) -> None:
+        self._settings = settings
+        self._work = work
+        self._models = [view(pipeline.info) for pipeline in pipelines.values()]
+        self._network = ThreadPoolExecutor(1, "network")
+        self._portraits = ThreadPoolExecutor(1, "portraits")  # the trackers are not thread-safe
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "draw")
+        self._batchers = {name: Batcher(p, self._network) for name, p in pipelines.items()}
+        self._places = asyncio.Semaphore(settings.sessions_per_worker)
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Work until ``stop``, then finish what is in hand, within the drain time."""
+        await self._work.join()
+        await self._work.beat(self._models)
+        background = [asyncio.create_task(b.run()) for b in self._batchers.values()]
+        background.append(asyncio.create_task(self._beat()))
+        try:
+            await self._claim(stop)
+            if self._jobs:
+                await asyncio.wait(self._jobs, timeout=self._settings.drain_s)
+        finally:
+            await _cancelled([*self._jobs, *background])
+            await self._work.leave()
+            for executor in (self._network, self._portraits, self._pool):
+                executor.shutdown(cancel_futures=True)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            try:
+                await self._work.beat(self._models)
+            except BrokerLost as error:
+                log.warning("no heartbeat: %s", error)
+
+    async def _claim(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self._places.acquire()
+            claim = None
+            try:
+                claim = await self._work.claim()
+            except BrokerLost as error:
+                log.warning("no jobs to be had: %s", error)
+                await asyncio.sleep(_RETRY_S)
+            if claim is None:
+                self._places.release()
+                continue
+            task = asyncio.create_task(self._job(claim))
+            self._jobs.add(task)
+            task.add_done_callback(self._jobs.discard)
+
+    async def _job(self, claim: Claim) -> None:
+        """One job from claim to end; only the end of the process gets past it."""
+        started_s = time.monotonic()
+        ending: messages.AvatarMade | messages.Done | messages.Failed | None = None
+        try:
+            ending = await self._while_wanted(claim)
+        except ServiceError as error:
+            ending = messages.Failed(code=error.code, detail=error.detail)
+        except Unwanted as error:
+            log.info("job %s: %s", claim.job_id, error)
+        except asyncio.CancelledError:
+            ending = messages.Failed(code="internal_error", detail="the worker is stopping")
+            raise
+        except Exception:
+            log.exception("job %s failed", claim.job_id)
+            ending = messages.Failed(code="internal_error", detail="the job could not be done")
+        finally:
+            self._places.release()
+            if ending is None:  # its readers are gone: this frees what it held
+                ending = messages.Failed(code="internal_error", detail="nobody read the video")
+            await self._work.end(claim.job_id, ending)
+            await self._work.release(claim)
+            seconds = time.monotonic() - started_s
+            log.info("job %s: %s after %.2f s", claim.job_id, ending.type, seconds)
+
+    async def _while_wanted(self, claim: Claim) -> messages.AvatarMade | messages.Done:
+        """Run the job; raises `Unwanted` as soon as its readers cancel it."""
+        pace = Pace(AHEAD, PATIENCE_S)
+        job: Coroutine[Any, Any, messages.AvatarMade | messages.Done]
+        if isinstance(claim.request, messages.AvatarRequest):
+            job = self._make_avatar(claim.job_id, claim.request)
+        else:
+            job = self._animate(claim.job_id, claim.request, pace)
+        main: asyncio.Task[messages.AvatarMade | messages.Done] = asyncio.create_task(job)
+        watch = asyncio.create_task(self._listen(claim.job_id, pace))
+        try:
+            await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not main.done():
+                watch.result()
+            return await main
+        finally:
+            await _cancelled([main, watch])
+
+    async def _listen(self, job_id: str, pace: Pace) -> None:
+        async for command in self._work.commands(job_id):
+            if isinstance(command, messages.Cancel):
+                raise Unwanted("cancelled")
+            pace.read(command.index)
+
+    async def _make_avatar(
+        self, job_id: str, request: messages.AvatarRequest
+    ) -> messages.AvatarMade:
+        reference = await self._encode(job_id, self._batcher(request.model).pipeline)
+        avatar = AvatarView(
+            avatar_id=request.avatar_id,
+            width=reference.width,
+            height=reference.height,
+            face=FaceView(box=reference.face_box, confidence=reference.face_confidence),
+        )
+        await self._work.save_avatar(avatar, reference.to_bytes())
+        return messages.AvatarMade(avatar=avatar)
+
+    async def _animate(
+        self, job_id: str, request: messages.AnimateRequest, pace: Pace
+    ) -> messages.Done:
+        deadline_s = math.inf if request.keep else time.monotonic()
+        batcher = self._batcher(request.model)
+        animation = await self._prepare(job_id, request, batcher.pipeline)
+
+        async def emit(event: messages.Started | messages.Fragment) -> None:
+            if isinstance(event, messages.Fragment):
+                pace.made(event.index)
+            if not await self._work.publish(job_id, event):
+                raise Unwanted("cancelled")
+
+        async def room() -> None:
+            if not request.keep:
+                await pace.room()
+
+        return await run(animation, job_id, deadline_s, batcher, self._pool, emit, room)
+
+    async def _prepare(
+        self, job_id: str, request: messages.AnimateRequest, pipeline: AvatarPipeline
+    ) -> Animation:
+        audio = await self._work.part(job_id, "audio")
+        if audio is None:
+            raise ServiceError("not_found", "the uploaded audio has expired")
+        loop = asyncio.get_running_loop()
+        speech = await loop.run_in_executor(
+            self._pool, decode_audio, audio, SAMPLE_RATE, self._settings.max_audio_s
+        )
+        if request.avatar_id is None:
+            reference = await self._encode(job_id, pipeline)
+        else:
+            packed = await self._work.load_avatar(request.avatar_id)
+            if packed is None:
+                raise ServiceError("not_found", f"there is no avatar {request.avatar_id!r}")
+            reference = Reference.from_bytes(packed)
+        return await loop.run_in_executor(
+            self._pool, prepare, pipeline, reference, speech, request.options, request.seed
+        )
+
+    async def _encode(self, job_id: str, pipeline: AvatarPipeline) -> Reference:
+        portrait = await self._work.part(job_id, "portrait")
+        if portrait is None:
+            raise ServiceError("not_found", "the uploaded portrait has expired")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._portraits, encode_portrait, pipeline, portrait)
+
+    def _batcher(self, model: str) -> Batcher:
+        if model not in self._batchers:
+            raise ServiceError(
+                "invalid_option",
+                f"model is {model!r}; this worker has {', '.join(self._batchers)}",
+            )
+        return self._batchers[model]
+
+
+async def _cancelled(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel and wait, so that nothing of them is left; results were looked at before."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _serve_until_told(
+    settings: Settings, url: str, pipelines: dict[str, AvatarPipeline]
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    limits = Limits(
+        job_ttl_s=settings.job_ttl_s,
+        avatar_ttl_s=settings.avatar_ttl_s,
+        max_avatars=settings.max_avatars,
+        max_videos=settings.max_videos,
+    )
+    async with connect(url) as connection:
+        work = Work(connection, worker_id(os.getpid()), limits)
+        await Worker(settings, work, pipelines).serve(stop)
+
+
+def main(settings: Settings, url: str) -> None:
+    """Load the students, then work until SIGTERM or SIGINT."""
+    pipelines = load_pipelines(settings.pipeline, settings.models)
+    log.info("loaded %s", ", ".join(pipelines))
+    asyncio.run(_serve_until_told(settings, url, pipelines))
