@@ -84,6 +84,8 @@ ROW_WEIGHTS = (1.0, 0.85, 0.6, 0.35)
 # The linear basis opens the lips a little before a real speaker's part (GRID): taken off, softly.
 LIP_DEADZONE = 0.008
 LIP_SOFTNESS = 0.006
+# What of each row of a lip's height is left at the least.
+THINNEST_LIP = 0.15
 # Lids meet this far up from the lower lid's place.
 LID_MEETING = 0.12
 
@@ -181,6 +183,13 @@ class FaceShape:
         wanted = np.maximum(gap + kept * (self._gap_seen - self._gap_rest), 0.0)
         extra = wanted - (moved[LOWER_ROWS[0], 1] - moved[UPPER_ROWS[0], 1])
         moved[:, 1] += self._lower @ (LOWER_SHARE * extra) - self._upper @ (UPPER_SHARE * extra)
+        # A lip that rolls in grows thin; its outline never passes its own inner edge.
+        for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
+            for inner, outer in zip(rows[:-1], rows[1:], strict=True):
+                seen = sign * (self.points[outer, 1] - self.points[inner, 1])
+                least = np.minimum(THINNEST_LIP * seen, seen)
+                thick = np.maximum(sign * (moved[outer, 1] - moved[inner, 1]), least)
+                moved[outer, 1] = moved[inner, 1] + sign * thick
 
     def _close_lids(
         self, moved: Floats, coefficients: Floats, eye: Eye, weights: NDArray[np.float64]

@@ -6,6 +6,7 @@ head, and that no triangle may be folded at rest. Does not know colours or time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.conditioning import Floats
-from model.motion.geometry import EYES, MOUTH_RING, face_basis
+from model.motion.geometry import EYES, MOUTH_CORNERS, MOUTH_RING, face_basis
 
 # The outline of MediaPipe's mesh, clockwise from the top of the forehead.
 # fmt: off
@@ -32,6 +33,8 @@ SOFT_EDGE = 0.75  # over this distance outside the person the background stops f
 SHOULDER_SHARE = 0.10  # what of the head's movement the shoulders take part in
 # A surface steeper than this along z would fold when the head turns by 15 degrees.
 MAX_SLOPE = 3.2
+# A triangle squeezed below this share of its resting area is smoothed before it folds.
+LEAST_AREA = 0.02
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,43 @@ class PortraitMesh:
     triangles: NDArray[np.int32]
     follow: Floats
     pull: Floats
+    guard: "FoldGuard"
+
+
+@dataclass(frozen=True)
+class FoldGuard:
+    """What is needed to notice and smooth away folds: see `model.motion.raster.untangle`.
+
+    ``skin`` (N', 3) triangles outside the openings of mouth and eyes; ``least`` (N',) the doubled
+    area below which one counts as folded; ``first``, ``neighbours``, ``weights``: adjacency, row by
+    row, empty for the border; ``pinned`` (V,): the contours of lips and lids, which say what is
+    closed. The weights are mean value coordinates (Floater 2003) of the resting mesh: relaxing
+    leaves the portrait's own shape as it is.
+    """
+
+    skin: NDArray[np.int32]
+    least: Floats
+    first: NDArray[np.int32]
+    neighbours: NDArray[np.int32]
+    weights: Floats
+    pinned: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, points: NDArray[np.float64], triangles: NDArray[np.int64]) -> "FoldGuard":
+        skin = triangles[~_filling(triangles)]
+        around = _mean_value_weights(points, triangles)
+        pinned = np.zeros(len(points), bool)
+        for ring in (MOUTH_RING, *(eye.ring for eye in EYES)):
+            pinned[ring] = True
+        pinned[list(MOUTH_CORNERS)] = False  # they follow what the lips do
+        return cls(
+            skin=np.ascontiguousarray(skin, np.int32),
+            least=(LEAST_AREA * signed_areas(points, skin)).astype(np.float32),
+            first=np.cumsum([0, *(len(n) for n in around)]).astype(np.int32),
+            neighbours=np.array([v for row in around for v in row], np.int32),
+            weights=np.array([w for row in around for w in row.values()], np.float32),
+            pinned=pinned,
+        )
 
 
 def build_mesh(
@@ -68,13 +108,14 @@ def build_mesh(
     triangles = np.concatenate([triangles, outer])
     depth = _relax_depth(points, depth, triangles)
     follow = np.ones(len(points))
-    follow[468:] = _follow(around, face, distance, person, eye_distance)
+    follow[468:] = _follow(around, face, distance, person, eye_distance, pad)
     order = np.argsort(-depth[triangles].mean(axis=1), kind="stable")
     return PortraitMesh(
         rest=np.column_stack([points, depth]).astype(np.float32),
         triangles=np.ascontiguousarray(triangles[order], np.int32),
         follow=follow.astype(np.float32),
         pull=pull.astype(np.float32),
+        guard=FoldGuard.of(points, triangles),
     )
 
 
@@ -87,41 +128,71 @@ def signed_areas(points: NDArray[np.floating], triangles: NDArray[np.integer]) -
 
 
 def _counter_oriented(triangles: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All triangles with positive area on the canonical face."""
-    flipped = signed_areas(face_basis().canonical, triangles) < 0
-    out = triangles.copy()
-    out[flipped] = out[flipped][:, ::-1]
-    return out
+    """The canonical triangles, wound so that those facing the viewer have a positive area.
+
+    All are wound alike; the few on the inside of the canonical lips face away there, and must not
+    be turned one by one.
+    """
+    facing = np.median(signed_areas(face_basis().canonical, triangles))
+    return triangles if facing > 0 else np.ascontiguousarray(triangles[:, ::-1])
 
 
 def _unfold(points: NDArray[np.float64], triangles: NDArray[np.int64]) -> NDArray[np.float64]:
     """Move as few points as needed until no triangle of the resting face is folded.
 
     A head in three-quarter view hides part of its far cheek: there the tracker's points overlap.
-    Any placement without folds is a valid texture, so those points relax to their neighbours'
-    mean. The lips' and lids' seams, closed to zero area, stay where they are.
+    Any placement without folds is a valid texture: the oval is drawn out to the silhouette, and
+    folded points relax to their neighbours' mean (Tutte 1963: such an embedding has no folds).
+    The contours of lips and lids, which must stay where they are seen, move last.
     """
     points = points.copy()
-    size = np.ptp(points, axis=0).max()
-    least = (size * 0.0008) ** 2
-    seams = _filling(triangles)
-    skin = triangles[~seams]
+    skin = triangles[~_filling(triangles)]
+    least = (np.ptp(points, axis=0).max() * 0.0012) ** 2
+    if not np.any(signed_areas(points, skin) < least):
+        return points
+    points[OVAL] = _silhouette(points)
     neighbours = _neighbours(468, triangles)
-    fixed = np.zeros(468, bool)
-    fixed[MOUTH_RING] = True
-    for eye in EYES:
-        fixed[eye.ring] = True
-    for _ in range(60):
-        bad = signed_areas(points, skin) < least
-        if not bad.any():
-            break
-        moving = np.unique(skin[bad])
-        moving = moving[~fixed[moving]]
-        means = np.array([points[neighbours[v]].mean(axis=0) for v in moving])
-        if len(moving) == 0:
-            break
-        points[moving] = 0.5 * points[moving] + 0.5 * means
+    contours = np.concatenate([MOUTH_RING, *(eye.ring for eye in EYES)])
+    for held in (np.concatenate([OVAL, contours]), OVAL):
+        fixed = np.zeros(468, bool)
+        fixed[held] = True
+        for _ in range(250):
+            bad = signed_areas(points, skin) < least
+            moving = np.unique(skin[bad])
+            moving = moving[~fixed[moving]]
+            if len(moving) == 0:
+                break
+            for vertex in moving:
+                points[vertex] = points[neighbours[vertex]].mean(axis=0)
     return points
+
+
+def _silhouette(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The oval's 36 points, moved outwards (never inwards) so that it encloses every point.
+
+    They keep their order around the face's centre, so the outline is star-shaped.
+    """
+    hull = cv2.convexHull(points.astype(np.float32))
+    moments = cv2.moments(hull)
+    centre = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
+    away = points - centre
+    radius, angle = np.hypot(*away.T), np.arctan2(away[:, 1], away[:, 0])
+    # Clockwise in the picture, which is by growing angle; where the tracked outline doubles back,
+    # its points are spread evenly instead.
+    count = len(OVAL)
+    even = angle[OVAL[0]] + 2 * np.pi * np.arange(count) / count
+    offset = (angle[OVAL] - even + np.pi) % (2 * np.pi) - np.pi
+    grown = np.maximum.accumulate(even + offset)
+    shrunk = np.minimum.accumulate((even + offset)[::-1])[::-1]
+    around = 0.8 * np.clip((grown + shrunk) / 2, even[0] - 0.1, even[-1] + 0.1) + 0.2 * even
+    inner = np.setdiff1d(np.arange(468), OVAL)
+    reach = radius[OVAL].copy()
+    for i, direction in enumerate(around):
+        apart = np.abs((angle[inner] - direction + np.pi) % (2 * np.pi) - np.pi)
+        near = apart < 0.14
+        if near.any():
+            reach[i] = max(reach[i], 1.06 * float((radius[inner] * np.cos(apart))[near].max()))
+    return centre + reach[:, None] * np.stack([np.cos(around), np.sin(around)], axis=1)
 
 
 def _filling(triangles: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -132,11 +203,6 @@ def _filling(triangles: NDArray[np.int64]) -> NDArray[np.bool_]:
     return inside
 
 
-def skin_triangles(mesh: PortraitMesh) -> NDArray[np.bool_]:
-    """(N,) False for those that only fill the openings of mouth and eyes."""
-    return ~_filling(mesh.triangles.astype(np.int64))
-
-
 def _neighbours(count: int, triangles: NDArray[np.int64]) -> list[list[int]]:
     found: list[set[int]] = [set() for _ in range(count)]
     for a, b, c in triangles:
@@ -144,6 +210,35 @@ def _neighbours(count: int, triangles: NDArray[np.int64]) -> list[list[int]]:
         found[b] |= {int(a), int(c)}
         found[c] |= {int(a), int(b)}
     return [sorted(s) for s in found]
+
+
+def _mean_value_weights(
+    points: NDArray[np.float64], triangles: NDArray[np.int64]
+) -> list[dict[int, float]]:
+    """Each point's neighbours with weights that sum to 1 and, at rest, give the point itself.
+
+    Points on the border have none. Weights are kept positive: where a ring of neighbours is not
+    star-shaped around its point, an exact reproduction would need negative ones, which fold.
+    """
+    rows: list[dict[int, float]] = [{} for _ in points]
+    turned = np.zeros(len(points))
+    for corners in triangles:
+        for i in range(3):
+            v, a, b = (int(corners[(i + k) % 3]) for k in range(3))
+            to_a, to_b = points[a] - points[v], points[b] - points[v]
+            long_a, long_b = max(1e-3, math.hypot(*to_a)), max(1e-3, math.hypot(*to_b))
+            cos = (to_a[0] * to_b[0] + to_a[1] * to_b[1]) / (long_a * long_b)
+            half = math.acos(min(1.0, max(-1.0, cos))) / 2
+            turned[v] += 2 * half
+            tangent = math.tan(min(half, 1.5))
+            rows[v][a] = rows[v].get(a, 0.0) + tangent / long_a
+            rows[v][b] = rows[v].get(b, 0.0) + tangent / long_b
+    for v, row in enumerate(rows):
+        total = sum(row.values())
+        # The angles around an inner point make a full turn; around a border point, half of one.
+        closed = len(row) and turned[v] > 1.5 * math.pi
+        rows[v] = {n: w / total for n, w in row.items()} if closed and total > 0 else {}
+    return rows
 
 
 def _points_around(
@@ -276,6 +371,7 @@ def _follow(
     distance: NDArray[np.float64],
     person: Floats,
     eye_distance: float,
+    pad: int,
 ) -> NDArray[np.float64]:
     """How far each outer point goes along with the head: hair wholly, shoulders a little."""
     down = face[CHIN, :2] - face[FOREHEAD, :2]
@@ -292,6 +388,9 @@ def _follow(
     x = np.clip(around[:, 0].round().astype(int), 0, person.shape[1] - 1)
     beyond = np.minimum(outside[y, x] / eye_distance, away)
     follow *= 1.0 - _smoothstep(beyond / SOFT_EDGE)
+    # The border of the padded picture, which is out of view, stands still.
+    to_edge = np.minimum(around, (person.shape[1] - 1, person.shape[0] - 1) - around).min(axis=1)
+    follow *= _smoothstep(to_edge / max(1.0, 0.8 * pad))
     return follow
 
 

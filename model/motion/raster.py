@@ -247,3 +247,39 @@ def draw_eye(ring, eyeball, to_eyeball, iris, gaze, out):  # type: ignore[no-unt
                 float((texel >> np.uint32(16)) & np.uint32(255)),
                 alpha,
             )
+
+
+@njit(cache=True, nogil=True)
+def untangle(target, triangles, least, first, neighbours, weights, pinned, rounds):  # type: ignore[no-untyped-def]
+    """Relax the points of ``target`` (V, 2), in place, where triangles fold.
+
+    Folded is a triangle whose doubled area is below ``least`` (N,). Its corners move half way to
+    the weighted mean of their neighbours (``neighbours[first[v]:first[v + 1]]``, ``weights``
+    likewise, each point's summing to 1), round by round; those ``pinned`` only join in for the
+    second half of the ``rounds``. Returns how many folds are left.
+    """
+    count = target.shape[0]
+    folded = 0
+    for turn in range(rounds + 1):
+        moving = np.zeros(count, np.bool_)
+        folded = 0
+        for n in range(triangles.shape[0]):
+            i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
+            ax, ay = target[i, 0], target[i, 1]
+            area = (target[j, 0] - ax) * (target[k, 1] - ay)
+            area -= (target[k, 0] - ax) * (target[j, 1] - ay)
+            if area < least[n]:
+                folded += 1
+                moving[i] = moving[j] = moving[k] = True
+        if folded == 0 or turn == rounds:
+            break
+        for v in range(count):
+            if not moving[v] or first[v] == first[v + 1] or (pinned[v] and 2 * turn < rounds):
+                continue
+            x, y = 0.0, 0.0
+            for m in range(first[v], first[v + 1]):
+                x += weights[m] * target[neighbours[m], 0]
+                y += weights[m] * target[neighbours[m], 1]
+            target[v, 0] = 0.5 * target[v, 0] + 0.5 * x
+            target[v, 1] = 0.5 * target[v, 1] + 0.5 * y
+    return folded

@@ -29,13 +29,15 @@ from model.motion.geometry import (
     rotation_matrix,
 )
 from model.motion.mesh import OVAL, build_mesh
-from model.motion.raster import Packed, draw_eye, draw_mouth, draw_triangles, pack_rgb
+from model.motion.raster import Packed, draw_eye, draw_mouth, draw_triangles, pack_rgb, untangle
 from model.portrait.framing import Frame, frame
 
 # Beyond the frame the mesh goes on, so that no border is dragged into the picture.
 PAD_SHARE = 0.10
 # Head pose is bounded softly: what the picture does not show cannot be turned into view.
 MAX_TURN = 0.42  # radians
+# A portrait already turned this far (radians) has less to show: it turns the less for it.
+TURNED_FROM, TURNED_TO, TURNED_SHARE = 0.35, 0.9, 0.35
 MAX_SHIFT = 0.6  # outer-eye distances
 # A weak perspective: a head this many eye distances away grows as it comes nearer.
 CAMERA_DISTANCE = 12.0
@@ -43,6 +45,7 @@ CAMERA_DISTANCE = 12.0
 GAZE_ACROSS, GAZE_UPDOWN = 0.26, 0.11
 # Lips further apart than this in the portrait show its own teeth; below, there is nothing to see.
 OWN_MOUTH_GAP = 0.022
+UNTANGLE_ROUNDS = 80
 CANONICAL_MOUTH_WIDTH = 0.552  # between the mouth's corners, in eye distances
 
 DOWN = np.array([1.0, -1.0, -1.0])  # latent axes (y up, z to the viewer) → picture axes
@@ -74,6 +77,7 @@ class PortraitRenderer:
         placed = view.place(landmarks)
         self._shape = FaceShape(placed, coefficients)
         self._eye_distance = self._shape.eye_distance
+        self._turn_share = _turn_share(self._shape.rotation)
         placed[:, :2] += self._pad
         mask = _framed_mask(person, view, self._pad, picture.shape[:2])
         self.mesh = build_mesh(placed, self._eye_distance, mask, self._pad)
@@ -100,7 +104,7 @@ class PortraitRenderer:
         """
         out = self._out if out is None else out
         face = self._shape.deform(np.asarray(coefficients, np.float32))
-        turn, shift, grow = _bounded(np.asarray(pose, np.float64))
+        turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         target = self.project(face, turn, shift, grow)
         out[...] = self._still
         draw_triangles(
@@ -121,7 +125,7 @@ class PortraitRenderer:
 
     def vertices(self, coefficients: Floats, pose: Floats) -> Floats:
         """(V, 2): where the mesh's vertices come to lie, in pixels of the frame."""
-        turn, shift, grow = _bounded(np.asarray(pose, np.float64))
+        turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         face = self._shape.deform(np.asarray(coefficients, np.float32))
         return self.project(face, turn, shift, grow)[: len(self._source)]
 
@@ -140,7 +144,14 @@ class PortraitRenderer:
             self._eye_distance
         )
         place = everything + follow * (turned - everything)
-        return np.ascontiguousarray(place[:, :2] - self._pad, np.float32)
+        flat = np.ascontiguousarray(place[:, :2], np.float32)
+        guard = self.mesh.guard
+        untangle(
+            flat[: len(self._source)], guard.skin, guard.least, guard.first,
+            guard.neighbours, guard.weights, guard.pinned, UNTANGLE_ROUNDS,
+        )
+        flat -= np.float32(self._pad)
+        return flat
 
     def _rigid(
         self, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float
@@ -317,13 +328,19 @@ class _Mouth:
 _JAW = ACTIONS.index("jawOpen")
 
 
+def _turn_share(rotation: NDArray[np.float64]) -> float:
+    """How much of a head turn a portrait that itself stands at ``rotation`` (3, 3) can bear."""
+    away = float(np.arccos(np.clip(rotation[2, 2], -1.0, 1.0)))
+    return float(np.interp(away, (TURNED_FROM, TURNED_TO), (1.0, TURNED_SHARE)))
+
+
 def _bounded(
-    pose: NDArray[np.float64],
+    pose: NDArray[np.float64], share: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Rotation (3, 3), shift (3,) in picture axes, and growth, each softly limited."""
     if pose.shape != (6,):
         raise ValueError(f"pose has shape {pose.shape}, expected (6,)")
-    turn = pose[:3] * DOWN
+    turn = share * pose[:3] * DOWN
     angle = float(np.linalg.norm(turn))
     if angle > 1e-9:
         turn = turn * (MAX_TURN * np.tanh(angle / MAX_TURN) / angle)

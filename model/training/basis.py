@@ -26,7 +26,14 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
 from model.motion.actions import ACTIONS
-from model.motion.geometry import LOWER_LIP, STABLE, UPPER_LIP, fit_similarity
+from model.motion.geometry import (
+    EYES,
+    LOWER_LIP,
+    MOUTH_CORNERS,
+    STABLE,
+    UPPER_LIP,
+    fit_similarity,
+)
 
 Array = NDArray[np.float64]
 
@@ -73,6 +80,7 @@ def main() -> None:
     placed = warp(ict["neutral"].astype(np.float64), canonical)
 
     carried = carry(moves[:, :ICT_SKIN], placed[:ICT_SKIN], jaw, canonical)
+    carried = smooth(carried, triangles)
     prior = np.stack([_of_action(action, names, carried) for action in ACTIONS])
     frames = np.load(args.frames)
     basis = correct(prior, *_tracked(frames, canonical))
@@ -164,6 +172,21 @@ def carry(moves: Array, placed: Array, jaw: Array, canonical: Array) -> Array:
         weight = 1.0 / (distance + 0.02) ** 2
         weight /= weight.sum()
         carried[:, vertex] = np.einsum("k,ekc->ec", weight, moves[:, allowed[side][nearest]])
+    return carried
+
+
+def smooth(carried: Array, triangles: NDArray[np.int64], rounds: int = 2) -> Array:
+    """Even out what borrowing from single vertices leaves rough; the lips and lids stay exact."""
+    contours = {v for eye in EYES for v in eye.ring.tolist()} | set(MOUTH_CORNERS)
+    fixed = np.array(sorted(UPPER_LIP | LOWER_LIP | contours))
+    mean = np.zeros((carried.shape[1], carried.shape[1]))
+    for a, b, c in triangles:
+        mean[a, [b, c]] = mean[b, [a, c]] = mean[c, [a, b]] = 1.0
+    mean /= mean.sum(axis=1, keepdims=True)
+    mean = 0.5 * mean + 0.5 * np.eye(len(mean))
+    mean[fixed] = np.eye(len(mean))[fixed]
+    for _ in range(rounds):
+        carried = np.einsum("vw,ewc->evc", mean, carried)
     return carried
 
 

@@ -1,0 +1,87 @@
+"""The motion latent space: a portrait as a reference, motion latents as frames.
+
+Joins the tracker, what the network is told of a face, and the renderer behind `LatentSpace`.
+Knows neither the diffusion core nor any network.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.conditioning import Floats, Reference
+from model.motion.actions import MOTION_DIM, reference_features
+from model.motion.geometry import FaceShape
+from model.motion.renderer import PortraitRenderer
+from model.portrait.landmarks import FaceTracker
+
+# What is kept of the uploaded picture: no video is larger than 1024 pixels, and its crop may take
+# a part of the picture only.
+MAX_KEPT_SIDE = 2048
+MASK_SIDE = 256
+
+
+class MotionSpace:
+    """A frame's latent is (58,): 52 facial actions, head rotation and translation."""
+
+    name = "motion"
+    dim = MOTION_DIM
+
+    def __init__(self, threads: int = 1) -> None:
+        self._tracker = FaceTracker(threads)
+
+    def encode_reference(self, picture: NDArray[np.uint8]) -> Reference:
+        """``picture`` (H, W, 3) RGB → what is kept of it. Raises `model.portrait.NoFaceError`."""
+        kept = _at_most(picture, MAX_KEPT_SIDE)
+        face = self._tracker.find(kept)
+        person = self._tracker.person_mask(kept)
+        mask = cv2.resize(person, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
+        rest = FaceShape(face.landmarks, face.coefficients).rest
+        scale = picture.shape[1] / kept.shape[1]
+        x0, y0, x1, y1 = (float(v * scale) for v in face.box)
+        return Reference(
+            latent_space=self.name,
+            width=picture.shape[1],
+            height=picture.shape[0],
+            face_box=(x0, y0, x1, y1),
+            face_confidence=face.confidence,
+            features=reference_features(rest, face.landmarks),
+            arrays={
+                "picture": kept,
+                "landmarks": face.landmarks,
+                "coefficients": face.coefficients,
+                "person": np.clip(mask * 255.0, 0.0, 255.0).astype(np.uint8),
+            },
+        )
+
+    def rest_prefix(self, frames: int) -> Floats:
+        """(frames, 58) zeros: no action beyond the portrait's rest, lips closed, head still."""
+        return np.zeros((frames, self.dim), np.float32)
+
+    def decoder(self, reference: Reference, size: int, framing: str) -> PortraitRenderer:
+        """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""
+        if reference.latent_space != self.name:
+            raise ValueError(
+                f"the reference is of the {reference.latent_space!r} space, not {self.name!r}"
+            )
+        arrays = reference.arrays
+        return PortraitRenderer(
+            picture=arrays["picture"].astype(np.uint8, copy=False),
+            landmarks=arrays["landmarks"].astype(np.float32, copy=False),
+            coefficients=arrays["coefficients"].astype(np.float32, copy=False),
+            person=arrays["person"].astype(np.float32) / 255.0,
+            size=size,
+            framing=framing,
+        )
+
+
+def _at_most(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    longest = max(picture.shape[:2])
+    if longest <= side:
+        return picture
+    size = (
+        max(1, round(picture.shape[1] * side / longest)),
+        max(1, round(picture.shape[0] * side / longest)),
+    )
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
