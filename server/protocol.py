@@ -29,7 +29,7 @@ class AnimationOptions(BaseModel):
     framing: Literal["portrait", "full"] = Field(
         "portrait", description="square crop around the head, or the whole picture"
     )
-    model: str | None = Field(None, max_length=100, description="a name from GET /models")
+    model: str | None = Field(None, max_length=100, description="which student answers")
 
 
 ALLOWED = {

@@ -6,9 +6,16 @@ restart anything: a job of a dead worker ends with a clear error.
 
 from __future__ import annotations
 
+import socket
+
 from server.broker import messages, redis
 
 _LOST_JOB_TTL_S = 600
+
+
+def worker_id(process_id: int) -> str:
+    """The name of the worker that runs as ``process_id`` on this machine."""
+    return f"{socket.gethostname()}-{process_id}"
 
 
 async def live_workers(connection: redis.Connection) -> dict[str, bytes]:

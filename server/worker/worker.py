@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from redis.exceptions import ConnectionError as BrokerLost
 
 from model.conditioning import Reference
 from model.pipeline import AvatarPipeline
-from server.broker import messages
+from server.broker import liveness, messages
 from server.broker.redis import connect
 from server.broker.work import Claim, Limits, Work
 from server.errors import ServiceError
@@ -39,11 +38,6 @@ log = logging.getLogger("fada.worker")
 
 _BEAT_S = 2.0
 _RETRY_S = 1.0
-
-
-def worker_id(process_id: int) -> str:
-    """The name of the worker that runs as ``process_id`` on this machine."""
-    return f"{socket.gethostname()}-{process_id}"
 
 
 class Worker:
@@ -241,7 +235,7 @@ async def _serve_until_told(
         max_videos=settings.max_videos,
     )
     async with connect(url) as connection:
-        work = Work(connection, worker_id(os.getpid()), limits)
+        work = Work(connection, liveness.worker_id(os.getpid()), limits)
         await Worker(settings, work, pipelines).serve(stop)
 
 

@@ -1,0 +1,91 @@
+"""The API process: routes, limits and the translation of every error.
+
+Knows: HTTP and the broker. Never loads torch, the model or a media library, so it starts in a
+second; whatever touches pictures, sound or networks is a worker's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from redis.exceptions import ConnectionError as BrokerLost
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from server.broker.client import Client
+from server.broker.redis import connect
+from server.errors import KINDS, ServiceError
+from server.limits import BodyLimit
+from server.routes import animate, avatars, health, jobs
+from server.routes.context import Context
+from server.settings import Settings
+
+log = logging.getLogger("fada.api")
+
+
+def create_app(settings: Settings, url: str) -> FastAPI:
+    """The application over the broker at ``url``, which is opened when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with connect(url) as connection:
+            client = Client(connection, settings.max_jobs, settings.job_ttl_s)
+            app.state.context = Context(client, settings)
+            yield
+
+    app = FastAPI(
+        title="FADA",
+        summary="A portrait and speech in, a talking video out while it is being made.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    for module in (animate, avatars, jobs, health):
+        app.include_router(module.router)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(BrokerLost, _broker_lost)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+def _problem(error: ServiceError) -> Response:
+    headers = {}
+    if error.kind.retry_after_s is not None:
+        headers["Retry-After"] = str(error.kind.retry_after_s)
+    return JSONResponse(
+        error.problem(), error.kind.status, headers, media_type="application/problem+json"
+    )
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServiceError):
+        raise error
+    return _problem(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: unknown addresses, wrong methods."""
+    if not isinstance(error, HTTPException):
+        raise error
+    by_status = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+    code = by_status.get(error.status_code, "bad_request")
+    detail = f"{request.method} {request.url.path}: {KINDS[code].title.lower()}"
+    return _problem(ServiceError(code, detail))
+
+
+async def _broker_lost(request: Request, error: Exception) -> Response:
+    log.error("the broker does not answer: %s", error)
+    return _problem(ServiceError("no_worker", "the service's queue does not answer"))
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return _problem(ServiceError("bad_request", "the client hung up while sending"))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return _problem(ServiceError("internal_error", "the request could not be answered"))

@@ -1,0 +1,132 @@
+"""The `fada` command.
+
+Knows: sub-commands, flags and exit statuses. Each command's code is loaded only when it runs:
+`fada serve` and `fada api` never load torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from server.errors import ServiceError
+from server.protocol import ALLOWED, AnimationOptions, parse_options
+from server.settings import Settings, describe
+
+_TRAINING = "model.training.cli"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Exit statuses: 0 done, 1 failed, 2 wrong usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    options = _parser(training=words[:1] == ["train"]).parse_args(words)
+    try:
+        sys.exit(_run(options))
+    except ServiceError as error:
+        sys.exit(f"fada: {error.code}: {error.detail}")
+    except OSError as error:
+        sys.exit(f"fada: {error}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        sys.exit(f"fada: setting FADA_{name.upper()}: {first['msg']}, got {first['input']!r}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "train":
+        importlib.import_module(_TRAINING).run(options)
+        return 0
+    settings = Settings()  # type: ignore[call-arg]  # all have defaults
+    if options.command == "animate":
+        return _animate(settings, options)
+    if options.command == "worker":
+        from server.worker import worker
+
+        worker.main(settings, _need_redis(settings, "fada worker"))
+        return 0
+    from server import serving
+
+    with serving.listening(options.host, options.port) as sock:
+        if options.command == "api":
+            return serving.serve_api(settings, _need_redis(settings, "fada api"), sock)
+        if options.workers is not None:
+            settings = Settings(workers=options.workers)  # type: ignore[call-arg]
+        return serving.serve_all(settings, sock)
+
+
+def _animate(settings: Settings, options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in ALLOWED}
+    parsed = parse_options({name: text for name, text in given.items() if text is not None})
+    from server.offline import animate
+
+    animate(settings, options.portrait, options.audio, options.out, parsed)
+    return 0
+
+
+def _need_redis(settings: Settings, command: str) -> str:
+    if settings.redis_url is None:
+        raise OSError(f"{command} needs FADA_REDIS_URL; `fada serve` brings its own")
+    return settings.redis_url
+
+
+def _parser(*, training: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fada",
+        description="A portrait and speech in, a talking video out while it is being made.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_services(commands)
+    _add_animate(commands)
+    train = commands.add_parser("train", help="train a teacher or a student")
+    if training:
+        importlib.import_module(_TRAINING).add_arguments(train)
+    return parser
+
+
+def _add_services(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, words in {
+        "serve": "the whole service on this machine",
+        "api": "the HTTP half of the service; needs FADA_REDIS_URL",
+        "worker": "one worker of the service; needs FADA_REDIS_URL",
+    }.items():
+        command = commands.add_parser(
+            name,
+            help=words,
+            description=words,
+            epilog=describe(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == "worker":
+            continue
+        command.add_argument("--host", default="127.0.0.1", help="[%(default)s]")
+        command.add_argument("--port", type=int, default=8000, help="[%(default)s]")
+        if name == "serve":
+            command.add_argument("--workers", type=int, help="worker processes [FADA_WORKERS, 1]")
+
+
+def _add_animate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    words = "make one video, without a service"
+    command = commands.add_parser("animate", help=words, description=words)
+    command.add_argument("portrait", type=Path, help="JPEG, PNG or WebP")
+    command.add_argument("audio", type=Path, help="WAV, FLAC, MP3, OGG, M4A or WebM")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.mp4")
+    for name, field in AnimationOptions.model_fields.items():
+        default = "" if field.default is None else f" [{field.default}]"
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar=name.upper(),
+            help=f"{field.description}: {ALLOWED[name]}{default}",
+        )
+
+
+if __name__ == "__main__":
+    main()

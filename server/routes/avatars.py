@@ -1,0 +1,81 @@
+"""`/avatars`: portraits prepared once and used many times.
+
+Knows: the form and the documents. The worker prepares; the broker keeps.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.broker import messages
+from server.broker.client import give_up
+from server.errors import ServiceError
+from server.protocol import AvatarView
+from server.routes.context import PROBLEMS, choose_model, context
+from server.routes.video import ClientGone, first_event, unless_gone
+from server.uploads import check_portrait, read_upload
+
+router = APIRouter(prefix="/avatars", tags=["avatars"], responses=PROBLEMS)
+
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["portrait"],
+                    "properties": {"portrait": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", status_code=201, openapi_extra=_FORM)
+async def create(request: Request, response: Response) -> AvatarView:
+    """Prepare a portrait; later requests name it by `avatar_id`."""
+    here = context(request)
+    upload = await read_upload(request, ("portrait",))
+    if upload.fields:
+        raise ServiceError("bad_request", f"{', '.join(upload.fields)}: no field of this call")
+    if "portrait" not in upload.files:
+        raise ServiceError("bad_request", "the file 'portrait' is missing")
+    check_portrait(upload.files["portrait"], here.settings.max_portrait_bytes)
+    model = await choose_model(here.client, None)
+    job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
+    job_id = await here.client.submit(job, upload.files)
+    leave = partial(give_up, here.client, job_id)
+    try:
+        events = here.client.follow(job_id, consume=True)
+        made = await unless_gone(request.receive, first_event(events))
+    except ClientGone as error:
+        raise ServiceError("bad_request", "the client hung up") from error
+    finally:
+        await leave()
+    if not isinstance(made, messages.AvatarMade):
+        raise TypeError(f"an avatar job makes an avatar, got {made.type}")
+    response.headers["Location"] = f"/avatars/{made.avatar.avatar_id}"
+    return made.avatar
+
+
+@router.get("/{avatar_id}")
+async def read(request: Request, avatar_id: str) -> AvatarView:
+    """What is known of an avatar."""
+    avatar = await context(request).client.avatar(avatar_id)
+    if avatar is None:
+        raise ServiceError("not_found", f"there is no avatar {avatar_id[:100]!r}")
+    return avatar
+
+
+@router.delete("/{avatar_id}", status_code=204)
+async def delete(request: Request, avatar_id: str) -> None:
+    """Forget an avatar; videos being made of it go on."""
+    if not await context(request).client.delete_avatar(avatar_id):
+        raise ServiceError("not_found", f"there is no avatar {avatar_id[:100]!r}")

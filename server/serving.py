@@ -1,0 +1,160 @@
+"""Running the processes of the service: the API alone, or API, workers and Valkey together.
+
+Knows: sockets, signals and the order in which things start and stop. On SIGTERM or SIGINT the
+API takes no more connections, running answers get the drain time to end, then workers and Valkey
+are stopped. Does not know routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+
+import uvicorn
+
+from server.app import create_app
+from server.broker.embedded import EmbeddedServer, embedded_server, valkey_program
+from server.broker.liveness import live_workers
+from server.broker.redis import Connection, connect
+from server.settings import Settings
+from server.supervisor import Supervisor
+
+log = logging.getLogger("fada.serve")
+
+_LOOK_S = 0.05
+_STOP_MARGIN_S = 5.0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn would raise the signal again when it is done, and so kill what is left to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def _exit_in_order(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket; port 0 picks a free one. Raises ``OSError`` when it cannot be had."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        yield sock
+
+
+def serve_all(settings: Settings, sock: socket.socket) -> int:
+    """`fada serve`: everything on this machine, until a signal. The exit status."""
+    signal.signal(signal.SIGTERM, _exit_in_order)
+    if settings.redis_url is None:
+        broker = embedded_server(valkey_program())
+        with broker as server:
+            return asyncio.run(_serve_all(settings, sock, server.url, server))
+    with nullcontext(settings.redis_url) as url:
+        return asyncio.run(_serve_all(settings, sock, url, None))
+
+
+def serve_api(settings: Settings, url: str, sock: socket.socket) -> int:
+    """`fada api`: the HTTP half alone, until a signal. The exit status."""
+    signal.signal(signal.SIGTERM, _exit_in_order)
+    return asyncio.run(_serve_api(settings, url, sock))
+
+
+async def _serve_api(settings: Settings, url: str, sock: socket.socket) -> int:
+    server = _server(settings, url)
+    serving = asyncio.create_task(server.serve([sock]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(_LOOK_S)
+    if server.started:
+        _announce(sock)
+    await serving
+    return 0 if server.started else 1
+
+
+async def _serve_all(
+    settings: Settings, sock: socket.socket, url: str, valkey: EmbeddedServer | None
+) -> int:
+    async with connect(url) as connection:
+        server = _server(settings, url)
+        supervisor = Supervisor(connection, url, settings.workers)
+        serving = asyncio.create_task(server.serve([sock]))
+        others = [
+            asyncio.create_task(supervisor.watch()),
+            asyncio.create_task(_ready(server, connection, sock)),
+        ]
+        if valkey is not None:
+            others.append(asyncio.create_task(_outlive(valkey.child)))
+        try:
+            failure = await _until_stopped(serving, others)
+            server.should_exit = True
+            await serving
+        finally:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await supervisor.stop(settings.drain_s + _STOP_MARGIN_S)
+    if failure is not None:
+        log.error("the service stops: %s", failure)
+    return 0 if failure is None and server.started else 1
+
+
+async def _until_stopped(
+    serving: asyncio.Task[None], others: list[asyncio.Task[None]]
+) -> BaseException | None:
+    """Wait for the end of ``serving``, or for the failure of anything else, which is returned."""
+    waiting = set(others)
+    while not serving.done():
+        done, _ = await asyncio.wait({serving, *waiting}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done & waiting:
+            waiting.remove(task)
+            error = task.exception()
+            if isinstance(error, BaseExceptionGroup):
+                return error.exceptions[0]
+            if error is not None:
+                return error
+    return None
+
+
+async def _ready(server: _Server, connection: Connection, sock: socket.socket) -> None:
+    while not (server.started and await live_workers(connection)):
+        await asyncio.sleep(_LOOK_S)
+    _announce(sock)
+
+
+async def _outlive(child: subprocess.Popen[bytes]) -> None:
+    while child.poll() is None:
+        await asyncio.sleep(_LOOK_S)
+    raise RuntimeError(f"the embedded Valkey ended with {child.returncode}")
+
+
+def _announce(sock: socket.socket) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"fada is ready on http://{shown}:{port}", flush=True)
+
+
+def _server(settings: Settings, url: str) -> _Server:
+    config = uvicorn.Config(
+        create_app(settings, url),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        ws="none",
+    )
+    return _Server(config)

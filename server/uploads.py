@@ -1,0 +1,81 @@
+"""Multipart forms in, bytes and option strings out. Knows part names and limits; not options.
+
+Pictures are told by their first bytes, so that what is no picture is refused before a worker
+sees it; whether it can be decoded is the worker's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from server.errors import ServiceError
+
+_MAX_PARTS = 20
+_MAX_FIELD_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Upload:
+    """``files`` by part name, ``fields`` as they were written."""
+
+    files: Mapping[str, bytes]
+    fields: Mapping[str, str]
+
+
+async def read_upload(request: Request, files: Collection[str]) -> Upload:
+    """Read a form whose file parts are among ``files``; each part at most once.
+
+    Raises `ServiceError` ``bad_request`` for anything that is no such form.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        given = request.headers.get("content-type", "none")
+        raise ServiceError(
+            "bad_request", f"the body must be multipart/form-data, its content type is {given}"
+        )
+    blobs: dict[str, bytes] = {}
+    fields: dict[str, str] = {}
+    try:
+        async with request.form(
+            max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
+        ) as form:
+            for name, value in form.multi_items():
+                _check_part(name, value, files, [*blobs, *fields])
+                if isinstance(value, UploadFile):
+                    blobs[name] = await value.read()
+                else:
+                    fields[name] = value
+    except (HTTPException, FormParserError) as error:
+        detail = error.detail if isinstance(error, HTTPException) else str(error)
+        raise ServiceError("bad_request", f"the form cannot be read: {detail}") from error
+    return Upload(blobs, fields)
+
+
+def _check_part(
+    name: str, value: UploadFile | str, files: Collection[str], seen: Collection[str]
+) -> None:
+    if name in seen:
+        raise ServiceError("bad_request", f"part {name!r} was given more than once")
+    if isinstance(value, UploadFile) and name not in files:
+        raise ServiceError(
+            "bad_request", f"{name!r} is no file of this call; allowed are {', '.join(files)}"
+        )
+    if isinstance(value, str) and name in files:
+        raise ServiceError("bad_request", f"{name!r} must be sent as a file, with a file name")
+
+
+def check_portrait(blob: bytes, max_bytes: int) -> None:
+    """Raises `ServiceError` ``too_large`` or ``unsupported_media``."""
+    if len(blob) > max_bytes:
+        raise ServiceError(
+            "too_large", f"the portrait has {len(blob)} bytes; at most {max_bytes} are allowed"
+        )
+    jpeg, png = blob[:3] == b"\xff\xd8\xff", blob[:8] == b"\x89PNG\r\n\x1a\n"
+    webp = blob[:4] == b"RIFF" and blob[8:12] == b"WEBP"
+    if not (jpeg or png or webp):
+        raise ServiceError("unsupported_media", "the portrait is no JPEG, PNG or WebP picture")
