@@ -86,6 +86,8 @@ LIP_DEADZONE = 0.008
 LIP_SOFTNESS = 0.006
 # What of each row of a lip's height is left at the least.
 THINNEST_LIP = 0.15
+# How far into the lips, as a share of their first row, the edge of parted lips is moved.
+TEETH_RIM = 0.8
 # Lids meet this far up from the lower lid's place.
 LID_MEETING = 0.12
 
@@ -135,6 +137,23 @@ def rotation_matrix(vector: NDArray[np.floating]) -> NDArray[np.float64]:
     x, y, z = np.asarray(vector, np.float64) / angle
     k = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     return np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)
+
+
+def hide_teeth(landmarks: Floats) -> Floats:
+    """Move the inner edge of parted lips a little into the lips: (478, 3) pixels, a copy.
+
+    The tracker's inner contour runs along the teeth, not along the lips: closed on it, a smile
+    would keep a rim of teeth. The wider the lips are parted, the surer that rim is teeth.
+    """
+    moved = landmarks.copy()
+    eyes = float(np.linalg.norm(landmarks[33] - landmarks[263]))
+    gap = np.linalg.norm(landmarks[LOWER_ROWS[0]] - landmarks[UPPER_ROWS[0]], axis=1) / eyes
+    share = TEETH_RIM * np.clip(gap / 0.08, 0.0, 1.0)[:, None]
+    for rows in (UPPER_ROWS, LOWER_ROWS):
+        moved[rows[0]] += share * (landmarks[rows[1]] - landmarks[rows[0]])
+        # The next row keeps its distance, or a thin lip would be folded over.
+        moved[rows[1]] += 0.5 * share * (landmarks[rows[2]] - landmarks[rows[1]])
+    return moved
 
 
 class FaceShape:

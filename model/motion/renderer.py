@@ -26,6 +26,7 @@ from model.motion.geometry import (
     Eye,
     FaceShape,
     face_basis,
+    hide_teeth,
     rotation_matrix,
 )
 from model.motion.mesh import OVAL, build_mesh
@@ -74,7 +75,7 @@ class PortraitRenderer:
         self.width, self.height = view.width, view.height
         self._pad = 2 * round(PAD_SHARE * max(view.width, view.height) / 2)
         padded = view.cut(picture, self._pad).astype(np.uint8)
-        placed = view.place(landmarks)
+        placed = hide_teeth(view.place(landmarks))
         self._shape = FaceShape(placed, coefficients)
         self._eye_distance = self._shape.eye_distance
         self._turn_share = _turn_share(self._shape.rotation)

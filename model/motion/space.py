@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.conditioning import Floats, Reference
 from model.motion.actions import MOTION_DIM, reference_features
-from model.motion.geometry import FaceShape
+from model.motion.geometry import FaceShape, hide_teeth
 from model.motion.renderer import PortraitRenderer
 from model.portrait.landmarks import FaceTracker
 
@@ -37,7 +37,7 @@ class MotionSpace:
         face = self._tracker.find(kept)
         person = self._tracker.person_mask(kept)
         mask = cv2.resize(person, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
-        rest = FaceShape(face.landmarks, face.coefficients).rest
+        rest = FaceShape(hide_teeth(face.landmarks), face.coefficients).rest
         scale = picture.shape[1] / kept.shape[1]
         x0, y0, x1, y1 = (float(v * scale) for v in face.box)
         return Reference(
