@@ -99,7 +99,12 @@ _ABSOLUTE_STEMS = (
 ABSOLUTE: NDArray[np.bool_] = np.array([name.startswith(_ABSOLUTE_STEMS) for name in ACTIONS])
 BLINK: NDArray[np.bool_] = np.array([name.startswith("eyeBlink") for name in ACTIONS])
 _OFFSET = ~ABSOLUTE & ~BLINK
+# What speech moves; eyes, brows and nose go their own way.
+MOUTH: NDArray[np.bool_] = np.array(
+    [name.startswith(("jaw", "mouth", "cheekPuff", "tongue")) for name in ACTIONS]
+)
 ABSOLUTE.setflags(write=False)
+MOUTH.setflags(write=False)
 BLINK.setflags(write=False)
 
 # A rest of 1 (eyes closed in the portrait) leaves nothing to close; the floor keeps the inverse

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.audio.features import HOPS_PER_FRAME
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX
-from model.motion.actions import ACTION_COUNT, REFERENCE_DIM
+from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH, REFERENCE_DIM
 from model.training.augment import VoiceAugmenter
 from model.training.corpus import LEAST_LOG_POWER, Corpus
 
@@ -58,6 +58,9 @@ class WindowSampler:
         self._corpus, self._mean, self._std = corpus, mean, std
         self._random = random
         self._augment = VoiceAugmenter()
+        self._real = (corpus.trust == 1).nonzero()[:, 0]
+        self._mouth = torch.zeros(MOTION_DIM, dtype=torch.bool)
+        self._mouth[:ACTION_COUNT] = torch.tensor(MOUTH)
         # a clip is drawn as often as it is long
         self._weights = corpus.frames.float()
 
@@ -75,6 +78,9 @@ class WindowSampler:
         start = torch.where(torch.rand(size, generator=random) < FIRST_WINDOW, 0.0, start)
         start = torch.where(rate == 1, start.round(), start)
         motion, gap = self._motion(clip, start, rate)
+        motion = torch.where(
+            (corpus.trust[clip] < 1)[:, None, None] & ~self._mouth, self._upper_face(start), motion
+        )
         prefix, x0 = motion[:, :PREFIX], motion[:, PREFIX:]
         spectra, sounding = self._spectra(clip, start, rate)
         audio = self._augment(spectra, corpus.noise[clip], sounding, random)
@@ -88,6 +94,19 @@ class WindowSampler:
             lip_gap=gap[:, PREFIX:],
             trust=corpus.trust[clip],
         )
+
+    def _upper_face(self, start: Tensor) -> Tensor:
+        """(B, PREFIX + HOP, 58) of real clips, for windows of which only the mouth is known.
+
+        A window that starts a session keeps its rest.
+        """
+        corpus, size = self._corpus, len(start)
+        which = torch.randint(len(self._real), (size,), generator=self._random)
+        clip = self._real[which]
+        room = corpus.frames[clip] - HOP - PREFIX + 1
+        other = PREFIX + (room * torch.rand(size, generator=self._random)).floor()
+        other = torch.where(start == 0, 0.0, other)
+        return self._motion(clip, other, torch.ones(size))[0]
 
     def _motion(self, clip: Tensor, start: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         """(B, PREFIX + HOP, 58) normalised latents and lip gaps (B, PREFIX + HOP)."""
@@ -135,4 +154,4 @@ class WindowSampler:
 
         offset = torch.randn(size, 1, prefix.shape[2], generator=random)
         rough = torch.randn(prefix.shape, generator=random)
-        return prefix + amount(0.5, 0.6) * offset + amount(0.3, 0.6) * rough
+        return prefix + amount(0.35, 0.5) * offset + amount(0.2, 0.5) * rough

@@ -168,14 +168,19 @@ def background(spectra: NDArray[np.float16]) -> Floats:
     return np.quantile(spectra.astype(np.float32), 0.1, axis=0).astype(np.float32)
 
 
+def clip_motion(grid: Grid, clip: int) -> tuple[Floats, Floats]:
+    """(T, 58) motion latents of one clip and the rest (52,) that they are relative to."""
+    rest = clip_rest(grid.coefficients[clip])
+    pose = smooth_pose(grid.pose[clip])
+    return to_motion(grid.coefficients[clip], pose, rest, np.median(pose, axis=0)), rest
+
+
 def grid_corpus(grid: Grid, chosen: NDArray[np.bool_]) -> Corpus:
     """The ``chosen`` clips (C,) of GRID; clips in which the tracker lost the face are left out."""
     motion, gaps, spectra, references, noises = [], [], [], [], []
     for c in np.flatnonzero(chosen & grid.usable.all(axis=1)):
-        rest = clip_rest(grid.coefficients[c])
-        pose = smooth_pose(grid.pose[c])
-        rest_pose = np.median(pose, axis=0)
-        motion.append(to_motion(grid.coefficients[c], pose, rest, rest_pose))
+        latents, rest = clip_motion(grid, int(c))
+        motion.append(latents)
         gaps.append(grid.lip_gap[c])
         spectra.append(log_power(grid.samples[c]))
         references.append(reference_features(rest, grid.landmarks))

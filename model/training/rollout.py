@@ -1,0 +1,76 @@
+"""A student run as it is in service: streaming windows, its own frames as the next prefix.
+
+Knows: the pipeline and the windower. Does not know: what the motion is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from model.audio.windows import AudioWindower
+from model.conditioning import Floats, Guidance, Reference, Window
+from model.motion.actions import MOTION_DIM
+from model.pipeline import Frame, FrameDecoder, StudentPipeline, WindowTask
+
+
+class MotionOnly:
+    """A latent space that is never drawn: for training and evaluation, which need no pictures."""
+
+    name = "motion"
+    dim = MOTION_DIM
+
+    def encode_reference(self, picture: Frame) -> Reference:
+        raise ValueError(f"motion without pictures was given a picture of shape {picture.shape}")
+
+    def rest_prefix(self, frames: int) -> Floats:
+        return np.zeros((frames, MOTION_DIM), np.float32)
+
+    def decoder(self, reference: Reference, size: int, framing: str) -> FrameDecoder:
+        raise ValueError(f"motion without pictures cannot be drawn at size {size}, {framing}")
+
+
+def reference_of(features: Floats) -> Reference:
+    """A reference that holds only what the network is told: ``features`` (64,)."""
+    return Reference("motion", 0, 0, (0.0, 0.0, 0.0, 0.0), 1.0, features, {})
+
+
+def _windows(samples: Floats) -> list[Window]:
+    windower = AudioWindower()
+    return windower.push(samples) + windower.finish()
+
+
+def roll_out(
+    pipeline: StudentPipeline,
+    sounds: list[Floats],
+    features: list[Floats],
+    seeds: list[int],
+    guidance: Guidance,
+    steps: int,
+) -> list[Floats]:
+    """The motion (T, 58) of each speech, all sessions stepped side by side.
+
+    ``sounds``: (N,) samples each; ``features``: (64,) of each one's reference.
+    """
+    windows = [_windows(s) for s in sounds]
+    references = [reference_of(f) for f in features]
+    states = [pipeline.start(seed) for seed in seeds]
+    made: list[list[Floats]] = [[] for _ in sounds]
+    for index in tqdm(range(max(len(w) for w in windows)), unit="window", leave=False):
+        active = [i for i, w in enumerate(windows) if index < len(w)]
+        for group in _groups(active, 64):
+            tasks = [
+                WindowTask(windows[i][index], states[i], references[i], guidance, steps)
+                for i in group
+            ]
+            for i, (latents, state) in zip(group, pipeline.step(tasks), strict=True):
+                made[i].append(latents)
+                states[i] = state
+    return [np.concatenate(parts) for parts in made]
+
+
+def _groups(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
