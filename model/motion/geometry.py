@@ -88,6 +88,8 @@ LIP_SOFTNESS = 0.006
 THINNEST_LIP = 0.15
 # How far into the lips, as a share of their first row, the edge of parted lips is moved.
 TEETH_RIM = 0.8
+# A whole blink reads about this much (the median peak of a tracked speaker's), not 1.
+LIDS_MEET_AT = 0.75
 # Lids meet this far up from the lower lid's place.
 LID_MEETING = 0.12
 
@@ -215,8 +217,9 @@ class FaceShape:
     ) -> None:
         index = ACTIONS.index(f"eyeBlink{eye.side}")
         rest, now = float(self.rest[index]), float(coefficients[index])
-        # 1 closes any eye; below rest it opens further, by as much as rest had closed it.
-        blink = (now - rest) / max(1.0 - rest, 0.05) if now >= rest else (now - rest) * 0.6
+        # Above rest the lids close, below they open further by what rest had closed them.
+        travel = (now - rest) / max(1.0 - rest, 0.05)
+        blink = min(1.0, travel / LIDS_MEET_AT) if now >= rest else (now - rest) * 0.6
         upper, lower = moved[eye.upper], moved[eye.lower]
         gap = np.maximum(lower[:, 1] - upper[:, 1], 0.0)
         drop = np.clip(blink, -0.25, 1.0) * gap

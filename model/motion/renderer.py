@@ -55,7 +55,8 @@ DOWN = np.array([1.0, -1.0, -1.0])  # latent axes (y up, z to the viewer) → pi
 class PortraitRenderer:
     """Draws one portrait at one size. Not safe to share between threads: it reuses its buffers.
 
-    ``rest`` (52,) are the coefficients with which, and no head movement, it draws the portrait.
+    ``portrait`` (H, W, 3) is the framed picture; ``rest`` (52,) are the coefficients with which,
+    and no head movement, it is what is drawn.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class PortraitRenderer:
         self._texture = pack_rgb(padded)
         self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
         inner = slice(self._pad, -self._pad) if self._pad else slice(None)
-        self._still = np.ascontiguousarray(padded[inner, inner])
-        self._out = np.empty_like(self._still)
+        self.portrait = np.ascontiguousarray(padded[inner, inner])
+        self._out = np.empty_like(self.portrait)
         self._points = placed
         self._eyes = [_Eyeball.of(padded, placed, eye) for eye in EYES]
         self._mouth = _Mouth.of(padded, placed, self._shape)
@@ -107,7 +108,7 @@ class PortraitRenderer:
         face = self._shape.deform(np.asarray(coefficients, np.float32))
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         target = self.project(face, turn, shift, grow)
-        out[...] = self._still
+        out[...] = self.portrait
         draw_triangles(
             self.mesh.triangles, target[: len(self._source)], self._source, self._texture,
             float(self._pad), out,

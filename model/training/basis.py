@@ -39,6 +39,7 @@ Array = NDArray[np.float64]
 
 OUT = Path(__file__).parents[1] / "weights" / "face_basis.safetensors"
 RIDGE = 5.0
+LOWER_FACE_TOP_CM = 1.5  # the eyes are at 2.7, the nose's tip at -1.1
 TEETH_PIXELS_PER_CM = 40
 TEETH_WINDOW_CM = (-3.4, 3.4, -1.9, 1.9)  # x0, x1, y0, y1 around the lips' centre
 
@@ -83,7 +84,7 @@ def main() -> None:
     carried = smooth(carried, triangles)
     prior = np.stack([_of_action(action, names, carried) for action in ACTIONS])
     frames = np.load(args.frames)
-    basis = correct(prior, *_tracked(frames, canonical))
+    basis = correct(prior, *_tracked(frames, canonical), canonical)
     unit = float(np.linalg.norm(canonical[33] - canonical[263]))
     down = np.array([1.0, -1.0, -1.0])  # to picture axes: x right, y down, z away
     textures = mouth_textures(ict, placed, moves[names.index("jawOpen")], canonical)
@@ -213,12 +214,22 @@ def _tracked(frames: np.lib.npyio.NpzFile, canonical: Array) -> tuple[Array, Arr
     return coefficients - coefficients.mean(axis=0), np.array(free) - np.mean(free, axis=0)
 
 
-def correct(prior: Array, coefficients: Array, landmarks: Array) -> Array:
-    """The ridge of the module's docstring; actions the speaker never makes keep the prior."""
-    flat = prior.reshape(52, -1)
+def correct(prior: Array, coefficients: Array, landmarks: Array, canonical: Array) -> Array:
+    """The ridge of the module's docstring; actions the speaker never makes keep the prior.
+
+    Only what jaw, lips and cheeks do is corrected, and only below the eyes: a speaker looks down
+    when the jaw opens, and a regression would learn to open the jaw by looking down.
+    """
+    spoken = [i for i, name in enumerate(ACTIONS) if name.startswith(("jaw", "mouth", "cheek"))]
+    flat = prior.reshape(len(ACTIONS), -1)
     left_over = landmarks.reshape(len(landmarks), -1) - coefficients @ flat
-    gram = coefficients.T @ coefficients + RIDGE * np.eye(52)
-    return (flat + np.linalg.solve(gram, coefficients.T @ left_over)).reshape(prior.shape)
+    active = coefficients[:, spoken]
+    gram = active.T @ active + RIDGE * np.eye(len(spoken))
+    change = np.linalg.solve(gram, active.T @ left_over).reshape(len(spoken), *prior.shape[1:])
+    lower_face = np.clip((LOWER_FACE_TOP_CM - canonical[:, 1]) / 1.5, 0.0, 1.0)
+    corrected = prior.copy()
+    corrected[spoken] += change * lower_face[:, None]
+    return corrected
 
 
 def mouth_textures(

@@ -1,0 +1,78 @@
+"""The frame keeps hair and chin, stays in the picture, and maps pixels exactly."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.portrait import FaceTracker, load_picture
+from model.portrait.framing import Frame, frame
+
+
+@pytest.fixture(scope="module")
+def tracked(examples: Path) -> dict[str, tuple]:
+    tracker = FaceTracker()
+    found = {}
+    for name in ("astronaut", "monalisa", "presenter"):
+        picture = load_picture((examples / f"{name}.jpg").read_bytes())
+        found[name] = (picture, tracker.find(picture).landmarks, tracker.person_mask(picture))
+    return found
+
+
+@pytest.mark.parametrize("name", ["astronaut", "monalisa", "presenter"])
+def test_portrait_is_a_square_with_the_whole_head(tracked: dict, name: str) -> None:
+    picture, landmarks, person = tracked[name]
+    view = frame("portrait", 512, picture.shape[1], picture.shape[0], landmarks, person)
+    assert (view.width, view.height) == (512, 512)
+    placed = view.place(landmarks)
+    assert placed[:, :2].min() > 20 and placed[:, :2].max() < 492
+    # Above the forehead there is room for hair: a fifth of the face at the least.
+    assert placed[10, 1] > 0.2 * (placed[152, 1] - placed[10, 1])
+
+
+@pytest.mark.parametrize("size", [128, 512, 1024])
+def test_full_keeps_the_picture_and_its_aspect(tracked: dict, size: int) -> None:
+    picture, landmarks, person = tracked["monalisa"]
+    view = frame("full", size, picture.shape[1], picture.shape[0], landmarks, person)
+    assert max(view.width, view.height) == size
+    assert view.width % 2 == 0 and view.height % 2 == 0
+    assert view.width / view.height == pytest.approx(300 / 447, abs=2 / size)
+
+
+def test_a_face_at_the_border_stays_in_frame(tracked: dict) -> None:
+    picture, landmarks, person = tracked["astronaut"]
+    left = int(landmarks[:, 0].min()) - 4
+    cut = picture[:, left:]
+    moved = landmarks - np.array([left, 0, 0], np.float32)
+    view = frame("portrait", 256, cut.shape[1], cut.shape[0], moved, person[:, left:])
+    assert view.place(moved)[:, 0].min() >= 0
+    assert view.corner[0] >= 0
+
+
+def test_what_is_not_allowed_is_named(tracked: dict) -> None:
+    picture, landmarks, person = tracked["astronaut"]
+    for framing, size, says in [
+        ("round", 512, "portrait, full"),
+        ("full", 511, "even"),
+        ("full", 2000, "128 to 1024"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            frame(framing, size, 512, 512, landmarks, person)
+
+
+@given(
+    scale=st.floats(0.3, 3.0),
+    corner=st.tuples(st.floats(0, 40), st.floats(0, 40)),
+    x=st.integers(70, 110),
+)
+def test_pixels_and_points_move_alike(scale: float, corner: tuple[float, float], x: int) -> None:
+    picture = np.zeros((600, 600, 3), np.uint8)
+    picture[:, :x] = 200
+    view = Frame(corner, scale, 128, 128)
+    row = view.cut(picture, 0)[64, :, 0].astype(float)
+    expected = float(view.place(np.array([[x, 90.0]], np.float32))[0, 0])
+    if 8 < expected < 120:
+        # The edge between bright and dark lies where the point does.
+        assert row.sum() / 200.0 == pytest.approx(expected, abs=0.6)
