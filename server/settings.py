@@ -21,12 +21,12 @@ class Settings(BaseSettings):
         None, description="Redis or Valkey to use; unset, `fada serve` starts one of its own"
     )
     pipeline: str = Field(
-        "model.pipeline:load_pipeline",
+        "model.students:load_pipeline",
         pattern=r"^[\w.]+:\w+$",
         description="module:function that loads a student by its name",
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("motion",), min_length=1, description="students to load, comma-separated; first: default"
+        ("motion-fast",), min_length=1, description="students to load, comma-separated; first: default"
     )
     workers: int = Field(1, ge=1, le=64, description="worker processes of `fada serve`")
     sessions_per_worker: int = Field(8, ge=1, le=256, description="jobs one worker runs at once")

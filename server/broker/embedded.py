@@ -63,6 +63,7 @@ def _command(program: Path, path: Path) -> list[str]:
         "maxmemory": _MAX_MEMORY,
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
+        "logfile": str(path.with_name("log")),
     }
     return [str(program), *(word for k, v in options.items() for word in (f"--{k}", v))]
 
@@ -71,7 +72,9 @@ def _wait_until_ready(child: subprocess.Popen[bytes], path: Path) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise RuntimeError(f"the embedded Valkey ended with {child.returncode}")
+            log = path.with_name("log")
+            said = log.read_text().strip() if log.exists() else "it said nothing"
+            raise RuntimeError(f"the embedded Valkey ended with {child.returncode}: {said}")
         if _answers(path):
             return
         time.sleep(0.01)

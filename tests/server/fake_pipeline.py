@@ -1,0 +1,87 @@
+"""A pipeline that draws colours: what the service does can be read off its pictures.
+
+Each frame is one flat colour: red tells the window, green the session's seed, blue the frame. A
+picture whose top left pixel is pure red has no face, and one of pure blue poisons its third
+window. Named by ``FADA_PIPELINE=tests.server.fake_pipeline:load_pipeline``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from model.conditioning import Floats, Guidance, Reference, SessionState
+from model.pipeline import Frame, StudentInfo, WindowTask
+from model.portrait import NoFaceError
+
+RED_STEP, GREEN_STEP, BLUE_STEP = 16, 16, 24
+
+
+class FakeDecoder:
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self._buffer = np.zeros((height, width, 3), np.uint8)
+
+    def decode(self, latents: Floats) -> Iterator[Frame]:
+        for row in latents:
+            self._buffer[:] = row.astype(np.uint8)
+            yield self._buffer
+
+
+class FakeSpace:
+    name = "fake"
+    dim = 3
+
+    def encode_reference(self, picture: Frame) -> Reference:
+        if tuple(picture[0, 0]) == (255, 0, 0):
+            raise NoFaceError("there is no face in the picture")
+        height, width = picture.shape[:2]
+        return Reference(
+            latent_space=self.name,
+            width=width,
+            height=height,
+            face_box=(0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height),
+            face_confidence=0.9,
+            features=np.zeros(4, np.float32),
+            arrays={"poison": np.array(tuple(picture[0, 0]) == (0, 0, 255))},
+        )
+
+    def rest_prefix(self, frames: int) -> Floats:
+        return np.zeros((frames, self.dim), np.float32)
+
+    def decoder(self, reference: Reference, size: int, framing: str) -> FakeDecoder:
+        if framing == "portrait":
+            return FakeDecoder(size, size)
+        scale = size / max(reference.width, reference.height)
+        return FakeDecoder(
+            round(reference.width * scale / 2) * 2, round(reference.height * scale / 2) * 2
+        )
+
+
+class FakePipeline:
+    def __init__(self, name: str) -> None:
+        self.info = StudentInfo(name, "fake", 6, 6, 25, 512, "Apache-2.0", Guidance(3.0, 2.0))
+        self.space = FakeSpace()
+        self.batches: list[int] = []
+
+    def start(self, seed: int) -> SessionState:
+        return SessionState(seed, self.space.rest_prefix(1))
+
+    def step(self, tasks: Sequence[WindowTask]) -> list[tuple[Floats, SessionState]]:
+        self.batches.append(len(tasks))
+        return [self._one(task) for task in tasks]
+
+    def _one(self, task: WindowTask) -> tuple[Floats, SessionState]:
+        if task.reference.arrays["poison"] and task.window.index == 2:
+            raise ArithmeticError("this window is poisoned")
+        frames = task.window.frames
+        latents = np.zeros((frames, 3), np.float32)
+        latents[:, 0] = task.state.window_index % 16 * RED_STEP
+        latents[:, 1] = task.state.seed % 16 * GREEN_STEP
+        latents[:, 2] = np.arange(frames) % 8 * BLUE_STEP
+        return latents, task.state.after(latents, frames)
+
+
+def load_pipeline(name: str) -> FakePipeline:
+    return FakePipeline(name)

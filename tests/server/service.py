@@ -1,0 +1,87 @@
+"""A real service in its own processes, for tests: `fada serve` and what it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = {"FADA_PIPELINE": "tests.server.fake_pipeline:load_pipeline", "FADA_MODELS": "fake"}
+_STOP_S = 20.0
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's, without its own settings, with the project's root on the path."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("FADA_")}
+    return {**own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+
+
+@dataclass
+class Service:
+    """``url`` answers; ``log`` holds what its processes have said so far."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30.0)
+
+    def children(self) -> list[int]:
+        """Process ids of the workers and the embedded Valkey."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(word) for word in path.read_text().split()]
+
+    def workers(self) -> list[int]:
+        return [c for c in self.children() if b"worker" in command_line(c)]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal and wait; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(_STOP_S)
+
+
+def command_line(process_id: int) -> bytes:
+    try:
+        return Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+@contextmanager
+def running(settings: Mapping[str, str]) -> Iterator[Service]:
+    """Start `fada serve` on a free port; ready when the block begins, gone when it ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "server.cli", "serve", "--port", "0"],
+                env=environment(settings),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                line = process.stdout.readline()
+                assert "ready on http://" in line, log.read_text()
+                yield Service(line.split()[-1], process, log)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.wait(_STOP_S)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
