@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from server.broker.embedded import embedded_server, valkey_program
+from tests.server.service import environment
+
+KEEPER = """
+import time
+from server.broker.embedded import embedded_server, valkey_program
+with embedded_server(valkey_program()) as server:
+    print(server.child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def gone(process_id: int) -> bool:
+    """Waits for the kernel to take it away."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_it_is_private_and_leaves_nothing() -> None:
+    with embedded_server(valkey_program()) as server:
+        path = Path(server.url.removeprefix("unix://"))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert not path.parent.exists()
+    assert server.child.returncode is not None
+
+
+def test_two_do_not_share_anything() -> None:
+    with embedded_server(valkey_program()) as one, embedded_server(valkey_program()) as other:
+        assert one.url != other.url
+
+
+def test_a_program_that_is_no_server_is_told() -> None:
+    with (
+        pytest.raises(RuntimeError, match="ended with"),
+        embedded_server(Path("/bin/false")),
+    ):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_it_dies_with_a_parent_that_was_killed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KEEPER], stdout=subprocess.PIPE, env=environment({})
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(parent.pid, signal.SIGKILL)
+        assert gone(child)
