@@ -124,13 +124,13 @@ class Block(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): two residual convolutions in time."""
+    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): two residual convolutions over ±3 frames."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.rows = nn.Linear(ROW_DIM, width)
         self.near = nn.Conv1d(width, width, 3, padding=1)
-        self.far = nn.Conv1d(width, width, 3, padding=1)
+        self.far = nn.Conv1d(width, width, 5, padding=2)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -180,6 +180,9 @@ class MotionNet(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, MOTION_DIM)
+        self.heard = nn.Linear(width, MOTION_DIM)
+        nn.init.zeros_(self.heard.weight)
+        nn.init.zeros_(self.heard.bias)
         if config.guided:
             self.audio_scale = ScaleToken(width)
             self.reference_scale = ScaleToken(width)
@@ -191,8 +194,8 @@ class MotionNet(nn.Module):
         ``reference`` (B, 64), ``has_audio`` and ``has_reference`` (B,) of 0 or 1, and for a
         student ``guidance`` (B, 2): audio scale, reference scale.
         """
-        audio = self.audio(cond["audio"])
-        audio = torch.where(cond["has_audio"][:, None, None] > 0.5, audio, self.null_audio)
+        audio = self._audio_tokens(cond)
+        heard = self.heard(audio[:, PREFIX : PREFIX + HOP])
         reference = self.reference(cond["reference"]).unflatten(1, self.null_reference.shape)
         reference = torch.where(
             cond["has_reference"][:, None, None] > 0.5, reference, self.null_reference
@@ -207,4 +210,16 @@ class MotionNet(nn.Module):
         time = self.time_modulation(embedded).unflatten(1, (6, -1))
         for block in self.blocks:
             x = block(x, audio, reference, time)
-        return torch.as_tensor(self.out(self.norm(x[:, PREFIX:])))
+        return torch.as_tensor(heard + self.out(self.norm(x[:, PREFIX:])))
+
+    def heard_motion(self, cond: Conditions) -> Tensor:
+        """(B, PREFIX + HOP, 58) the motion as a linear estimate from the audio tokens alone.
+
+        It is part of the prediction, which only adds to it; trained on its own besides, it
+        teaches the audio encoder from every frame, at any noise level.
+        """
+        return torch.as_tensor(self.heard(self._audio_tokens(cond)[:, : PREFIX + HOP]))
+
+    def _audio_tokens(self, cond: Conditions) -> Tensor:
+        audio = self.audio(cond["audio"])
+        return torch.where(cond["has_audio"][:, None, None] > 0.5, audio, self.null_audio)

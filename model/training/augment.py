@@ -32,7 +32,7 @@ PITCH = (0.75, 2.3)  # factor on the distance of harmonics
 GAIN_DB = (-30.0, 6.0)
 NOISE_DB = (-95.0, -42.0)  # mean power of the background, full scale = 0
 LEAST_SNR_DB = 9.0
-KEPT_AS_IS = 0.15  # share of windows that stay the speaker's own voice
+KEPT_AS_IS = 0.2  # share of windows that stay the speaker's own voice
 _STEPS = 48
 _ENVELOPE_BINS = 3.5  # Gaussian width that separates formants from harmonics, 110 Hz
 

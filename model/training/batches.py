@@ -152,6 +152,8 @@ class WindowSampler:
             drawn = most * torch.rand(size, 1, 1, generator=random)
             return drawn * (torch.rand(size, 1, 1, generator=random) < share)
 
+        # a few are hardly worth reading, so that the sound is always listened to
+        poor = amount(1.5, 0.2) * torch.randn(prefix.shape, generator=random)
         offset = torch.randn(size, 1, prefix.shape[2], generator=random)
         rough = torch.randn(prefix.shape, generator=random)
-        return prefix + amount(0.35, 0.5) * offset + amount(0.2, 0.5) * rough
+        return prefix + amount(0.35, 0.5) * offset + amount(0.2, 0.5) * rough + poor

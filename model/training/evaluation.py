@@ -8,7 +8,6 @@ minutes of speech and silence in one session. Everything runs as in service (`ro
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from model.training.corpus import (
     held_out,
     load_grid,
 )
+from model.training.inferred import speeches
 from model.training.losses import CLOSED_GAP
 from model.training.phones import (
     BILABIAL,
@@ -182,14 +182,16 @@ def grid_spoken(grid: Grid, corpus: Corpus, clips: NDArray[np.int64]) -> list[Sp
 
 
 def unheard_spoken(folder: Path, count: int) -> list[Spoken]:
-    """Every tenth aligned speech of each of the manifest's collections, ``count`` at most."""
+    """About ``count`` speeches of two seconds or more whose voices were never learned from."""
     align, result = Aligner(), []
     neutral = np.zeros(64, np.float32)
     neutral[:ACTION_COUNT] = 0.05
-    with (folder / "manifest.csv").open() as file:
-        rows = [r for r in csv.DictReader(file) if r["transcript"] and float(r["seconds"]) >= 2]
-    chosen = rows[9::10]
-    for entry in chosen[:: max(1, len(chosen) // count)]:
+    # half of them the studio voice, half the held-out speakers of speechocean762
+    rows = [r for r in speeches(folder)[1] if float(r["seconds"]) >= 2]
+    studio = [r for r in rows if r["file"].startswith("asterisk")]
+    others = [r for r in rows if not r["file"].startswith("asterisk")]
+    chosen = [s[:: max(1, 2 * len(s) // count)] for s in (studio, others)]
+    for entry in [entry for part in chosen for entry in part]:
         samples, rate = soundfile.read(folder / entry["file"], dtype="float32")
         phones = align(samples, entry["transcript"]) if rate == SAMPLE_RATE else None
         if phones is not None:

@@ -23,6 +23,7 @@ BATCH = 64
 NO_CONDITIONS = 0.08
 REFERENCE_ONLY = 0.10
 AUDIO_ONLY = 0.03
+HEARD_WEIGHT = 0.3  # of the estimate from sound alone, see `MotionNet.heard_motion`
 
 
 def draw_times(size: int, random: torch.Generator) -> Tensor:
@@ -60,8 +61,11 @@ class TeacherObjective:
         t = draw_times(BATCH, self._random)
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
-        loss = self._loss(self._net(x_t, t, cond), batch.x0)
-        return {"loss": (loss * batch.trust).mean()}
+        denoising = (self._loss(self._net(x_t, t, cond), batch.x0) * batch.trust).mean()
+        every = torch.cat([batch.clean_prefix, batch.x0], dim=1)
+        heard = (self._loss(self._net.heard_motion(cond), every) * batch.trust).mean()
+        loss = denoising + HEARD_WEIGHT * heard
+        return {"loss": loss, "denoising": denoising, "heard": heard}
 
 
 def train_teacher(corpus: Corpus, options: RunOptions, seed: int, start: Path | None) -> Path:
