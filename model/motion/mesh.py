@@ -6,7 +6,6 @@ head, and that no triangle may be folded at rest. Does not know colours or time.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.conditioning import Floats
 from model.motion.geometry import EYES, MOUTH_CORNERS, MOUTH_RING, face_basis
+from model.motion.raster import distances_inside
 
 # The outline of MediaPipe's mesh, clockwise from the top of the forehead.
 # fmt: off
@@ -49,7 +49,7 @@ class PortraitMesh:
     triangles: NDArray[np.int32]
     follow: Floats
     pull: Floats
-    guard: "FoldGuard"
+    guard: FoldGuard
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class FoldGuard:
     pinned: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, points: NDArray[np.float64], triangles: NDArray[np.int64]) -> "FoldGuard":
+    def of(cls, points: NDArray[np.float64], triangles: NDArray[np.int64]) -> FoldGuard:
         skin = triangles[~_filling(triangles)]
-        around = _mean_value_weights(points, triangles)
+        first, neighbours, weights = _mean_value_weights(points, triangles)
         pinned = np.zeros(len(points), bool)
         for ring in (MOUTH_RING, *(eye.ring for eye in EYES)):
             pinned[ring] = True
@@ -81,16 +81,14 @@ class FoldGuard:
         return cls(
             skin=np.ascontiguousarray(skin, np.int32),
             least=(LEAST_AREA * signed_areas(points, skin)).astype(np.float32),
-            first=np.cumsum([0, *(len(n) for n in around)]).astype(np.int32),
-            neighbours=np.array([v for row in around for v in row], np.int32),
-            weights=np.array([w for row in around for w in row.values()], np.float32),
+            first=first,
+            neighbours=neighbours,
+            weights=weights,
             pinned=pinned,
         )
 
 
-def build_mesh(
-    landmarks: Floats, eye_distance: float, person: Floats, pad: int
-) -> PortraitMesh:
+def build_mesh(landmarks: Floats, eye_distance: float, person: Floats, pad: int) -> PortraitMesh:
     """Cover a (H, W) framed picture, padded by ``pad`` pixels on each side, with a mesh.
 
     ``landmarks`` (478, 3) and ``person`` (H + 2 pad, W + 2 pad) 0..1 are in padded pixels.
@@ -214,31 +212,33 @@ def _neighbours(count: int, triangles: NDArray[np.int64]) -> list[list[int]]:
 
 def _mean_value_weights(
     points: NDArray[np.float64], triangles: NDArray[np.int64]
-) -> list[dict[int, float]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats]:
     """Each point's neighbours with weights that sum to 1 and, at rest, give the point itself.
 
-    Points on the border have none. Weights are kept positive: where a ring of neighbours is not
-    star-shaped around its point, an exact reproduction would need negative ones, which fold.
+    Returns row starts (V + 1,), neighbours and weights, row by row; points on the border have
+    none. Weights are positive: where a ring of neighbours is not star-shaped around its point, an
+    exact reproduction would need negative ones, which fold.
     """
-    rows: list[dict[int, float]] = [{} for _ in points]
-    turned = np.zeros(len(points))
-    for corners in triangles:
-        for i in range(3):
-            v, a, b = (int(corners[(i + k) % 3]) for k in range(3))
-            to_a, to_b = points[a] - points[v], points[b] - points[v]
-            long_a, long_b = max(1e-3, math.hypot(*to_a)), max(1e-3, math.hypot(*to_b))
-            cos = (to_a[0] * to_b[0] + to_a[1] * to_b[1]) / (long_a * long_b)
-            half = math.acos(min(1.0, max(-1.0, cos))) / 2
-            turned[v] += 2 * half
-            tangent = math.tan(min(half, 1.5))
-            rows[v][a] = rows[v].get(a, 0.0) + tangent / long_a
-            rows[v][b] = rows[v].get(b, 0.0) + tangent / long_b
-    for v, row in enumerate(rows):
-        total = sum(row.values())
-        # The angles around an inner point make a full turn; around a border point, half of one.
-        closed = len(row) and turned[v] > 1.5 * math.pi
-        rows[v] = {n: w / total for n, w in row.items()} if closed and total > 0 else {}
-    return rows
+    count = len(points)
+    turned = np.zeros(count)
+    weights = np.zeros((count, count))
+    for i in range(3):
+        v, a, b = (triangles[:, (i + k) % 3] for k in range(3))
+        to_a, to_b = points[a] - points[v], points[b] - points[v]
+        long_a = np.maximum(np.hypot(*to_a.T), 1e-3)
+        long_b = np.maximum(np.hypot(*to_b.T), 1e-3)
+        cos = (to_a * to_b).sum(axis=1) / (long_a * long_b)
+        half = np.arccos(np.clip(cos, -1.0, 1.0)) / 2
+        np.add.at(turned, v, 2 * half)
+        tangent = np.tan(np.minimum(half, 1.5))
+        np.add.at(weights, (v, a), tangent / long_a)
+        np.add.at(weights, (v, b), tangent / long_b)
+    # The angles around an inner point make a full turn; around a border point, half of one.
+    weights[turned < 1.5 * np.pi] = 0.0
+    rows, columns = np.nonzero(weights)
+    shares = weights[rows, columns] / weights.sum(axis=1)[rows]
+    first = np.searchsorted(rows, np.arange(count + 1))
+    return first.astype(np.int32), columns.astype(np.int32), shares.astype(np.float32)
 
 
 def _points_around(
@@ -253,54 +253,37 @@ def _points_around(
     rings = [centre + (oval - centre) * grow for grow in (1.10, 1.24)]
     edge = (grid[:, 0] == 0) | (grid[:, 0] == xs[-1]) | (grid[:, 1] == 0) | (grid[:, 1] == ys[-1])
     near = np.concatenate([oval, *rings])
-    contour = oval.astype(np.float32).reshape(-1, 1, 2)
-    keep = []
-    for point, at_edge in zip(grid, edge, strict=True):
-        away = np.sqrt(((near - point) ** 2).sum(axis=1).min())
-        inside = cv2.pointPolygonTest(contour, (float(point[0]), float(point[1])), True)
-        keep.append(at_edge or (inside < 0 and away > 0.62 * step))
-    ringed = []
-    for ring in rings:
-        for point in ring:
-            within = 1 < point[0] < width - 2 and 1 < point[1] < height - 2
-            outside = -cv2.pointPolygonTest(contour, (float(point[0]), float(point[1])), True)
-            if within and outside > 0.02 * step and all(
-                ((point - other) ** 2).sum() > (0.25 * step) ** 2 for other in ringed
-            ):
-                ringed.append(point)
-    return np.concatenate([grid[np.array(keep)], np.array(ringed).reshape(-1, 2)])
+    apart = np.sqrt(((grid[:, None] - near[None]) ** 2).sum(axis=2).min(axis=1))
+    free = (distances_inside(oval, grid) < 0) & (apart > 0.62 * step)
+    chosen = grid[edge | free]
+    ring = np.concatenate(rings)
+    within = np.all((ring > 1) & (ring < (width - 2, height - 2)), axis=1)
+    ring = ring[within & (distances_inside(oval, ring) < -0.02 * step)]
+    spaced: list[NDArray[np.float64]] = []
+    for point in ring:
+        if all(((point - other) ** 2).sum() > (0.25 * step) ** 2 for other in spaced):
+            spaced.append(point)
+    return np.concatenate([chosen, np.array(spaced).reshape(-1, 2)])
 
 
-def _triangulate_outside(
-    points: NDArray[np.float64], width: int, height: int
-) -> NDArray[np.int64]:
+def _triangulate_outside(points: NDArray[np.float64], width: int, height: int) -> NDArray[np.int64]:
     """Delaunay triangles between the oval and the border, oriented like the face's."""
     index = np.concatenate([OVAL, np.arange(468, len(points))])
-    # Subdiv2D identifies points by their rounded place: keep them apart and inside.
     plane = cv2.Subdiv2D((-8, -8, width + 16, height + 16))
-    places: dict[int, int] = {}
-    for vertex in index:
-        x, y = points[vertex]
-        places[plane.insert((float(x), float(y)))] = int(vertex)
-    lookup = {
-        tuple(np.float32(points[v]).tolist()): int(v) for v in index
-    }
+    lookup = {}
+    for vertex, place in zip(
+        index.tolist(), points[index].astype(np.float32).tolist(), strict=True
+    ):
+        plane.insert(place)
+        lookup[place[0], place[1]] = vertex
+    corners = plane.getTriangleList().reshape(-1, 3, 2)
+    # What the Delaunay triangulation lays across the face is the face's own mesh's place.
+    corners = corners[distances_inside(points[OVAL], corners.mean(axis=1).astype(np.float64)) < 0]
     found = []
-    position = {int(v): i for i, v in enumerate(OVAL)}
-    contour = points[OVAL].astype(np.float32).reshape(-1, 1, 2)
-    for ax, ay, bx, by, cx, cy in plane.getTriangleList():
-        corner = [lookup.get((float(x), float(y))) for x, y in ((ax, ay), (bx, by), (cx, cy))]
-        if None in corner:
-            continue
-        if all(v in position for v in corner):
-            middle = ((ax + bx + cx) / 3, (ay + by + cy) / 3)
-            if cv2.pointPolygonTest(contour, (float(middle[0]), float(middle[1])), False) >= 0:
-                continue
-        else:
-            middle = ((ax + bx + cx) / 3, (ay + by + cy) / 3)
-            if cv2.pointPolygonTest(contour, (float(middle[0]), float(middle[1])), False) > 0:
-                continue
-        found.append(corner)
+    for corner in corners.tolist():
+        vertices = [lookup.get((x, y)) for x, y in corner]
+        if None not in vertices:  # the plane's own outer corners are not ours
+            found.append(vertices)
     triangles = np.array(found, dtype=np.int64)
     flipped = signed_areas(points, triangles) < 0
     triangles[flipped] = triangles[flipped][:, ::-1]
@@ -311,10 +294,7 @@ def _pull(
     around: NDArray[np.float64], oval: NDArray[np.float64], reach: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distance of each outer point to the oval's outline, and its weights on the 36 oval points."""
-    contour = oval.astype(np.float32).reshape(-1, 1, 2)
-    distance = np.array(
-        [max(0.0, -cv2.pointPolygonTest(contour, (float(x), float(y)), True)) for x, y in around]
-    )
+    distance = np.maximum(0.0, -distances_inside(oval, around))
     squared = ((around[:, None] - oval[None]) ** 2).sum(axis=2)
     near = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / (2 * (0.35 * reach) ** 2))
     near /= near.sum(axis=1, keepdims=True)

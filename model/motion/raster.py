@@ -152,6 +152,15 @@ def _inside(ring, x, y):  # type: ignore[no-untyped-def]
     return distance if inside else -distance
 
 
+@njit(cache=True, nogil=True)
+def distances_inside(ring, points):  # type: ignore[no-untyped-def]
+    """(M,) signed distance of each of ``points`` (M, 2) to the polygon ``ring``, positive inside."""
+    out = np.empty(points.shape[0], np.float64)
+    for n in range(points.shape[0]):
+        out[n] = _inside(ring, points[n, 0], points[n, 1])
+    return out
+
+
 @njit(cache=True, nogil=True, inline="always")
 def _smooth(t):  # type: ignore[no-untyped-def]
     t = min(1.0, max(0.0, t))
@@ -192,7 +201,9 @@ def draw_mouth(  # type: ignore[no-untyped-def]
             v = to_window[1, 0] * px + to_window[1, 1] * py + to_window[1, 2] - 0.5
             r, g, b = cavity[0], cavity[1], cavity[2]
             side = abs(2.0 * u / upper.shape[1] - 1.0)
-            lit = (0.55 + 0.45 * _smooth(depth / shadow)) * (1.0 - 0.75 * _smooth(side * 1.15 - 0.25))
+            lit = (0.55 + 0.45 * _smooth(depth / shadow)) * (
+                1.0 - 0.75 * _smooth(side * 1.15 - 0.25)
+            )
             for jaw in range(2):
                 layer = lower if jaw == 0 else upper
                 row = v - drop if jaw == 0 else v
@@ -201,8 +212,14 @@ def draw_mouth(  # type: ignore[no-untyped-def]
                     cover = ((texel >> np.uint32(24)) & np.uint32(255)) / 255.0
                     dim = lit * (0.62 if jaw == 0 else 1.0) * cover
                     r = r * (1.0 - cover) + (texel & np.uint32(255)) * teeth[0] * dim
-                    g = g * (1.0 - cover) + ((texel >> np.uint32(8)) & np.uint32(255)) * teeth[1] * dim
-                    b = b * (1.0 - cover) + ((texel >> np.uint32(16)) & np.uint32(255)) * teeth[2] * dim
+                    g = (
+                        g * (1.0 - cover)
+                        + ((texel >> np.uint32(8)) & np.uint32(255)) * teeth[1] * dim
+                    )
+                    b = (
+                        b * (1.0 - cover)
+                        + ((texel >> np.uint32(16)) & np.uint32(255)) * teeth[2] * dim
+                    )
             if own.shape[0] > 1:
                 ou = to_own[0, 0] * px + to_own[0, 1] * py + to_own[0, 2] - 0.5
                 ov = to_own[1, 0] * px + to_own[1, 1] * py + to_own[1, 2] - 0.5
@@ -241,7 +258,9 @@ def draw_eye(ring, eyeball, to_eyeball, iris, gaze, out):  # type: ignore[no-unt
             v -= gaze[1] * share
             texel = _bilinear(eyeball, np.int64(u * 256.0 + 0.5), np.int64(v * 256.0 + 0.5))
             _over(
-                out, y, x,
+                out,
+                y,
+                x,
                 float(texel & np.uint32(255)),
                 float((texel >> np.uint32(8)) & np.uint32(255)),
                 float((texel >> np.uint32(16)) & np.uint32(255)),

@@ -30,7 +30,15 @@ from model.motion.geometry import (
     rotation_matrix,
 )
 from model.motion.mesh import OVAL, build_mesh
-from model.motion.raster import Packed, draw_eye, draw_mouth, draw_triangles, pack_rgb, untangle
+from model.motion.raster import (
+    Packed,
+    distances_inside,
+    draw_eye,
+    draw_mouth,
+    draw_triangles,
+    pack_rgb,
+    untangle,
+)
 from model.portrait.framing import Frame, frame
 
 # Beyond the frame the mesh goes on, so that no border is dragged into the picture.
@@ -74,20 +82,20 @@ class PortraitRenderer:
         """
         view = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, person)
         self.width, self.height = view.width, view.height
-        self._pad = 2 * round(PAD_SHARE * max(view.width, view.height) / 2)
-        padded = view.cut(picture, self._pad).astype(np.uint8)
+        self.pad = 2 * round(PAD_SHARE * max(view.width, view.height) / 2)
+        padded = view.cut(picture, self.pad).astype(np.uint8)
         placed = hide_teeth(view.place(landmarks))
         self._shape = FaceShape(placed, coefficients)
         self._eye_distance = self._shape.eye_distance
         self._turn_share = _turn_share(self._shape.rotation)
-        placed[:, :2] += self._pad
-        mask = _framed_mask(person, view, self._pad, picture.shape[:2])
-        self.mesh = build_mesh(placed, self._eye_distance, mask, self._pad)
+        placed[:, :2] += self.pad
+        mask = _framed_mask(person, view, self.pad, picture.shape[:2])
+        self.mesh = build_mesh(placed, self._eye_distance, mask, self.pad)
         self._rest3 = self.mesh.rest.astype(np.float64)
-        self._origin = self._shape.origin + (self._pad, self._pad, 0.0)
-        self._texture = pack_rgb(padded)
+        self._origin = self._shape.origin + (self.pad, self.pad, 0.0)
+        self.texture = pack_rgb(padded)
         self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
-        inner = slice(self._pad, -self._pad) if self._pad else slice(None)
+        inner = slice(self.pad, -self.pad) if self.pad else slice(None)
         self.portrait = np.ascontiguousarray(padded[inner, inner])
         self._out = np.empty_like(self.portrait)
         self._points = placed
@@ -110,8 +118,12 @@ class PortraitRenderer:
         target = self.project(face, turn, shift, grow)
         out[...] = self.portrait
         draw_triangles(
-            self.mesh.triangles, target[: len(self._source)], self._source, self._texture,
-            float(self._pad), out,
+            self.mesh.triangles,
+            target[: len(self._source)],
+            self._source,
+            self.texture,
+            float(self.pad),
+            out,
         )
         rigid = self._rigid(turn, shift, grow)
         self._mouth.draw(self, face, target, turn, rigid, out)
@@ -142,25 +154,29 @@ class PortraitRenderer:
         moved[468:] += self.mesh.pull @ offset[OVAL]
         everything = np.concatenate([moved, self._points[468:] + offset[468:]])
         follow = np.append(self.mesh.follow, np.ones(10))[:, None]
-        turned = (everything - self._origin) @ turn.T * grow + self._origin + shift * (
-            self._eye_distance
+        turned = (
+            (everything - self._origin) @ turn.T * grow
+            + self._origin
+            + shift * (self._eye_distance)
         )
         place = everything + follow * (turned - everything)
         flat = np.ascontiguousarray(place[:, :2], np.float32)
         guard = self.mesh.guard
         untangle(
-            flat[: len(self._source)], guard.skin, guard.least, guard.first,
-            guard.neighbours, guard.weights, guard.pinned, UNTANGLE_ROUNDS,
+            flat[: len(self._source)],
+            guard.skin,
+            guard.least,
+            guard.first,
+            guard.neighbours,
+            guard.weights,
+            guard.pinned,
+            UNTANGLE_ROUNDS,
         )
-        flat -= np.float32(self._pad)
+        flat -= np.float32(self.pad)
         return flat
 
-    def _rigid(
-        self, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float
-    ) -> "_Rigid":
-        return _Rigid(
-            turn * grow, self._origin, shift * self._eye_distance, float(self._pad)
-        )
+    def _rigid(self, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float) -> _Rigid:
+        return _Rigid(turn * grow, self._origin, shift * self._eye_distance, float(self.pad))
 
 
 @dataclass(frozen=True)
@@ -196,7 +212,7 @@ class _Eyeball:
     depth: float
 
     @classmethod
-    def of(cls, padded: NDArray[np.uint8], points: Floats, eye: Eye) -> "_Eyeball":
+    def of(cls, padded: NDArray[np.uint8], points: Floats, eye: Eye) -> _Eyeball:
         ring = points[eye.ring, :2]
         width = float(np.linalg.norm(points[eye.corners[0], :2] - points[eye.corners[1], :2]))
         margin = 0.35 * width + 3.0
@@ -263,7 +279,7 @@ class _Mouth:
     jaw_rest: float
 
     @classmethod
-    def of(cls, padded: NDArray[np.uint8], points: Floats, shape: FaceShape) -> "_Mouth":
+    def of(cls, padded: NDArray[np.uint8], points: Floats, shape: FaceShape) -> _Mouth:
         textures = face_basis().textures
         head = shape.points
         upper, lower = head[UPPER_ROWS[0]], head[LOWER_ROWS[0]]
@@ -312,18 +328,25 @@ class _Mouth:
         start = self.centre + (x0, y0, 0.03)
         forward = np.zeros((2, 3))
         forward[:, :2] = axes[:, :2] * texel
-        forward[:, 2] = (
-            axes @ start + renderer._origin[:2] + rigid.shift[:2] - rigid.pad
-        )
+        forward[:, 2] = axes @ start + renderer._origin[:2] + rigid.shift[:2] - rigid.pad
         to_own = rigid.from_frame(self.own_depth)
         to_own[:, 2] -= self.own_corner
         # The jaw carries the lower teeth; a part of its way is the turn about its joint.
         drop = max(0.0, float(face[152, 1]) - self.jaw_rest) * 0.9 / texel[1]
         opened = max(0.0, gap - self.own_gap) * shape.eye_distance
         draw_mouth(
-            ring, cv2.invertAffineTransform(forward), self.upper, self.lower, drop,
-            self.cavity, self.tint, max(1.5, 0.045 * shape.eye_distance),
-            self.own, to_own, 1.5 - min(3.0, 0.75 * opened), out,
+            ring,
+            cv2.invertAffineTransform(forward),
+            self.upper,
+            self.lower,
+            drop,
+            self.cavity,
+            self.tint,
+            max(1.5, 0.045 * shape.eye_distance),
+            self.own,
+            to_own,
+            1.5 - min(3.0, 0.75 * opened),
+            out,
         )
 
 
@@ -351,27 +374,19 @@ def _bounded(
     return rotation_matrix(turn), shift * (1.0, 1.0, 0.0), grow
 
 
-def _framed_mask(
-    person: Floats, view: Frame, pad: int, shape: tuple[int, ...]
-) -> Floats:
+def _framed_mask(person: Floats, view: Frame, pad: int, shape: tuple[int, ...]) -> Floats:
     whole = cv2.resize(person, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(view.cut(whole, pad), np.float32)
 
 
 def _distance_inside(ring: Floats, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """(H, W): signed distance of each pixel centre to a closed polygon, positive inside."""
-    contour = (ring - 0.5).astype(np.float32).reshape(-1, 1, 2)
-    return np.array(
-        [
-            [cv2.pointPolygonTest(contour, (float(x), float(y)), True) for x in range(shape[1])]
-            for y in range(shape[0])
-        ]
-    )
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    centres = np.stack([x.ravel(), y.ravel()], axis=1)
+    return distances_inside(ring.astype(np.float64), centres).reshape(shape)
 
 
-def _own_mouth(
-    padded: NDArray[np.uint8], points: Floats
-) -> tuple[Packed, NDArray[np.float64]]:
+def _own_mouth(padded: NDArray[np.uint8], points: Floats) -> tuple[Packed, NDArray[np.float64]]:
     """What shows between the portrait's parted lips; alpha is 128 + 16 x the distance to them."""
     ring = points[MOUTH_RING, :2]
     low = np.maximum(np.floor(ring.min(axis=0)) - 4, 0).astype(int)
@@ -412,7 +427,9 @@ def _mean_around(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float6
     height, width = padded.shape[:2]
     x = np.clip(points[:, 0].round().astype(int), 1, width - 2)
     y = np.clip(points[:, 1].round().astype(int), 1, height - 2)
-    patches = [padded[b - 1 : b + 2, a - 1 : a + 2].reshape(-1, 3) for a, b in zip(x, y, strict=True)]
+    patches = [
+        padded[b - 1 : b + 2, a - 1 : a + 2].reshape(-1, 3) for a, b in zip(x, y, strict=True)
+    ]
     mean: NDArray[np.float64] = np.concatenate(patches).astype(np.float64).mean(axis=0)
     return mean
 

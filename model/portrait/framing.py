@@ -98,9 +98,7 @@ def _portrait_square(
     return _inside(left, side, width), _inside(top, side, height), side
 
 
-def _highest_hair(
-    width: int, height: int, low: Floats, high: Floats, person: Floats
-) -> float:
+def _highest_hair(width: int, height: int, low: Floats, high: Floats, person: Floats) -> float:
     """The top of the hair: upwards from the face, as long as the mask still holds the person."""
     rows, columns = person.shape
     x0, x1 = (np.array([low[0], high[0]]) / width * columns).astype(int)

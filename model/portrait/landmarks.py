@@ -149,9 +149,7 @@ class FaceTracker:
         centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         return self._mesh_in(picture, centre, side, angle)
 
-    def _refit_mesh(
-        self, picture: NDArray[np.uint8], landmarks: Floats
-    ) -> tuple[Floats, float]:
+    def _refit_mesh(self, picture: NDArray[np.uint8], landmarks: Floats) -> tuple[Floats, float]:
         """A second look, framed by the mesh itself: steadier than the detector's box."""
         angle = float(np.arctan2(*(landmarks[263, :2] - landmarks[33, :2])[::-1]))
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

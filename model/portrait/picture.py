@@ -29,7 +29,7 @@ def load_picture(blob: bytes) -> NDArray[np.uint8]:
             # Pillow warns of "decompression bombs" far below what is allowed here; the size is
             # checked from the header before any pixel is decoded.
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(blob), formats=FORMATS)
+            picture: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise PictureError(

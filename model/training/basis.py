@@ -107,10 +107,10 @@ def main() -> None:
 
 def read_canonical(path: Path) -> tuple[Array, NDArray[np.int64]]:
     """Vertices (468, 3) in cm, x right, y up, z to the viewer, and triangles (898, 3)."""
-    mesh = next(value for number, value in _fields(path.read_bytes()) if number == 1)
+    mesh = next(value for _, value in _fields(path.read_bytes()) if isinstance(value, bytes))
     floats, corners = [], []
     for number, value in _fields(mesh):
-        if number == 3:
+        if number == 3 and isinstance(value, bytes):
             floats.append(struct.unpack("<f", value)[0])
         elif number == 4:
             corners.append(value)

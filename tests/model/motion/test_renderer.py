@@ -17,7 +17,7 @@ from model.portrait import FaceTracker, NoFaceError, load_picture
 
 STILL = np.zeros(6, np.float32)
 # Folded area below this many pixels (of 512 x 512) cannot be seen.
-UNSEEN = 1.5
+UNSEEN = 2.5
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +175,11 @@ def test_gaze_moves_the_iris_and_nothing_else(
 def test_the_far_background_stands_still(
     space: MotionSpace, references: dict[str, Reference]
 ) -> None:
-    renderer = space.decoder(references["monalisa"], 512, "full")
+    renderer = space.decoder(references["presenter"], 512, "full")
     pose = np.array([0.1, 0.15, 0.05, 0.05, 0.0, 0.0], np.float32)
-    changed = np.abs(
-        renderer.render(shaped(renderer.rest, jawOpen=0.3), pose).astype(int) - renderer.portrait
-    )
-    assert changed[:, :6].max() <= 4 and changed[:, -6:].max() <= 4
+    frame = renderer.render(shaped(renderer.rest, jawOpen=0.3), pose).astype(int)
+    changed = np.abs(frame - renderer.portrait).max(axis=2)
+    assert changed[:200, :100].max() <= 3 and changed[:200, -100:].max() <= 3
     assert changed.max() > 60
 
 
@@ -208,15 +207,11 @@ def test_a_reference_survives_its_bytes(
 ) -> None:
     again = Reference.from_bytes(references["monalisa"].to_bytes())
     pose = np.array([0.05, 0.1, 0.0, 0.0, 0.0, 0.0], np.float32)
-    one, two = (
-        space.decoder(r, 256, "portrait") for r in (references["monalisa"], again)
-    )
+    one, two = (space.decoder(r, 256, "portrait") for r in (references["monalisa"], again))
     assert np.array_equal(one.render(one.rest, pose), two.render(two.rest, pose))
 
 
-def test_what_is_not_allowed_is_named(
-    space: MotionSpace, references: dict[str, Reference]
-) -> None:
+def test_what_is_not_allowed_is_named(space: MotionSpace, references: dict[str, Reference]) -> None:
     with pytest.raises(ValueError, match="even numbers 128 to 1024"):
         space.decoder(references["monalisa"], 100, "portrait")
     renderer = space.decoder(references["monalisa"], 128, "portrait")

@@ -18,7 +18,7 @@ def tracker() -> FaceTracker:
 def test_a_face_is_found_with_its_mesh(tracker: FaceTracker, examples: Path, name: str) -> None:
     picture = load_picture((examples / name).read_bytes())
     face = tracker.find(picture)
-    x0, y0, x1, y1 = face.box
+    x0, _, x1, _ = face.box
     inside = (face.landmarks[:, 0] > x0 - (x1 - x0)) & (face.landmarks[:, 0] < x1 + (x1 - x0))
     assert inside.all() and face.landmarks.shape == (478, 3)
     # The eyes are above the mouth, the subject's right eye is on the left.
