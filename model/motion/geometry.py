@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ LOWER_ROWS = np.array([
     [146, 91, 181, 84, 17, 314, 405, 321, 375],
 ])
 MOUTH_CORNERS = (78, 308)
+CHIN, FOREHEAD = 152, 10
 # fmt: on
 UPPER_LIP = frozenset(UPPER_ROWS.ravel().tolist())
 LOWER_LIP = frozenset(LOWER_ROWS.ravel().tolist())
@@ -96,7 +98,10 @@ LID_MEETING = 0.12
 
 @dataclass(frozen=True)
 class FaceBasis:
-    """``canonical`` (468, 3), ``triangles`` (898, 3), ``basis`` (52, 478, 3): see training/basis.py."""
+    """``canonical`` (468, 3), ``triangles`` (898, 3), ``basis`` (52, 478, 3).
+
+    `model.training.basis` derives them.
+    """
 
     canonical: Floats
     triangles: NDArray[np.int32]
@@ -182,7 +187,7 @@ class FaceShape:
         self._lids = [_lid_weights(self.points, eye, shared.basis) for eye in EYES]
 
     def deform(self, coefficients: Floats) -> Floats:
-        """(52,) absolute actions → (478, 3) head-frame points; ``rest`` gives the portrait's own."""
+        """(52,) absolute actions → (478, 3) head-frame points; ``rest`` gives the resting ones."""
         change = coefficients - self.rest
         moved = self.points + np.tensordot(change, self._linear, axes=1)
         self._close_lips(moved, coefficients, change)
@@ -206,7 +211,7 @@ class FaceShape:
         moved[:, 1] += self._lower @ (LOWER_SHARE * extra) - self._upper @ (UPPER_SHARE * extra)
         # A lip that rolls in grows thin; its outline never passes its own inner edge.
         for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
-            for inner, outer in zip(rows[:-1], rows[1:], strict=True):
+            for inner, outer in pairwise(rows):
                 seen = sign * (self.points[outer, 1] - self.points[inner, 1])
                 least = np.minimum(THINNEST_LIP * seen, seen)
                 thick = np.maximum(sign * (moved[outer, 1] - moved[inner, 1]), least)

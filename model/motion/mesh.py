@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.conditioning import Floats
-from model.motion.geometry import EYES, MOUTH_CORNERS, MOUTH_RING, face_basis
+from model.motion.geometry import CHIN, EYES, FOREHEAD, MOUTH_CORNERS, MOUTH_RING, face_basis
 from model.motion.raster import distances_inside
 
 # The outline of MediaPipe's mesh, clockwise from the top of the forehead.
@@ -22,7 +22,6 @@ OVAL = np.array([
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
     148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109])
 # fmt: on
-CHIN, FOREHEAD = 152, 10
 
 # In distances of the outer eye corners:
 GRID_STEP = 0.22  # spacing of the points around the face
@@ -276,7 +275,7 @@ def _triangulate_outside(points: NDArray[np.float64], width: int, height: int) -
     ):
         plane.insert(place)
         lookup[place[0], place[1]] = vertex
-    corners = plane.getTriangleList().reshape(-1, 3, 2)
+    corners = np.asarray(plane.getTriangleList()).reshape(-1, 3, 2)
     # What the Delaunay triangulation lays across the face is the face's own mesh's place.
     corners = corners[distances_inside(points[OVAL], corners.mean(axis=1).astype(np.float64)) < 0]
     found = []

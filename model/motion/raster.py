@@ -154,7 +154,7 @@ def _inside(ring, x, y):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def distances_inside(ring, points):  # type: ignore[no-untyped-def]
-    """(M,) signed distance of each of ``points`` (M, 2) to the polygon ``ring``, positive inside."""
+    """(M,) signed distance of ``points`` (M, 2) to the polygon ``ring``, positive inside."""
     out = np.empty(points.shape[0], np.float64)
     for n in range(points.shape[0]):
         out[n] = _inside(ring, points[n, 0], points[n, 1])

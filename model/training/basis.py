@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
 
     canonical, triangles = read_canonical(args.canonical)
-    ict = {key: value for key, value in np.load(args.ict).items()}
+    ict = dict(np.load(args.ict).items())
     names = [str(name) for name in ict["expression_names"]]
     moves = ict["expressions"].astype(np.float64)
     jaw = moves[names.index("jawOpen"), :ICT_SKIN, 1]
@@ -99,7 +99,7 @@ def main() -> None:
         metadata={
             "actions": ",".join(ACTIONS),
             "unit": "distance of the outer eye corners",
-            "origin": "ICT-FaceKit (MIT), MediaPipe canonical face (Apache-2.0), GRID s1 (CC BY 4.0)",
+            "origin": "ICT-FaceKit (MIT), MediaPipe (Apache-2.0), GRID s1 (CC BY 4.0)",
         },
     )
     print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} kB")

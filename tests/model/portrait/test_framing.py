@@ -52,7 +52,7 @@ def test_a_face_at_the_border_stays_in_frame(tracked: dict) -> None:
 
 
 def test_what_is_not_allowed_is_named(tracked: dict) -> None:
-    picture, landmarks, person = tracked["astronaut"]
+    _, landmarks, person = tracked["astronaut"]
     for framing, size, says in [
         ("round", 512, "portrait, full"),
         ("full", 511, "even"),
