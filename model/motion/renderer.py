@@ -57,7 +57,7 @@ class PortraitRenderer:
         """
         view = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, person)
         self.width, self.height = view.width, view.height
-        self.pad = 2 * round(PAD_SHARE * max(view.width, view.height) / 2)
+        self.pad = _padding(view, landmarks)
         padded = view.cut(picture, self.pad).astype(np.uint8)
         placed = hide_teeth(view.place(landmarks))
         self._shape = FaceShape(placed, coefficients)
@@ -152,6 +152,14 @@ class PortraitRenderer:
 
     def _rigid(self, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float) -> Rigid:
         return Rigid(turn * grow, self._origin, shift * self._eye_distance, float(self.pad))
+
+
+def _padding(view: Frame, landmarks: Floats) -> int:
+    """Pixels to go on with beyond the frame, on each side: a face cut by the border fits in."""
+    placed = view.place(landmarks)[:, :2]
+    over = max(0.0, float(-placed.min()), float((placed - (view.width, view.height)).max()))
+    least = PAD_SHARE * max(view.width, view.height)
+    return 2 * round(max(least, 1.25 * over + 0.5 * least) / 2)
 
 
 def _turn_share(rotation: NDArray[np.float64]) -> float:
