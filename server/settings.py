@@ -26,7 +26,9 @@ class Settings(BaseSettings):
         description="module:function that loads a student by its name",
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("motion-fast",), min_length=1, description="students to load, comma-separated; first: default"
+        ("motion-fast",),
+        min_length=1,
+        description="students to load, comma-separated; first: default",
     )
     workers: int = Field(1, ge=1, le=64, description="worker processes of `fada serve`")
     sessions_per_worker: int = Field(8, ge=1, le=256, description="jobs one worker runs at once")

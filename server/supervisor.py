@@ -10,18 +10,15 @@ import asyncio
 import logging
 import subprocess
 import sys
-import time
 
 from server import process
-from server.broker.liveness import bury, worker_id
+from server.broker.liveness import bury, is_live, worker_id
 from server.broker.redis import Connection
 
 log = logging.getLogger("fada.serve")
 
 _LOOK_S = 0.2
-_SHORT_LIFE_S = 10.0
 _LONGEST_PAUSE_S = 10.0
-_GIVE_UP_AFTER = 3
 
 
 class Supervisor:
@@ -32,9 +29,13 @@ class Supervisor:
         self._url = url
         self._count = count
         self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._ever_joined = False
 
     async def watch(self) -> None:
-        """Raises ``RuntimeError`` when a worker dies young several times in a row."""
+        """Raises ``RuntimeError`` when no worker has ever become ready and one ends.
+
+        One that dies later is restarted for ever, with longer pauses while it does not come up.
+        """
         async with asyncio.TaskGroup() as group:
             for place in range(self._count):
                 group.create_task(self._keep(place))
@@ -47,19 +48,20 @@ class Supervisor:
             await asyncio.to_thread(process.stop, child, timeout_s)
 
     async def _keep(self, place: int) -> None:
-        young_deaths = 0
+        deaths = 0
         while True:
-            born_s = time.monotonic()
             child = process.spawn(
                 [sys.executable, "-m", "server.cli", "worker"], {"FADA_REDIS_URL": self._url}
             )
             self._running[place] = child
+            joined = False
             while child.poll() is None:
                 await asyncio.sleep(_LOOK_S)
+                joined = joined or await is_live(self._connection, worker_id(child.pid))
             log.error("worker %d ended with %d", child.pid, child.returncode)
             await bury(self._connection, worker_id(child.pid))
-            lived_s = time.monotonic() - born_s
-            young_deaths = young_deaths + 1 if lived_s < _SHORT_LIFE_S else 0
-            if young_deaths >= _GIVE_UP_AFTER:
-                raise RuntimeError(f"a worker died {young_deaths} times, each within seconds")
-            await asyncio.sleep(min(_LONGEST_PAUSE_S, 0.25 * 2**young_deaths))
+            self._ever_joined = self._ever_joined or joined
+            if not self._ever_joined:
+                raise RuntimeError(f"a worker ended with {child.returncode} before it was ready")
+            deaths = 0 if joined else deaths + 1
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, 0.25 * 2**deaths))

@@ -31,6 +31,11 @@ async def live_workers(connection: redis.Connection) -> dict[str, bytes]:
     return {i.decode(): text for i, text in pairs if text is not None}
 
 
+async def is_live(connection: redis.Connection, worker_id: str) -> bool:
+    """Whether this worker has joined, and goes on saying so."""
+    return bool(await connection.redis.exists(redis.worker_key(worker_id)))
+
+
 async def bury(connection: redis.Connection, worker_id: str) -> None:
     """Strike off a worker that is known to be dead, and end its jobs."""
     await connection.redis.delete(redis.worker_key(worker_id))

@@ -99,27 +99,31 @@ class Worker:
     async def _job(self, claim: Claim) -> None:
         """One job from claim to end; only the end of the process gets past it."""
         started_s = time.monotonic()
-        ending: messages.AvatarMade | messages.Done | messages.Failed | None = None
+        # Said when the readers are gone: nobody hears it, but the job's place is free again.
+        ending: messages.AvatarMade | messages.Done | messages.Failed
+        ending = messages.Failed(code="internal_error", detail="nobody read the video")
+        outcome = "unwanted"
         try:
             ending = await self._while_wanted(claim)
+            outcome = "done"
         except ServiceError as error:
             ending = messages.Failed(code=error.code, detail=error.detail)
+            outcome = error.code
         except Unwanted as error:
-            log.info("job %s: %s", claim.job_id, error)
+            outcome = str(error)
         except asyncio.CancelledError:
             ending = messages.Failed(code="internal_error", detail="the worker is stopping")
             raise
         except Exception:
             log.exception("job %s failed", claim.job_id)
             ending = messages.Failed(code="internal_error", detail="the job could not be done")
+            outcome = ending.code
         finally:
             self._places.release()
-            if ending is None:  # its readers are gone: this frees what it held
-                ending = messages.Failed(code="internal_error", detail="nobody read the video")
             await self._work.end(claim.job_id, ending)
             await self._work.release(claim)
             seconds = time.monotonic() - started_s
-            log.info("job %s: %s after %.2f s", claim.job_id, ending.type, seconds)
+            log.info("job %s: %s after %.2f s", claim.job_id, outcome, seconds)
 
     async def _while_wanted(self, claim: Claim) -> messages.AvatarMade | messages.Done:
         """Run the job; raises `Unwanted` as soon as its readers cancel it."""

@@ -1,0 +1,36 @@
+"""Small pictures and sounds, made where they are needed."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+GREY, NO_FACE, POISON = (90, 140, 90), (255, 0, 0), (0, 0, 255)  # see fake_pipeline
+
+
+def picture(
+    colour: tuple[int, int, int] = GREY, size: tuple[int, int] = (64, 96), kind: str = "PNG"
+) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, kind)
+    return file.getvalue()
+
+
+def noise_picture(side: int) -> bytes:
+    """A PNG that does not compress: about 3 bytes a pixel."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+def sound(seconds: float, *, silent: bool = False, rate: int = 16_000, kind: str = "FLAC") -> bytes:
+    count = round(seconds * rate)
+    level = 0 if silent else 8000
+    pcm = np.random.default_rng(0).integers(-level, level + 1, count).astype(np.int16)
+    file = io.BytesIO()
+    soundfile.write(file, pcm, rate, format=kind)
+    return file.getvalue()

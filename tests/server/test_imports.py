@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.server.service import environment
+
+HEAVY = {"torch", "model", "engines", "numba", "cv2", "av", "soundfile", "soxr", "scipy"}
+
+
+@pytest.mark.parametrize("module", ["server.app", "server.serving", "server.cli"])
+def test_the_api_process_loads_no_model_and_no_media(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert not HEAVY & set(done.stdout.split())

@@ -1,0 +1,189 @@
+"""Starting, dying and stopping: the processes of `fada serve`, for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.media_files import picture, sound
+from tests.server.media_probe import probe
+from tests.server.service import FAKE, Service, environment, running
+
+LONG = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(60.0))}
+SHORT = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(0.2))}
+SLOW, QUICK = {"size": "1024"}, {"size": "128"}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def alive(process_id: int) -> bool:
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def works(service: Service) -> bool:
+    with service.client() as client:
+        response = client.post("/animate", files=SHORT, data=QUICK)
+        return response.status_code == 200 and len(probe(response.content).times_s) == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_in_order(number: int) -> None:
+    with running(FAKE) as service:
+        children = service.children()
+        assert len(children) == 2
+        assert works(service)
+        assert service.stop(number) == 0
+        assert not any(alive(child) for child in children)
+
+
+def test_a_running_answer_may_end_within_the_drain_time() -> None:
+    files = {**LONG, "audio": ("a.flac", sound(4.0))}
+    with (
+        running({**FAKE, "FADA_DRAIN_S": "60"}) as service,
+        service.client() as client,
+        client.stream("POST", "/animate", files=files, data=QUICK) as response,
+    ):
+        chunks = response.iter_bytes()
+        received = next(chunks)
+        service.process.send_signal(signal.SIGTERM)
+        received += b"".join(chunks)
+        assert probe(received).video_s == pytest.approx(4.0)
+        assert service.process.wait(20) == 0
+
+
+def test_an_answer_that_is_too_long_for_the_drain_time_is_cut() -> None:
+    with (
+        running({**FAKE, "FADA_DRAIN_S": "1"}) as service,
+        service.client() as client,
+        client.stream("POST", "/animate", files=LONG, data=SLOW) as response,
+    ):
+        chunks = response.iter_bytes()
+        next(chunks)
+        children = service.children()
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(chunks)
+        assert service.process.wait(20) == 0
+        assert not any(alive(child) for child in children)
+
+
+def test_no_child_outlives_a_killed_service() -> None:
+    with running(FAKE) as service:
+        children = service.children()
+        service.process.kill()
+        service.process.wait(10)
+        assert until(lambda: not any(alive(child) for child in children))
+
+
+def test_a_killed_worker_is_replaced_and_its_client_is_told() -> None:
+    with running(FAKE) as service:
+        (worker,) = service.workers()
+        with (
+            service.client() as client,
+            client.stream("POST", "/animate", files=LONG, data=SLOW) as response,
+        ):
+            chunks = response.iter_bytes()
+            next(chunks)
+            os.kill(worker, signal.SIGKILL)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(chunks)
+            assert until(lambda: client.get("/readyz").status_code == 200)
+        assert service.workers() != [worker]
+        assert works(service)
+
+
+def test_a_client_that_hangs_up_frees_its_place() -> None:
+    with (
+        running({**FAKE, "FADA_SESSIONS_PER_WORKER": "1"}) as service,
+        service.client() as client,
+    ):
+        with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:
+            chunks = response.iter_bytes()
+            next(chunks)
+            job = response.headers["x-job-id"]
+        assert until(lambda: client.get(f"/jobs/{job}").json()["status"] == "cancelled")
+        assert works(service)
+
+
+def test_when_every_place_is_taken_it_is_busy_and_says_when_to_come_back() -> None:
+    with (
+        running({**FAKE, "FADA_MAX_JOBS": "1"}) as service,
+        service.client() as client,
+    ):
+        with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:
+            chunks = response.iter_bytes()
+            next(chunks)
+            with service.client() as other:
+                refused = other.post("/animate", files=SHORT, data=QUICK)
+        assert (refused.status_code, refused.json()["code"]) == (429, "busy")
+        assert int(refused.headers["retry-after"]) > 0
+        assert until(lambda: works(service))
+
+
+def test_two_services_side_by_side_do_not_disturb_each_other() -> None:
+    with running(FAKE) as one, running({**FAKE, "FADA_MODELS": "other"}) as other:
+        with one.client() as here, other.client() as there:
+            assert here.get("/models").json()["default"] == "fake"
+            assert there.get("/models").json()["default"] == "other"
+            made = here.post("/avatars", files={"portrait": ("p.png", picture())}).json()
+            assert there.get(f"/avatars/{made['avatar_id']}").status_code == 404
+        assert other.stop() == 0
+        assert works(one)
+
+
+def test_a_student_that_cannot_be_loaded_ends_the_service_with_the_reason() -> None:
+    done = fada({"FADA_PIPELINE": "tests.server.nowhere:load", "FADA_MODELS": "x"}, "serve")
+    assert done.returncode == 1
+    assert "tests.server.nowhere" in done.stderr
+    assert "before it was ready" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_port_that_is_taken_is_told_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = fada(FAKE, "serve", port=taken.getsockname()[1])
+    assert done.returncode == 1
+    assert "in use" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("half", ["api", "worker"])
+def test_the_halves_need_a_broker(half: str) -> None:
+    done = fada(FAKE, half)
+    assert done.returncode == 1
+    assert "FADA_REDIS_URL" in done.stderr and "Traceback" not in done.stderr
+
+
+def fada(settings: dict[str, str], command: str, port: int = 0) -> subprocess.CompletedProcess[str]:
+    words = [] if command == "worker" else ["--port", str(port)]
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", command, *words],
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
