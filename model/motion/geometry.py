@@ -90,7 +90,8 @@ LIP_SOFTNESS = 0.006
 THINNEST_LIP = 0.15
 # How far into the lips, as a share of their first row, the edge of parted lips is moved.
 TEETH_RIM = 0.8
-# A whole blink reads about this much (the median peak of a tracked speaker's), not 1.
+# A whole blink reads about this much (the median peak of a tracked speaker's), not 1; and a
+# reading a little above rest is noise more than lid: hence a smooth step from rest to there.
 LIDS_MEET_AT = 0.75
 # Lids meet this far up from the lower lid's place.
 LID_MEETING = 0.12
@@ -224,7 +225,7 @@ class FaceShape:
         rest, now = float(self.rest[index]), float(coefficients[index])
         # Above rest the lids close, below they open further by what rest had closed them.
         travel = (now - rest) / max(1.0 - rest, 0.05)
-        blink = min(1.0, travel / LIDS_MEET_AT) if now >= rest else (now - rest) * 0.6
+        blink = _smoothstep(travel / LIDS_MEET_AT) if now >= rest else (now - rest) * 0.6
         upper, lower = moved[eye.upper], moved[eye.lower]
         gap = np.maximum(lower[:, 1] - upper[:, 1], 0.0)
         drop = np.clip(blink, -0.25, 1.0) * gap
@@ -232,6 +233,11 @@ class FaceShape:
         lifted = lower[:, 1] - LID_MEETING * np.maximum(drop, 0.0)
         # Lids may touch, never cross.
         moved[eye.lower, 1] = np.maximum(lifted, moved[eye.upper, 1])
+
+
+def _smoothstep(x: float) -> float:
+    x = min(1.0, max(0.0, x))
+    return x * x * (3.0 - 2.0 * x)
 
 
 def _without_lids(basis: Floats) -> Floats:
