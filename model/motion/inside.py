@@ -188,8 +188,8 @@ class Mouth:
         forward[:, 2] = axes @ start + rigid.origin[:2] + rigid.shift[:2] - rigid.pad
         to_own = rigid.from_frame(self.own_depth)
         to_own[:, 2] -= self.own_corner
-        # The jaw carries the lower teeth; a part of its way is the turn about its joint.
-        drop = max(0.0, float(face[CHIN, 1]) - self.jaw_rest) * 0.9 / texel[1]
+        # The jaw carries the lower teeth; turning about its joint, the front goes furthest.
+        drop = max(0.0, float(face[CHIN, 1]) - self.jaw_rest) * 1.1 / texel[1]
         opened = max(0.0, gap - self.own_gap) * shape.eye_distance
         draw_mouth(
             ring,
@@ -199,7 +199,7 @@ class Mouth:
             drop,
             self.cavity,
             self.tint,
-            max(1.5, 0.045 * shape.eye_distance),
+            max(1.5, 0.07 * shape.eye_distance),
             self.own,
             to_own,
             1.5 - min(3.0, 0.75 * opened),

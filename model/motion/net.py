@@ -124,7 +124,7 @@ class Block(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): two residual convolutions over ±3 frames."""
+    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): two convolutions over ±3 frames."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -174,6 +174,19 @@ def _over(out, y, x, r, g, b, alpha):  # type: ignore[no-untyped-def]
     out[y, x, 2] = np.uint8(out[y, x, 2] * (1.0 - alpha) + b * alpha + 0.5)
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _below(ring, x, y):  # type: ignore[no-untyped-def]
+    """How far (x, y) is from the upper half of ``ring``: its first half, corner to corner."""
+    nearest = 1e18
+    for i in range(ring.shape[0] // 2):
+        ax, ay = ring[i, 0], ring[i, 1]
+        ex, ey, px, py = ring[i + 1, 0] - ax, ring[i + 1, 1] - ay, x - ax, y - ay
+        length = ex * ex + ey * ey
+        t = 0.0 if length < 1e-12 else min(1.0, max(0.0, (px * ex + py * ey) / length))
+        nearest = min(nearest, (px - t * ex) ** 2 + (py - t * ey) ** 2)
+    return np.sqrt(nearest)
+
+
 @njit(cache=True, nogil=True)
 def draw_mouth(  # type: ignore[no-untyped-def]
     ring, to_window, upper, lower, drop, cavity, teeth, shadow, own, to_own, own_grow, out
@@ -183,7 +196,7 @@ def draw_mouth(  # type: ignore[no-untyped-def]
     ``upper`` and ``lower`` (packed, straight alpha) are teeth and gums; ``to_window`` (2, 3) maps
     ``out``'s pixels to their texels, ``drop`` texels is how far the lower ones hang with the jaw.
     ``cavity`` (3,) is the colour of the dark, ``teeth`` (3,) tints 255-white teeth. ``shadow``
-    pixels is how deep the lips shade what lies behind. ``own`` (packed) is what the portrait
+    pixels is how deep the upper lip shades what lies behind. ``own`` (packed) is what the portrait
     itself shows between its lips: its alpha holds 128 + 16 x the distance to the lips at rest;
     ``to_own`` maps to its texels; it is drawn where that distance is above ``-own_grow`` pixels.
     """
@@ -200,26 +213,24 @@ def draw_mouth(  # type: ignore[no-untyped-def]
             u = to_window[0, 0] * px + to_window[0, 1] * py + to_window[0, 2] - 0.5
             v = to_window[1, 0] * px + to_window[1, 1] * py + to_window[1, 2] - 0.5
             r, g, b = cavity[0], cavity[1], cavity[2]
+            # Light falls in from the front and is kept out by the upper lip and the corners.
             side = abs(2.0 * u / upper.shape[1] - 1.0)
-            lit = (0.55 + 0.45 * _smooth(depth / shadow)) * (
-                1.0 - 0.75 * _smooth(side * 1.15 - 0.25)
-            )
+            lit = 0.6 + 0.4 * _smooth(_below(ring, px, py) / shadow)
+            lit *= 1.0 - 0.7 * _smooth(side * 1.25 - 0.3)
             for jaw in range(2):
                 layer = lower if jaw == 0 else upper
                 row = v - drop if jaw == 0 else v
                 if 0 <= u < layer.shape[1] - 1 and 0 <= row < layer.shape[0] - 1:
                     texel = _bilinear(layer, np.int64(u * 256.0), np.int64(row * 256.0))
                     cover = ((texel >> np.uint32(24)) & np.uint32(255)) / 255.0
-                    dim = lit * (0.62 if jaw == 0 else 1.0) * cover
-                    r = r * (1.0 - cover) + (texel & np.uint32(255)) * teeth[0] * dim
-                    g = (
-                        g * (1.0 - cover)
-                        + ((texel >> np.uint32(8)) & np.uint32(255)) * teeth[1] * dim
-                    )
-                    b = (
-                        b * (1.0 - cover)
-                        + ((texel >> np.uint32(16)) & np.uint32(255)) * teeth[2] * dim
-                    )
+                    bright = lit * (0.72 if jaw == 0 else 1.0) * cover
+                    dark = cover - bright
+                    r = r * (1.0 - cover) + cavity[0] * dark
+                    g = g * (1.0 - cover) + cavity[1] * dark
+                    b = b * (1.0 - cover) + cavity[2] * dark
+                    r += (texel & np.uint32(255)) * teeth[0] * bright
+                    g += ((texel >> np.uint32(8)) & np.uint32(255)) * teeth[1] * bright
+                    b += ((texel >> np.uint32(16)) & np.uint32(255)) * teeth[2] * bright
             if own.shape[0] > 1:
                 ou = to_own[0, 0] * px + to_own[0, 1] * py + to_own[0, 2] - 0.5
                 ov = to_own[1, 0] * px + to_own[1, 1] * py + to_own[1, 2] - 0.5
