@@ -127,6 +127,7 @@ class FragmentedMP4Muxer:
             dst_colorspace=Colorspace.ITU709,
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.MPEG,
+            threads=1,
         )
         frame.pts = self._frames
         frame.pict_type = PictureType.I if key else PictureType.NONE
