@@ -8,7 +8,7 @@ alone, in one fixed shape, so any chunking of the samples gives bit-identical ro
 
 The values are decibels over full scale with a fixed offset and no running gain control: a gain
 that adapts would need seconds to settle, and the first window has none. Robustness to level is
-learned instead (training varies the level by 36 dB, see `model.training.augment`).
+learned instead (training varies the level by 32 dB, see `model.training.augment`).
 """
 
 from __future__ import annotations

@@ -124,19 +124,21 @@ class Block(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): two convolutions over ±3 frames."""
+    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): residual convolutions over ±8 frames.
+
+    A mouth prepares for a sound and lingers after it, so a frame's token needs its neighbours.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.rows = nn.Linear(ROW_DIM, width)
-        self.near = nn.Conv1d(width, width, 3, padding=1)
-        self.far = nn.Conv1d(width, width, 5, padding=2)
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(4))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, rows: Tensor) -> Tensor:
         x = self.rows(rows).transpose(1, 2)
-        x = x + F.gelu(self.near(F.gelu(x)))
-        x = x + F.gelu(self.far(x))
+        for layer in self.layers:
+            x = x + F.gelu(layer(F.gelu(x)))
         return torch.as_tensor(self.norm(x.transpose(1, 2)))
 
 

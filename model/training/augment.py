@@ -27,12 +27,12 @@ from model.audio.features import (
     mel_filters,
 )
 
-TRACT = (0.80, 1.25)  # factor on formant frequencies
+TRACT = (0.83, 1.22)  # factor on formant frequencies
 PITCH = (0.75, 2.3)  # factor on the distance of harmonics
-GAIN_DB = (-30.0, 6.0)
-NOISE_DB = (-95.0, -42.0)  # mean power of the background, full scale = 0
-LEAST_SNR_DB = 9.0
-KEPT_AS_IS = 0.2  # share of windows that stay the speaker's own voice
+GAIN_DB = (-26.0, 6.0)
+NOISE_DB = (-95.0, -46.0)  # mean power of the background, full scale = 0
+LEAST_SNR_DB = 12.0
+KEPT_AS_IS = 0.35  # share of windows that stay the speaker's own voice
 _STEPS = 48
 _ENVELOPE_BINS = 3.5  # Gaussian width that separates formants from harmonics, 110 Hz
 
@@ -88,7 +88,7 @@ class VoiceAugmenter:
         logs = torch.where(changed, self._other_voice(cleaned, random), cleaned)
         logs = torch.where(changed, logs + self._equaliser(batch, random), logs)
         power = torch.where(sounding[:, :, None], logs, torch.full((), -30.0)).exp()
-        power = self._room(power, changed & (uniform(0, 1) < 0.35), uniform(0.4, 0.85))
+        power = self._room(power, changed & (uniform(0, 1) < 0.25), uniform(0.4, 0.85))
         gain = uniform(*GAIN_DB)
         power = power * 10 ** (gain / 10)
         power = power + self._noise(power, sounding, changed, random)

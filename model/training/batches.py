@@ -18,6 +18,9 @@ from model.training.augment import VoiceAugmenter
 from model.training.corpus import LEAST_LOG_POWER, Corpus
 
 FIRST_WINDOW = 0.06  # share of windows that start a session, from the rest
+# Share of windows without any sound, the mouth closed and still: the recordings hold no silence
+# longer than half a second, a session may be silent for minutes.
+SILENT = 0.05
 RATE = (0.8, 1.25)  # speech rate, on sound and motion together
 STRETCHED = 0.5
 # Of what the network is told of the portrait there is one face only: noise keeps it from being
@@ -59,6 +62,7 @@ class WindowSampler:
         self._random = random
         self._augment = VoiceAugmenter()
         self._real = (corpus.trust == 1).nonzero()[:, 0]
+        self._closed = -mean / std  # a mouth of zero motion
         self._mouth = torch.zeros(MOTION_DIM, dtype=torch.bool)
         self._mouth[:ACTION_COUNT] = torch.tensor(MOUTH)
         # a clip is drawn as often as it is long
@@ -81,8 +85,12 @@ class WindowSampler:
         motion = torch.where(
             (corpus.trust[clip] < 1)[:, None, None] & ~self._mouth, self._upper_face(start), motion
         )
-        prefix, x0 = motion[:, :PREFIX], motion[:, PREFIX:]
         spectra, sounding = self._spectra(clip, start, rate)
+        silent = torch.rand(size, 1, generator=random) < SILENT
+        sounding = sounding & ~silent
+        motion = torch.where(silent[:, :, None] & self._mouth, self._closed, motion)
+        gap = torch.where(silent, 0.0, gap)
+        prefix, x0 = motion[:, :PREFIX], motion[:, PREFIX:]
         audio = self._augment(spectra, corpus.noise[clip], sounding, random)
         noise = REFERENCE_NOISE * torch.randn(size, REFERENCE_DIM, generator=random)
         return Batch(

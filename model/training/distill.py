@@ -125,10 +125,11 @@ class StudentObjective:
 def student_of(teacher: MotionNet) -> MotionNet:
     """A student with the teacher's parameters and fresh scale tokens."""
     config = NetConfig(**{**vars(teacher.config), "guided": True})
+    if teacher.config.guided:
+        raise ValueError("not a teacher's network: it takes guidance scales")
     student = MotionNet(config)
-    missing = student.load_state_dict(teacher.state_dict(), strict=False)
-    if missing.unexpected_keys or any("_scale." not in key for key in missing.missing_keys):
-        raise ValueError(f"not a teacher's network: {missing}")
+    fresh = {k: v for k, v in student.state_dict().items() if "_scale." in k}
+    student.load_state_dict(fresh | teacher.state_dict())
     return student
 
 
@@ -143,12 +144,20 @@ def student_facts(trained_steps: int) -> dict[str, object]:
     }
 
 
-def train_student(corpus: Corpus, teacher_path: Path, options: RunOptions, seed: int) -> Path:
-    """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors."""
+def train_student(
+    corpus: Corpus, teacher_path: Path, options: RunOptions, seed: int, start: Path | None
+) -> Path:
+    """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors.
+
+    ``start``: a student's weights to go on from; fresh ones take the teacher's parameters.
+    """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     teacher = load_weights(teacher_path)
     student = student_of(teacher.net)
+    if start is not None:
+        student = load_weights(start).net
+    student.train().requires_grad_(True)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
     trainer: Trainer[MotionNet] = Trainer(student, options, random)

@@ -55,7 +55,8 @@ def speeches(folder: Path) -> tuple[list[Speech], list[Speech]]:
     """
     with (folder / "manifest.csv").open() as file:
         rows = [r for r in csv.DictReader(file) if r["transcript"]]
-    learned, unheard = [], []
+    learned: list[Speech] = []
+    unheard: list[Speech] = []
     for entry in rows:
         collection, name = entry["file"].split("/")
         kept = collection in LEARNED_FROM

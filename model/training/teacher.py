@@ -5,6 +5,7 @@ Knows: which conditions are dropped how often, how time is drawn. Does not know:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ BATCH = 64
 NO_CONDITIONS = 0.08
 REFERENCE_ONLY = 0.10
 AUDIO_ONLY = 0.03
+HEARING_BATCH = 128
+HEARING_SHARE = 0.15  # of the training time
 HEARD_WEIGHT = 0.3  # of the estimate from sound alone, see `MotionNet.heard_motion`
 
 
@@ -43,6 +46,23 @@ def dropped(size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
     audio = ~((draw < NO_CONDITIONS) | only_reference)
     reference = ~((draw < NO_CONDITIONS) | only_audio)
     return audio.float(), reference.float()
+
+
+class HearingObjective:
+    """The audio encoder alone, by `MotionNet.heard_motion`: an eighth of a denoising step's work.
+
+    A diffusion loss teaches an encoder slowly, for the prefix and little noise explain most of
+    it. So the encoder learns to hear first.
+    """
+
+    def __init__(self, net: MotionNet, windows: WindowSampler, loss: MotionLoss) -> None:
+        self._net, self._windows, self._loss = net, windows, loss
+
+    def losses(self) -> Losses:
+        batch = self._windows.draw(HEARING_BATCH)
+        every = torch.cat([batch.clean_prefix, batch.x0], dim=1)
+        heard = self._loss(self._net.heard_motion(batch.conditions()), every)
+        return {"loss": (heard * batch.trust).mean()}
 
 
 class TeacherObjective:
@@ -82,6 +102,12 @@ def train_teacher(corpus: Corpus, options: RunOptions, seed: int, start: Path | 
         net, mean, std = begun.net.train().requires_grad_(True), begun.mean, begun.std
     loss = MotionLoss(mean, std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, mean, std, random)
+    hearing = replace(
+        options, folder=options.folder / "hearing", minutes=HEARING_SHARE * options.minutes
+    )
+    listener: Trainer[MotionNet] = Trainer(net, hearing, random)
+    listener.run(HearingObjective(net, windows, loss).losses, lambda: None)
+    net.load_state_dict(listener.averaged.state_dict())
     trainer: Trainer[MotionNet] = Trainer(net, options, random)
     objective = TeacherObjective(net, windows, loss, random)
     path = options.folder / "teacher.safetensors"

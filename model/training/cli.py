@@ -1,0 +1,73 @@
+"""``fada train teacher`` and ``fada train student``.
+
+Knows: the flags, and how the corpus is put together from them. Does not know: how training works.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
+from model.training.distill import train_student
+from model.training.inferred import closed_mouths, fit_mouths, inferred_corpus
+from model.training.teacher import train_teacher
+from model.training.trainer import RunOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``fada train``."""
+    parser.add_argument("role", choices=("teacher", "student"), help="which network to train")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the tracked GRID clips (motion.npz)"
+    )
+    parser.add_argument(
+        "--speech", type=Path, help="folder of other voices (manifest.csv), mouths inferred"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for weights, checkpoint and TensorBoard"
+    )
+    parser.add_argument("--teacher", type=Path, help="student: the teacher's weights")
+    parser.add_argument("--start", type=Path, help="weights to begin from instead of fresh ones")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
+    parser.add_argument("--steps", type=int, help="stop after this many steps")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; a run whose ``--out`` holds a checkpoint goes on from it. Returns the exit code.
+
+    Raises ``ValueError`` for data that is not there or flags that do not fit.
+    """
+    if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
+        raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
+    if args.role == "student" and args.teacher is None:
+        raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
+    torch.set_num_threads(args.threads)
+    corpus = build_corpus(args.data, args.speech, args.out / "phones.json", args.seed)
+    options = RunOptions(args.out, args.minutes, args.steps, peak_rate=args.rate)
+    if args.role == "teacher":
+        path = train_teacher(corpus, options, args.seed, args.start)
+    else:
+        path = train_student(corpus, args.teacher, options, args.seed, args.start)
+    print(path)
+    return 0
+
+
+def build_corpus(data: Path, speech: Path | None, phones: Path, seed: int) -> Corpus:
+    """GRID's training clips and, given ``speech``, other voices; never what is held out.
+
+    ``phones``: where the alignments are kept, as they take minutes.
+    """
+    grid = load_grid(data)
+    chosen = ~held_out(len(grid.texts))
+    tracked = grid_corpus(grid, chosen)
+    if speech is None:
+        return tracked
+    mouths = fit_mouths(grid, chosen, phones, seed)
+    closed = closed_mouths(grid, chosen, phones)
+    return joined([tracked, inferred_corpus(speech, mouths, closed, fit_lip_gap(tracked), phones)])
