@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.audio.features import HOPS_PER_FRAME
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX
+from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
 from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH, REFERENCE_DIM
 from model.training.augment import VoiceAugmenter
 from model.training.corpus import LEAST_LOG_POWER, Corpus
@@ -70,56 +70,66 @@ class WindowSampler:
 
     def draw(self, size: int) -> Batch:
         """A batch of ``size`` windows."""
+        return self.draw_run(size, 1)[0]
+
+    def draw_run(self, size: int, windows: int) -> list[Batch]:
+        """``windows`` batches of ``size``: each the next window of the same clip and voice."""
         corpus, random = self._corpus, self._random
+        new = windows * HOP
         clip = torch.multinomial(self._weights, size, replacement=True, generator=random)
-        rate = RATE[0] + (RATE[1] - RATE[0]) * torch.rand(size, generator=random)
-        rate = torch.where(torch.rand(size, generator=random) < STRETCHED, rate, torch.ones(()))
-        frames = corpus.frames[clip]
-        # the prefix lies wholly inside the clip, or wholly before it
-        earliest = PREFIX * rate
-        room = (frames - 1 - (HOP - 1) * rate - earliest).clamp(min=0)
-        start = earliest + room * torch.rand(size, generator=random)
-        start = torch.where(torch.rand(size, generator=random) < FIRST_WINDOW, 0.0, start)
-        start = torch.where(rate == 1, start.round(), start)
-        motion, gap = self._motion(clip, start, rate)
-        motion = torch.where(
-            (corpus.trust[clip] < 1)[:, None, None] & ~self._mouth, self._upper_face(start), motion
-        )
-        spectra, sounding = self._spectra(clip, start, rate)
+        start, rate = self._places(clip, new)
+        motion, gap = self._motion(clip, start, rate, new)
+        only_mouth = (corpus.trust[clip] < 1)[:, None, None] & ~self._mouth
+        motion = torch.where(only_mouth, self._upper_face(start, new), motion)
+        spectra, sounding = self._spectra(clip, start, rate, new)
         silent = torch.rand(size, 1, generator=random) < SILENT
         sounding = sounding & ~silent
         motion = torch.where(silent[:, :, None] & self._mouth, self._closed, motion)
         gap = torch.where(silent, 0.0, gap)
-        prefix, x0 = motion[:, :PREFIX], motion[:, PREFIX:]
         audio = self._augment(spectra, corpus.noise[clip], sounding, random)
         noise = REFERENCE_NOISE * torch.randn(size, REFERENCE_DIM, generator=random)
-        return Batch(
-            x0=x0,
-            prefix=self._disturbed(prefix),
-            clean_prefix=prefix,
-            audio=audio,
-            reference=corpus.reference[clip] + noise,
-            lip_gap=gap[:, PREFIX:],
-            trust=corpus.trust[clip],
-        )
+        reference = corpus.reference[clip] + noise
+        return [
+            Batch(
+                x0=motion[:, at + PREFIX : at + PREFIX + HOP],
+                prefix=self._disturbed(motion[:, at : at + PREFIX]),
+                clean_prefix=motion[:, at : at + PREFIX],
+                audio=audio[:, at : at + WINDOW_FRAMES],
+                reference=reference,
+                lip_gap=gap[:, at + PREFIX : at + PREFIX + HOP],
+                trust=corpus.trust[clip],
+            )
+            for at in range(0, new, HOP)
+        ]
 
-    def _upper_face(self, start: Tensor) -> Tensor:
-        """(B, PREFIX + HOP, 58) of real clips, for windows of which only the mouth is known.
+    def _places(self, clip: Tensor, new: int) -> tuple[Tensor, Tensor]:
+        """(B,) first new frames and speech rates; the prefix lies wholly in or before the clip."""
+        size, random = len(clip), self._random
+        rate = RATE[0] + (RATE[1] - RATE[0]) * torch.rand(size, generator=random)
+        rate = torch.where(torch.rand(size, generator=random) < STRETCHED, rate, torch.ones(()))
+        earliest = PREFIX * rate
+        room = (self._corpus.frames[clip] - 1 - (new - 1) * rate - earliest).clamp(min=0)
+        start = earliest + room * torch.rand(size, generator=random)
+        start = torch.where(torch.rand(size, generator=random) < FIRST_WINDOW, 0.0, start)
+        return torch.where(rate == 1, start.round(), start), rate
+
+    def _upper_face(self, start: Tensor, new: int) -> Tensor:
+        """(B, PREFIX + new, 58) of real clips, for windows of which only the mouth is known.
 
         A window that starts a session keeps its rest.
         """
         corpus, size = self._corpus, len(start)
         which = torch.randint(len(self._real), (size,), generator=self._random)
         clip = self._real[which]
-        room = corpus.frames[clip] - HOP - PREFIX + 1
+        room = corpus.frames[clip] - new - PREFIX + 1
         other = PREFIX + (room * torch.rand(size, generator=self._random)).floor()
         other = torch.where(start == 0, 0.0, other)
-        return self._motion(clip, other, torch.ones(size))[0]
+        return self._motion(clip, other, torch.ones(size), new)[0]
 
-    def _motion(self, clip: Tensor, start: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, PREFIX + HOP, 58) normalised latents and lip gaps (B, PREFIX + HOP)."""
+    def _motion(self, clip: Tensor, start: Tensor, rate: Tensor, new: int) -> tuple[Tensor, Tensor]:
+        """(B, PREFIX + new, 58) normalised latents and lip gaps (B, PREFIX + new)."""
         corpus = self._corpus
-        at = start[:, None] + rate[:, None] * torch.arange(-PREFIX, HOP)
+        at = start[:, None] + rate[:, None] * torch.arange(-PREFIX, new)
         last = (corpus.frames[clip] - 1)[:, None]
         low = at.clamp(min=0).floor().long().clamp(max=last)
         high = (low + 1).clamp(max=last)
@@ -131,10 +141,12 @@ class WindowSampler:
         motion = motion * (at >= 0)[:, :, None]
         return (motion - self._mean) / self._std, gap
 
-    def _spectra(self, clip: Tensor, start: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    def _spectra(
+        self, clip: Tensor, start: Tensor, rate: Tensor, new: int
+    ) -> tuple[Tensor, Tensor]:
         """(B, hops, bins) log power and (B, hops) whether there is sound at all."""
         corpus = self._corpus
-        hops = torch.arange(-PREFIX * HOPS_PER_FRAME, (HOP + LOOKAHEAD) * HOPS_PER_FRAME)
+        hops = torch.arange(-PREFIX * HOPS_PER_FRAME, (new + LOOKAHEAD) * HOPS_PER_FRAME)
         at = start[:, None] * HOPS_PER_FRAME + rate[:, None] * hops
         last = (corpus.frames[clip] * HOPS_PER_FRAME - 1)[:, None]
         inside = (at >= 0) & (at <= last)

@@ -31,17 +31,19 @@ from torch import Tensor
 
 from model.diffusion.denoiser import X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
-from model.diffusion.sampler import ddim_step, ddim_target
+from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import Limits, MotionWeights, load_weights, save_weights
-from model.training.batches import WindowSampler
+from model.training.batches import Batch, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
 from model.training.losses import MotionLoss, dimension_weights
 from model.training.trainer import Losses, RunOptions, Trainer
 
 BATCH = 48
 STEPS = 6
+OWN_SHARE = 0.5  # of prefixes that the student made itself
+OWN_STEPS = 2
 TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
 LIMITS: Limits = ((1.0, 4.0), (1.0, 3.0))  # scales drawn: audio, reference
 DEFAULT_GUIDANCE = (1.5, 1.0)
@@ -82,8 +84,10 @@ class StudentObjective:
         self._weight = AdaptiveTrust()
 
     def losses(self) -> Losses:
-        batch = self._windows.draw(BATCH)
-        cond = batch.conditions() | {"guidance": self._draw_guidance()}
+        before, batch = self._windows.draw_run(BATCH, 2)
+        guidance = {"guidance": self._draw_guidance()}
+        cond = batch.conditions() | guidance
+        cond["prefix"] = self._own_prefix(before, batch, guidance)
         t = self._draw_times()
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
@@ -97,6 +101,21 @@ class StudentObjective:
             "data": from_data.mean(),
             "data_weight": weight.mean(),
         }
+
+    @torch.no_grad()
+    def _own_prefix(self, before: Batch, batch: Batch, guidance: dict[str, Tensor]) -> Tensor:
+        """(B, PREFIX, 58): half of the windows follow what the student itself just made.
+
+        In service every prefix is the student's own; taught on recordings only, it would trust
+        them too much and its errors would last.
+        """
+        noise = torch.randn(batch.x0.shape, generator=self._random)
+        grid = uniform_timesteps(OWN_STEPS)
+        cond = before.conditions() | guidance
+        made = sample(X0Denoiser(self._student), noise, grid, cond, self._schedule)
+        own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
+        chosen = torch.rand(BATCH, 1, 1, generator=self._random) < OWN_SHARE
+        return torch.where(chosen, own, batch.prefix)
 
     @torch.no_grad()
     def _teacher_target(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,135 @@
+"""From the tracked folder to windows: nothing held out, nothing shifted, nothing infinite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.audio.features import HOPS_PER_FRAME, MEL_BINS, ROW_DIM, SPECTRUM_BINS, log_mel
+from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
+from model.motion.actions import ACTIONS, MOTION_DIM, MOUTH
+from model.training.augment import VoiceAugmenter
+from model.training.batches import WindowSampler
+from model.training.corpus import (
+    Corpus,
+    clip_rest,
+    fit_lip_gap,
+    grid_corpus,
+    held_out,
+    joined,
+    load_grid,
+    motion_statistics,
+)
+
+JAW = ACTIONS.index("jawOpen")
+
+
+@pytest.fixture(scope="module")
+def corpus(grid_folder: Path) -> Corpus:
+    grid = load_grid(grid_folder)
+    return grid_corpus(grid, ~held_out(len(grid.texts)))
+
+
+def sampler(corpus: Corpus, seed: int = 0) -> WindowSampler:
+    mean, std = motion_statistics(corpus)
+    return WindowSampler(corpus, mean, std, torch.Generator().manual_seed(seed))
+
+
+def test_every_tenth_clip_is_held_out(corpus: Corpus) -> None:
+    assert np.flatnonzero(held_out(30)).tolist() == [9, 19, 29]
+    assert len(corpus) == 18
+
+
+def test_sound_and_motion_lie_side_by_side(corpus: Corpus) -> None:
+    frames = len(corpus.motion)
+    assert corpus.log_power.shape == (frames * HOPS_PER_FRAME, SPECTRUM_BINS)
+    loudness = corpus.log_power.float().mean(1).reshape(frames, HOPS_PER_FRAME).mean(1)
+    together = [
+        np.corrcoef(np.roll(loudness.numpy(), lag), corpus.motion[:, JAW].numpy())[0, 1]
+        for lag in (-2, -1, 0, 1, 2)
+    ]
+    assert int(np.argmax(together)) == 2
+
+
+def test_lip_gap_is_recovered_from_actions(corpus: Corpus) -> None:
+    found = fit_lip_gap(corpus)(corpus.motion[:, :52])
+    assert np.corrcoef(found.numpy(), corpus.lip_gap.numpy())[0, 1] > 0.99
+
+
+def test_the_rest_of_a_clip_is_its_silence_with_open_eyes() -> None:
+    random = np.random.default_rng(0)
+    clip = (0.01 * random.random((75, 52))).astype(np.float32)
+    clip[20:50, JAW] = 0.5
+    blink = ACTIONS.index("eyeBlinkLeft")
+    clip[:, blink] = 0.1
+    clip[30:40, blink] = 0.9
+    rest = clip_rest(clip)
+    assert rest[JAW] < 0.02 and rest[blink] == pytest.approx(0.1)
+
+
+def test_statistics_floor_what_never_moves(corpus: Corpus) -> None:
+    _, std = motion_statistics(corpus)
+    assert std[ACTIONS.index("tongueOut")] == pytest.approx(0.01)
+    assert std.min() >= 0.004
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_windows_are_finite_and_shaped_for_any_seed(corpus: Corpus, seed: int) -> None:
+    batch = sampler(corpus, seed).draw(8)
+    assert batch.x0.shape == (8, HOP, MOTION_DIM)
+    assert batch.prefix.shape == (8, PREFIX, MOTION_DIM)
+    assert batch.audio.shape == (8, WINDOW_FRAMES, ROW_DIM)
+    for tensor in (batch.x0, batch.prefix, batch.audio, batch.reference):
+        assert bool(tensor.isfinite().all())
+    assert batch.audio.abs().max() < 8
+
+
+def test_a_run_of_windows_is_one_voice_and_one_motion(corpus: Corpus) -> None:
+    first, second = sampler(corpus).draw_run(16, 2)
+    torch.testing.assert_close(second.clean_prefix[:, -HOP:], first.x0)
+    torch.testing.assert_close(second.audio[:, :-HOP], first.audio[:, HOP:])
+    torch.testing.assert_close(second.reference, first.reference)
+
+
+def test_the_same_generator_gives_the_same_batch(corpus: Corpus) -> None:
+    torch.testing.assert_close(sampler(corpus, 3).draw(4).audio, sampler(corpus, 3).draw(4).audio)
+
+
+def test_windows_of_inferred_mouths_borrow_real_eyes_and_heads(corpus: Corpus) -> None:
+    still = corpus.motion.clone()
+    still[:, :52][:, ~torch.tensor(MOUTH)] = 0
+    still[:, 52:] = 0
+    inferred = Corpus(
+        still, corpus.lip_gap, corpus.log_power, corpus.first, corpus.frames,
+        corpus.reference, corpus.noise, torch.full_like(corpus.trust, 0.5),
+    )  # fmt: skip
+    batch = sampler(joined([corpus, inferred])).draw(200)
+    mouths_only = batch.x0[batch.trust < 1]
+    assert 60 < len(mouths_only) < 140
+    assert mouths_only[:, :, 55:].std() > 0.3
+
+
+def test_an_unchanged_voice_is_what_the_live_front_end_hears(corpus: Corpus) -> None:
+    spectra = corpus.log_power[: 75 * HOPS_PER_FRAME].float()
+    copies = spectra.expand(64, -1, -1)
+    sounding = torch.ones(copies.shape[:2], dtype=torch.bool)
+    random = torch.Generator().manual_seed(0)
+    rows = VoiceAugmenter()(copies, corpus.noise[:1].expand(64, -1), sounding, random)
+    live = torch.from_numpy(log_mel(spectra.exp().numpy())).reshape(75, ROW_DIM)
+    loud = live.mean(1) > live.mean(1).quantile(0.7)
+    # apart from its level, some of the 64 drawn voices are the speaker's own
+    difference = (rows - live)[:, loud]
+    spread = difference.std((1, 2))
+    assert (spread < 0.15).any() and (spread > 0.3).any()
+    assert rows.shape == (64, 75, HOPS_PER_FRAME * MEL_BINS)
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no motion"):
+        load_grid(tmp_path)

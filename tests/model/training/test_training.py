@@ -1,0 +1,113 @@
+"""Teacher and student, trained for a few steps on made-up data by the command's own code."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.motion.actions import ACTIONS, MOTION_DIM
+from model.motion.weights import load_weights
+from model.students import motion_pipeline
+from model.training.cli import add_arguments, run
+from model.training.corpus import LipGap
+from model.training.distill import DATA_SHARE, LIMITS, AdaptiveTrust
+from model.training.losses import MotionLoss, dimension_weights
+from model.training.rollout import MotionOnly
+from model.training.teacher import draw_times, dropped
+
+JAW = ACTIONS.index("jawOpen")
+
+
+def parsed(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(w) for w in words])
+
+
+# TensorBoard's writer thread outlives the test by a moment
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> None:
+    data = ("--data", grid_folder, "--threads", 1, "--minutes", 5)
+    teacher = tmp_path / "teacher"
+    assert run(parsed("teacher", *data, "--out", teacher, "--steps", 3)) == 0
+    assert load_weights(teacher / "teacher.safetensors").facts["trained_steps"] == 3
+    assert run(parsed("teacher", *data, "--out", teacher, "--steps", 5)) == 0
+    weights = teacher / "teacher.safetensors"
+    assert load_weights(weights).facts["trained_steps"] == 5
+
+    out = tmp_path / "student"
+    assert run(parsed("student", *data, "--out", out, "--steps", 2, "--teacher", weights)) == 0
+    student = load_weights(out / "student.safetensors")
+    assert student.net.config.guided and student.facts["steps"] == 6
+    torch.testing.assert_close(student.mean, load_weights(weights).mean)
+    info = motion_pipeline("new", student, MotionOnly()).info
+    assert LIMITS[0][0] <= info.guidance.audio <= LIMITS[0][1]
+    assert list(out.glob("events.out.tfevents.*"))
+
+
+def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs --teacher"):
+        run(parsed("student", "--data", grid_folder, "--out", tmp_path))
+    with pytest.raises(ValueError, match="more than 0"):
+        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--minutes", 0))
+    with pytest.raises(ValueError, match="holds no"):
+        run(parsed("teacher", "--data", tmp_path, "--out", tmp_path))
+
+
+def loss() -> MotionLoss:
+    weights = torch.zeros(52)
+    weights[JAW] = 0.5
+    return MotionLoss(
+        torch.zeros(MOTION_DIM),
+        torch.full((MOTION_DIM,), 0.1),
+        LipGap(weights, 0.0),
+        dimension_weights(),
+    )
+
+
+def test_loss_is_zero_at_the_target_and_dear_where_lips_should_meet() -> None:
+    closed, open_ = torch.zeros(1, 8, MOTION_DIM), torch.zeros(1, 8, MOTION_DIM)
+    open_[..., JAW] = 2.0  # a gap of 0.1
+    off = torch.zeros(1, 8, MOTION_DIM)
+    off[..., JAW] = 1.0
+    assert loss()(closed, closed).item() == 0
+    assert loss()(closed + off, closed).item() > 2 * loss()(open_ + off, open_).item()
+
+
+def test_loss_prefers_a_constant_error_to_a_trembling_one() -> None:
+    target = torch.zeros(1, 8, MOTION_DIM)
+    constant = torch.full((1, 8, MOTION_DIM), 0.1)
+    trembling = constant * torch.tensor([1.0, -1.0] * 4)[None, :, None]
+    assert loss()(constant, target).item() < loss()(trembling, target).item()
+
+
+@given(distance=st.floats(0, 50), trust=st.floats(0, 1), t=st.floats(0.01, 1))
+def test_data_is_trusted_less_the_further_it_lies_from_the_teacher(
+    distance: float, trust: float, t: float
+) -> None:
+    weigh = AdaptiveTrust()
+    times, trusts = torch.full((3,), t), torch.full((3,), trust)
+    weigh(torch.ones(3), times, trusts)
+    near, mid, far = weigh(torch.tensor([distance, distance + 1, 1e4]), times, trusts).tolist()
+    assert DATA_SHARE * trust + 1e-6 >= near >= mid >= far >= 0
+    assert far < 0.01
+
+
+def test_each_guidance_branch_is_trained_as_often_as_said() -> None:
+    audio, reference = dropped(20_000, torch.Generator().manual_seed(0))
+    both_off = ((audio == 0) & (reference == 0)).float().mean()
+    reference_only = ((audio == 0) & (reference == 1)).float().mean()
+    assert both_off == pytest.approx(0.08, abs=0.01)
+    assert reference_only == pytest.approx(0.10, abs=0.01)
+    assert ((audio == 1) & (reference == 1)).float().mean() == pytest.approx(0.79, abs=0.01)
+
+
+def test_times_are_late_more_often_and_never_zero() -> None:
+    t = draw_times(10_000, torch.Generator().manual_seed(0))
+    assert t.min() > 0 and t.max() <= 1
+    assert t.mean() == pytest.approx(2 / 3, abs=0.01)
