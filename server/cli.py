@@ -49,9 +49,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "animate":
         return _animate(settings, options)
     if options.command == "worker":
+        url = _need_redis(settings, "fada worker")
         from server.worker import worker
 
-        worker.main(settings, _need_redis(settings, "fada worker"))
+        worker.main(settings, url)
         return 0
     from server import serving
 

@@ -113,9 +113,7 @@ class Work:
         arguments = [text, data, self.limits.job_ttl_s, *facts]
         return bool(await self.connection.publish(keys, arguments))
 
-    async def end(
-        self, job_id: str, ending: messages.AvatarMade | messages.Done | messages.Failed
-    ) -> None:
+    async def end(self, job_id: str, ending: messages.Ending) -> None:
         """Say how the job ended, and give back what it held in the queue."""
         event, _ = messages.pack_event(ending)
         status, facts = "done", list[Any]()

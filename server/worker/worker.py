@@ -100,8 +100,9 @@ class Worker:
         """One job from claim to end; only the end of the process gets past it."""
         started_s = time.monotonic()
         # Said when the readers are gone: nobody hears it, but the job's place is free again.
-        ending: messages.AvatarMade | messages.Done | messages.Failed
-        ending = messages.Failed(code="internal_error", detail="nobody read the video")
+        ending: messages.Ending = messages.Failed(
+            code="internal_error", detail="nobody read the video"
+        )
         outcome = "unwanted"
         try:
             ending = await self._while_wanted(claim)
@@ -120,10 +121,16 @@ class Worker:
             outcome = ending.code
         finally:
             self._places.release()
-            await self._work.end(claim.job_id, ending)
-            await self._work.release(claim)
+            await self._say(claim, ending)
             seconds = time.monotonic() - started_s
             log.info("job %s: %s after %.2f s", claim.job_id, outcome, seconds)
+
+    async def _say(self, claim: Claim, ending: messages.Ending) -> None:
+        try:
+            await self._work.end(claim.job_id, ending)
+            await self._work.release(claim)
+        except BrokerLost as error:
+            log.warning("job %s: nobody can be told that it ended: %s", claim.job_id, error)
 
     async def _while_wanted(self, claim: Claim) -> messages.AvatarMade | messages.Done:
         """Run the job; raises `Unwanted` as soon as its readers cancel it."""

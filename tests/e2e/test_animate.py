@@ -30,8 +30,12 @@ def client(service: Service) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def speech(examples: Path) -> Path:
-    return examples / "speech.wav"
+def speech(examples: Path, tmp_path: Path) -> Path:
+    """The first two seconds of the example."""
+    pcm, rate = soundfile.read(examples / "speech.wav")
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, pcm[: 2 * rate], rate)
+    return path
 
 
 def animate(client: httpx.Client, portrait: Path, audio: bytes, **fields: str) -> httpx.Response:
@@ -51,7 +55,7 @@ def test_a_portrait_talks(client: httpx.Client, examples: Path, speech: Path, na
     assert np.ptp(seen.pictures, axis=0).max() > 0.3  # the picture moves
     said, rate = soundfile.read(speech, dtype="float32")
     heard = seen.sound[:: seen.rate // rate][: len(said)]
-    assert np.corrcoef(heard[rate:-rate], said[rate : len(heard) - rate])[0, 1] > 0.9
+    assert np.corrcoef(heard, said[: len(heard)])[0, 1] > 0.9
 
 
 def test_full_framing_keeps_the_whole_picture(client: httpx.Client, examples: Path) -> None:

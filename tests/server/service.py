@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -59,29 +60,48 @@ def command_line(process_id: int) -> bytes:
 
 
 @contextmanager
-def running(settings: Mapping[str, str]) -> Iterator[Service]:
-    """Start `fada serve` on a free port; ready when the block begins, gone when it ends."""
+def running(settings: Mapping[str, str], command: str = "serve") -> Iterator[Service]:
+    """Start `fada serve`, or `fada api`, on a free port; ready when the block begins."""
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
         with (
             log.open("w") as errors,
             subprocess.Popen(
-                [sys.executable, "-m", "server.cli", "serve", "--port", "0"],
+                [sys.executable, "-m", "server.cli", command, "--port", "0"],
                 env=environment(settings),
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
             ) as process,
+            stopping(process),
         ):
             assert process.stdout is not None
+            line = process.stdout.readline()
+            assert "ready on http://" in line, log.read_text()
+            yield Service(line.split()[-1], process, log)
+
+
+@contextmanager
+def working(settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start `fada worker`; it may not be ready when the block begins."""
+    command = [sys.executable, "-m", "server.cli", "worker"]
+    quiet = subprocess.DEVNULL
+    with (
+        subprocess.Popen(command, env=environment(settings), stderr=quiet) as process,
+        stopping(process),
+    ):
+        yield process
+
+
+@contextmanager
+def stopping(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Whatever happens in the block, the process is gone after it."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.terminate()
             try:
-                line = process.stdout.readline()
-                assert "ready on http://" in line, log.read_text()
-                yield Service(line.split()[-1], process, log)
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    try:
-                        process.wait(_STOP_S)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()

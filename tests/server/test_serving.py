@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from server.broker.embedded import embedded_server, valkey_program
 from tests.server.media_files import picture, sound
 from tests.server.media_probe import probe
-from tests.server.service import FAKE, Service, environment, running
+from tests.server.service import FAKE, Service, environment, running, working
 
 LONG = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(60.0))}
 SHORT = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(0.2))}
@@ -48,13 +49,18 @@ def works(service: Service) -> bool:
         return response.status_code == 200 and len(probe(response.content).times_s) == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_everything_in_order(number: int) -> None:
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Service]:
+    """A service with place for one job."""
+    with running({**FAKE, "FADA_MAX_JOBS": "1", "FADA_SESSIONS_PER_WORKER": "1"}) as service:
+        yield service
+
+
+def test_an_interrupt_stops_everything_in_order() -> None:
     with running(FAKE) as service:
         children = service.children()
         assert len(children) == 2
-        assert works(service)
-        assert service.stop(number) == 0
+        assert service.stop(signal.SIGINT) == 0
         assert not any(alive(child) for child in children)
 
 
@@ -97,60 +103,55 @@ def test_no_child_outlives_a_killed_service() -> None:
         assert until(lambda: not any(alive(child) for child in children))
 
 
-def test_a_killed_worker_is_replaced_and_its_client_is_told() -> None:
-    with running(FAKE) as service:
-        (worker,) = service.workers()
-        with (
-            service.client() as client,
-            client.stream("POST", "/animate", files=LONG, data=SLOW) as response,
-        ):
-            chunks = response.iter_bytes()
-            next(chunks)
-            os.kill(worker, signal.SIGKILL)
-            with pytest.raises(httpx.RemoteProtocolError):
-                list(chunks)
-            assert until(lambda: client.get("/readyz").status_code == 200)
-        assert service.workers() != [worker]
-        assert works(service)
-
-
-def test_a_client_that_hangs_up_frees_its_place() -> None:
+def test_a_killed_worker_is_replaced_and_its_client_is_told(narrow: Service) -> None:
+    (worker,) = narrow.workers()
     with (
-        running({**FAKE, "FADA_SESSIONS_PER_WORKER": "1"}) as service,
-        service.client() as client,
+        narrow.client() as client,
+        client.stream("POST", "/animate", files=LONG, data=SLOW) as response,
     ):
+        chunks = response.iter_bytes()
+        next(chunks)
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(chunks)
+        assert until(lambda: client.get("/readyz").status_code == 200)
+    assert narrow.workers() != [worker]
+    assert works(narrow)
+
+
+def test_a_client_that_hangs_up_frees_its_place(narrow: Service) -> None:
+    with narrow.client() as client:
         with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:
             chunks = response.iter_bytes()
             next(chunks)
             job = response.headers["x-job-id"]
         assert until(lambda: client.get(f"/jobs/{job}").json()["status"] == "cancelled")
-        assert works(service)
+        assert works(narrow)
 
 
-def test_when_every_place_is_taken_it_is_busy_and_says_when_to_come_back() -> None:
-    with (
-        running({**FAKE, "FADA_MAX_JOBS": "1"}) as service,
-        service.client() as client,
-    ):
+def test_when_every_place_is_taken_it_is_busy_and_says_when_to_come_back(
+    narrow: Service,
+) -> None:
+    with narrow.client() as client:
         with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:
             chunks = response.iter_bytes()
             next(chunks)
-            with service.client() as other:
+            with narrow.client() as other:
                 refused = other.post("/animate", files=SHORT, data=QUICK)
         assert (refused.status_code, refused.json()["code"]) == (429, "busy")
         assert int(refused.headers["retry-after"]) > 0
-        assert until(lambda: works(service))
+        assert until(lambda: works(narrow))
 
 
-def test_two_services_side_by_side_do_not_disturb_each_other() -> None:
-    with running(FAKE) as one, running({**FAKE, "FADA_MODELS": "other"}) as other:
-        with one.client() as here, other.client() as there:
+def test_two_services_side_by_side_do_not_disturb_each_other(narrow: Service) -> None:
+    with running({**FAKE, "FADA_MODELS": "other"}) as other:
+        with narrow.client() as here, other.client() as there:
             assert here.get("/models").json()["default"] == "fake"
             assert there.get("/models").json()["default"] == "other"
             made = here.post("/avatars", files={"portrait": ("p.png", picture())}).json()
             assert there.get(f"/avatars/{made['avatar_id']}").status_code == 404
         assert other.stop() == 0
-        assert works(one)
+    assert works(narrow)
 
 
 def test_a_student_that_cannot_be_loaded_ends_the_service_with_the_reason() -> None:
@@ -168,6 +169,40 @@ def test_a_port_that_is_taken_is_told_at_once() -> None:
         done = fada(FAKE, "serve", port=taken.getsockname()[1])
     assert done.returncode == 1
     assert "in use" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_api_and_workers_apart_over_one_broker() -> None:
+    with embedded_server(valkey_program()) as broker:
+        settings = {**FAKE, "FADA_REDIS_URL": broker.url}
+        with running(settings, "api") as api, api.client() as client:
+            refused = client.post("/animate", files=SHORT, data=QUICK)
+            assert (refused.status_code, refused.json()["code"]) == (503, "no_worker")
+            assert client.get("/readyz").status_code == 503
+            assert client.get("/healthz").status_code == 200
+            with working(settings) as worker:
+                assert until(lambda: client.get("/readyz").status_code == 200)
+                assert works(api)
+                files = {**LONG, "audio": ("a.flac", sound(4.0))}
+                with client.stream("POST", "/animate", files=files, data=QUICK) as response:
+                    chunks = response.iter_bytes()
+                    received = next(chunks)
+                    worker.terminate()  # it takes no more, and finishes what it has
+                    received += b"".join(chunks)
+                assert probe(received).video_s == pytest.approx(4.0)
+                assert worker.wait(20) == 0
+            assert client.get("/readyz").status_code == 503
+            broker.child.kill()
+            gone = client.post("/animate", files=SHORT, data=QUICK)
+            assert (gone.status_code, gone.json()["code"]) == (503, "no_worker")
+
+
+def test_the_service_does_not_go_on_without_its_broker() -> None:
+    with running(FAKE) as service:
+        workers = service.workers()
+        (valkey,) = set(service.children()) - set(workers)
+        os.kill(valkey, signal.SIGKILL)
+        assert service.process.wait(20) == 1
+        assert not any(alive(worker) for worker in workers)
 
 
 @pytest.mark.parametrize("half", ["api", "worker"])
