@@ -11,8 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-
-from redis.exceptions import OutOfMemoryError
+from typing import Any
 
 from server.broker import messages, redis
 from server.broker.liveness import fail_orphans, live_workers
@@ -36,26 +35,34 @@ class Client:
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
 
-        Raises `ServiceError` ``busy`` when no place is free, ``no_worker`` when none lives.
+        Raises `ServiceError` ``busy`` without a free place or memory, ``no_worker`` when none lives.
         """
         if not await live_workers(self.connection):
             raise ServiceError("no_worker", "no worker is connected yet; try again in a moment")
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
         keys = [redis.JOBS, redis.job_key(job_id), redis.out_key(job_id)]
-        text = messages.pack_request(request)
-        try:
+        arguments: list[Any] = [
+            job_id,
+            messages.pack_request(request),
+            event,
+            self.max_jobs,
+            self.job_ttl_s,
+        ]
+
+        async def hand_in() -> Any:
             for part, blob in parts.items():
-                await self.connection.redis.set(
-                    redis.part_key(job_id, part), blob, ex=self.job_ttl_s
-                )
-            taken = await self.connection.submit(
-                keys, [job_id, text, event, self.max_jobs, self.job_ttl_s]
-            )
-        except OutOfMemoryError:
-            taken = 0
+                key = redis.part_key(job_id, part)
+                await self.connection.redis.set(key, blob, ex=self.job_ttl_s)
+            return await self.connection.submit(keys, arguments)
+
+        taken = False
+        try:
+            taken = bool(await redis.with_room(self.connection, hand_in))
+        finally:
+            if not taken:
+                await self._drop_parts(job_id)
         if not taken:
-            await self._drop_parts(job_id)
             raise ServiceError("busy", f"all {self.max_jobs} places are taken")
         return job_id
 

@@ -17,13 +17,18 @@ Keys, all under ``fada:``
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
+from redis.exceptions import OutOfMemoryError
+
+from server.errors import ServiceError
+
+T = TypeVar("T")
 
 JOBS = "fada:jobs"
 GROUP = "workers"
@@ -94,8 +99,9 @@ return 1
 """
 
 # KEYS jobs, job, out, portrait, audio; ARGV group, status, event, TTL, then field and value
-# pairs. Ends a job once: 0 when it had ended before. Its place in the queue is free afterwards.
-_END = """
+# pairs. Ends a job once: 0 when it had ended before. Its place in the queue is free afterwards. It
+# must work without memory, too, for it is what gives memory back.
+_END = """#!lua flags=allow-oom
 local entry = redis.call('HGET', KEYS[2], 'entry')
 if not entry then return 0 end
 local before = redis.call('HGET', KEYS[2], 'status')
@@ -149,3 +155,23 @@ async def connect(url: str) -> AsyncIterator[Connection]:
     finally:
         await redis.aclose()
         await blocking.aclose()
+
+
+async def with_room(connection: Connection, write: Callable[[], Awaitable[T]]) -> T:
+    """Do ``write``; while memory is short, kept videos go, the oldest first.
+
+    Raises `ServiceError` ``busy`` when none is left and memory still is short.
+    """
+    while True:
+        try:
+            return await write()
+        except OutOfMemoryError as error:
+            oldest = await connection.redis.zpopmin(VIDEOS)
+            if not oldest:
+                raise ServiceError("busy", "the service's memory is full") from error
+            await drop_video(connection, oldest[0][0].decode())
+
+
+async def drop_video(connection: Connection, job_id: str) -> None:
+    """A kept video, and all that is known of its job."""
+    await connection.redis.delete(out_key(job_id), job_key(job_id))

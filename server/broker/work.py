@@ -101,7 +101,10 @@ class Work:
                     yield messages.unpack_command(fields[b"m"])
 
     async def publish(self, job_id: str, event: messages.Started | messages.Fragment) -> bool:
-        """False when the job does not run any more: cancelled, or expired."""
+        """False when the job does not run any more: cancelled, or expired.
+
+        Raises `ServiceError` ``busy`` when there is no memory for it.
+        """
         text, data = messages.pack_event(event)
         facts: list[Any] = []
         if isinstance(event, messages.Started):
@@ -111,7 +114,9 @@ class Work:
             facts += ["frames", event.first_frame + event.frames]
         keys = [redis.job_key(job_id), redis.out_key(job_id), redis.in_key(job_id)]
         arguments = [text, data, self.limits.job_ttl_s, *facts]
-        return bool(await self.connection.publish(keys, arguments))
+        return bool(
+            await redis.with_room(self.connection, lambda: self.connection.publish(keys, arguments))
+        )
 
     async def end(self, job_id: str, ending: messages.Ending) -> None:
         """Say how the job ended, and give back what it held in the queue."""
@@ -129,13 +134,15 @@ class Work:
         if claim.request.keep:
             old = await self._keep(redis.VIDEOS, claim.job_id, self.limits.max_videos)
             for job_id in old:
-                await self.connection.redis.delete(redis.out_key(job_id), redis.job_key(job_id))
+                await redis.drop_video(self.connection, job_id)
 
     async def save_avatar(self, avatar: AvatarView, reference: bytes) -> None:
         """Keep a prepared portrait; the longest unused one goes when there are too many."""
         key = redis.avatar_key(avatar.avatar_id)
         fields = {"view": avatar.model_dump_json(), "reference": reference}
-        await self.connection.redis.hset(key, mapping=fields)
+        await redis.with_room(
+            self.connection, lambda: self.connection.redis.hset(key, mapping=fields)
+        )
         await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
         for old in await self._keep(redis.AVATARS, avatar.avatar_id, self.limits.max_avatars):
             await self.connection.redis.delete(redis.avatar_key(old))

@@ -183,6 +183,34 @@ async def test_when_all_places_are_taken_it_is_busy(url: str) -> None:
         await client.submit(wish(), PARTS)
 
 
+async def test_when_memory_is_short_old_videos_go_and_then_it_is_busy(url: str) -> None:
+    async with halves(url) as (client, work):
+        kept = await client.submit(wish(keep=True), PARTS)
+        claim = await taken(work)
+        await work.publish(kept, fragment(0).model_copy(update={"data": bytes(4 << 20)}))
+        await work.end(kept, messages.Done(frames=8, duration_s=0.32))
+        await work.release(claim)
+        running = await client.submit(wish(), PARTS)
+        claim = await taken(work)
+        used = (await client.connection.redis.info("memory"))["used_memory"]
+        await client.connection.redis.config_set("maxmemory", used - (1 << 20))
+        try:
+            assert await work.publish(running, fragment(0))  # what is kept makes room
+            assert not await client.keeps_video(kept)
+            await client.connection.redis.config_set("maxmemory", 1)
+            for full in (client.submit(wish(), PARTS), work.publish(running, fragment(1))):
+                with pytest.raises(ServiceError) as caught:
+                    await full
+                assert caught.value.code == "busy"
+            # What was taken can still be given back.
+            await work.end(running, messages.Failed(code="busy", detail="full"))
+            await work.release(claim)
+            await client.forget(running)
+        finally:
+            await client.connection.redis.config_set("maxmemory", 0)
+        assert await keys(client) == {redis.job_key(running)}
+
+
 async def test_without_a_worker_nothing_is_taken(url: str) -> None:
     async with halves(url) as (client, work):
         await work.leave()
