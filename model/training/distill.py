@@ -87,14 +87,15 @@ class StudentObjective:
         before, batch = self._windows.draw_run(BATCH, 2)
         guidance = {"guidance": self._draw_guidance()}
         cond = batch.conditions() | guidance
-        cond["prefix"] = self._own_prefix(before, batch, guidance)
+        cond["prefix"], off = self._own_prefix(before, batch, guidance)
         t = self._draw_times()
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
         target = self._teacher_target(x_t, t, cond)
         weight = self._weight(self._loss(target, batch.x0), t, batch.trust)
         x0_hat = self._student(x_t, t, cond)
-        from_teacher, from_data = self._loss(x0_hat, target), self._loss(x0_hat, batch.x0)
+        from_teacher = self._loss(x0_hat, target)
+        from_data = self._loss(x0_hat, batch.x0, off)
         return {
             "loss": ((1 - weight) * from_teacher + weight * from_data).mean(),
             "teacher": from_teacher.mean(),
@@ -103,8 +104,11 @@ class StudentObjective:
         }
 
     @torch.no_grad()
-    def _own_prefix(self, before: Batch, batch: Batch, guidance: dict[str, Tensor]) -> Tensor:
-        """(B, PREFIX, 58): half of the windows follow what the student itself just made.
+    def _own_prefix(
+        self, before: Batch, batch: Batch, guidance: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(B, PREFIX, 58) prefixes, half of them what the student itself just made, and (B, 58)
+        by how much those end off the recording.
 
         In service every prefix is the student's own; taught on recordings only, it would trust
         them too much and its errors would last.
@@ -115,7 +119,8 @@ class StudentObjective:
         made = sample(X0Denoiser(self._student), noise, grid, cond, self._schedule)
         own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
         chosen = torch.rand(BATCH, 1, 1, generator=self._random) < OWN_SHARE
-        return torch.where(chosen, own, batch.prefix)
+        off = torch.where(chosen[:, 0], (own - batch.clean_prefix)[:, -1], 0.0)
+        return torch.where(chosen, own, batch.prefix), off
 
     @torch.no_grad()
     def _teacher_target(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from model.training.corpus import LipGap
 
 VELOCITY_WEIGHT = 1.0
 GAP_WEIGHT = 1.0
-CLOSED_WEIGHT = 4.0  # how much more a closed frame's lip gap counts
+CLOSED_WEIGHT = 7.0  # how much more a closed frame's lip gap counts
 CLOSED_GAP = 0.03  # of the eye-corner distance: below it lips look closed
 _GAP_UNIT = 0.03
 
@@ -40,20 +40,23 @@ class MotionLoss:
     lip_gap: LipGap
     weights: Tensor  # (58,)
 
-    def __call__(self, x0_hat: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, x0_hat: Tensor, target: Tensor, before: Tensor | None = None) -> Tensor:
         """(B,) loss of ``x0_hat`` (B, T, 58) against ``target`` of the same shape.
 
+        ``before`` (B, 58) is by how much the frame before them was off its own target: nothing
+        where the prefix is real.
+
         position  mean over frames and dimensions of w·(x̂ - x)²
-        velocity  the same of frame-to-frame differences, the first one from the prefix's last
-                  frame (which both share, so that its difference is that of the position): a
-                  window's border becomes as smooth as its inside
-        lips      (gap(x̂) - gap(x))² in units of 3 % of the eye-corner distance, times 1, or 5
+        velocity  the same of frame-to-frame differences, the first one from the frame before:
+                  a window's border becomes as smooth as its inside
+        lips      (gap(x̂) - gap(x))² in units of 3 % of the eye-corner distance, times 1, or 8
                   where the target's lips are closed: an open /p/ is seen at once, while an open
                   vowel may be a little more or less open
         """
         error = x0_hat - target
         position = (self.weights * error**2).mean((1, 2))
-        steps = torch.cat([error[:, :1], torch.diff(error, dim=1)], dim=1)
+        first = error[:, :1] if before is None else error[:, :1] - before[:, None]
+        steps = torch.cat([first, torch.diff(error, dim=1)], dim=1)
         velocity = (self.weights * steps**2).mean((1, 2))
         gap_hat, gap = self._gap(x0_hat), self._gap(target)
         closed = 1 + CLOSED_WEIGHT * (gap < CLOSED_GAP)
