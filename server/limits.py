@@ -1,8 +1,8 @@
 """A request's body is measured while it is read. Knows ASGI messages; not what they carry.
 
-A body that says that it is too large, or turns out to be, is answered with 413. What is left of
-it is read and thrown away first, up to a bound: a client that is still writing would otherwise
-see its connection reset instead of the answer.
+A body that says that it is too large, or turns out to be, is answered with 413. Before this or
+any other refusal goes out, what is left of the body is read and thrown away, up to a bound: a
+client that is still writing would otherwise see its connection reset instead of the answer.
 """
 
 from __future__ import annotations
@@ -29,33 +29,15 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        declared = int(headers.get(b"content-length", b"0"))
-        if declared > self._max_bytes:
-            if headers.get(b"expect", b"").lower() != b"100-continue":
-                await _drain(receive)
-            await self._refuse(scope, receive, send)
-            return
+        body = _Body(receive, send, self._max_bytes, dict(scope["headers"]))
         try:
-            await self._app(scope, self._counted(receive), send)
-        except _TooLarge:
-            await _drain(receive)
-            await self._refuse(scope, receive, send)
-
-    def _counted(self, receive: Receive) -> Receive:
-        total = 0
-
-        async def counted() -> Message:
-            nonlocal total
-            message = await receive()
-            total += len(message.get("body", b""))
-            if total > self._max_bytes:
+            if body.declared > self._max_bytes:
                 raise _TooLarge
-            return message
+            await self._app(scope, body.receive, body.send)
+        except _TooLarge:
+            await self._refuse(scope, body)
 
-        return counted
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, scope: Scope, body: _Body) -> None:
         error = ServiceError(
             "too_large", f"the request is larger than the {self._max_bytes} bytes allowed"
         )
@@ -65,17 +47,49 @@ class BodyLimit:
             headers={"Connection": "close"},
             media_type="application/problem+json",
         )
-        await response(scope, receive, send)
+        await response(scope, body.receive, body.send)
 
 
 class _TooLarge(Exception):
     """Passes through the application, which has sent nothing yet: it was still reading."""
 
 
-async def _drain(receive: Receive) -> None:
-    total, deadline = 0, time.monotonic() + _DRAIN_S
-    while total < _DRAIN_BYTES and time.monotonic() < deadline:
-        message = await receive()
-        total += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return
+class _Body:
+    """One request's way in and out: counts what comes, and empties it before a refusal."""
+
+    def __init__(
+        self, receive: Receive, send: Send, max_bytes: int, headers: dict[bytes, bytes]
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._max_bytes = max_bytes
+        self._total = 0
+        self._ended = False
+        self.declared = int(headers.get(b"content-length", b"0"))
+        # Such a client waits for leave before it sends; to read would be to give it.
+        self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
+
+    async def receive(self) -> Message:
+        message = await self._next()
+        if self._total > self._max_bytes:
+            raise _TooLarge
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            await self._drain()
+        await self._send(message)
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._waits = False
+        self._total += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        return message
+
+    async def _drain(self) -> None:
+        bound, deadline = self._total + _DRAIN_BYTES, time.monotonic() + _DRAIN_S
+        while not self._ended and not self._waits:
+            if self._total > bound or time.monotonic() > deadline:
+                return
+            await self._next()

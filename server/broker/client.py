@@ -35,7 +35,8 @@ class Client:
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
 
-        Raises `ServiceError` ``busy`` without a free place or memory, ``no_worker`` when none lives.
+        Raises `ServiceError` ``busy`` without a free place or memory, ``no_worker`` when no
+        worker lives.
         """
         if not await live_workers(self.connection):
             raise ServiceError("no_worker", "no worker is connected yet; try again in a moment")
@@ -151,7 +152,7 @@ class Client:
     async def delete_avatar(self, avatar_id: str) -> bool:
         """False when there was none."""
         await self.connection.redis.zrem(redis.AVATARS, avatar_id)
-        return bool(await self.connection.redis.delete(redis.avatar_key(avatar_id)))
+        return bool(await redis.drop_avatar(self.connection, avatar_id))
 
     async def _goes_on(self, job_id: str, waiting_since: float) -> bool:
         """Looked at when no event came for a while; False when none will come any more."""

@@ -158,7 +158,7 @@ async def connect(url: str) -> AsyncIterator[Connection]:
 
 
 async def with_room(connection: Connection, write: Callable[[], Awaitable[T]]) -> T:
-    """Do ``write``; while memory is short, kept videos go, the oldest first.
+    """Do ``write``; while memory is short, kept videos go, then avatars, the oldest first.
 
     Raises `ServiceError` ``busy`` when none is left and memory still is short.
     """
@@ -166,12 +166,24 @@ async def with_room(connection: Connection, write: Callable[[], Awaitable[T]]) -
         try:
             return await write()
         except OutOfMemoryError as error:
-            oldest = await connection.redis.zpopmin(VIDEOS)
-            if not oldest:
+            if not await _drop_oldest(connection):
                 raise ServiceError("busy", "the service's memory is full") from error
-            await drop_video(connection, oldest[0][0].decode())
 
 
-async def drop_video(connection: Connection, job_id: str) -> None:
-    """A kept video, and all that is known of its job."""
-    await connection.redis.delete(out_key(job_id), job_key(job_id))
+async def _drop_oldest(connection: Connection) -> bool:
+    for ranking, drop in ((VIDEOS, drop_video), (AVATARS, drop_avatar)):
+        oldest = await connection.redis.zpopmin(ranking)
+        if oldest:
+            await drop(connection, oldest[0][0].decode())
+            return True
+    return False
+
+
+async def drop_video(connection: Connection, job_id: str) -> int:
+    """A kept video, and all that is known of its job; how many keys there were."""
+    return int(await connection.redis.delete(out_key(job_id), job_key(job_id)))
+
+
+async def drop_avatar(connection: Connection, avatar_id: str) -> int:
+    """How many keys there were."""
+    return int(await connection.redis.delete(avatar_key(avatar_id)))

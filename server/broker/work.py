@@ -145,7 +145,7 @@ class Work:
         )
         await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
         for old in await self._keep(redis.AVATARS, avatar.avatar_id, self.limits.max_avatars):
-            await self.connection.redis.delete(redis.avatar_key(old))
+            await redis.drop_avatar(self.connection, old)
 
     async def load_avatar(self, avatar_id: str) -> bytes | None:
         """The reference of `save_avatar`, now the most recently used."""

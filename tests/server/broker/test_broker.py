@@ -183,13 +183,14 @@ async def test_when_all_places_are_taken_it_is_busy(url: str) -> None:
         await client.submit(wish(), PARTS)
 
 
-async def test_when_memory_is_short_old_videos_go_and_then_it_is_busy(url: str) -> None:
+async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) -> None:
     async with halves(url) as (client, work):
         kept = await client.submit(wish(keep=True), PARTS)
         claim = await taken(work)
         await work.publish(kept, fragment(0).model_copy(update={"data": bytes(4 << 20)}))
         await work.end(kept, messages.Done(frames=8, duration_s=0.32))
         await work.release(claim)
+        await work.save_avatar(avatar("a"), b"a")
         running = await client.submit(wish(), PARTS)
         claim = await taken(work)
         used = (await client.connection.redis.info("memory"))["used_memory"]
@@ -197,11 +198,13 @@ async def test_when_memory_is_short_old_videos_go_and_then_it_is_busy(url: str) 
         try:
             assert await work.publish(running, fragment(0))  # what is kept makes room
             assert not await client.keeps_video(kept)
+            assert await client.avatar("a") is not None
             await client.connection.redis.config_set("maxmemory", 1)
             for full in (client.submit(wish(), PARTS), work.publish(running, fragment(1))):
                 with pytest.raises(ServiceError) as caught:
                     await full
                 assert caught.value.code == "busy"
+            assert await client.avatar("a") is None
             # What was taken can still be given back.
             await work.end(running, messages.Failed(code="busy", detail="full"))
             await work.release(claim)

@@ -222,6 +222,15 @@ def test_requests_that_are_no_such_form(client: httpx.Client) -> None:
     assert [problem(response) for response in bad] == [(400, "bad_request")] * len(bad)
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "multipart/form-data; boundary=x", "multipart/form-data"]
+)
+def test_a_large_body_that_is_no_form_is_still_answered(client: httpx.Client, kind: str) -> None:
+    for _ in range(3):
+        response = client.post("/animate", content=bytes(3 << 20), headers={"content-type": kind})
+        assert problem(response) == (400, "bad_request")
+
+
 @pytest.mark.parametrize("declared", [True, False], ids=["said so", "turned out so"])
 def test_a_body_that_is_too_large(client: httpx.Client, declared: bool) -> None:
     def chunks() -> Iterator[bytes]:
