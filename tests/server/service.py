@@ -68,7 +68,7 @@ def running(settings: Mapping[str, str], command: str = "serve") -> Iterator[Ser
             log.open("w") as errors,
             subprocess.Popen(
                 [sys.executable, "-m", "server.cli", command, "--port", "0"],
-                env=environment(settings),
+                env=environment({**settings, "TMPDIR": directory}),
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

@@ -154,6 +154,25 @@ def test_two_services_side_by_side_do_not_disturb_each_other(narrow: Service) ->
     assert works(narrow)
 
 
+def memory_kb(process_id: int, field: str) -> int:
+    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_long_speech() -> None:
+    files = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(900.0, silent=True))}
+    with running(FAKE) as service, service.client() as client:
+        assert works(service)
+        processes = [service.process.pid, *service.children()]
+        before = [memory_kb(process, "VmRSS") for process in processes]
+        with client.stream("POST", "/animate", files=files, data=QUICK) as response:
+            length = sum(map(len, response.iter_bytes()))
+        assert length > 1e6
+        peaks = [memory_kb(process, "VmHWM") for process in processes]
+        assert max(p - b for p, b in zip(peaks, before, strict=True)) < 30_000
+
+
 def test_a_student_that_cannot_be_loaded_ends_the_service_with_the_reason() -> None:
     done = fada({"FADA_PIPELINE": "tests.server.nowhere:load", "FADA_MODELS": "x"}, "serve")
     assert done.returncode == 1

@@ -59,9 +59,10 @@ def test_a_program_that_is_no_server_is_told() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_it_dies_with_a_parent_that_was_killed() -> None:
+def test_it_dies_with_a_parent_that_was_killed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = str(tmp_path_factory.mktemp("k"))  # short: a socket's path has at most 107 bytes
     with subprocess.Popen(
-        [sys.executable, "-c", KEEPER], stdout=subprocess.PIPE, env=environment({})
+        [sys.executable, "-c", KEEPER], stdout=subprocess.PIPE, env=environment({"TMPDIR": place})
     ) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
