@@ -45,18 +45,12 @@ def motions(renderer: PortraitRenderer, count: int) -> list[tuple[np.ndarray, np
 
 def compiled_mesh(renderer: PortraitRenderer) -> Draw:
     out = np.empty_like(renderer.portrait)
+    source = np.ascontiguousarray(renderer.mesh.rest[:, :2])
 
     def draw(actions: np.ndarray, pose: np.ndarray) -> None:
         out[...] = renderer.portrait
         target = renderer.vertices(actions, pose)
-        draw_triangles(
-            renderer.mesh.triangles,
-            target,
-            renderer.mesh.rest[:, :2].copy(),
-            renderer.texture,
-            float(renderer.pad),
-            out,
-        )
+        draw_triangles(renderer.mesh.triangles, target, source, renderer.texture, out)
 
     return draw
 

@@ -28,7 +28,8 @@ GRID_STEP = 0.22  # spacing of the points around the face
 EXPRESSION_REACH = 0.40  # how far out of the oval the jaw and cheeks still pull the skin
 NECK_LENGTH = 1.25  # from the chin down to where the head is hardly followed any more
 HAIR_REACH = 1.7  # beyond the oval, what the person mask holds is head (hair, hats) up to here
-SOFT_EDGE = 0.75  # over this distance outside the person the background stops following
+NEARBY = 0.35  # within this distance outside the person the mesh goes along as the person does
+SOFT_EDGE = 0.6  # and over this one it comes to a stop
 SHOULDER_SHARE = 0.10  # what of the head's movement the shoulders take part in
 # A surface steeper than this along z would fold when the head turns by 15 degrees.
 MAX_SLOPE = 3.2
@@ -297,7 +298,8 @@ def _pull(
     squared = ((around[:, None] - oval[None]) ** 2).sum(axis=2)
     near = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / (2 * (0.35 * reach) ** 2))
     near /= near.sum(axis=1, keepdims=True)
-    return distance, near * np.exp(-((distance / reach) ** 2))[:, None]
+    share = np.exp(-((distance / reach) ** 2))
+    return distance, near * np.where(share < 0.01, 0.0, share)[:, None]
 
 
 def _depth_around(
@@ -361,16 +363,16 @@ def _follow(
     follow = np.maximum(neck, body)
     away = distance / eye_distance
     follow *= 1.0 - _smoothstep((away - HAIR_REACH) / 1.0) * (below < 0)
-    # Outside the person, the still background takes over softly.
+    # Well outside the person there is nothing to carry along.
     outside = cv2.distanceTransform((person < 0.5).astype(np.uint8), cv2.DIST_L2, 5)
     y = np.clip(around[:, 1].round().astype(int), 0, person.shape[0] - 1)
     x = np.clip(around[:, 0].round().astype(int), 0, person.shape[1] - 1)
     beyond = np.minimum(outside[y, x] / eye_distance, away)
-    follow *= 1.0 - _smoothstep(beyond / SOFT_EDGE)
+    follow *= 1.0 - _smoothstep((beyond - NEARBY) / SOFT_EDGE)
     # The border of the padded picture, which is out of view, stands still.
     to_edge = np.minimum(around, (person.shape[1] - 1, person.shape[0] - 1) - around).min(axis=1)
     follow *= _smoothstep(to_edge / max(1.0, 0.8 * pad))
-    return follow
+    return np.where(follow < 0.002, 0.0, follow)
 
 
 def _smoothstep(x: NDArray[np.float64]) -> NDArray[np.float64]:

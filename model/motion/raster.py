@@ -58,28 +58,24 @@ def _mix(texture, xi, yi, fx, fy):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def draw_triangles(triangles, target, source, texture, offset, out):  # type: ignore[no-untyped-def]
+def draw_triangles(triangles, target, source, texture, out):  # type: ignore[no-untyped-def]
     """Draw each triangle of ``target`` (V, 2) filled with ``texture`` at ``source`` (V, 2).
 
-    ``source`` is in texture pixels, ``target`` in pixels of ``out`` (H, W, 3); ``offset`` (pixels)
-    is the texture's margin: a triangle with target + offset == source everywhere is skipped, for
-    the caller has laid the still picture there. Later triangles cover earlier ones. Shared edges
-    are drawn exactly once, so that neighbours neither overlap nor leave a gap.
+    ``source`` is in texture pixels, ``target`` in pixels of ``out`` (H, W, 3). The colours of the
+    texture are premultiplied by its alpha and drawn over what is there. Shared edges are drawn
+    exactly once, so that neighbours neither overlap nor leave a gap.
     """
     height, width = out.shape[0], out.shape[1]
     deep, wide = texture.shape[0] - 1.5, texture.shape[1] - 1.5
-    byte, eight, sixteen = np.uint32(255), np.uint32(8), np.uint32(16)
+    byte, half = np.uint32(255), np.uint32(127)
+    eight, sixteen, twenty_four = np.uint32(8), np.uint32(16), np.uint32(24)
+    zero, one, two = np.uint64(0), np.uint64(1), np.uint64(2)
     for n in range(triangles.shape[0]):
         i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
         ax, ay, bx, by = target[i, 0], target[i, 1], target[j, 0], target[j, 1]
         cx, cy = target[k, 0], target[k, 1]
         sax, say, sbx, sby = source[i, 0], source[i, 1], source[j, 0], source[j, 1]
         scx, scy = source[k, 0], source[k, 1]
-        still = abs(ax + offset - sax) + abs(ay + offset - say)
-        still += abs(bx + offset - sbx) + abs(by + offset - sby)
-        still += abs(cx + offset - scx) + abs(cy + offset - scy)
-        if still < 0.02:
-            continue
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if abs(area) < 1e-6:
             continue
@@ -124,12 +120,21 @@ def draw_triangles(triangles, target, source, texture, offset, out):  # type: ig
                     colour = _mix(texture, np.uint64(ui >> 16), np.uint64(vi >> 16), fx, fy)
                 else:
                     colour = _bilinear(texture, ui >> 8, vi >> 8)
-                column = np.uint64(x)
-                row[column, np.uint64(0)] = colour & byte
-                row[column, np.uint64(1)] = (colour >> eight) & byte
-                row[column, np.uint64(2)] = (colour >> sixteen) & byte
                 ui += du
                 vi += dv
+                through = byte - (colour >> twenty_four)
+                if through == byte:
+                    continue
+                column = np.uint64(x)
+                r, g, b = colour & byte, (colour >> eight) & byte, (colour >> sixteen) & byte
+                if through:
+                    # Rounded, and never over: bilinear weights lose a little of each.
+                    r = min(byte, r + (row[column, zero] * through + half) // byte)
+                    g = min(byte, g + (row[column, one] * through + half) // byte)
+                    b = min(byte, b + (row[column, two] * through + half) // byte)
+                row[column, zero] = r
+                row[column, one] = g
+                row[column, two] = b
 
 
 @njit(cache=True, nogil=True, inline="always")

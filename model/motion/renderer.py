@@ -1,7 +1,7 @@
 """Motion → pixels: one framed portrait, ready to be drawn with any actions and head pose.
 
-Back to front: the still picture; the mesh of face, hair and shoulders, textured with the portrait
-and moved; the mouth's inside through the opening of the lips; the eyeballs through the lids.
+Back to front: the background, which stands still; the person on a mesh of face, hair and
+shoulders, moved; the mouth's inside through the opening of the lips; the eyeballs through the lids.
 Knows the portrait's pixels and geometry; does not know networks, time or video.
 """
 
@@ -17,9 +17,11 @@ from model.conditioning import Floats
 from model.motion.actions import from_motion
 from model.motion.geometry import EYES, FaceShape, hide_teeth, rotation_matrix
 from model.motion.inside import Eyeball, Mouth, Rigid
-from model.motion.mesh import OVAL, build_mesh
-from model.motion.raster import draw_triangles, pack_rgb, untangle
+from model.motion.layers import split
+from model.motion.mesh import OVAL, PortraitMesh, build_mesh
+from model.motion.raster import draw_triangles, untangle
 from model.portrait.framing import Frame, frame
+from model.portrait.person import PersonMask
 
 # Beyond the frame the mesh goes on, so that no border is dragged into the picture.
 PAD_SHARE = 0.10
@@ -51,15 +53,15 @@ class PortraitRenderer:
         picture: NDArray[np.uint8],
         landmarks: Floats,
         coefficients: Floats,
-        person: Floats,
+        person: PersonMask,
         size: int = 512,
         framing: str = "portrait",
     ) -> None:
-        """``picture`` (H, W, 3) RGB; ``landmarks`` (478, 3) its pixels; ``person`` (h, w) 0..1.
+        """``picture`` (H, W, 3) RGB; ``landmarks`` (478, 3) its pixels; ``person`` its mask.
 
         Raises ``ValueError`` for a size or framing that is not allowed.
         """
-        view = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, person)
+        view = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, person.whole)
         self.width, self.height = view.width, view.height
         self.pad = _padding(view, landmarks)
         padded = view.cut(picture, self.pad).astype(np.uint8)
@@ -68,15 +70,22 @@ class PortraitRenderer:
         self._eye_distance = self._shape.eye_distance
         self._turn_share = _turn_share(self._shape.rotation)
         placed[:, :2] += self.pad
-        mask = _framed_mask(person, view, self.pad, picture.shape[:2])
+        mask = person.framed(view, self.pad)
         self.mesh = build_mesh(placed, self._eye_distance, mask, self.pad)
         self._rest3 = self.mesh.rest.astype(np.float64)
         self._origin = self._shape.origin + (self.pad, self.pad, 0.0)
-        self.texture = pack_rgb(padded)
+        layers = split(padded, mask, self.mesh.rest[OVAL, :2], self._eye_distance)
+        self.texture = layers.person
         self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
         inner = slice(self.pad, -self.pad) if self.pad else slice(None)
         self.portrait = np.ascontiguousarray(padded[inner, inner])
         self._out = np.empty_like(self.portrait)
+        moving, still = _moving(self.mesh, layers.alpha)
+        self._moving = moving
+        # What never moves is drawn once.
+        self._still = np.ascontiguousarray(layers.plate[inner, inner])
+        at_rest = self._source - np.float32(self.pad)
+        draw_triangles(still, at_rest, self._source, self.texture, self._still)
         self._points = placed
         self._eyes = [Eyeball.of(padded, placed, eye) for eye in EYES]
         self._mouth = Mouth.of(padded, placed, self._shape)
@@ -95,15 +104,8 @@ class PortraitRenderer:
         face = self._shape.deform(np.asarray(coefficients, np.float32))
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         target = self.project(face, turn, shift, grow)
-        out[...] = self.portrait
-        draw_triangles(
-            self.mesh.triangles,
-            target[: len(self._source)],
-            self._source,
-            self.texture,
-            float(self.pad),
-            out,
-        )
+        out[...] = self._still
+        draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
         rigid = self._rigid(turn, shift, grow)
         self._mouth.draw(face, target, rigid, out)
         for eyeball in self._eyes:
@@ -187,6 +189,22 @@ def _bounded(
     return rotation_matrix(turn), shift * (1.0, 1.0, 0.0), grow
 
 
-def _framed_mask(person: Floats, view: Frame, pad: int, shape: tuple[int, ...]) -> Floats:
-    whole = cv2.resize(person, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(view.cut(whole, pad), np.float32)
+def _moving(mesh: PortraitMesh, alpha: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Triangles that may move, and those that never do; without the ones that show nobody."""
+    reach = np.ones(len(mesh.rest), bool)
+    reach[468:] = (mesh.follow[468:] > 0) | (mesh.pull.max(axis=1, initial=0.0) > 0)
+    # A triangle shows somebody if any of a few points inside it, or near them, is not clear.
+    size = max(3, round(alpha.shape[1] / 60)) | 1
+    spread = cv2.dilate(alpha, np.ones((size, size)))
+    corners = mesh.rest[mesh.triangles, :2]
+    shown = np.zeros(len(corners), bool)
+    for i in range(5):
+        for j in range(5 - i):
+            place = corners.transpose(2, 0, 1) @ (np.array([i, j, 4 - i - j]) / 4)
+            x, y = (
+                np.clip(c, 0, n - 1).astype(int)
+                for c, n in zip(place, alpha.shape[::-1], strict=True)
+            )
+            shown |= spread[y, x] > 0
+    moves = reach[mesh.triangles].any(axis=1)
+    return mesh.triangles[shown & moves], mesh.triangles[shown & ~moves]

@@ -15,11 +15,11 @@ from model.motion.actions import MOTION_DIM, reference_features
 from model.motion.geometry import FaceShape, hide_teeth
 from model.motion.renderer import PortraitRenderer
 from model.portrait.landmarks import FaceTracker
+from model.portrait.person import PersonMask
 
 # What is kept of the uploaded picture: no video is larger than 1024 pixels, and its crop may take
 # a part of the picture only.
 MAX_KEPT_SIDE = 2048
-MASK_SIDE = 256
 
 
 class MotionSpace:
@@ -35,8 +35,7 @@ class MotionSpace:
         """``picture`` (H, W, 3) RGB → what is kept of it. Raises `model.portrait.NoFaceError`."""
         kept = _at_most(picture, MAX_KEPT_SIDE)
         face = self._tracker.find(kept)
-        person = self._tracker.person_mask(kept)
-        mask = cv2.resize(person, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
+        person = self._tracker.person(kept, face)
         rest = FaceShape(hide_teeth(face.landmarks), face.coefficients).rest
         scale = picture.shape[1] / kept.shape[1]
         x0, y0, x1, y1 = (float(v * scale) for v in face.box)
@@ -51,7 +50,9 @@ class MotionSpace:
                 "picture": kept,
                 "landmarks": face.landmarks,
                 "coefficients": face.coefficients,
-                "person": np.clip(mask * 255.0, 0.0, 255.0).astype(np.uint8),
+                "person": _as_bytes(person.whole),
+                "person_close": _as_bytes(person.close),
+                "person_square": np.array(person.square, np.float32),
             },
         )
 
@@ -66,14 +67,25 @@ class MotionSpace:
                 f"the reference is of the {reference.latent_space!r} space, not {self.name!r}"
             )
         arrays = reference.arrays
+        square = arrays["person_square"]
         return PortraitRenderer(
             picture=arrays["picture"].astype(np.uint8, copy=False),
             landmarks=arrays["landmarks"].astype(np.float32, copy=False),
             coefficients=arrays["coefficients"].astype(np.float32, copy=False),
-            person=arrays["person"].astype(np.float32) / 255.0,
+            person=PersonMask(
+                whole=arrays["person"].astype(np.float32) / 255.0,
+                close=arrays["person_close"].astype(np.float32) / 255.0,
+                square=(float(square[0]), float(square[1]), float(square[2])),
+                width=arrays["picture"].shape[1],
+                height=arrays["picture"].shape[0],
+            ),
             size=size,
             framing=framing,
         )
+
+
+def _as_bytes(mask: Floats) -> NDArray[np.uint8]:
+    return np.clip(mask * 255.0, 0.0, 255.0).astype(np.uint8)
 
 
 def _at_most(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import pytest
 
 from model.motion.actions import ACTIONS
 from model.portrait import FaceTracker, NoFaceError, load_picture
+from model.portrait.framing import Frame
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def test_the_collection_of_faces(tracker: FaceTracker, test_data: Path) -> None:
 
 def test_the_mask_holds_the_person(tracker: FaceTracker, examples: Path) -> None:
     picture = load_picture((examples / "astronaut.jpg").read_bytes())
-    mask = tracker.person_mask(picture)
     face = tracker.find(picture)
+    mask = tracker.person(picture, face).framed(Frame((0.0, 0.0), 1.0, 512, 512), 0)
     x, y = face.landmarks[4, :2].astype(int)
     assert mask.shape == picture.shape[:2]
     assert mask[y, x] > 0.9 and mask[10, 250] < 0.3
