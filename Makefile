@@ -40,7 +40,7 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 $(VENV)/.serve: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e '.[worker]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
