@@ -1,6 +1,6 @@
 """A contact sheet of videos: one row each, frames evenly spaced, for a look at what was made.
 
-    python bench/sheet.py a.mp4 b.mp4 -o sheet.jpg [--from 0.4] [--to 3.0] [--columns 10]
+python bench/sheet.py a.mp4 b.mp4 -o sheet.jpg [--from 0.4] [--to 3.0] [--columns 10]
 """
 
 from __future__ import annotations
