@@ -79,7 +79,8 @@ class Animation:
 
     pipeline: AvatarPipeline
     reference: Reference
-    decoder: FrameDecoder
+    size: int
+    framing: str
     pieces: Pieces
     first: Piece
     total_s: float | None
@@ -95,7 +96,7 @@ def prepare(
     options: AnimationOptions,
     seed: int,
 ) -> Animation:
-    """Make the drawing tables and decode the first piece; blocks for some tens of milliseconds.
+    """Decode the first piece and settle what the student leaves open; blocks for milliseconds.
 
     Raises `ServiceError` ``invalid_option`` for an avatar of another latent space, and what the
     audio decoder raises.
@@ -114,7 +115,8 @@ def prepare(
     return Animation(
         pipeline=pipeline,
         reference=reference,
-        decoder=pipeline.space.decoder(reference, options.size, options.framing),
+        size=options.size,
+        framing=options.framing,
         pieces=pieces,
         first=first,
         total_s=speech.duration_s,
@@ -183,7 +185,14 @@ async def _draw(
     emit: Emit,
 ) -> Done:
     loop = asyncio.get_running_loop()
-    decoder = animation.decoder
+    # Preparing to draw takes as long as the network's first window: both go on at once.
+    decoder: FrameDecoder = await loop.run_in_executor(
+        pool,
+        animation.pipeline.space.decoder,
+        animation.reference,
+        animation.size,
+        animation.framing,
+    )
     muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
     await emit(
         Started(

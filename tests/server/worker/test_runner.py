@@ -140,4 +140,4 @@ def test_options_reach_the_network_and_defaults_are_the_students() -> None:
     assert (chosen.steps, chosen.guidance.audio, chosen.guidance.reference) == (9, 0.0, 2.0)
     plain = prepare(pipeline, reference, speech_of(1000), AnimationOptions(framing="full"), 0)
     assert (plain.steps, plain.guidance.audio) == (6, 3.0)
-    assert (plain.decoder.width, plain.decoder.height) == (342, 512)
+    assert (plain.size, plain.framing) == (512, "full")
