@@ -86,6 +86,7 @@ ROW_WEIGHTS = (1.0, 0.85, 0.6, 0.35)
 # The linear basis opens the lips a little before a real speaker's part (GRID): taken off, softly.
 LIP_DEADZONE = 0.008
 LIP_SOFTNESS = 0.006
+SHUT_GAP = 0.01  # below about this opening lips count as closed
 # What of each row of a lip's height is left at the least.
 THINNEST_LIP = 0.15
 # How far into the lips, as a share of their first row, the edge of parted lips is moved.
@@ -210,6 +211,11 @@ class FaceShape:
         wanted = np.maximum(gap + kept * (self._gap_seen - self._gap_rest), 0.0)
         extra = wanted - (moved[LOWER_ROWS[0], 1] - moved[UPPER_ROWS[0], 1])
         moved[:, 1] += self._lower @ (LOWER_SHARE * extra) - self._upper @ (UPPER_SHARE * extra)
+        # Closed lips are one line in depth, too, or a nod of the head would part them.
+        shut = np.exp(-wanted / SHUT_GAP)
+        deep = shut * (moved[LOWER_ROWS[0], 2] - moved[UPPER_ROWS[0], 2])
+        moved[UPPER_ROWS[0], 2] += (0.5 * deep).astype(np.float32)
+        moved[LOWER_ROWS[0], 2] -= (0.5 * deep).astype(np.float32)
         # A lip that rolls in grows thin; its outline never passes its own inner edge.
         for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
             for inner, outer in pairwise(rows):
@@ -231,8 +237,12 @@ class FaceShape:
         drop = np.clip(blink, -0.25, 1.0) * gap
         moved[:, 1] += weights @ ((1.0 - LID_MEETING) * drop)
         lifted = lower[:, 1] - LID_MEETING * np.maximum(drop, 0.0)
-        # Lids may touch, never cross.
+        # Lids may touch, never cross; where they touch they are one line, in depth and sideways
+        # too, or a turn of the head would open them again.
         moved[eye.lower, 1] = np.maximum(lifted, moved[eye.upper, 1])
+        apart = moved[eye.lower] - moved[eye.upper]
+        met = max(0.0, blink) * np.array([1.0, 0.0, 1.0], np.float32)
+        moved[eye.upper] += met * apart
 
 
 def _smoothstep(x: float) -> float:
