@@ -63,6 +63,13 @@ class MotionLoss:
         lips = (closed * ((gap_hat - gap) / _GAP_UNIT) ** 2).mean(1)
         return position + VELOCITY_WEIGHT * velocity + GAP_WEIGHT * lips
 
+    def closure(self, x0_hat: Tensor, data: Tensor) -> Tensor:
+        """(B,) the squared lip gap, in units of 3 % of the eye-corner distance, by which lips
+        stay further apart than the data's where those are closed."""
+        gap_hat, gap = self._gap(x0_hat), self._gap(data)
+        apart = ((gap_hat - gap) / _GAP_UNIT).clamp(min=0)
+        return torch.as_tensor((apart**2 * (gap < CLOSED_GAP)).mean(1))
+
     def _gap(self, x: Tensor) -> Tensor:
         actions = (x * self.std + self.mean)[..., :ACTION_COUNT]
         return self.lip_gap(actions)
