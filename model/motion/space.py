@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.conditioning import Floats, Reference
-from model.motion.actions import MOTION_DIM, reference_features
-from model.motion.geometry import FaceShape, hide_teeth
+from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
+from model.motion.geometry import EYES, FaceShape, face_basis, hide_teeth
 from model.motion.renderer import PortraitRenderer
 from model.portrait.landmarks import FaceTracker
 from model.portrait.person import PersonMask
@@ -29,7 +29,9 @@ class MotionSpace:
     dim = MOTION_DIM
 
     def __init__(self, threads: int = 1) -> None:
+        """Loads the tracker and compiles the drawing kernels: seconds on a machine's first time."""
         self._tracker = FaceTracker(threads)
+        _draw_once()
 
     def encode_reference(self, picture: NDArray[np.uint8]) -> Reference:
         """``picture`` (H, W, 3) RGB → what is kept of it. Raises `model.portrait.NoFaceError`."""
@@ -82,6 +84,27 @@ class MotionSpace:
             size=size,
             framing=framing,
         )
+
+
+def _draw_once() -> None:
+    """Draw a faceless face, so that no portrait has to wait for the kernels to be compiled."""
+    points = np.zeros((478, 3), np.float32)
+    points[:468] = face_basis().canonical * 32.0 + (64.0, 64.0, 0.0)
+    for eye in EYES:
+        points[eye.iris] = points[eye.ring].mean(axis=0)
+        points[eye.iris[1:], :2] += ((2.0, 0.0), (0.0, 2.0), (-2.0, 0.0), (0.0, -2.0))
+    renderer = PortraitRenderer(
+        picture=np.full((128, 128, 3), 128, np.uint8),
+        landmarks=points,
+        coefficients=np.zeros(52, np.float32),
+        person=PersonMask(
+            np.ones((8, 8), np.float32), np.ones((8, 8), np.float32), (0, 0, 8), 128, 128
+        ),
+        size=128,
+    )
+    talking = renderer.rest.copy()
+    talking[ACTIONS.index("jawOpen")] = 0.5
+    renderer.render(talking, np.full(6, 0.05, np.float32))
 
 
 def _as_bytes(mask: Floats) -> NDArray[np.uint8]:
