@@ -1,0 +1,68 @@
+// The REST calls of the page. Knows addresses and problem documents; nothing of the page itself.
+
+/** An answer of the service that says what is wrong. `code` is stable, `message` is for people. */
+export class Problem extends Error {
+  constructor(code, detail) {
+    super(detail);
+    this.code = code;
+  }
+}
+
+async function problemOf(response) {
+  if (response.headers.get("content-type")?.startsWith("application/problem+json")) {
+    const { code, detail } = await response.json();
+    return new Problem(code, detail);
+  }
+  return new Problem("unknown", `the service answered ${response.status} ${response.statusText}`);
+}
+
+async function call(address, init) {
+  let response;
+  try {
+    response = await fetch(address, init);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("unreachable", "the service does not answer; is it still running?");
+  }
+  if (!response.ok) throw await problemOf(response);
+  return response;
+}
+
+/** The loaded students: { models, default }. */
+export async function models() {
+  return (await call("/models")).json();
+}
+
+/** Prepares a portrait; its avatar_id. */
+export async function createAvatar(file) {
+  const form = new FormData();
+  form.set("portrait", file);
+  const response = await call("/avatars", { method: "POST", body: form });
+  return (await response.json()).avatar_id;
+}
+
+/**
+ * Asks for a video and hands on its bytes as they come: `onStart({ seed })`, then
+ * `onChunk(Uint8Array)`. Returns after the last one; rejects with a Problem, or with the
+ * AbortError of `signal`.
+ */
+export async function animate({ avatarId, audio, options, signal, onStart, onChunk }) {
+  const form = new FormData();
+  form.set("avatar_id", avatarId);
+  form.set("audio", audio);
+  for (const [name, value] of Object.entries(options)) form.set(name, value);
+  const response = await call("/animate", { method: "POST", body: form, signal });
+  onStart({ seed: response.headers.get("X-Seed") });
+  const reader = response.body.getReader();
+  for (;;) {
+    let part;
+    try {
+      part = await reader.read();
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Problem("broken", "the video broke off before its end; please try again");
+    }
+    if (part.done) return;
+    onChunk(part.value);
+  }
+}

@@ -1,0 +1,215 @@
+// What the visitor chooses: portrait, voice and settings. Knows the form; nothing of videos.
+
+import { createAvatar } from "./api.js";
+import { Recorder } from "./sound.js";
+
+const $ = (id) => document.getElementById(id);
+const form = $("form");
+
+/** Fetches a bundled example as the file that a visitor could have chosen. */
+async function example(name, type) {
+  const response = await fetch(`/static/examples/${name}`);
+  if (!response.ok) throw new Error(`the example ${name} is missing`);
+  return new File([await response.blob()], name, { type });
+}
+
+function checked(name) {
+  return form.elements[name].value;
+}
+
+function choose(name, value) {
+  form.elements[name].value = value;
+  form.querySelector(`[name="${name}"]:checked`).dispatchEvent(new Event("change", { bubbles: true }));
+}
+
+/** The chosen portrait, prepared by the service once and then named by its avatar_id. */
+export class Portraits {
+  #own = null;
+  #avatars = new Map();
+  #poster = $("poster");
+  #picture = $("own-portrait").querySelector("img");
+
+  constructor({ onChange }) {
+    for (const radio of form.elements.portrait) {
+      radio.addEventListener("change", () => {
+        this.#show();
+        onChange();
+      });
+    }
+    $("portrait-file").addEventListener("change", ({ target }) => {
+      if (target.files[0]) this.take(target.files[0]);
+      target.value = "";
+    });
+    this.#show();
+  }
+
+  #show() {
+    const picture = form.querySelector('[name="portrait"]:checked').nextElementSibling;
+    this.#poster.src = picture.src;
+    this.#poster.alt = picture.alt;
+  }
+
+  take(file) {
+    URL.revokeObjectURL(this.#picture.src);
+    this.#own = file;
+    this.#avatars.delete("own");
+    this.#picture.src = URL.createObjectURL(file);
+    $("own-portrait").hidden = false;
+    choose("portrait", "own");
+  }
+
+  /** The avatar_id of the chosen portrait; `again` when the service has forgotten it. */
+  async avatar({ again }) {
+    const name = checked("portrait");
+    if (again || !this.#avatars.has(name)) {
+      const file = name === "own" ? this.#own : await example(`${name}.jpg`, "image/jpeg");
+      this.#avatars.set(name, await createAvatar(file));
+    }
+    return this.#avatars.get(name);
+  }
+}
+
+/** The chosen voice. */
+export class Voices {
+  #own = null;
+  #ownUrl = null;
+  #recorder = null;
+  #onProblem;
+
+  constructor({ onProblem }) {
+    this.#onProblem = onProblem;
+    for (const radio of form.elements.voice) radio.addEventListener("change", () => this.#show());
+    $("voice-file").addEventListener("change", ({ target }) => {
+      if (target.files[0]) this.take(target.files[0]);
+      target.value = "";
+    });
+    $("record").addEventListener("click", () => this.#record().catch(onProblem));
+    this.#show();
+  }
+
+  #show() {
+    $("preview").src = checked("voice") === "own" ? this.#ownUrl : "/static/examples/speech.wav";
+  }
+
+  take(file) {
+    if (this.#ownUrl) URL.revokeObjectURL(this.#ownUrl);
+    this.#own = file;
+    this.#ownUrl = URL.createObjectURL(file);
+    $("own-voice").hidden = false;
+    $("own-voice").querySelector("span").textContent = file.name;
+    choose("voice", "own");
+  }
+
+  async file() {
+    return checked("voice") === "own" ? this.#own : example("speech.wav", "audio/wav");
+  }
+
+  async #record() {
+    const button = $("record");
+    if (this.#recorder) {
+      const recorder = this.#recorder;
+      this.#recorder = null;
+      button.textContent = "Record";
+      button.setAttribute("aria-pressed", "false");
+      this.take(await recorder.stop());
+      return;
+    }
+    button.disabled = true;
+    try {
+      $("preview").pause();
+      this.#recorder = await Recorder.start();
+    } finally {
+      button.disabled = false;
+    }
+    button.setAttribute("aria-pressed", "true");
+    const began = Date.now();
+    const tick = () => {
+      if (!this.#recorder) return;
+      button.textContent = `Stop recording (${Math.round((Date.now() - began) / 1000)} s)`;
+      setTimeout(tick, 250);
+    };
+    tick();
+  }
+}
+
+/** Takes files that are dropped anywhere on the page. */
+export function acceptDrops({ portraits, voices, onProblem }) {
+  const over = (on) => document.body.classList.toggle("dropping", on);
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    over(true);
+  });
+  addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) over(false);
+  });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    over(false);
+    for (const file of event.dataTransfer.files) {
+      if (file.type.startsWith("image/")) portraits.take(file);
+      else if (/^(audio|video)\//.test(file.type)) voices.take(file);
+      else onProblem(new Error(`${file.name} is neither a picture nor a sound`));
+    }
+  });
+}
+
+const LIVE_KNOBS = ["audio_cfg", "reference_cfg", "steps"];
+
+/** The settings, with the defaults of the chosen student. */
+export class Knobs {
+  #models = new Map();
+
+  /** `onLive(options)` hears of settings that a running live session can take over. */
+  constructor({ onLive }) {
+    for (const range of form.querySelectorAll('[type="range"]')) {
+      range.addEventListener("input", () => this.#label());
+      range.addEventListener("change", () => onLive(this.live()));
+    }
+    form.elements.model.addEventListener("change", () => this.reset());
+    $("defaults").addEventListener("click", () => {
+      this.reset();
+      onLive(this.live());
+    });
+  }
+
+  load({ models, default: name }) {
+    this.#models = new Map(models.map((model) => [model.name, model]));
+    form.elements.model.replaceChildren(...models.map((model) => new Option(model.name)));
+    form.elements.model.value = name;
+    $("model-choice").hidden = models.length < 2;
+    this.reset();
+  }
+
+  reset() {
+    const model = this.#models.get(form.elements.model.value);
+    for (const name of [...LIVE_KNOBS, "size"]) form.elements[name].value = model[name];
+    form.elements.framing.value = "portrait";
+    form.elements.seed.value = "";
+    this.#label();
+  }
+
+  #label() {
+    for (const range of form.querySelectorAll('[type="range"]')) {
+      const value = range.step === "1" ? range.value : Number(range.value).toFixed(1);
+      range.parentElement.querySelector("output").value = value;
+    }
+  }
+
+  get seed() {
+    return form.elements.seed.value;
+  }
+
+  set seed(value) {
+    form.elements.seed.value = value;
+  }
+
+  live() {
+    return Object.fromEntries(LIVE_KNOBS.map((name) => [name, Number(form.elements[name].value)]));
+  }
+
+  /** All but the seed, as the API names them. */
+  all() {
+    const { size, framing, model } = form.elements;
+    return { ...this.live(), size: Number(size.value), framing: framing.value, model: model.value };
+  }
+}

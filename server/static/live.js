@@ -1,0 +1,78 @@
+// A live session over the WebSocket `/stream`. Knows its messages; nothing of the page.
+
+import { Problem } from "./api.js";
+
+/**
+ * `on` has ready(message, seed), init(bytes), fragment(message, bytes), interrupted(message),
+ * done(message) and closed(problem | null), which comes last and once.
+ */
+export class LiveSession {
+  #socket;
+  #on;
+  #fragment = null;
+  #problem = null;
+  #ready = false;
+
+  /** `options` are those of an animation; `seed`, digits of any length, may be empty. */
+  constructor({ avatarId, sampleRate, options, seed, idle, on }) {
+    this.#on = on;
+    const address = new URL("/stream", location.href);
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    this.#socket = new WebSocket(address);
+    this.#socket.binaryType = "arraybuffer";
+    const start = { type: "start", avatar_id: avatarId, sample_rate: sampleRate, ...options, idle };
+    // A seed may have more digits than a JavaScript number holds.
+    const text = JSON.stringify(start).slice(0, -1) + (seed ? `,"seed":${seed}}` : "}");
+    this.#socket.addEventListener("open", () => this.#socket.send(text));
+    this.#socket.addEventListener("message", ({ data }) => this.#receive(data));
+    this.#socket.addEventListener("close", (event) => this.#close(event));
+  }
+
+  pcm(buffer) {
+    if (this.#ready) this.#send(buffer);
+  }
+
+  interrupt() {
+    this.#send(JSON.stringify({ type: "interrupt" }));
+  }
+
+  update(options) {
+    this.#send(JSON.stringify({ type: "update", ...options }));
+  }
+
+  /** What was said is still answered; then the session ends. */
+  end() {
+    if (this.#ready) this.#send(JSON.stringify({ type: "end" }));
+    else this.#socket.close();
+  }
+
+  #send(data) {
+    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(data);
+  }
+
+  #receive(data) {
+    if (data instanceof ArrayBuffer) return this.#media(new Uint8Array(data));
+    const message = JSON.parse(data);
+    if (message.type === "ready") {
+      this.#ready = true;
+      this.#on.ready(message, /"seed"\s*:\s*(\d+)/.exec(data)?.[1] ?? "");
+    } else if (message.type === "fragment") this.#fragment = message;
+    else if (message.type === "interrupted") this.#on.interrupted(message);
+    else if (message.type === "done") this.#on.done(message);
+    else if (message.type === "error") this.#problem = new Problem(message.code, message.detail);
+  }
+
+  #media(bytes) {
+    if (this.#fragment) this.#on.fragment(this.#fragment, bytes);
+    else this.#on.init(bytes);
+    this.#fragment = null;
+  }
+
+  #close({ code, reason }) {
+    if (!this.#problem && code !== 1000 && code !== 1005) {
+      const why = reason || (this.#ready ? `the connection closed with ${code}` : "the service does not answer");
+      this.#problem = new Problem("broken", `the live session ended: ${why}`);
+    }
+    this.#on.closed(this.#problem);
+  }
+}

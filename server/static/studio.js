@@ -1,0 +1,259 @@
+// The studio: joins what is chosen, what is asked of the service and what is shown.
+
+import { animate, models, Problem } from "./api.js";
+import { acceptDrops, Knobs, Portraits, Voices } from "./inputs.js";
+import { LiveSession } from "./live.js";
+import { FragmentCutter, mimeOf } from "./mp4.js";
+import { canPlay, Player } from "./player.js";
+import { LiveSound } from "./sound.js";
+import * as view from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const RETRY_MS = 2000;
+const READ_OUT_MS = 100;
+
+/** What runs now, or null: a video { stop } or a live session { sound, session, update }, and,
+ * once it has begun to come, { player, report }. */
+let run = null;
+let lastPlayer = null;
+
+const portraits = new Portraits({ onChange: view.showPortrait });
+const voices = new Voices({ onProblem: view.showProblem });
+const knobs = new Knobs({ onLive: (options) => run?.update?.(options) });
+
+function newPlayer({ live }) {
+  lastPlayer?.close();
+  view.video.controls = false;
+  view.video.hidden = false;
+  lastPlayer = new Player(view.video, { live, onError: fail });
+  return lastPlayer;
+}
+
+function fail(error) {
+  view.setStatus("");
+  if (error.name !== "AbortError") view.showProblem(error);
+}
+
+/** Runs `work(avatarId)`, and once more when the service has forgotten the avatar. */
+async function withAvatar(work) {
+  view.setStatus("Looking at the portrait…");
+  try {
+    return await work(await portraits.avatar({ again: false }));
+  } catch (error) {
+    if (!(error instanceof Problem) || error.code !== "not_found") throw error;
+    return work(await portraits.avatar({ again: true }));
+  }
+}
+
+function begin(name) {
+  view.clearProblem();
+  $("preview").pause();
+  view.setRun(name);
+}
+
+function finish() {
+  run = null;
+  view.setRun("none");
+  view.setBadge("");
+}
+
+async function speak() {
+  begin("video");
+  const abort = new AbortController();
+  run = { stop: () => abort.abort() };
+  try {
+    const audio = await voices.file();
+    await withAvatar((avatarId) => stream({ avatarId, audio, signal: abort.signal }));
+  } catch (error) {
+    if (run.player) keep(run);
+    else view.showPortrait();
+    fail(error);
+  } finally {
+    finish();
+  }
+}
+
+/** What has come of a run stays: to be watched again, and downloaded. */
+function keep({ player, report }) {
+  player.finish();
+  report.progress(player.ahead);
+  report.offer();
+  view.video.controls = true;
+}
+
+async function stream({ avatarId, audio, signal }) {
+  view.setStatus("Listening to the voice…");
+  const options = knobs.seed ? { ...knobs.all(), seed: knobs.seed } : knobs.all();
+  const report = new view.Report({ live: false });
+  const cutter = new FragmentCutter();
+  let player = null;
+  await animate({
+    avatarId,
+    audio,
+    options,
+    signal,
+    onStart: ({ seed }) => report.seed(seed),
+    onChunk: (chunk) => {
+      for (const { kind, bytes } of cutter.push(chunk)) {
+        report.segment(bytes);
+        if (kind === "init") {
+          player = newPlayer({ live: false });
+          run = { ...run, player, report };
+          player.start(mimeOf(bytes)).catch(fail);
+          view.setStatus("");
+        } else report.fragment();
+        player.push(bytes);
+      }
+    },
+  });
+  keep(run);
+}
+
+/** A live session: the avatar rests, looks about, and says what it hears. */
+async function goLive() {
+  begin("live");
+  const sound = new LiveSound((pcm) => run?.session?.pcm(pcm));
+  run = { sound };
+  hear(sound);
+  try {
+    await withAvatar((avatarId) => converse({ avatarId, sound }));
+    if (run.player) keep(run);
+    else view.showPortrait();
+    view.setStatus("");
+  } catch (error) {
+    if (run.player) keep(run);
+    else view.showPortrait();
+    fail(error);
+  } finally {
+    sound.close();
+    view.video.muted = false;
+    finish();
+  }
+}
+
+/** Resolves when the session has ended well, rejects with what ended it otherwise. */
+function converse({ avatarId, sound }) {
+  const report = new view.Report({ live: true });
+  view.setStatus("Connecting…");
+  return new Promise((resolve, reject) => {
+    const on = {
+      ready: ({ mime }, seed) => {
+        report.seed(seed);
+        const player = newPlayer({ live: true });
+        run = { ...run, session, player, report, update: (options) => session.update(options) };
+        player.start(mime).catch(reject);
+        view.setStatus("");
+      },
+      init: (bytes) => {
+        report.segment(bytes);
+        run.player.push(bytes);
+      },
+      fragment: ({ kind }, bytes) => {
+        report.fragment();
+        report.segment(bytes);
+        run.player.push(bytes);
+        view.setBadge(kind === "speech" ? "Live · speaking" : "Live · resting");
+      },
+      interrupted: () => view.setBadge("Live · interrupted"),
+      done: () => view.setBadge(""),
+      closed: (problem) => (problem ? reject(problem) : resolve()),
+    };
+    const session = new LiveSession({
+      avatarId,
+      sampleRate: sound.rate,
+      options: knobs.all(),
+      seed: knobs.seed,
+      idle: true,
+      on,
+    });
+    run.session = session;
+  });
+}
+
+/** Shows whether the microphone is on and whether the avatar is heard. */
+function hear(sound) {
+  $("microphone").setAttribute("aria-pressed", String(sound.listening));
+  $("microphone").textContent = sound.listening ? "Microphone is on" : "Microphone";
+  $("loud").setAttribute("aria-pressed", String(!view.video.muted));
+  $("loud").textContent = view.video.muted ? "Sound is off" : "Sound is on";
+}
+
+async function toggleMicrophone() {
+  const { sound } = run;
+  if (sound.listening) sound.deafen();
+  else await sound.listen();
+  // One's own voice, half a second late, is hard to speak against, and would be heard again.
+  view.video.muted = sound.listening;
+  hear(sound);
+}
+
+function interrupt() {
+  run.sound.hush();
+  run.session.interrupt();
+}
+
+function onButton(id, action) {
+  $(id).addEventListener("click", async () => {
+    try {
+      await action();
+    } catch (error) {
+      view.showProblem(error);
+    }
+  });
+}
+
+function wire() {
+  $("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!run) speak();
+  });
+  onButton("stop", () => run.stop());
+  onButton("go-live", goLive);
+  onButton("microphone", toggleMicrophone);
+  onButton("say", async () => run.sound.say(await voices.file()));
+  onButton("interrupt", interrupt);
+  onButton("loud", () => {
+    view.video.muted = !view.video.muted;
+    hear(run.sound);
+  });
+  onButton("end", () => {
+    run.sound.hush();
+    run.sound.deafen();
+    run.session?.end();
+  });
+  onButton("keep-seed", () => {
+    knobs.seed = $("keep-seed").textContent;
+  });
+  addEventListener("keydown", ({ key }) => {
+    if (key !== "Escape" || !run) return;
+    if (run.session) interrupt();
+    else run.stop?.();
+  });
+  acceptDrops({ portraits, voices, onProblem: view.showProblem });
+  setInterval(() => run?.player && run.report.progress(run.player.ahead), READ_OUT_MS);
+}
+
+/** Waits for a worker; the page works from then on. */
+async function connect() {
+  for (;;) {
+    try {
+      const found = await models();
+      if (found.models.length) {
+        knobs.load(found);
+        view.setStatus("");
+        $("speak").disabled = $("go-live").disabled = false;
+        return;
+      }
+      view.setStatus("Waiting for a worker…");
+    } catch (error) {
+      view.setStatus("The service does not answer; trying again…");
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+$("speak").disabled = $("go-live").disabled = true;
+if (canPlay) {
+  wire();
+  connect();
+} else view.showProblem(new Error("this browser cannot play a video while it is being made"));

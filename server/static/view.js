@@ -1,0 +1,92 @@
+// What the page shows of a run. Knows the stage, the readout and the messages; starts nothing.
+
+const $ = (id) => document.getElementById(id);
+const MAX_KEPT = 200 << 20; // bytes of a live session that the download holds
+
+export const video = $("video");
+
+/** `run` is "none", "video" or "live": it decides which buttons there are. */
+export function setRun(run) {
+  document.body.dataset.run = run;
+}
+
+export function setStatus(text) {
+  $("status").textContent = text;
+}
+
+export function setBadge(text) {
+  $("badge").textContent = text;
+  $("badge").hidden = !text;
+}
+
+export function showProblem(error) {
+  const text = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+  $("problem").textContent = /[.!?]$/.test(text) ? text : `${text}.`;
+  $("problem").hidden = false;
+}
+
+export function clearProblem() {
+  $("problem").hidden = true;
+}
+
+export function showPortrait() {
+  video.pause();
+  video.hidden = true;
+}
+
+/** The readout of one run, and the video that it leaves to be downloaded. */
+export class Report {
+  #began = performance.now();
+  #live;
+  #firstAt = null;
+  #received = 0;
+  #parts = [];
+  #kept = 0;
+  #seed = "";
+
+  constructor({ live }) {
+    this.#live = live;
+    $("lead-name").textContent = live ? "Behind live" : "Ahead of you";
+    for (const id of ["first", "lead", "pace", "keep-seed"]) $(id).textContent = "–";
+    $("keep-seed").disabled = true;
+    $("download").hidden = true;
+    URL.revokeObjectURL($("download").href);
+  }
+
+  seed(seed) {
+    this.#seed = seed;
+    $("keep-seed").textContent = seed;
+    $("keep-seed").disabled = false;
+  }
+
+  segment(bytes) {
+    if (this.#kept + bytes.length > MAX_KEPT) return;
+    this.#parts.push(new Blob([bytes]));
+    this.#kept += bytes.length;
+  }
+
+  fragment() {
+    if (this.#firstAt !== null) return;
+    this.#firstAt = performance.now();
+    $("first").textContent = `${Math.round(this.#firstAt - this.#began)} ms`;
+  }
+
+  /** `ahead` in seconds: what was received beyond the picture on show. */
+  progress(ahead) {
+    $("lead").textContent = `${ahead.toFixed(1)} s`;
+    const made = video.currentTime + ahead;
+    if (made === this.#received || this.#firstAt === null) return;
+    this.#received = made;
+    const took = (performance.now() - this.#began) / 1000;
+    $("pace").textContent = `${(made / took).toFixed(1)}× real time`;
+  }
+
+  /** Offers what was received as a file. */
+  offer() {
+    if (this.#firstAt === null) return;
+    const link = $("download");
+    link.href = URL.createObjectURL(new Blob(this.#parts, { type: "video/mp4" }));
+    link.download = `fada-${this.#live ? "live-" : ""}${this.#seed}.mp4`;
+    link.hidden = false;
+  }
+}
