@@ -71,13 +71,18 @@ class Aligner:
     """Aligns English speech with its text; keeps one recogniser."""
 
     def __init__(self) -> None:
-        self._decoder = Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL", beam=1e-80)
+        self._decoder = Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL")
 
     def __call__(self, samples: Floats, text: str) -> list[Phone] | None:
         """The phones of ``samples`` (N,), 16 kHz, in order; ``None`` when the text does not fit
-        the sound or holds a word that the dictionary lacks."""
+        the sound, holds a word that the dictionary lacks, or digits, which say nothing of how
+        they were read."""
         words = re.sub(r"[^a-z' ]+", " ", text.lower().replace("-", " ")).split()
-        if not words or any(self._decoder.lookup_word(word) is None for word in words):
+        if (
+            re.search(r"\d", text)
+            or not words
+            or any(self._decoder.lookup_word(word) is None for word in words)
+        ):
             return None
         raw = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
         self._decoder.set_align_text(" ".join(words))

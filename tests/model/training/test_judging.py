@@ -90,3 +90,4 @@ def test_words_that_are_unknown_or_missing_are_not_aligned() -> None:
     silence = np.zeros(SAMPLE_RATE, np.float32)
     assert align(silence, "") is None
     assert align(silence, "xqzzt") is None
+    assert align(silence, "press 1") is None
