@@ -25,7 +25,7 @@ function choose(name, value) {
 /** The chosen portrait, prepared by the service once and then named by its avatar_id. */
 export class Portraits {
   #own = null;
-  #avatars = new Map();
+  #avatars = new Map(); // name -> promise of its avatar_id
   #poster = $("poster");
   #picture = $("own-portrait").querySelector("img");
 
@@ -62,10 +62,16 @@ export class Portraits {
   async avatar({ again }) {
     const name = checked("portrait");
     if (again || !this.#avatars.has(name)) {
-      const file = name === "own" ? this.#own : await example(`${name}.jpg`, "image/jpeg");
-      this.#avatars.set(name, await createAvatar(file));
+      const made = this.#prepare(name);
+      this.#avatars.set(name, made);
+      made.catch(() => this.#avatars.delete(name));
     }
     return this.#avatars.get(name);
+  }
+
+  async #prepare(name) {
+    const file = name === "own" ? this.#own : await example(`${name}.jpg`, "image/jpeg");
+    return createAvatar(file);
   }
 }
 
@@ -125,7 +131,7 @@ export class Voices {
     const began = Date.now();
     const tick = () => {
       if (!this.#recorder) return;
-      button.textContent = `Stop recording (${Math.round((Date.now() - began) / 1000)} s)`;
+      button.textContent = `Stop recording (${Math.floor((Date.now() - began) / 1000)} s)`;
       setTimeout(tick, 250);
     };
     tick();

@@ -58,6 +58,8 @@ export class Player {
   /** No more bytes will come. */
   finish() {
     this.#ended = true;
+    this.#live = false;
+    this.#video.playbackRate = 1;
     this.#pump();
   }
 

@@ -17,7 +17,7 @@ const READ_OUT_MS = 100;
 let run = null;
 let lastPlayer = null;
 
-const portraits = new Portraits({ onChange: view.showPortrait });
+const portraits = new Portraits({ onChange: changePortrait });
 const voices = new Voices({ onProblem: view.showProblem });
 const knobs = new Knobs({ onLive: (options) => run?.update?.(options) });
 
@@ -27,6 +27,13 @@ function newPlayer({ live }) {
   view.video.hidden = false;
   lastPlayer = new Player(view.video, { live, onError: fail });
   return lastPlayer;
+}
+
+/** A picture without a face is told at once, not when it should speak. */
+async function changePortrait() {
+  if (!run) view.showPortrait();
+  view.clearProblem();
+  await portraits.avatar({ again: false }).catch(view.showProblem);
 }
 
 function fail(error) {
@@ -111,7 +118,8 @@ async function stream({ avatarId, audio, signal }) {
 
 /** A live session: the avatar rests, looks about, and says what it hears. */
 async function goLive() {
-  begin("live");
+  if (!$("form").reportValidity()) return;
+  begin("joining");
   const sound = new LiveSound((pcm) => run?.session?.pcm(pcm));
   run = { sound };
   hear(sound);
@@ -142,6 +150,7 @@ function converse({ avatarId, sound }) {
         const player = newPlayer({ live: true });
         run = { ...run, session, player, report, update: (options) => session.update(options) };
         player.start(mime).catch(reject);
+        view.setRun("live");
         view.setStatus("");
       },
       init: (bytes) => {
@@ -219,7 +228,7 @@ function wire() {
   onButton("end", () => {
     run.sound.hush();
     run.sound.deafen();
-    run.session?.end();
+    run.session.end();
   });
   onButton("keep-seed", () => {
     knobs.seed = $("keep-seed").textContent;

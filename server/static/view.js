@@ -5,9 +5,14 @@ const MAX_KEPT = 200 << 20; // bytes of a live session that the download holds
 
 export const video = $("video");
 
-/** `run` is "none", "video" or "live": it decides which buttons there are. */
+/** `run` is "none", "video", "joining" or "live": it decides which buttons there are. */
 export function setRun(run) {
+  const focused = document.activeElement;
   document.body.dataset.run = run;
+  // The focus of a button that went away moves on to what can be done now.
+  if (focused?.closest(".actions") && !focused.offsetParent) {
+    [...document.querySelectorAll(".actions button")].find((b) => b.offsetParent)?.focus();
+  }
 }
 
 export function setStatus(text) {
@@ -46,7 +51,7 @@ export class Report {
 
   constructor({ live }) {
     this.#live = live;
-    $("lead-name").textContent = live ? "Behind live" : "Ahead of you";
+    $("lead-name").textContent = live ? "Behind live" : "Made ahead";
     for (const id of ["first", "lead", "pace", "keep-seed"]) $(id).textContent = "–";
     $("keep-seed").disabled = true;
     $("download").hidden = true;
@@ -78,7 +83,7 @@ export class Report {
     if (made === this.#received || this.#firstAt === null) return;
     this.#received = made;
     const took = (performance.now() - this.#began) / 1000;
-    $("pace").textContent = `${(made / took).toFixed(1)}× real time`;
+    $("pace").textContent = `${(made / took).toFixed(1)}×`;
   }
 
   /** Offers what was received as a file. */

@@ -1,0 +1,249 @@
+"""The studio page in a real browser, against the real service and the student that ships."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.server.media_probe import probe
+from tests.server.service import Service, running
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+]
+_WAIT_S = 60.0
+
+pytestmark = pytest.mark.skipif(
+    _CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"
+)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with running({}) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Studio:
+    """The page, and what the browser has complained of."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def until(self, condition: str) -> None:
+        """Wait for a JavaScript expression to hold (the page's policy forbids eval within it)."""
+        deadline = time.monotonic() + _WAIT_S
+        while not self.page.evaluate(f"() => {condition}"):
+            assert time.monotonic() < deadline, f"{condition}; {self.page.inner_text('body')}"
+            self.page.wait_for_timeout(20)
+
+    def read(self, expression: str) -> Any:
+        return self.page.evaluate(f"() => {expression}")
+
+    def picture(self) -> np.ndarray[Any, Any]:
+        """What the video shows now, (64, 64, 4)."""
+        shown = self.page.evaluate(
+            """() => {
+                const canvas = new OffscreenCanvas(64, 64).getContext("2d");
+                canvas.drawImage(document.querySelector("video"), 0, 0, 64, 64);
+                return [...canvas.getImageData(0, 0, 64, 64).data];
+            }"""
+        )
+        return np.array(shown).reshape(64, 64, 4)
+
+    def download(self) -> bytes:
+        """Wait for the finished video and take it."""
+        self.page.wait_for_selector("#download", timeout=_WAIT_S * 1000)
+        with self.page.expect_download() as taken:
+            self.page.click("#download")
+        return Path(taken.value.path()).read_bytes()
+
+
+@pytest.fixture
+def studio(browser: Browser, service: Service) -> Iterator[Studio]:
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        studio = Studio(context.new_page())
+        studio.page.on("pageerror", lambda error: studio.complaints.append(str(error)))
+        studio.page.on(
+            "console",
+            lambda said: studio.complaints.append(said.text) if said.type == "error" else None,
+        )
+        studio.page.goto(service.url)
+        studio.page.wait_for_selector("#speak:enabled")
+        studio.page.select_option("[name=size]", "256")
+        yield studio
+
+
+@pytest.fixture
+def short_speech(examples: Path, tmp_path: Path) -> Path:
+    pcm, rate = soundfile.read(examples / "speech.wav")
+    path = tmp_path / "short.wav"
+    soundfile.write(path, pcm[: 2 * rate], rate)
+    return path
+
+
+def test_a_portrait_speaks_and_its_video_can_be_kept(studio: Studio, examples: Path) -> None:
+    studio.page.click("label:has([value=astronaut])")
+    studio.page.click("#speak")
+    studio.until("document.querySelector('video').currentTime > 0.2")
+    first = studio.picture()
+    studio.until("document.querySelector('video').currentTime > 1")
+    assert np.abs(studio.picture() - first).max() > 8
+    assert studio.read("document.querySelector('video').webkitAudioDecodedByteCount") > 0
+    assert "ms" in studio.page.inner_text("#first")
+    seen = probe(studio.download())
+    seconds = soundfile.info(examples / "speech.wav").duration
+    assert seen.video_s == pytest.approx(seconds, abs=0.041)
+    assert seen.sound_s == pytest.approx(seconds, abs=0.001)
+    assert max(seen.width, seen.height) == 256
+    studio.until("document.querySelector('video').ended")
+    assert studio.complaints == []
+
+
+def test_a_kept_seed_gives_the_same_video(studio: Studio, short_speech: Path) -> None:
+    studio.page.set_input_files("#voice-file", short_speech)
+    studio.page.click("#speak")
+    first = studio.download()
+    studio.page.click("#keep-seed")
+    assert studio.page.input_value("[name=seed]") == studio.page.inner_text("#keep-seed")
+    studio.page.click("#speak")
+    assert studio.download() == first
+
+
+def test_a_recording_is_spoken(studio: Studio) -> None:
+    studio.page.click("#record")
+    studio.until("document.querySelector('#record').textContent.includes('1 s')")
+    studio.page.click("#record")
+    studio.page.wait_for_selector("#own-voice")
+    studio.page.click("#speak")
+    assert probe(studio.download()).video_s > 0.5
+    assert studio.complaints == []
+
+
+def test_escape_stops_and_keeps_what_has_come(studio: Studio) -> None:
+    studio.page.select_option("[name=size]", "1024")
+    studio.page.press("#speak", "Enter")
+    studio.until("document.querySelector('video').currentTime > 0.1")
+    assert studio.read("document.activeElement.id") == "stop"
+    studio.page.keyboard.press("Escape")
+    studio.page.wait_for_selector("#speak")
+    assert studio.read("document.activeElement.id") == "speak"
+    assert 0.2 < probe(studio.download()).video_s < 6.5
+    assert studio.page.is_hidden("#problem")
+
+
+def test_a_picture_without_a_face_is_told_and_the_next_works(
+    studio: Studio, examples: Path, tmp_path: Path, short_speech: Path
+) -> None:
+    no_picture = tmp_path / "portrait.png"
+    no_picture.write_bytes(b"not a picture")
+    studio.page.set_input_files("#portrait-file", no_picture)
+    studio.page.wait_for_selector("#problem")
+    assert "picture" in studio.page.inner_text("#problem")
+    studio.page.set_input_files("#voice-file", short_speech)
+    studio.page.set_input_files("#portrait-file", examples / "monalisa.jpg")
+    studio.page.wait_for_selector("#problem", state="hidden")
+    studio.page.click("#speak")
+    assert probe(studio.download()).video_s == pytest.approx(2.0, abs=0.041)
+
+
+def test_an_avatar_that_the_service_forgot_is_made_again(
+    studio: Studio, service: Service, short_speech: Path
+) -> None:
+    studio.page.set_input_files("#voice-file", short_speech)
+    with studio.page.expect_response("**/avatars") as made:
+        studio.page.click("#speak")
+    studio.download()
+    with service.client() as client:
+        assert client.delete(f"/avatars/{made.value.json()['avatar_id']}").status_code == 204
+    with studio.page.expect_response("**/avatars") as again:
+        studio.page.click("#speak")
+    assert again.value.status == 201
+    studio.download()
+    assert studio.page.is_hidden("#problem")
+
+
+def test_a_video_is_cut_alike_in_any_chunking(studio: Studio, short_speech: Path) -> None:
+    cuts = studio.page.evaluate(
+        """async () => {
+            const { FragmentCutter, mimeOf } = await import("/static/mp4.js");
+            const form = new FormData();
+            for (const [field, name] of [["portrait", "presenter.jpg"], ["audio", "speech.wav"]])
+                form.set(field, await (await fetch(`/static/examples/${name}`)).blob(), name);
+            form.set("size", "128");
+            const answer = await fetch("/animate", { method: "POST", body: form });
+            const video = new Uint8Array(await answer.arrayBuffer());
+            return [1, 7, 997, 65536, video.length].map((size) => {
+                const cutter = new FragmentCutter();
+                const segments = [];
+                for (let at = 0; at < video.length; at += size)
+                    segments.push(...cutter.push(video.subarray(at, at + size)));
+                const whole = segments.flatMap(({ bytes }) => bytes.length);
+                return JSON.stringify([segments.map(({ kind }) => kind), whole,
+                    mimeOf(segments[0].bytes)]);
+            });
+        }"""
+    )
+    assert len(set(cuts)) == 1
+    assert cuts[0].startswith('[["init","fragment","fragment"')
+    assert "avc1." in cuts[0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(browser: Browser, service: Service, scheme: Any) -> None:
+    with browser.new_context(
+        viewport={"width": 360, "height": 740}, has_touch=True, color_scheme=scheme
+    ) as context:
+        page = context.new_page()
+        page.goto(service.url)
+        page.wait_for_selector("#speak:enabled")
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+        lightness = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        assert (int(lightness[4:].split(",")[0]) < 128) == (scheme == "dark")
+
+
+def test_nothing_is_loaded_from_elsewhere(browser: Browser, service: Service) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        answer = page.goto(service.url)
+        assert answer is not None
+        page.wait_for_selector("#speak:enabled")
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert all(url.startswith((service.url, "blob:")) for url in asked)
+
+
+def test_unknown_files_are_not_found(service: Service) -> None:
+    with service.client() as client:
+        for path in ("/static/nothing.js", "/static/%2e%2e/app.py", "/static/"):
+            answer = client.get(path)
+            assert answer.status_code == 404, path
+            assert answer.json()["code"] == "not_found"
