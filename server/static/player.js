@@ -76,6 +76,12 @@ export class Player {
     return end === null ? 0 : Math.max(0, end - this.#video.currentTime);
   }
 
+  /** Leaves out what was received before `time`, seconds, and is not on show yet. */
+  skipTo(time) {
+    const target = Math.min(time, (this.#end() ?? 0) - 0.1);
+    if (target > this.#video.currentTime) this.#video.currentTime = target;
+  }
+
   #end() {
     const ranges = this.#buffer && this.#source.readyState !== "closed" && this.#buffer.buffered;
     return ranges && ranges.length ? ranges.end(ranges.length - 1) : null;

@@ -1,7 +1,7 @@
 // Everything that touches the microphone and sound files. Knows Web Audio; nothing of the service.
 
 const MAX_RATE = 48000; // the highest sample rate that the service takes live
-const SEND_AHEAD_S = 2; // a file is sent at most this far ahead of its own pace
+const SEND_AHEAD_S = 0.2; // a file is sent at most this far ahead of its own pace
 const CHUNK_S = 0.1;
 
 function microphone() {

@@ -151,7 +151,7 @@ function converse({ avatarId, sound }) {
         run = { ...run, session, player, report, update: (options) => session.update(options) };
         player.start(mime).catch(reject);
         view.setRun("live");
-        view.setStatus("");
+        view.setStatus("Turn the microphone on, or let it speak the chosen voice.");
       },
       init: (bytes) => {
         report.segment(bytes);
@@ -162,8 +162,9 @@ function converse({ avatarId, sound }) {
         report.segment(bytes);
         run.player.push(bytes);
         view.setBadge(kind === "speech" ? "Live · speaking" : "Live · resting");
+        if (kind === "speech") view.setStatus("");
       },
-      interrupted: () => view.setBadge("Live · interrupted"),
+      interrupted: ({ at_s }) => run.player.skipTo(at_s),
       done: () => view.setBadge(""),
       closed: (problem) => (problem ? reject(problem) : resolve()),
     };
