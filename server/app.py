@@ -20,7 +20,7 @@ from server.broker.client import Client
 from server.broker.redis import connect
 from server.errors import KINDS, ServiceError
 from server.limits import BodyLimit
-from server.routes import animate, avatars, health, jobs, studio
+from server.routes import animate, avatars, health, jobs, stream, studio
 from server.routes.context import Context
 from server.settings import Settings
 
@@ -43,7 +43,7 @@ def create_app(settings: Settings, url: str) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
-    for module in (animate, avatars, jobs, health, studio):
+    for module in (animate, avatars, jobs, stream, health, studio):
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -32,6 +32,18 @@ class AnimationOptions(BaseModel):
     model: str | None = Field(None, max_length=100, description="which student answers")
 
 
+class LiveStart(BaseModel):
+    """What `start` holds on the WebSocket beside the options; ``portrait`` is base64."""
+
+    model_config = ConfigDict(frozen=True)
+
+    options: AnimationOptions
+    avatar_id: str | None = None
+    portrait: str | None = None
+    sample_rate: int = Field(16_000, ge=8_000, le=48_000, description="of the PCM to come")
+    idle: bool = False
+
+
 ALLOWED = {
     "steps": "an integer from 1 to 50",
     "audio_cfg": "a number from 0 to 10",
@@ -43,7 +55,7 @@ ALLOWED = {
 }
 
 
-def parse_options(fields: Mapping[str, str]) -> AnimationOptions:
+def parse_options(fields: Mapping[str, object]) -> AnimationOptions:
     """Raises `ServiceError` ``invalid_option`` naming the first wrong field and what it allows."""
     for name in fields:
         if name not in ALLOWED:
@@ -55,7 +67,7 @@ def parse_options(fields: Mapping[str, str]) -> AnimationOptions:
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise ServiceError(
-            "invalid_option", f"{name} is {fields[name][:100]!r}; it must be {ALLOWED[name]}"
+            "invalid_option", f"{name} is {str(fields[name])[:100]!r}; it must be {ALLOWED[name]}"
         ) from error
 
 

@@ -23,6 +23,7 @@ from server.app import create_app
 from server.broker.embedded import EmbeddedServer, embedded_server, valkey_program
 from server.broker.liveness import live_workers
 from server.broker.redis import Connection, connect
+from server.routes.stream import MAX_MESSAGE_BYTES
 from server.settings import Settings
 from server.supervisor import Supervisor
 
@@ -155,6 +156,8 @@ def _server(settings: Settings, url: str) -> _Server:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # video and speech do not get smaller
     )
     return _Server(config)

@@ -32,8 +32,12 @@ class Client:
     max_jobs: int
     job_ttl_s: int
 
-    async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
+    async def submit(
+        self, request: messages.AnyRequest, parts: Mapping[str, bytes], places: int | None = None
+    ) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
+
+        ``places`` says how many jobs, queued and running, it may make; by default ``max_jobs``.
 
         Raises `ServiceError` ``busy`` without a free place or memory, ``no_worker`` when no
         worker lives.
@@ -43,11 +47,12 @@ class Client:
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
         keys = [redis.JOBS, redis.job_key(job_id), redis.out_key(job_id)]
+        places = self.max_jobs if places is None else min(places, self.max_jobs)
         arguments: list[Any] = [
             job_id,
             messages.pack_request(request),
             event,
-            self.max_jobs,
+            places,
             self.job_ttl_s,
         ]
 
@@ -64,7 +69,7 @@ class Client:
             if not taken:
                 await self._drop_parts(job_id)
         if not taken:
-            raise ServiceError("busy", f"all {self.max_jobs} places are taken")
+            raise ServiceError("busy", f"all {places} places are taken")
         return job_id
 
     async def follow(self, job_id: str, *, consume: bool) -> AsyncIterator[messages.AnyEvent]:
@@ -102,7 +107,24 @@ class Client:
     async def forget(self, job_id: str) -> None:
         """Drop a job's video; its status stays for a while."""
         await self.connection.redis.delete(redis.out_key(job_id))
-        await self.connection.redis.expire(redis.job_key(job_id), _FORGET_S)
+        for key in (redis.job_key(job_id), redis.in_key(job_id)):
+            await self.connection.redis.expire(key, _FORGET_S)
+
+    async def tell(self, job_id: str, command: messages.LiveCommand) -> bool:
+        """Say something to a live session; False when it has ended.
+
+        Raises `ServiceError` ``busy`` when there is no memory for it.
+        """
+        text, data = messages.pack_command(command)
+        keys = [redis.job_key(job_id), redis.in_key(job_id)]
+        arguments: list[Any] = [text, data, self.job_ttl_s]
+        return bool(
+            await redis.with_room(self.connection, lambda: self.connection.tell(keys, arguments))
+        )
+
+    async def live_places(self, sessions_per_worker: int) -> int:
+        """How many jobs the live workers can run at once."""
+        return sessions_per_worker * len(await live_workers(self.connection))
 
     async def view(self, job_id: str) -> JobView | None:
         """How a job stands, or ``None`` for one that is not known (any more)."""
@@ -172,9 +194,9 @@ class Client:
 
     async def _command(self, job_id: str, command: messages.AnyCommand) -> None:
         # NOMKSTREAM: a job that has ended has no command stream, and must not get one again.
-        text = messages.pack_command(command)
+        text, data = messages.pack_command(command)
         await self.connection.redis.xadd(
-            redis.in_key(job_id), {"m": text}, nomkstream=True, maxlen=1000
+            redis.in_key(job_id), {"m": text, "b": data}, nomkstream=True
         )
 
     async def _drop_parts(self, job_id: str) -> None:

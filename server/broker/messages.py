@@ -28,6 +28,19 @@ class AnimateRequest(_Message):
     keep: bool = False
 
 
+class LiveRequest(_Message):
+    """Hold a live session: sound comes as `Sound` while the video goes out."""
+
+    kind: Literal["live"] = "live"
+    options: AnimationOptions
+    model: str
+    seed: int
+    sample_rate: int
+    idle: bool
+    avatar_id: str | None = None
+    keep: Literal[False] = False
+
+
 class AvatarRequest(_Message):
     """Prepare a portrait and keep it."""
 
@@ -57,7 +70,10 @@ class Started(_Message):
 
 
 class Fragment(_Message):
-    """One ``moof`` + ``mdat``; the last may hold sound alone (``frames`` 0)."""
+    """One ``moof`` + ``mdat``; the last may hold sound alone (``frames`` 0).
+
+    ``heard`` is of a live session: the bytes of its `Sound` that wait no more.
+    """
 
     type: Literal["fragment"] = "fragment"
     index: int
@@ -65,7 +81,17 @@ class Fragment(_Message):
     frames: int
     start_s: float
     duration_s: float
+    speech: bool = True
+    heard: int = 0
     data: bytes = Field(exclude=True, default=b"")
+
+
+class Interrupted(_Message):
+    """What was said before `Interrupt` ended here; ``heard`` as in `Fragment`."""
+
+    type: Literal["interrupted"] = "interrupted"
+    at_s: float
+    heard: int
 
 
 class AvatarMade(_Message):
@@ -113,9 +139,39 @@ class Cancel(_Message):
     type: Literal["cancel"] = "cancel"
 
 
-AnyRequest = AnimateRequest | AvatarRequest
-AnyEvent = Queued | Started | Fragment | Ending
-AnyCommand = Read | Cancel
+class Sound(_Message):
+    """More PCM of a live session, in any chunking: ``data`` is s16le mono."""
+
+    type: Literal["sound"] = "sound"
+    data: bytes = Field(exclude=True, default=b"")
+
+
+class Interrupt(_Message):
+    """Drop the sound that was sent before this."""
+
+    type: Literal["interrupt"] = "interrupt"
+
+
+class Update(_Message):
+    """From the next window on; ``None`` leaves a setting as it is."""
+
+    type: Literal["update"] = "update"
+    steps: int | None = None
+    audio_cfg: float | None = None
+    reference_cfg: float | None = None
+
+
+class End(_Message):
+    """No more sound will come."""
+
+    type: Literal["end"] = "end"
+
+
+Progress = Started | Fragment | Interrupted
+LiveCommand = Sound | Interrupt | Update | End
+AnyRequest = AnimateRequest | LiveRequest | AvatarRequest
+AnyEvent = Queued | Progress | Ending
+AnyCommand = Read | Cancel | LiveCommand
 _REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 _COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Annotated[AnyCommand, Field(discriminator="type")])
@@ -144,10 +200,15 @@ def unpack_event(text: bytes, data: bytes) -> AnyEvent:
     return event
 
 
-def pack_command(command: AnyCommand) -> bytes:
-    return command.model_dump_json().encode()
+def pack_command(command: AnyCommand) -> tuple[bytes, bytes]:
+    """JSON, and the raw bytes that go beside it."""
+    data = command.data if isinstance(command, Sound) else b""
+    return command.model_dump_json().encode(), data
 
 
-def unpack_command(text: bytes) -> AnyCommand:
+def unpack_command(text: bytes, data: bytes) -> AnyCommand:
     """The inverse of `pack_command`."""
-    return _COMMAND.validate_json(text)
+    command = _COMMAND.validate_json(text)
+    if isinstance(command, Sound):
+        return command.model_copy(update={"data": data})
+    return command

@@ -74,17 +74,27 @@ return 1
 """
 
 # KEYS jobs, job, in; ARGV entry, group, worker, first command, TTL. The request, or false for a job
-# that was cancelled while it was queued.
+# that was cancelled while it was queued. Commands to a live session may be there before.
 _CLAIM = """
 if redis.call('HGET', KEYS[2], 'status') ~= 'queued' then
   redis.call('XACK', KEYS[1], ARGV[2], ARGV[1])
   redis.call('XDEL', KEYS[1], ARGV[1])
+  redis.call('DEL', KEYS[3])
   return false
 end
 redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[3])
-redis.call('XADD', KEYS[3], '*', 'm', ARGV[4])
+redis.call('XADD', KEYS[3], '*', 'm', ARGV[4], 'b', '')
 redis.call('EXPIRE', KEYS[3], ARGV[5])
 return redis.call('HGET', KEYS[2], 'request')
+"""
+
+# KEYS job, in; ARGV command, bytes, TTL. 0: the job has ended, or never was.
+_TELL = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if status ~= 'queued' and status ~= 'running' then return 0 end
+redis.call('XADD', KEYS[2], '*', 'm', ARGV[1], 'b', ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 1
 """
 
 # KEYS job, out, in; ARGV event, bytes, TTL, then field and value pairs. 0: the job runs no more.
@@ -131,6 +141,7 @@ class Connection:
     blocking: Any
     submit: AsyncScript
     claim: AsyncScript
+    tell: AsyncScript
     publish: AsyncScript
     end_script: AsyncScript
 
@@ -150,7 +161,7 @@ async def connect(url: str) -> AsyncIterator[Connection]:
         yield Connection(
             redis,
             blocking,
-            *(redis.register_script(text) for text in (_SUBMIT, _CLAIM, _PUBLISH, _END)),
+            *(redis.register_script(text) for text in (_SUBMIT, _CLAIM, _TELL, _PUBLISH, _END)),
         )
     finally:
         await redis.aclose()

@@ -75,7 +75,7 @@ class Work:
         for _, entries in reply:
             for entry, fields in entries:
                 job_id = fields[b"job"].decode()
-                first = messages.pack_command(messages.Read(index=-1))
+                first, _ = messages.pack_command(messages.Read(index=-1))
                 text = await self.connection.claim(
                     [redis.JOBS, redis.job_key(job_id), redis.in_key(job_id)],
                     [entry, redis.GROUP, self.worker_id, first, self.limits.job_ttl_s],
@@ -89,7 +89,7 @@ class Work:
         return await self._get(redis.part_key(job_id, part))
 
     async def commands(self, job_id: str) -> AsyncIterator[messages.AnyCommand]:
-        """What the readers of a job say, for as long as it runs."""
+        """What the readers of a job say, for as long as it runs; what was read is gone."""
         last = b"0"
         while True:
             reply = await self.connection.blocking.xread(
@@ -98,9 +98,13 @@ class Work:
             for _, entries in reply:
                 for entry, fields in entries:
                     last = entry
-                    yield messages.unpack_command(fields[b"m"])
+                    yield messages.unpack_command(fields[b"m"], fields[b"b"])
+                # On the client without a timeout: Python 3.11's ``wait_for`` may lose a cancellation.
+                await self.connection.blocking.xdel(
+                    redis.in_key(job_id), *(entry for entry, _ in entries)
+                )
 
-    async def publish(self, job_id: str, event: messages.Started | messages.Fragment) -> bool:
+    async def publish(self, job_id: str, event: messages.Progress) -> bool:
         """False when the job does not run any more: cancelled, or expired.
 
         Raises `ServiceError` ``busy`` when there is no memory for it.
@@ -109,7 +113,7 @@ class Work:
         facts: list[Any] = []
         if isinstance(event, messages.Started):
             facts = ["total_s", event.total_s or 0]
-        elif event.frames:
+        elif isinstance(event, messages.Fragment) and event.frames:
             facts = ["duration_s", event.start_s + event.duration_s]
             facts += ["frames", event.first_frame + event.frames]
         keys = [redis.job_key(job_id), redis.out_key(job_id), redis.in_key(job_id)]

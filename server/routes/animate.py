@@ -90,9 +90,10 @@ async def _check_parts(here: Context, upload: Upload, avatar_id: str | None) -> 
     if avatar_id is None:
         check_portrait(upload.files["portrait"], here.settings.max_portrait_bytes)
     else:
-        await _check_avatar(here.client, avatar_id)
+        await check_avatar(here.client, avatar_id)
 
 
-async def _check_avatar(client: Client, avatar_id: str) -> None:
+async def check_avatar(client: Client, avatar_id: str) -> None:
+    """Raises `ServiceError` ``not_found``."""
     if await client.avatar(avatar_id) is None:
         raise ServiceError("not_found", f"there is no avatar {avatar_id[:100]!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from server.broker.client import Client
 from server.errors import ServiceError
@@ -27,7 +27,7 @@ class Context:
     settings: Settings
 
 
-def context(request: Request) -> Context:
+def context(request: HTTPConnection) -> Context:
     """The application's, made at its start."""
     return cast(Context, request.app.state.context)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+LIVE_AHEAD = 1  # so that an interrupt finds next to nothing under way
 AHEAD = 8  # fragments made and not yet read: about two and a half seconds of video
 PATIENCE_S = 60.0
 

@@ -101,17 +101,12 @@ def prepare(
     Raises `ServiceError` ``invalid_option`` for an avatar of another latent space, and what the
     audio decoder raises.
     """
-    if reference.latent_space != pipeline.space.name:
-        raise ServiceError(
-            "invalid_option",
-            f"model {pipeline.info.name!r} draws {pipeline.space.name!r} avatars; "
-            f"this one was prepared for {reference.latent_space!r}",
-        )
+    check_reference(pipeline, reference)
     pieces = Pieces(speech)
     first = pieces.next()
     if first is None:
         raise ServiceError("empty_audio", "the audio holds no samples")
-    default = pipeline.info.guidance
+    guidance, steps = knobs(pipeline, options)
     return Animation(
         pipeline=pipeline,
         reference=reference,
@@ -120,13 +115,55 @@ def prepare(
         pieces=pieces,
         first=first,
         total_s=speech.duration_s,
-        guidance=Guidance(
-            audio=default.audio if options.audio_cfg is None else options.audio_cfg,
-            reference=default.reference if options.reference_cfg is None else options.reference_cfg,
-        ),
-        steps=pipeline.info.steps if options.steps is None else options.steps,
+        guidance=guidance,
+        steps=steps,
         seed=seed,
     )
+
+
+def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:
+    """Raises `ServiceError` ``invalid_option`` for an avatar of another latent space."""
+    if reference.latent_space != pipeline.space.name:
+        raise ServiceError(
+            "invalid_option",
+            f"model {pipeline.info.name!r} draws {pipeline.space.name!r} avatars; "
+            f"this one was prepared for {reference.latent_space!r}",
+        )
+
+
+def knobs(pipeline: AvatarPipeline, options: AnimationOptions) -> tuple[Guidance, int]:
+    """Guidance and steps, with the student's own where ``options`` leaves them open."""
+    default = pipeline.info.guidance
+    guidance = Guidance(
+        audio=default.audio if options.audio_cfg is None else options.audio_cfg,
+        reference=default.reference if options.reference_cfg is None else options.reference_cfg,
+    )
+    return guidance, pipeline.info.steps if options.steps is None else options.steps
+
+
+async def open_video(
+    pipeline: AvatarPipeline,
+    reference: Reference,
+    size: int,
+    framing: str,
+    seed: int,
+    total_s: float | None,
+    pool: Executor,
+) -> tuple[FrameDecoder, FragmentedMP4Muxer, Started]:
+    """Prepare to draw and to encode; the event says so."""
+    loop = asyncio.get_running_loop()
+    decoder = await loop.run_in_executor(pool, pipeline.space.decoder, reference, size, framing)
+    muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
+    started = Started(
+        seed=seed,
+        width=decoder.width,
+        height=decoder.height,
+        fps=FPS,
+        codecs=muxer.codecs,
+        total_s=total_s,
+        data=muxer.init_segment(),
+    )
+    return decoder, muxer, started
 
 
 async def run(
@@ -186,39 +223,31 @@ async def _draw(
 ) -> Done:
     loop = asyncio.get_running_loop()
     # Preparing to draw takes as long as the network's first window: both go on at once.
-    decoder: FrameDecoder = await loop.run_in_executor(
-        pool,
-        animation.pipeline.space.decoder,
+    decoder, muxer, started = await open_video(
+        animation.pipeline,
         animation.reference,
         animation.size,
         animation.framing,
+        animation.seed,
+        animation.total_s,
+        pool,
     )
-    muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
-    await emit(
-        Started(
-            seed=animation.seed,
-            width=decoder.width,
-            height=decoder.height,
-            fps=FPS,
-            codecs=muxer.codecs,
-            total_s=animation.total_s,
-            data=muxer.init_segment(),
-        )
-    )
+    await emit(started)
     index = frames = samples = 0
     while (item := await ready.get()) is not None:
         piece, latents = item
         drawn = decoder.decode(latents)
         data = await loop.run_in_executor(pool, muxer.add, drawn, piece.pcm)
-        await emit(_fragment(index, frames, piece.window.frames, data))
+        await emit(fragment(index, frames, piece.window.frames, data))
         index, frames, samples = index + 1, frames + piece.window.frames, samples + len(piece.pcm)
     data = await loop.run_in_executor(pool, muxer.close)
     if data:
-        await emit(_fragment(index, frames, 0, data))
+        await emit(fragment(index, frames, 0, data))
     return Done(frames=frames, duration_s=samples / SAMPLE_RATE)
 
 
-def _fragment(index: int, first_frame: int, frames: int, data: bytes) -> Fragment:
+def fragment(index: int, first_frame: int, frames: int, data: bytes) -> Fragment:
+    """The event of one encoded fragment of an animation."""
     return Fragment(
         index=index,
         first_frame=first_frame,

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ConnectionError as BrokerLost
@@ -29,8 +30,9 @@ from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AvatarView, FaceView
 from server.settings import Settings
 from server.worker.batcher import Batcher
+from server.worker.live import LiveInput, LiveSession
 from server.worker.loading import load_pipelines, view
-from server.worker.pace import AHEAD, PATIENCE_S, Pace, Unwanted
+from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Pace, Unwanted
 from server.worker.portraits import encode_portrait
 from server.worker.runner import Animation, prepare, run
 
@@ -38,6 +40,7 @@ log = logging.getLogger("fada.worker")
 
 _BEAT_S = 2.0
 _RETRY_S = 1.0
+_RECANCEL_S = 0.2
 
 
 class Worker:
@@ -134,14 +137,19 @@ class Worker:
 
     async def _while_wanted(self, claim: Claim) -> messages.AvatarMade | messages.Done:
         """Run the job; raises `Unwanted` as soon as its readers cancel it."""
-        pace = Pace(AHEAD, PATIENCE_S)
+        live = isinstance(claim.request, messages.LiveRequest)
+        pace = Pace(LIVE_AHEAD if live else AHEAD, PATIENCE_S)
+        heard: LiveInput | None = None
         job: Coroutine[Any, Any, messages.AvatarMade | messages.Done]
         if isinstance(claim.request, messages.AvatarRequest):
             job = self._make_avatar(claim.job_id, claim.request)
+        elif isinstance(claim.request, messages.LiveRequest):
+            heard = LiveInput(claim.request, time.monotonic)
+            job = self._live(claim.job_id, claim.request, heard, pace)
         else:
             job = self._animate(claim.job_id, claim.request, pace)
         main: asyncio.Task[messages.AvatarMade | messages.Done] = asyncio.create_task(job)
-        watch = asyncio.create_task(self._listen(claim.job_id, pace))
+        watch = asyncio.create_task(self._listen(claim.job_id, pace, heard))
         try:
             await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not main.done():
@@ -150,11 +158,14 @@ class Worker:
         finally:
             await _cancelled([main, watch])
 
-    async def _listen(self, job_id: str, pace: Pace) -> None:
+    async def _listen(self, job_id: str, pace: Pace, heard: LiveInput | None) -> None:
         async for command in self._work.commands(job_id):
             if isinstance(command, messages.Cancel):
                 raise Unwanted("cancelled")
-            pace.read(command.index)
+            if isinstance(command, messages.Read):
+                pace.read(command.index)
+            elif heard is not None:
+                heard.hear(command)
 
     async def _make_avatar(
         self, job_id: str, request: messages.AvatarRequest
@@ -175,18 +186,30 @@ class Worker:
         deadline_s = math.inf if request.keep else time.monotonic()
         batcher = self._batcher(request.model)
         animation = await self._prepare(job_id, request, batcher.pipeline)
-
-        async def emit(event: messages.Started | messages.Fragment) -> None:
-            if isinstance(event, messages.Fragment):
-                pace.made(event.index)
-            if not await self._work.publish(job_id, event):
-                raise Unwanted("cancelled")
+        emit = partial(self._publish, job_id, pace)
 
         async def room() -> None:
             if not request.keep:
                 await pace.room()
 
         return await run(animation, job_id, deadline_s, batcher, self._pool, emit, room)
+
+    async def _live(
+        self, job_id: str, request: messages.LiveRequest, heard: LiveInput, pace: Pace
+    ) -> messages.Done:
+        batcher = self._batcher(request.model)
+        reference = await self._reference(job_id, request.avatar_id, batcher.pipeline)
+        emit = partial(self._publish, job_id, pace)
+        session = LiveSession(
+            batcher.pipeline, reference, request, heard, emit, pace.room, self._pool
+        )
+        return await session.run(job_id, batcher)
+
+    async def _publish(self, job_id: str, pace: Pace, event: messages.Progress) -> None:
+        if isinstance(event, messages.Fragment):
+            pace.made(event.index)
+        if not await self._work.publish(job_id, event):
+            raise Unwanted("cancelled")
 
     async def _prepare(
         self, job_id: str, request: messages.AnimateRequest, pipeline: AvatarPipeline
@@ -198,16 +221,20 @@ class Worker:
         speech = await loop.run_in_executor(
             self._pool, decode_audio, audio, SAMPLE_RATE, self._settings.max_audio_s
         )
-        if request.avatar_id is None:
-            reference = await self._encode(job_id, pipeline)
-        else:
-            packed = await self._work.load_avatar(request.avatar_id)
-            if packed is None:
-                raise ServiceError("not_found", f"there is no avatar {request.avatar_id!r}")
-            reference = Reference.from_bytes(packed)
+        reference = await self._reference(job_id, request.avatar_id, pipeline)
         return await loop.run_in_executor(
             self._pool, prepare, pipeline, reference, speech, request.options, request.seed
         )
+
+    async def _reference(
+        self, job_id: str, avatar_id: str | None, pipeline: AvatarPipeline
+    ) -> Reference:
+        if avatar_id is None:
+            return await self._encode(job_id, pipeline)
+        packed = await self._work.load_avatar(avatar_id)
+        if packed is None:
+            raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
+        return Reference.from_bytes(packed)
 
     async def _encode(self, job_id: str, pipeline: AvatarPipeline) -> Reference:
         portrait = await self._work.part(job_id, "portrait")
@@ -226,9 +253,15 @@ class Worker:
 
 
 async def _cancelled(tasks: list[asyncio.Task[Any]]) -> None:
-    """Cancel and wait, so that nothing of them is left; results were looked at before."""
-    for task in tasks:
-        task.cancel()
+    """Cancel and wait, so that nothing of them is left; results were looked at before.
+
+    Until Python 3.12 ``wait_for`` loses a cancellation that comes with its result: so, again.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_RECANCEL_S)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

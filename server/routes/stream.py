@@ -1,0 +1,285 @@
+"""`GET /stream`: a WebSocket on which speech comes in while the talking video goes out.
+
+Knows: the messages of both sides, their order, the bound on waiting sound, and how every end
+becomes a close code. Does not know how videos are made.
+
+A client that sends sound faster than it is spoken is told when `MAX_WAITING_S` of it wait. To
+leave the socket unread instead would hold back an interrupt behind the sound that it is to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from redis.exceptions import ConnectionError as BrokerLost
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from server.broker import messages
+from server.broker.client import give_up
+from server.errors import ServiceError
+from server.protocol import LiveStart, parse_options
+from server.routes.animate import check_avatar
+from server.routes.context import Context, choose_model, context
+from server.routes.video import ClientGone, first_event
+from server.uploads import check_portrait
+
+router = APIRouter()
+log = logging.getLogger("fada.api")
+
+MAX_MESSAGE_BYTES = 16 << 20
+MAX_WAITING_S = 60
+_UPDATES = ("steps", "audio_cfg", "reference_cfg")
+_BAD_CLIENT = 1008
+_CLOSE_CODES = {"too_large": 1009, "internal_error": 1011, "busy": 1013, "no_worker": 1013}
+
+
+@router.websocket("/stream")
+async def stream(websocket: WebSocket) -> None:
+    """One live session, from `start` to a close with a reason."""
+    await websocket.accept()
+    try:
+        error = await _errors_of(websocket)
+        if error is None:
+            await websocket.close(1000)
+            return
+        await _send(websocket, {"type": "error", "code": error.code, "detail": error.detail})
+        await websocket.close(_CLOSE_CODES.get(error.code, _BAD_CLIENT), error.kind.title)
+    except (ClientGone, WebSocketDisconnect, OSError):
+        log.info("a live session's client hung up")
+
+
+async def _errors_of(websocket: WebSocket) -> ServiceError | None:
+    """Hold the session; how it ended, in the client's terms."""
+    try:
+        await _session(websocket, context(websocket))
+    except ServiceError as error:
+        return error
+    except BrokerLost as error:
+        log.error("the broker does not answer: %s", error)
+        return ServiceError("no_worker", "the service's queue does not answer")
+    except (ClientGone, WebSocketDisconnect, OSError):
+        raise
+    except Exception:
+        log.exception("a live session failed")
+        return ServiceError("internal_error", "the session could not go on")
+    return None
+
+
+async def _session(websocket: WebSocket, here: Context) -> None:
+    start = await _start(websocket)
+    request, parts = await _request(here, start)
+    places = await here.client.live_places(here.settings.sessions_per_worker)
+    job_id = await here.client.submit(request, parts, places)
+    events = here.client.follow(job_id, consume=True)
+    live = _Live(websocket, here, job_id, start.sample_rate)
+    try:
+        async with asyncio.TaskGroup() as group:
+            listening = group.create_task(live.listen())
+            try:
+                await live.answer(events)
+            finally:
+                live.over = True
+                listening.cancel()
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from several
+    finally:
+        await give_up(here.client, job_id)
+
+
+class _Live:
+    """A session that has begun: both directions, and how much sound waits between them."""
+
+    def __init__(self, websocket: WebSocket, here: Context, job_id: str, sample_rate: int) -> None:
+        self._websocket, self._client, self._job_id = websocket, here.client, job_id
+        self._max_waiting = MAX_WAITING_S * sample_rate * 2
+        self._sent = self._heard = 0
+        self._ended = False
+        # Beside cancelling, which Python 3.11's ``wait_for`` may lose.
+        self.over = False
+
+    async def listen(self) -> None:
+        """What the client says, to the worker, until the client hangs up."""
+        try:
+            await self._listen()
+        except BaseException:
+            self.over = True
+            raise
+
+    async def _listen(self) -> None:
+        while not self.over:
+            message = await _receive(self._websocket)
+            command = self._sound(message) if isinstance(message, bytes) else self._command(message)
+            if not await self._client.tell(self._job_id, command):
+                return  # the session's ending is on its way to the client
+
+    def _sound(self, pcm: bytes) -> messages.Sound:
+        if self._ended:
+            raise ServiceError("bad_request", "sound came after 'end'")
+        self._sent += len(pcm)
+        waiting = self._sent - self._heard
+        if waiting > self._max_waiting:
+            seconds = waiting * MAX_WAITING_S / self._max_waiting
+            raise ServiceError(
+                "too_large",
+                f"{seconds:.1f} s of sound wait to be spoken; at most {MAX_WAITING_S} s may",
+            )
+        return messages.Sound(data=pcm)
+
+    def _command(self, fields: dict[str, Any]) -> messages.LiveCommand:
+        kind = fields.pop("type", None)
+        if kind == "update":
+            return _update(fields)
+        if kind not in ("interrupt", "end") or fields:
+            raise ServiceError(
+                "bad_request",
+                f"a message of type {str(kind)[:100]!r} with {_names(fields)} is none of "
+                "interrupt, end, update with options",
+            )
+        if kind == "interrupt":
+            self._heard = self._sent
+            return messages.Interrupt()
+        self._ended = True
+        return messages.End()
+
+    async def answer(self, events: AsyncIterator[messages.AnyEvent]) -> None:
+        """What the worker makes, to the client, until the video ends well; else it raises."""
+        started = await first_event(events)
+        if not isinstance(started, messages.Started):
+            raise TypeError(f"a live session starts with a video, got {started.type}")
+        await _send(
+            self._websocket,
+            {
+                "type": "ready",
+                "session_id": self._job_id,
+                "seed": started.seed,
+                "mime": f'video/mp4; codecs="{started.codecs}"',
+                "fps": started.fps,
+                "width": started.width,
+                "height": started.height,
+            },
+        )
+        await self._websocket.send_bytes(started.data)
+        async for event in events:
+            if self.over:
+                return
+            if isinstance(event, messages.Done):
+                await _send(
+                    self._websocket,
+                    {"type": "done", "frames": event.frames, "duration_s": event.duration_s},
+                )
+                return
+            await self._pass_on(event)
+        raise ServiceError("internal_error", "the session has expired")
+
+    async def _pass_on(self, event: messages.AnyEvent) -> None:
+        if isinstance(event, messages.Failed):
+            raise ServiceError(event.code, event.detail)
+        if isinstance(event, messages.Interrupted):
+            self._heard = max(self._heard, event.heard)
+            await _send(self._websocket, {"type": "interrupted", "at_s": event.at_s})
+        elif isinstance(event, messages.Fragment):
+            self._heard = max(self._heard, event.heard)
+            facts = {
+                "type": "fragment",
+                "index": event.index,
+                "start_s": event.start_s,
+                "duration_s": event.duration_s,
+                "kind": "speech" if event.speech else "idle",
+            }
+            await _send(self._websocket, facts)
+            await self._websocket.send_bytes(event.data)
+        else:
+            raise ServiceError("internal_error", f"the session was ended: {event.type}")
+
+
+async def _start(websocket: WebSocket) -> LiveStart:
+    message = await _receive(websocket)
+    if isinstance(message, bytes) or message.pop("type", None) != "start":
+        raise ServiceError("bad_request", "the first message must be text of type 'start'")
+    options = {k: v for k, v in message.items() if k not in LiveStart.model_fields}
+    own = {k: v for k, v in message.items() if k in LiveStart.model_fields and k != "options"}
+    if "options" in message:
+        raise ServiceError("invalid_option", "options are given as keys of 'start' themselves")
+    try:
+        return LiveStart.model_validate({**own, "options": parse_options(options)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ServiceError(
+            "invalid_option", f"{name} is {str(own.get(name))[:100]!r}: {first['msg']}"
+        ) from error
+
+
+async def _request(
+    here: Context, start: LiveStart
+) -> tuple[messages.LiveRequest, dict[str, bytes]]:
+    if (start.portrait is None) == (start.avatar_id is None):
+        raise ServiceError("bad_request", "give either 'portrait' or 'avatar_id'")
+    parts = {}
+    if start.avatar_id is not None:
+        await check_avatar(here.client, start.avatar_id)
+    if start.portrait is not None:
+        try:
+            parts["portrait"] = base64.b64decode(start.portrait, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ServiceError("bad_request", f"'portrait' is no base64: {error}") from error
+        check_portrait(parts["portrait"], here.settings.max_portrait_bytes)
+    model = await choose_model(here.client, start.options.model)
+    seed = start.options.seed
+    request = messages.LiveRequest(
+        options=start.options,
+        model=model.name,
+        seed=secrets.randbelow(2**63) if seed is None else seed,
+        sample_rate=start.sample_rate,
+        idle=start.idle,
+        avatar_id=start.avatar_id,
+    )
+    return request, parts
+
+
+def _update(fields: dict[str, Any]) -> messages.Update:
+    for name in fields:
+        if name not in _UPDATES:
+            raise ServiceError(
+                "invalid_option",
+                f"{name[:100]!r} cannot be updated; allowed are {', '.join(_UPDATES)}",
+            )
+    options = parse_options(fields)
+    return messages.Update(
+        steps=options.steps, audio_cfg=options.audio_cfg, reference_cfg=options.reference_cfg
+    )
+
+
+async def _receive(websocket: WebSocket) -> bytes | dict[str, Any]:
+    """The next message: sound, or the object that a text holds. Raises `ClientGone`."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise ClientGone
+    if message.get("bytes") is not None:
+        return bytes(message["bytes"])
+    try:
+        fields = json.loads(message["text"])
+    except (ValueError, RecursionError) as error:
+        raise ServiceError("bad_request", f"a text is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ServiceError(
+            "bad_request", f"a text must hold a JSON object, this is a {type(fields).__name__}"
+        )
+    return fields
+
+
+async def _send(websocket: WebSocket, fields: dict[str, Any]) -> None:
+    await websocket.send_text(json.dumps(fields))
+
+
+def _names(fields: dict[str, Any]) -> str:
+    return ", ".join(fields)[:100] or "no fields"

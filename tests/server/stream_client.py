@@ -1,0 +1,96 @@
+"""A client of `/stream` for tests, over the websockets library: what was said, in order."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.server.media_files import picture
+from tests.server.media_probe import Probe, probe
+
+_PATIENCE_S = 30.0
+
+
+def pcm(seconds: float, rate: int = 16_000, level: int = 8000) -> bytes:
+    """Noise, s16le mono."""
+    count = round(seconds * rate)
+    return np.random.default_rng(0).integers(-level, level + 1, count).astype("<i2").tobytes()
+
+
+@dataclass
+class Stream:
+    """``said`` are the texts, ``data`` the binaries, ``times_s`` when each fragment came."""
+
+    socket: ClientConnection
+    said: list[dict[str, Any]] = field(default_factory=list)
+    data: list[bytes] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.socket.send(json.dumps({"type": kind, **fields}))
+
+    def start(self, portrait: bytes | None = None, **fields: Any) -> None:
+        if "avatar_id" not in fields:
+            shown = picture() if portrait is None else portrait
+            fields.setdefault("portrait", base64.b64encode(shown).decode())
+        fields.setdefault("size", 128)
+        self.tell("start", **fields)
+
+    def speak(self, sound: bytes) -> None:
+        self.socket.send(sound)
+
+    def next(self) -> str:
+        """Take one message; its type, or ``data``. Raises ``ConnectionClosed`` at the end."""
+        message = self.socket.recv(_PATIENCE_S)
+        if isinstance(message, bytes):
+            self.data.append(message)
+            kind = "data"
+        else:
+            self.said.append(json.loads(message))
+            kind = self.said[-1]["type"]
+            if kind == "fragment":
+                self.times_s.append(time.monotonic())
+        self.order.append(kind)
+        return kind
+
+    def until(self, kind: str) -> dict[str, Any]:
+        """Read on to the next text of that type."""
+        while self.next() != kind:
+            pass
+        return self.said[-1]
+
+    def close_code(self) -> int:
+        """Read on to the close."""
+        try:
+            while True:
+                self.next()
+        except ConnectionClosed as closed:
+            assert closed.rcvd is not None
+            return closed.rcvd.code
+
+    def finish(self) -> dict[str, Any]:
+        """Say `end`, read all; the `done` message."""
+        self.tell("end")
+        assert self.close_code() == 1000, self.said[-1]
+        assert self.said[-1]["type"] == "done"
+        return self.said[-1]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [text for text in self.said if text["type"] == kind]
+
+    def video(self) -> Probe:
+        return probe(b"".join(self.data))
+
+
+def stream_to(url: str) -> Stream:
+    """Connect to the service at ``url``, whose scheme is http."""
+    address = url.replace("http://", "ws://") + "/stream"
+    return Stream(connect(address, max_size=None, compression=None, close_timeout=5.0))
