@@ -213,7 +213,7 @@ def evaluate_grid(
     real = list(corpus.motion.numpy().reshape(-1, frames, corpus.motion.shape[1]))
     sounds = [grid.samples[c] for c in index] * seeds
     features = list(corpus.reference.numpy()) * seeds
-    numbers = [s for s in range(seeds) for _ in index]
+    numbers = list(range(seeds * len(index)))
     made = roll_out(pipeline, sounds, features, numbers, guidance, steps)
     jaws = np.stack([m[:, JAW] for m in made]).reshape(seeds, -1)
     truth = np.concatenate([m[:, JAW] for m in real])
