@@ -5,10 +5,14 @@ const MAX_KEPT = 200 << 20; // bytes of a live session that the download holds
 
 export const video = $("video");
 
-/** `run` is "none", "video", "joining" or "live": it decides which buttons there are. */
+// What a run cannot change once it has begun.
+const FIXED = document.querySelectorAll("[name=seed], [name=size], [name=framing], [name=model]");
+
+/** `run` is "none", "video", "joining" or "live": it decides what there is to press. */
 export function setRun(run) {
   const focused = document.activeElement;
   document.body.dataset.run = run;
+  for (const knob of FIXED) knob.disabled = run !== "none";
   // The focus of a button that went away moves on to what can be done now.
   if (focused?.closest(".actions") && !focused.offsetParent) {
     [...document.querySelectorAll(".actions button")].find((b) => b.offsetParent)?.focus();

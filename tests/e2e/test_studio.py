@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, WebSocket, sync_playwright
 
 from tests.server.media_probe import probe
 from tests.server.service import Service, running
@@ -123,7 +124,6 @@ def test_a_portrait_speaks_and_its_video_can_be_kept(studio: Studio, examples: P
     assert seen.video_s == pytest.approx(seconds, abs=0.041)
     assert seen.sound_s == pytest.approx(seconds, abs=0.001)
     assert max(seen.width, seen.height) == 256
-    studio.until("document.querySelector('video').ended")
     assert studio.complaints == []
 
 
@@ -131,6 +131,7 @@ def test_a_kept_seed_gives_the_same_video(studio: Studio, short_speech: Path) ->
     studio.page.set_input_files("#voice-file", short_speech)
     studio.page.click("#speak")
     first = studio.download()
+    studio.until("document.querySelector('video').ended")
     studio.page.click("#keep-seed")
     assert studio.page.input_value("[name=seed]") == studio.page.inner_text("#keep-seed")
     studio.page.click("#speak")
@@ -200,7 +201,7 @@ def test_a_video_is_cut_alike_in_any_chunking(studio: Studio, short_speech: Path
             form.set("size", "128");
             const answer = await fetch("/animate", { method: "POST", body: form });
             const video = new Uint8Array(await answer.arrayBuffer());
-            return [1, 7, 997, 65536, video.length].map((size) => {
+            return [7, 997, 65536, video.length].map((size) => {
                 const cutter = new FragmentCutter();
                 const segments = [];
                 for (let at = 0; at < video.length; at += size)
@@ -214,6 +215,112 @@ def test_a_video_is_cut_alike_in_any_chunking(studio: Studio, short_speech: Path
     assert len(set(cuts)) == 1
     assert cuts[0].startswith('[["init","fragment","fragment"')
     assert "avc1." in cuts[0]
+
+
+@dataclass
+class Wire:
+    """The text messages of a live session, as the browser sees them."""
+
+    sent: list[dict[str, Any]] = field(default_factory=list)
+    received: list[dict[str, Any]] = field(default_factory=list)
+
+    def listen(self, page: Page) -> None:
+        def opened(socket: WebSocket) -> None:
+            socket.on("framesent", lambda data: _note(self.sent, data))
+            socket.on("framereceived", lambda data: _note(self.received, data))
+
+        page.on("websocket", opened)
+
+    def got(self, kind: str) -> list[dict[str, Any]]:
+        return [message for message in self.received if message["type"] == kind]
+
+
+def _note(messages: list[dict[str, Any]], data: str | bytes) -> None:
+    if isinstance(data, str):
+        messages.append(json.loads(data))
+
+
+def go_live(studio: Studio) -> Wire:
+    wire = Wire()
+    wire.listen(studio.page)
+    studio.page.click("#go-live")
+    studio.until("document.querySelector('video').currentTime > 0.5")
+    return wire
+
+
+def badge(word: str) -> str:
+    return f"document.querySelector('#badge').textContent.includes('{word}')"
+
+
+def test_live_it_rests_speaks_is_interrupted_and_ends(studio: Studio) -> None:
+    wire = go_live(studio)
+    studio.until(badge("resting"))
+    at_rest = studio.picture()
+    studio.page.click("#say")
+    studio.until(badge("speaking"))
+    began = studio.read("document.querySelector('video').currentTime")
+    studio.until(f"document.querySelector('video').currentTime > {began} + 1")
+    assert np.abs(studio.picture() - at_rest).max() > 8
+    studio.page.press("[name=audio_cfg]", "ArrowRight")
+    studio.page.keyboard.press("Escape")
+    studio.until(badge("resting"))
+    studio.page.click("#end")
+    seen = probe(studio.download())
+    done = wire.got("done")[0]
+    assert seen.video_s == pytest.approx(done["duration_s"], abs=0.041)
+    assert [m["type"] for m in wire.sent] == ["start", "update", "interrupt", "end"]
+    assert wire.sent[1]["audio_cfg"] == pytest.approx(wire.sent[0]["audio_cfg"] + 0.1)
+    assert len(wire.got("interrupted")) == 1
+    indices = [fragment["index"] for fragment in wire.got("fragment")]
+    assert indices == list(range(len(indices)))
+    assert np.abs(seen.sound).max() > 0.05
+    assert studio.complaints == []
+
+
+def test_live_it_repeats_the_microphone_without_an_echo(studio: Studio) -> None:
+    go_live(studio)
+    studio.page.click("#microphone")
+    studio.until(badge("speaking"))
+    assert studio.read("document.querySelector('video').muted")
+    assert studio.page.get_attribute("#microphone", "aria-pressed") == "true"
+    studio.page.click("#microphone")
+    studio.until(badge("resting"))
+    assert not studio.read("document.querySelector('video').muted")
+    studio.page.click("#end")
+    assert np.abs(probe(studio.download()).sound).max() > 0.01  # the fake device beeps
+    assert studio.complaints == []
+
+
+def test_live_it_returns_to_the_edge_after_a_stall(studio: Studio) -> None:
+    go_live(studio)
+    studio.until("document.querySelector('video').currentTime > 3")
+    studio.page.evaluate("() => { document.querySelector('video').currentTime = 0.1; }")
+    studio.until("document.querySelector('video').currentTime > 3")
+    studio.until("parseFloat(document.querySelector('#lead').textContent) < 1")
+    studio.page.click("#end")
+    studio.download()
+    assert studio.complaints == []
+
+
+def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
+    with (
+        running({"FADA_SESSIONS_PER_WORKER": "1"}) as service,
+        browser.new_context() as first,
+        browser.new_context() as second,
+    ):
+        studios = [Studio(context.new_page()) for context in (first, second)]
+        for studio in studios:
+            studio.page.goto(service.url)
+            with studio.page.expect_response("**/avatars"):
+                studio.page.click("label:has([value=astronaut])")
+            studio.page.select_option("[name=size]", "256")
+        go_live(studios[0])
+        studios[1].page.click("#go-live")
+        studios[1].page.wait_for_selector("#problem")
+        assert "1" in studios[1].page.inner_text("#problem")
+        assert studios[1].page.is_visible("#go-live")
+        shown = studios[0].read("document.querySelector('video').currentTime")
+        studios[0].until(f"document.querySelector('video').currentTime > {shown} + 0.5")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
