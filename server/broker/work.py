@@ -99,7 +99,7 @@ class Work:
                 for entry, fields in entries:
                     last = entry
                     yield messages.unpack_command(fields[b"m"], fields[b"b"])
-                # On the client without a timeout: Python 3.11's ``wait_for`` may lose a cancellation.
+                # On the client without a timeout: one with it may lose a cancellation.
                 await self.connection.blocking.xdel(
                     redis.in_key(job_id), *(entry for entry, _ in entries)
                 )

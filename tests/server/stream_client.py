@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +39,11 @@ class Stream:
     def tell(self, kind: str, **fields: Any) -> None:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
-    def start(self, portrait: bytes | None = None, **fields: Any) -> None:
+    def start(self, shown: bytes | None = None, **fields: Any) -> None:
+        """``shown`` is the portrait's file; a grey picture by default."""
         if "avatar_id" not in fields:
-            shown = picture() if portrait is None else portrait
-            fields.setdefault("portrait", base64.b64encode(shown).decode())
+            file = picture() if shown is None else shown
+            fields.setdefault("portrait", base64.b64encode(file).decode())
         fields.setdefault("size", 128)
         self.tell("start", **fields)
 
@@ -90,7 +93,19 @@ class Stream:
         return probe(b"".join(self.data))
 
 
-def stream_to(url: str) -> Stream:
+@contextmanager
+def stream_to(url: str) -> Iterator[Stream]:
     """Connect to the service at ``url``, whose scheme is http."""
     address = url.replace("http://", "ws://") + "/stream"
-    return Stream(connect(address, max_size=None, compression=None, close_timeout=5.0))
+    with connect(address, max_size=None, compression=None, close_timeout=5.0) as socket:
+        yield Stream(socket)
+
+
+def spoken(url: str, chunks: Iterable[bytes], **start: Any) -> Stream:
+    """A whole session: the chunks, then the end."""
+    with stream_to(url) as stream:
+        stream.start(**start)
+        for chunk in chunks:
+            stream.speak(chunk)
+        stream.finish()
+    return stream

@@ -1,0 +1,322 @@
+"""`/stream` over real processes: uvicorn, Valkey, a worker with the pipeline of flat colours."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.server.fake_pipeline import GREEN_STEP
+from tests.server.media_files import NO_FACE, POISON, picture
+from tests.server.media_probe import boxes
+from tests.server.service import FAKE, Service, running
+from tests.server.stream_client import Stream, pcm, spoken, stream_to
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with running({**FAKE, "FADA_SESSIONS_PER_WORKER": "4"}) as service:
+        yield service
+
+
+@pytest.fixture
+def stream(service: Service) -> Iterator[Stream]:
+    """A connection of its own; afterwards the service must still do its main job."""
+    with stream_to(service.url) as stream:
+        yield stream
+    spoken(service.url, [pcm(0.2)])
+
+
+def test_messages_come_in_the_order_of_the_contract(stream: Stream) -> None:
+    stream.start(seed=7)
+    stream.speak(pcm(1.5))
+    done = stream.finish()
+    assert stream.order[:2] == ["ready", "data"]
+    assert stream.order[2:-1] == ["fragment", "data"] * len(stream.of("fragment"))
+    ready = stream.said[0]
+    assert (ready["seed"], ready["fps"], ready["width"], ready["height"]) == (7, 25, 128, 128)
+    assert ready["session_id"]
+    assert ready["mime"].startswith('video/mp4; codecs="avc1.')
+    assert ready["mime"].endswith(',mp4a.40.2"')
+    assert [kind for kind, _ in boxes(stream.data[0])] == ["ftyp", "moov"]
+    for blob in stream.data[1:]:
+        assert [kind for kind, _ in boxes(blob)] == ["moof", "mdat"]
+    fragments = stream.of("fragment")
+    assert [f["index"] for f in fragments] == list(range(len(fragments)))
+    starts = np.cumsum([0.0, *(f["duration_s"] for f in fragments)])
+    assert [f["start_s"] for f in fragments] == pytest.approx(starts[:-1])
+    assert {f["kind"] for f in fragments} == {"speech"}
+    assert done == {"type": "done", "frames": 38, "duration_s": 1.5}
+    seen = stream.video()
+    assert (seen.video_s, seen.sound_s) == (pytest.approx(1.52), pytest.approx(1.5, abs=0.001))
+    assert seen.pictures[:, 1].mean() == pytest.approx(7 * GREEN_STEP, abs=8)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_the_video_is_as_long_as_the_sound(service: Service, rate: int) -> None:
+    count = round(1.234 * rate)
+    stream = spoken(service.url, [pcm(1.234, rate)], sample_rate=rate)
+    seen = stream.video()
+    assert seen.sound_s == pytest.approx(count / rate, abs=0.001)
+    assert seen.video_s == pytest.approx(1.234, abs=0.041)
+
+
+@pytest.mark.parametrize("size", [1, 639, 4_001, 32_000])
+def test_any_chunking_gives_the_same_video(service: Service, size: int) -> None:
+    sound = pcm(0.4, 8_000) if size == 1 else pcm(1.3, 8_000)
+    chunks = [sound[i : i + size] for i in range(0, len(sound), size)]
+    whole, cut = (spoken(service.url, c, seed=3, sample_rate=8_000) for c in ([sound], chunks))
+    assert whole.data == cut.data
+
+
+def test_sound_comes_out_as_it_went_in(service: Service) -> None:
+    tone = np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000) * 12_000
+    seen = spoken(service.url, [tone.astype("<i2").tobytes()]).video()
+    heard = seen.sound[24_000:72_000]  # past the codec's first moments
+    loudest = np.abs(np.fft.rfft(heard)).argmax() * seen.rate / len(heard)
+    assert loudest == pytest.approx(440, abs=2)
+
+
+def test_nothing_said_is_a_video_of_no_length(stream: Stream) -> None:
+    stream.start()
+    assert stream.finish() == {"type": "done", "frames": 0, "duration_s": 0.0}
+
+
+def test_an_interrupt_drops_what_waits_and_new_sound_goes_on(stream: Stream) -> None:
+    stream.start(size=512)
+    stream.speak(pcm(50.0))
+    while len(stream.of("fragment")) < 3:
+        stream.next()
+    stream.tell("interrupt")
+    told = len(stream.of("fragment"))
+    at_s = stream.until("interrupted")["at_s"]
+    after = stream.of("fragment")[told:]
+    assert at_s == pytest.approx(sum(f["duration_s"] for f in stream.of("fragment")))
+    assert at_s < 10  # of fifty: what waited is gone
+    stream.speak(pcm(1.0))
+    done = stream.finish()
+    rest = stream.of("fragment")[told + len(after) :]
+    kinds = [kind for kind, _ in itertools.groupby(f["kind"] for f in rest)]
+    assert kinds == ["idle", "speech"] or kinds == ["speech"]
+    assert sum(f["duration_s"] for f in rest if f["kind"] == "speech") == pytest.approx(1.0)
+    seen = stream.video()
+    assert seen.video_s == pytest.approx(done["duration_s"], abs=0.041)
+    assert np.diff(seen.times_s) == pytest.approx(0.04)  # the timeline is unbroken
+    assert seen.sound_s == pytest.approx(done["duration_s"], abs=0.001)
+
+
+def test_without_idle_one_window_settles_the_face_after_an_interrupt(stream: Stream) -> None:
+    stream.start()
+    stream.speak(pcm(2.0))
+    stream.until("fragment")
+    stream.tell("interrupt")
+    stream.until("interrupted")
+    settling = [stream.until("fragment") for _ in range(2)]
+    assert [f["kind"] for f in settling] == ["idle", "idle"]
+    stream.tell("end")
+    assert stream.close_code() == 1000
+    assert len([f for f in stream.of("fragment") if f["kind"] == "idle"]) == 2
+
+
+def test_idle_goes_on_in_real_time_and_gives_way_to_speech(stream: Stream) -> None:
+    stream.start(idle=True)
+    for _ in range(6):
+        stream.until("fragment")
+    assert {f["kind"] for f in stream.of("fragment")} == {"idle"}
+    stream.speak(pcm(1.0))
+    spoke_s = time.monotonic()
+    while stream.until("fragment")["kind"] == "idle":
+        pass
+    assert time.monotonic() - spoke_s < 0.6  # 0.32 by design, and a busy machine
+    while stream.until("fragment")["kind"] == "speech":
+        pass
+    done = stream.finish()
+    speech = [f["duration_s"] for f in stream.of("fragment") if f["kind"] == "speech"]
+    assert sum(speech) == pytest.approx(1.0, abs=0.041)
+    media = np.cumsum([f["duration_s"] for f in stream.of("fragment")])
+    elapsed = np.array(stream.times_s) - stream.times_s[0]
+    assert (media[: len(elapsed)] - elapsed).max() < 0.32 + 0.1
+    assert stream.video().video_s == pytest.approx(done["duration_s"], abs=0.041)
+
+
+def test_an_interrupt_with_idle_lets_little_of_the_old_speech_go(stream: Stream) -> None:
+    stream.start(idle=True)
+    stream.speak(pcm(20.0))
+    for _ in range(5):
+        stream.until("fragment")
+    before = len(stream.of("fragment"))
+    stream.tell("interrupt")
+    stream.until("interrupted")
+    late = stream.of("fragment")[before:]
+    assert sum(f["duration_s"] for f in late if f["kind"] == "speech") <= 0.25
+    assert stream.until("fragment")["kind"] == "idle"
+    stream.finish()
+
+
+def test_settings_change_on_the_way(stream: Stream) -> None:
+    stream.start()
+    stream.tell("update", steps=2, audio_cfg=1.5)
+    stream.speak(pcm(0.5))
+    stream.finish()
+
+
+def refused(stream: Stream) -> tuple[str, int]:
+    """The code of the error, which must be the last word, and of the close."""
+    code = stream.close_code()
+    assert stream.said[-1]["type"] == "error", stream.said
+    assert stream.said[-1]["detail"]
+    return stream.said[-1]["code"], code
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"steps": 0}, ("invalid_option", 1008)),
+        ({"audio_cfg": "loud"}, ("invalid_option", 1008)),
+        ({"sample_rate": 7_999}, ("invalid_option", 1008)),
+        ({"sample_rate": 48_001}, ("invalid_option", 1008)),
+        ({"sample_rate": "fast"}, ("invalid_option", 1008)),
+        ({"idle": "perhaps"}, ("invalid_option", 1008)),
+        ({"colour": "red"}, ("invalid_option", 1008)),
+        ({"options": {}}, ("invalid_option", 1008)),
+        ({"model": "none such"}, ("invalid_option", 1008)),
+        ({"portrait": "%%%"}, ("bad_request", 1008)),
+        ({"portrait": "é"}, ("bad_request", 1008)),
+        ({"portrait": 7}, ("invalid_option", 1008)),
+        ({"portrait": "aGVsbG8="}, ("unsupported_media", 1008)),
+        ({"portrait": None}, ("bad_request", 1008)),
+        ({"avatar_id": "none"}, ("not_found", 1008)),
+        ({"avatar_id": "none", "portrait": "aGVsbG8="}, ("bad_request", 1008)),
+    ],
+)
+def test_bad_starts(stream: Stream, fields: dict[str, Any], expected: tuple[str, int]) -> None:
+    stream.start(**fields)
+    assert refused(stream) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", "{}", '{"type":"end"}', '{"type":"begin"}', "[" * 100_000, '"\\ud800"'],
+)
+def test_a_first_text_that_is_no_start(stream: Stream, text: str) -> None:
+    stream.socket.send(text)
+    assert refused(stream) == ("bad_request", 1008)
+
+
+def test_sound_before_the_start(stream: Stream) -> None:
+    stream.speak(pcm(0.1))
+    assert refused(stream) == ("bad_request", 1008)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("nonsense", "bad_request"),
+        ('{"type":"start"}', "bad_request"),
+        ('{"type":"interrupt","now":true}', "bad_request"),
+        ('{"type":["end"]}', "bad_request"),
+        ('{"type":"update","steps":99}', "invalid_option"),
+        ('{"type":"update","seed":1}', "invalid_option"),
+        ('{"type":"update","audio_cfg":NaN}', "invalid_option"),
+    ],
+)
+def test_bad_texts_later(stream: Stream, text: str, code: str) -> None:
+    stream.start()
+    stream.speak(pcm(0.6))
+    stream.until("fragment")
+    stream.socket.send(text)
+    assert refused(stream) == (code, 1008)
+
+
+def test_sound_after_the_end(stream: Stream) -> None:
+    stream.start(idle=True)
+    stream.speak(pcm(5.0))
+    stream.tell("end")
+    stream.speak(pcm(0.1))
+    assert refused(stream) == ("bad_request", 1008)
+
+
+def test_more_sound_than_may_wait_is_refused_with_the_bound(stream: Stream) -> None:
+    stream.start(sample_rate=8_000, idle=True)
+    stream.speak(pcm(59.0, 8_000))
+    stream.until("fragment")
+    stream.speak(pcm(40.0, 8_000))
+    assert refused(stream) == ("too_large", 1009)
+    assert "60 s" in stream.said[-1]["detail"]
+
+
+def test_a_message_beyond_the_limit_is_refused_by_the_protocol(stream: Stream) -> None:
+    with pytest.raises(ConnectionClosed):
+        stream.speak(bytes((16 << 20) + 1))
+        while True:
+            stream.next()
+    assert stream.socket.close_code == 1009
+
+
+def test_no_face_ends_the_session(stream: Stream) -> None:
+    stream.start(shown=picture(NO_FACE))
+    assert refused(stream) == ("no_face", 1008)
+
+
+def test_a_poisoned_window_ends_its_own_session_only(service: Service, stream: Stream) -> None:
+    stream.start(seed=1, idle=True)
+    stream.until("fragment")
+    with stream_to(service.url) as bad:
+        bad.start(shown=picture(POISON))
+        bad.speak(pcm(4.0))
+        assert refused(bad) == ("internal_error", 1011)
+    stream.speak(pcm(0.8))
+    stream.finish()
+
+
+def test_sessions_side_by_side_see_their_own(service: Service) -> None:
+    sound = pcm(1.5)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(stream_to(service.url)) for _ in range(3)]
+        for n, stream in enumerate(streams):
+            stream.start(seed=3 * n)
+        for start in range(0, len(sound), 8_000):
+            for stream in streams:
+                stream.speak(sound[start : start + 8_000])
+        for stream in streams:
+            stream.finish()
+    for n, stream in enumerate(streams):
+        green = stream.video().pictures[:, 1]
+        assert np.abs(green - 3 * n * GREEN_STEP).max() < 12
+    alone = spoken(service.url, [sound], seed=3)
+    assert streams[1].data == alone.data
+
+
+def test_a_session_beyond_the_places_is_told_at_once(service: Service) -> None:
+    with ExitStack() as stack:
+        for _ in range(4):
+            held = stack.enter_context(stream_to(service.url))
+            held.start(idle=True)
+            held.until("ready")
+        began_s = time.monotonic()
+        with stream_to(service.url) as extra:
+            extra.start()
+            assert refused(extra) == ("busy", 1013)
+        assert time.monotonic() - began_s < 2
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:  # a client that hung up frees its place
+        with stream_to(service.url) as again:
+            again.start()
+            again.tell("end")
+            if again.close_code() == 1000:
+                return
+    pytest.fail("the places are not free again")
+
+
+def test_an_avatar_answers(service: Service) -> None:
+    with service.client() as client:
+        made = client.post("/avatars", files={"portrait": ("p.png", picture())}).json()
+    stream = spoken(service.url, [pcm(0.4)], avatar_id=made["avatar_id"])
+    assert json.dumps(stream.said[-1]["frames"]) == "10"
