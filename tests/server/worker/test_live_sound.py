@@ -1,0 +1,192 @@
+"""The choice between speech, rest and waiting, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.worker.live_sound import (
+    FRAGMENT_FRAMES,
+    HOP_S,
+    OUTPUT_SAMPLES_PER_FRAME,
+    Director,
+    LiveSound,
+    Turn,
+    Wait,
+)
+from tests.server.stream_client import pcm
+
+FPS = 25
+
+
+class Player:
+    """Plays a session's turns as they may be made, in no time at all."""
+
+    def __init__(self, idle: bool, rate: int = 16_000) -> None:
+        self.now_s = 100.0
+        self.sound = LiveSound(rate)
+        self.director = Director(self.sound, idle, self.now_s)
+        self.made: list[tuple[float, bool, int]] = []  # when, speech, frames
+        self.output: list[np.ndarray] = []
+
+    def hear(self, seconds: float) -> None:
+        self.director.heard(pcm(seconds), self.now_s)
+
+    def make(self, turn: Turn) -> None:
+        left = turn.frames
+        while left:
+            self.now_s = max(self.now_s, self.director.begin_s)
+            if left < turn.frames and self.director.gives_way(turn):
+                return
+            frames = min(FRAGMENT_FRAMES, left)
+            if turn.speech:
+                self.output.append(self.sound.take(frames))
+            else:
+                self.sound.rest(frames)
+            self.director.shown(turn, frames, self.now_s)
+            self.made.append((self.now_s, turn.speech, frames))
+            left -= frames
+
+    def run(self, until_s: float) -> None:
+        """Until that moment, or for as long as there is anything to do."""
+        while self.now_s < until_s:
+            step = self.director.next(self.now_s)
+            if isinstance(step, Turn):
+                self.make(step)
+            elif isinstance(step, Wait) and step.until_s is not None:
+                self.now_s = min(step.until_s, until_s)
+            else:
+                return
+
+    def speech_frames(self) -> int:
+        return sum(frames for _, speech, frames in self.made if speech)
+
+
+def test_rest_never_runs_ahead_of_the_clock_by_more_than_a_window() -> None:
+    player = Player(idle=True)
+    player.run(110.0)
+    media_s = 0.0
+    for at_s, speech, frames in player.made:
+        media_s += frames / FPS
+        assert not speech
+        assert media_s <= at_s - 100.0 + HOP_S + 1e-9
+    assert media_s == pytest.approx(10.0, abs=HOP_S)
+
+
+def test_without_idle_nothing_is_made_before_sound_comes() -> None:
+    player = Player(idle=False)
+    assert player.director.next(player.now_s) == Wait(None)
+    player.hear(0.3)
+    assert player.director.next(player.now_s) == Wait(None)  # no whole window yet
+    player.director.end()
+    assert player.director.next(player.now_s) == Turn(True, 8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrive_s=st.floats(0.0, 1.0),
+    length_s=st.floats(0.05, 2.0),
+    chunk_s=st.sampled_from([0.01, 0.02, 0.1, 5.0]),
+)
+def test_speech_at_any_time_is_shown_whole_and_without_a_gap(
+    arrive_s: float, length_s: float, chunk_s: float
+) -> None:
+    """As from a microphone in real time, or (one chunk) as from a synthesiser at once."""
+    player = Player(idle=True)
+    player.run(100.0 + arrive_s)
+    sound = pcm(length_s)
+    step = round(chunk_s * 16_000) * 2
+    for n, start in enumerate(range(0, len(sound), step)):
+        player.run(100.0 + arrive_s + n * chunk_s)
+        player.director.heard(sound[start : start + step], player.now_s)
+    player.run(player.now_s + length_s + 2.0)
+    frames = -(-len(sound) // 2 // 640)
+    assert player.speech_frames() == frames
+    kinds = [speech for _, speech, _ in player.made]
+    first, last = kinds.index(True), len(kinds) - 1 - kinds[::-1].index(True)
+    assert all(kinds[first : last + 1])
+    assert sum(map(len, player.output)) == pytest.approx(3 * len(sound) // 2, abs=3)
+    assert not player.sound.waiting
+    # Begun within a window and its look-ahead of the first sample; what is shorter than both is
+    # waited on for a window, in case it goes on.
+    short_s = HOP_S if length_s < 0.53 else 0.0
+    assert player.made[first][0] - (100.0 + arrive_s) <= HOP_S + 0.16 + 0.05 + short_s
+
+
+def test_late_sound_is_waited_for_and_then_counts_as_ended() -> None:
+    player = Player(idle=True)
+    player.hear(0.6)
+    turn = player.director.next(player.now_s)
+    assert turn == Turn(True, 8)
+    player.make(Turn(True, 8))
+    player.now_s = player.director.begin_s
+    step = player.director.next(player.now_s)
+    assert isinstance(step, Wait) and step.until_s == pytest.approx(player.now_s + 0.2)
+    player.now_s = step.until_s or 0.0
+    assert player.director.next(player.now_s) == Turn(True, 7)  # 0.28 s were left
+    player.make(Turn(True, 7))
+    player.now_s = player.director.begin_s
+    assert player.director.next(player.now_s) == Turn(False, 8)
+
+
+def test_who_was_late_does_not_hurry() -> None:
+    player = Player(idle=True)
+    player.run(101.0)
+    player.now_s += 5.0  # the reader stood still
+    resumed_s, made = player.now_s, len(player.made)
+    player.run(resumed_s + 1.0)
+    again_s = sum(frames for _, _, frames in player.made[made:]) / FPS
+    assert again_s <= 1.0 + HOP_S + 1e-9
+
+
+def test_an_interrupt_drops_all_that_waits_and_rests_once() -> None:
+    player = Player(idle=False)
+    player.hear(3.0)
+    player.make(Turn(True, 8))
+    player.director.interrupted()
+    assert not player.sound.waiting
+    assert player.sound.heard == len(pcm(3.0))
+    assert player.director.next(player.now_s) == Turn(False, 8)
+    assert player.director.next(player.now_s) == Wait(None)
+    player.director.interrupted()  # at rest already? the last that was made was speech
+    player.make(Turn(False, 8))
+    player.director.interrupted()
+    assert player.director.next(player.now_s) == Wait(None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rate=st.sampled_from([8_000, 16_000, 22_050, 44_100, 48_000]),
+    cuts=st.lists(st.integers(0, 40_000), max_size=8),
+)
+def test_any_chunking_gives_the_same_windows_and_sound(rate: int, cuts: list[int]) -> None:
+    data = pcm(0.7, rate)
+
+    def play(chunks: list[bytes]) -> tuple[list[np.ndarray], np.ndarray]:
+        player = Player(idle=False, rate=rate)
+        features = []
+        for chunk in [*chunks, None]:
+            if chunk is None:
+                player.director.end()
+            else:
+                player.director.heard(chunk, player.now_s)
+            while isinstance(turn := player.director.next(player.now_s), Turn):
+                features.append(player.sound.window(0, turn.frames, rest=False).features)
+                player.make(turn)
+        return features, np.concatenate(player.output)
+
+    ends = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    chunks = [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    (whole, one), (cut, two) = play([data]), play(chunks)
+    assert np.array_equal(one, two)
+    assert len(one) == pytest.approx(len(data) / 2 / rate * 48_000, abs=2)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, cut, strict=True))
+
+
+def test_sound_for_a_frame_is_a_frame_long() -> None:
+    sound = LiveSound(16_000)
+    sound.push(pcm(1.0))
+    sound.fill()
+    assert len(sound.take(4)) == 4 * OUTPUT_SAMPLES_PER_FRAME
