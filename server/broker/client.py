@@ -107,8 +107,12 @@ class Client:
     async def forget(self, job_id: str) -> None:
         """Drop a job's video; its status stays for a while."""
         await self.connection.redis.delete(redis.out_key(job_id))
-        for key in (redis.job_key(job_id), redis.in_key(job_id)):
-            await self.connection.redis.expire(key, _FORGET_S)
+        await self.connection.redis.expire(redis.job_key(job_id), _FORGET_S)
+
+    async def erase(self, job_id: str) -> None:
+        """Drop all of a live session that has ended; its worker drops the commands unread."""
+        await redis.drop_video(self.connection, job_id)
+        await self.connection.redis.expire(redis.in_key(job_id), _FORGET_S)
 
     async def tell(self, job_id: str, command: messages.LiveCommand) -> bool:
         """Say something to a live session; False when it has ended.
@@ -203,11 +207,11 @@ class Client:
         await self.connection.redis.delete(*(redis.part_key(job_id, p) for p in redis.PARTS))
 
 
-async def give_up(client: Client, job_id: str) -> None:
+async def give_up(client: Client, job_id: str, *, live: bool = False) -> None:
     """Cancel a job whose reader is gone and drop what it made, even while being cancelled."""
 
     async def _both() -> None:
         await client.cancel(job_id)
-        await client.forget(job_id)
+        await (client.erase(job_id) if live else client.forget(job_id))
 
     await asyncio.shield(asyncio.create_task(_both()))

@@ -92,7 +92,7 @@ async def _session(websocket: WebSocket, here: Context) -> None:
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from several
     finally:
-        await give_up(here.client, job_id)
+        await give_up(here.client, job_id, live=True)
 
 
 class _Live:
