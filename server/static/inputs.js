@@ -29,7 +29,7 @@ export class Portraits {
   #poster = $("poster");
   #picture = $("own-portrait").querySelector("img");
 
-  constructor({ onChange }) {
+  constructor({ onChange, onFile }) {
     for (const radio of form.elements.portrait) {
       radio.addEventListener("change", () => {
         this.#show();
@@ -37,7 +37,7 @@ export class Portraits {
       });
     }
     $("portrait-file").addEventListener("change", ({ target }) => {
-      if (target.files[0]) this.take(target.files[0]);
+      if (target.files[0]) onFile(target.files[0]);
       target.value = "";
     });
     this.#show();
@@ -49,10 +49,12 @@ export class Portraits {
     this.#poster.alt = picture.alt;
   }
 
-  take(file) {
+  /** Chooses the visitor's picture, once the service has found a face in it. */
+  async take(file) {
+    const avatarId = await createAvatar(file);
     URL.revokeObjectURL(this.#picture.src);
     this.#own = file;
-    this.#avatars.delete("own");
+    this.#avatars.set("own", Promise.resolve(avatarId));
     this.#picture.src = URL.createObjectURL(file);
     $("own-portrait").hidden = false;
     choose("portrait", "own");
@@ -139,7 +141,7 @@ export class Voices {
 }
 
 /** Takes files that are dropped anywhere on the page. */
-export function acceptDrops({ portraits, voices, onProblem }) {
+export function acceptDrops({ onPortrait, onVoice, onProblem }) {
   const over = (on) => document.body.classList.toggle("dropping", on);
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -152,8 +154,8 @@ export function acceptDrops({ portraits, voices, onProblem }) {
     event.preventDefault();
     over(false);
     for (const file of event.dataTransfer.files) {
-      if (file.type.startsWith("image/")) portraits.take(file);
-      else if (/^(audio|video)\//.test(file.type)) voices.take(file);
+      if (file.type.startsWith("image/")) onPortrait(file);
+      else if (/^(audio|video)\//.test(file.type)) onVoice(file);
       else onProblem(new Error(`${file.name} is neither a picture nor a sound`));
     }
   });

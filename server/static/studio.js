@@ -12,12 +12,12 @@ const $ = (id) => document.getElementById(id);
 const RETRY_MS = 2000;
 const READ_OUT_MS = 100;
 
-/** What runs now, or null: a video { stop } or a live session { sound, session, update }, and,
- * once it has begun to come, { player, report }. */
+/** What runs now, or null: { stop }, and for a live session { sound, session, update }; once
+ * something has begun to come, { player, report }. */
 let run = null;
 let lastPlayer = null;
 
-const portraits = new Portraits({ onChange: changePortrait });
+const portraits = new Portraits({ onChange: changePortrait, onFile: takePortrait });
 const voices = new Voices({ onProblem: view.showProblem });
 const knobs = new Knobs({ onLive: (options) => run?.update?.(options) });
 
@@ -29,11 +29,24 @@ function newPlayer({ live }) {
   return lastPlayer;
 }
 
-/** A picture without a face is told at once, not when it should speak. */
-async function changePortrait() {
+function changePortrait() {
   if (!run) view.showPortrait();
   view.clearProblem();
-  await portraits.avatar({ again: false }).catch(view.showProblem);
+  // Prepared while the visitor goes on choosing; what is wrong is told when it should speak.
+  portraits.avatar({ again: false }).catch(() => {});
+}
+
+/** A picture without a face is told at once, and the portrait before it stays. */
+async function takePortrait(file) {
+  view.clearProblem();
+  if (!run) view.setStatus("Looking for a face…");
+  try {
+    await portraits.take(file);
+  } catch (error) {
+    view.showProblem(error);
+  } finally {
+    if (!run) view.setStatus("");
+  }
 }
 
 function fail(error) {
@@ -41,14 +54,23 @@ function fail(error) {
   if (error.name !== "AbortError") view.showProblem(error);
 }
 
+/** `promise`, or the AbortError of `signal`. */
+function unlessAborted(promise, signal) {
+  const aborted = new Promise((_, reject) =>
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true }),
+  );
+  return Promise.race([promise, aborted]);
+}
+
 /** Runs `work(avatarId)`, and once more when the service has forgotten the avatar. */
-async function withAvatar(work) {
+async function withAvatar(signal, work) {
   view.setStatus("Looking at the portrait…");
+  const avatar = (again) => unlessAborted(portraits.avatar({ again }), signal);
   try {
-    return await work(await portraits.avatar({ again: false }));
+    return await work(await avatar(false));
   } catch (error) {
     if (!(error instanceof Problem) || error.code !== "not_found") throw error;
-    return work(await portraits.avatar({ again: true }));
+    return work(await avatar(true));
   }
 }
 
@@ -70,7 +92,9 @@ async function speak() {
   run = { stop: () => abort.abort() };
   try {
     const audio = await voices.file();
-    await withAvatar((avatarId) => stream({ avatarId, audio, signal: abort.signal }));
+    await withAvatar(abort.signal, (avatarId) =>
+      stream({ avatarId, audio, signal: abort.signal }),
+    );
   } catch (error) {
     if (run.player) keep(run);
     else view.showPortrait();
@@ -121,10 +145,12 @@ async function goLive() {
   if (!$("form").reportValidity()) return;
   begin("joining");
   const sound = new LiveSound((pcm) => run?.session?.pcm(pcm));
-  run = { sound };
+  const abort = new AbortController();
+  run = { sound, stop: () => abort.abort() };
   hear(sound);
   try {
-    await withAvatar((avatarId) => converse({ avatarId, sound }));
+    const { signal } = abort;
+    await withAvatar(signal, (avatarId) => converse({ avatarId, sound, signal }));
     if (run.player) keep(run);
     else view.showPortrait();
     view.setStatus("");
@@ -140,7 +166,7 @@ async function goLive() {
 }
 
 /** Resolves when the session has ended well, rejects with what ended it otherwise. */
-function converse({ avatarId, sound }) {
+function converse({ avatarId, sound, signal }) {
   const report = new view.Report({ live: true });
   view.setStatus("Connecting…");
   return new Promise((resolve, reject) => {
@@ -177,6 +203,10 @@ function converse({ avatarId, sound }) {
       on,
     });
     run.session = session;
+    signal.addEventListener("abort", () => {
+      reject(signal.reason);
+      session.end();
+    });
   });
 }
 
@@ -236,10 +266,14 @@ function wire() {
   });
   addEventListener("keydown", ({ key }) => {
     if (key !== "Escape" || !run) return;
-    if (run.session) interrupt();
-    else run.stop?.();
+    if (run.session && run.player) interrupt();
+    else run.stop();
   });
-  acceptDrops({ portraits, voices, onProblem: view.showProblem });
+  acceptDrops({
+    onPortrait: takePortrait,
+    onVoice: (file) => voices.take(file),
+    onProblem: view.showProblem,
+  });
   setInterval(() => run?.player && run.report.progress(run.player.ahead), READ_OUT_MS);
 }
 

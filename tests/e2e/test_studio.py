@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import time
@@ -148,6 +149,26 @@ def test_a_recording_is_spoken(studio: Studio) -> None:
     assert studio.complaints == []
 
 
+def test_a_dropped_picture_and_sound_are_taken(
+    studio: Studio, examples: Path, short_speech: Path
+) -> None:
+    for path, kind in ((examples / "monalisa.jpg", "image/jpeg"), (short_speech, "audio/wav")):
+        studio.page.evaluate(
+            """([name, type, text]) => {
+                const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+                const dataTransfer = new DataTransfer();
+                dataTransfer.items.add(new File([bytes], name, { type }));
+                dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
+            }""",
+            [path.name, kind, base64.b64encode(path.read_bytes()).decode()],
+        )
+    studio.page.wait_for_selector("#own-portrait")
+    assert studio.page.inner_text("#own-voice") == short_speech.name
+    studio.page.click("#speak")
+    assert probe(studio.download()).video_s == pytest.approx(2.0, abs=0.041)
+    assert studio.complaints == []
+
+
 def test_escape_stops_and_keeps_what_has_come(studio: Studio) -> None:
     studio.page.select_option("[name=size]", "1024")
     studio.page.press("#speak", "Enter")
@@ -168,9 +189,11 @@ def test_a_picture_without_a_face_is_told_and_the_next_works(
     studio.page.set_input_files("#portrait-file", no_picture)
     studio.page.wait_for_selector("#problem")
     assert "picture" in studio.page.inner_text("#problem")
+    assert studio.page.is_hidden("#own-portrait")
     studio.page.set_input_files("#voice-file", short_speech)
     studio.page.set_input_files("#portrait-file", examples / "monalisa.jpg")
-    studio.page.wait_for_selector("#problem", state="hidden")
+    studio.page.wait_for_selector("#own-portrait")
+    assert studio.page.is_hidden("#problem")
     studio.page.click("#speak")
     assert probe(studio.download()).video_s == pytest.approx(2.0, abs=0.041)
 
