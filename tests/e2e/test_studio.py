@@ -342,6 +342,12 @@ def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
         studios[1].page.wait_for_selector("#problem")
         assert "1" in studios[1].page.inner_text("#problem")
         assert studios[1].page.is_visible("#go-live")
+        studios[1].page.click("label:has([value=monalisa])")
+        studios[1].page.click("#go-live")  # waits for its portrait, behind the live session
+        studios[1].page.wait_for_selector("#stop")
+        studios[1].page.keyboard.press("Escape")
+        studios[1].page.wait_for_selector("#go-live")
+        assert studios[1].page.is_hidden("#problem")
         shown = studios[0].read("document.querySelector('video').currentTime")
         studios[0].until(f"document.querySelector('video').currentTime > {shown} + 0.5")
 
