@@ -157,7 +157,8 @@ def _server(settings: Settings, url: str) -> _Server:
         access_log=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE_BYTES,
+        # Beyond it the connection is cut without a word; up to it the route says what is allowed.
+        ws_max_size=2 * MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # video and speech do not get smaller
     )
     return _Server(config)

@@ -264,10 +264,16 @@ async def _receive(websocket: WebSocket) -> bytes | dict[str, Any]:
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise ClientGone
-    if message.get("bytes") is not None:
-        return bytes(message["bytes"])
+    content = message["text"] if message.get("bytes") is None else message["bytes"]
+    if len(content) > MAX_MESSAGE_BYTES:
+        raise ServiceError(
+            "too_large",
+            f"a message has {len(content)} bytes; at most {MAX_MESSAGE_BYTES} are allowed",
+        )
+    if isinstance(content, bytes):
+        return content
     try:
-        fields = json.loads(message["text"])
+        fields = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ServiceError("bad_request", f"a text is no JSON: {error}") from error
     if not isinstance(fields, dict):

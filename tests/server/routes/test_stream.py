@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
 
 from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.media_files import NO_FACE, POISON, picture
@@ -252,12 +251,26 @@ def test_more_sound_than_may_wait_is_refused_with_the_bound(stream: Stream) -> N
     assert "60 s" in stream.said[-1]["detail"]
 
 
-def test_a_message_beyond_the_limit_is_refused_by_the_protocol(stream: Stream) -> None:
-    with pytest.raises(ConnectionClosed):
-        stream.speak(bytes((16 << 20) + 1))
-        while True:
-            stream.next()
-    assert stream.socket.close_code == 1009
+def test_a_message_beyond_the_limit(stream: Stream) -> None:
+    stream.speak(bytes((16 << 20) + 1))
+    assert refused(stream) == ("too_large", 1009)
+    assert str(16 << 20) in stream.said[-1]["detail"]
+
+
+def test_a_client_that_reads_slowly_slows_itself_only(service: Service) -> None:
+    with stream_to(service.url) as slow, stream_to(service.url) as other:
+        slow.start(size=1024, seed=1)
+        slow.speak(pcm(50.0))
+        slow.until("ready")  # and then reads no more, until the other is done
+        other.start(seed=2)
+        other.speak(pcm(8.0))
+        other.finish()
+        slow.tell("interrupt")
+        at_s = slow.until("interrupted")["at_s"]
+        assert at_s < 50.0
+        slow.finish()
+    assert other.video().video_s == pytest.approx(8.0)
+    assert np.diff(slow.video().times_s) == pytest.approx(0.04)
 
 
 def test_no_face_ends_the_session(stream: Stream) -> None:
