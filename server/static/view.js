@@ -56,6 +56,7 @@ export class Report {
   constructor({ live }) {
     this.#live = live;
     $("lead-name").textContent = live ? "Behind live" : "Made ahead";
+    $("pace-name").textContent = live ? "On air" : "Real time";
     for (const id of ["first", "lead", "pace", "keep-seed"]) $(id).textContent = "–";
     $("keep-seed").disabled = true;
     $("download").hidden = true;
@@ -87,7 +88,7 @@ export class Report {
     if (made === this.#received || this.#firstAt === null) return;
     this.#received = made;
     const took = (performance.now() - this.#began) / 1000;
-    $("pace").textContent = `${(made / took).toFixed(1)}×`;
+    $("pace").textContent = this.#live ? `${Math.round(made)} s` : `${(made / took).toFixed(1)}×`;
   }
 
   /** Offers what was received as a file. */

@@ -316,15 +316,16 @@ def test_live_it_repeats_the_microphone_without_an_echo(studio: Studio) -> None:
 
 def test_live_it_returns_to_the_edge_after_a_stall(studio: Studio) -> None:
     go_live(studio)
-    studio.until("document.querySelector('video').currentTime > 3")
+    studio.until("document.querySelector('video').currentTime > 2.5")
     studio.page.evaluate("() => { document.querySelector('video').currentTime = 0.1; }")
-    studio.until("document.querySelector('video').currentTime > 3")
+    studio.until("document.querySelector('video').currentTime > 2.5")
     studio.until("parseFloat(document.querySelector('#lead').textContent) < 1")
     studio.page.click("#end")
     studio.download()
     assert studio.complaints == []
 
 
+@pytest.mark.slow
 def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
     with (
         running({"FADA_SESSIONS_PER_WORKER": "1"}) as service,
