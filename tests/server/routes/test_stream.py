@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -333,3 +335,11 @@ def test_an_avatar_answers(service: Service) -> None:
         made = client.post("/avatars", files={"portrait": ("p.png", picture())}).json()
     stream = spoken(service.url, [pcm(0.4)], avatar_id=made["avatar_id"])
     assert json.dumps(stream.said[-1]["frames"]) == "10"
+
+
+def test_a_dead_worker_ends_its_sessions_with_an_error() -> None:
+    with running(FAKE) as service, stream_to(service.url) as stream:
+        stream.start(idle=True)
+        stream.until("fragment")
+        os.kill(service.workers()[0], signal.SIGKILL)
+        assert refused(stream) == ("internal_error", 1011)
