@@ -103,7 +103,7 @@ class _Live:
         self._max_waiting = MAX_WAITING_S * sample_rate * 2
         self._sent = self._heard = 0
         self._ended = False
-        # Beside cancelling, which Python 3.11's ``wait_for`` may lose.
+        # Beside cancelling, which was seen to get lost (see `server.worker.worker._cancelled`).
         self.over = False
 
     async def listen(self) -> None:

@@ -255,7 +255,8 @@ class Worker:
 async def _cancelled(tasks: list[asyncio.Task[Any]]) -> None:
     """Cancel and wait, so that nothing of them is left; results were looked at before.
 
-    Until Python 3.12 ``wait_for`` loses a cancellation that comes with its result: so, again.
+    Sessions were seen to outlive a single cancellation, perhaps since ``wait_for`` before Python
+    3.12 can lose one that comes with its result: so, again.
     """
     left = set(tasks)
     while left:
