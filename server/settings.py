@@ -21,7 +21,7 @@ class Settings(BaseSettings):
         None, description="Redis or Valkey to use; unset, `fada serve` starts one of its own"
     )
     pipeline: str = Field(
-        "model.students:load_pipeline",
+        "engines.registry:load_pipeline",
         pattern=r"^[\w.]+:\w+$",
         description="module:function that loads a student by its name",
     )
