@@ -94,14 +94,6 @@ class FaceTracker:
                     return Face(landmarks, self._read(landmarks), box, score)
         raise NoFaceError("no human face was found in the picture")
 
-    def follow(self, picture: NDArray[np.uint8], last: Face) -> Face | None:
-        """The same face in the next picture of a film, from where it was; None when lost."""
-        with self._lock:
-            landmarks, presence = self._refit_mesh(picture, last.landmarks)
-            if presence < MIN_PRESENCE:
-                return None
-            return Face(landmarks, self._read(landmarks), last.box, presence)
-
     def person(self, picture: NDArray[np.uint8], face: Face) -> PersonMask:
         """Where the person is: in the whole picture, and more finely around head and shoulders."""
         height, width = picture.shape[:2]
