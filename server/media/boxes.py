@@ -41,12 +41,16 @@ class AudioTrack:
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive samples of one track: ``durations`` in ticks of its timescale."""
+    """Consecutive samples of one track: ``durations`` in ticks of its timescale.
+
+    ``sync``: the first can be decoded without any before it.
+    """
 
     track: int
     decode_time: int
     samples: Sequence[bytes]
     durations: Sequence[int]
+    sync: bool
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -81,7 +85,7 @@ def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
 
 
 def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
-    """One ``moof`` + ``mdat``. A video run starts with its only sync sample."""
+    """One ``moof`` + ``mdat``. A video run has no sync sample but perhaps its first."""
     head = full_box(b"mfhd", 0, 0, struct.pack(">I", sequence))
     size = len(box(b"moof", head, *(_traf(run, 0) for run in runs)))
     offset = size + 8  # past the header of mdat
@@ -101,7 +105,7 @@ def _traf(run: Run, data_offset: int) -> bytes:
         *(n for d, s in zip(run.durations, run.samples, strict=True) for n in (d, len(s))),
     )
     flags, first = 0x1 | 0x100 | 0x200, b""
-    if run.track == VIDEO_TRACK:
+    if run.track == VIDEO_TRACK and run.sync:
         flags, first = flags | 0x4, struct.pack(">I", _SYNC_SAMPLE)
     return box(
         b"traf",

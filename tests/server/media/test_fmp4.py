@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
+from server.media.fmp4 import KEY_INTERVAL, SAMPLE_RATE, FragmentedMP4Muxer
 from tests.server.media_probe import boxes, probe
 
 FPS = 25
@@ -65,19 +65,27 @@ def test_the_length_is_that_of_the_sound(samples: int, hop: int) -> None:
     assert seen.sound_start_s == 0
 
 
-def test_every_add_is_one_whole_fragment_that_starts_with_a_keyframe() -> None:
+def test_every_add_is_one_whole_fragment() -> None:
     muxer = FragmentedMP4Muxer(64, 64, FPS)
     pcm = np.zeros(8 * SAMPLES_PER_FRAME, np.float32)
     assert [kind for kind, _ in boxes(muxer.init_segment())] == ["ftyp", "moov"]
     parts = [muxer.add(grey(np.zeros(8, np.uint8), 64), pcm) for _ in range(3)]
-    for part in parts:
+    for part in (*parts, muxer.close()):
         assert [kind for kind, _ in boxes(part)] == ["moof", "mdat"]
-    end = muxer.close()
-    assert [kind for kind, _ in boxes(end)] == ["moof", "mdat"]
-    seen = probe(muxer.init_segment() + b"".join(parts) + end)
-    assert np.flatnonzero(seen.keyframes).tolist() == [0, 8, 16]
-    # From any fragment on, a player can start.
-    assert len(probe(muxer.init_segment() + parts[2]).times_s) == 8
+
+
+@pytest.mark.parametrize("hop", [1, 4, 7, 8, 40])
+def test_a_keyframe_begins_the_first_fragment_and_then_about_one_a_second(hop: int) -> None:
+    count = 4 * KEY_INTERVAL
+    muxer = FragmentedMP4Muxer(64, 64, FPS)
+    pcm = np.zeros(hop * SAMPLES_PER_FRAME, np.float32)
+    parts = [muxer.add(grey(np.zeros(hop, np.uint8), 64), pcm) for _ in range(max(3, count // hop))]
+    blob = muxer.init_segment() + b"".join(parts) + muxer.close()
+    apart = hop * -(-KEY_INTERVAL // hop)
+    assert np.flatnonzero(probe(blob).keyframes).tolist() == [*range(0, len(parts) * hop, apart)]
+    # From any fragment with one on, a player can start.
+    late = muxer.init_segment() + b"".join(parts[apart // hop :])
+    assert len(probe(late).times_s) == len(parts) * hop - apart
 
 
 def test_a_fragment_is_complete_when_it_leaves() -> None:
