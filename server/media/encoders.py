@@ -65,12 +65,14 @@ class PictureEncoder:
 class SoundEncoder:
     """AAC of mono sound at `SAMPLE_RATE`, in blocks of `AAC_FRAME` samples.
 
-    The encoder's first packet, which only primes a decoder and lies before zero, is left out.
+    The encoder's first packet, which only primes a decoder and lies before zero, is left out. One
+    that goes on where another was left begins some blocks earlier, at sample ``first``, and hands
+    out what lies at ``wanted`` and later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0, wanted: int = 0) -> None:
         self._codec = _open_aac()
-        self._sent = 0
+        self._sent, self._wanted = first, wanted
 
     @property
     def bit_rate(self) -> int:
@@ -91,12 +93,15 @@ class SoundEncoder:
             frame.sample_rate = SAMPLE_RATE
             frame.pts = self._sent
             self._sent += AAC_FRAME
-            packets += _sounding(self._codec.encode(frame))
+            packets += self._sounding(self._codec.encode(frame))
         return packets
 
     def finish(self) -> list[bytes]:
         """What the encoder still holds; the last thing to ask of it."""
-        return _sounding(self._codec.encode(None))
+        return self._sounding(self._codec.encode(None))
+
+    def _sounding(self, packets: list[Packet[AudioStream]]) -> list[bytes]:
+        return [bytes(p) for p in packets if p.pts is not None and p.pts >= self._wanted]
 
 
 def _plane(frame: VideoFrame, index: int) -> Plane:
@@ -132,11 +137,6 @@ def _open_aac() -> AudioCodecContext:
     audio.flags |= Flags.global_header
     audio.open()
     return audio
-
-
-def _sounding(packets: list[Packet[AudioStream]]) -> list[bytes]:
-    """Without the priming, whose time lies before zero."""
-    return [bytes(packet) for packet in packets if packet.pts is not None and packet.pts >= 0]
 
 
 def _nal_units(annex_b: bytes) -> list[bytes]:

@@ -9,6 +9,7 @@ first frame, and has no init segment before the first data. Does not know codecs
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,29 @@ AUDIO_CODEC = "mp4a.40.2"
 # costs twice as much time as another frame, and eight times as many bytes.
 KEY_INTERVAL = 24  # frames
 _TICKS_PER_FRAME = 512
+# An encoder that goes on for another one hears this much again, so that its choices agree with the
+# other's. With four frames the joint is within the codec's own error, with none it can be heard.
+_REHEARD = 5 * AAC_FRAME  # the first one only primes it
 
-__all__ = ["AUDIO_CODEC", "KEY_INTERVAL", "SAMPLE_RATE", "FragmentedMP4Muxer"]
+__all__ = ["AUDIO_CODEC", "KEY_INTERVAL", "SAMPLE_RATE", "FragmentedMP4Muxer", "MuxerState"]
+
+
+@dataclass(frozen=True)
+class MuxerState:
+    """Where a muxer stands between two fragments; ``sound`` (N,) int16 is the last it was given.
+
+    ``samples_in`` of sound were given, ``samples_out`` of them are in fragments.
+    """
+
+    sequence: int
+    frames: int
+    samples_in: int
+    samples_out: int
+    sound: NDArray[np.int16]
+
+
+_AT_START = MuxerState(0, 0, 0, 0, np.zeros(0, np.int16))
+_FULL_SCALE = 32767
 
 
 class FragmentedMP4Muxer:
@@ -35,17 +57,22 @@ class FragmentedMP4Muxer:
 
     Both tracks start at zero in every player, with no edit list, and the length is the sound's;
     the price is that the first 21 ms fade in.
+
+    With the ``state`` of another muxer of the same size it goes on where that one stood: with a
+    keyframe, and on the same timeline.
     """
 
-    def __init__(self, width: int, height: int, fps: int) -> None:
+    def __init__(self, width: int, height: int, fps: int, state: MuxerState = _AT_START) -> None:
         self._video = PictureEncoder(width, height, fps)
-        self._audio = SoundEncoder()
-        self._sequence = 0
-        self._frames = 0
+        self._sequence = state.sequence
+        self._frames = state.frames
         self._since_key = KEY_INTERVAL
-        self._pcm: NDArray[np.float32] = np.zeros(0, np.float32)
-        self._samples_in = 0
-        self._samples_out = 0
+        self._samples_in, self._samples_out = state.samples_in, state.samples_out
+        first = state.samples_in - len(state.sound)
+        self._audio = SoundEncoder(first, state.samples_out)
+        self._recent = state.sound.astype(np.float32) / np.float32(_FULL_SCALE)
+        self._encoded = first
+        self._encode_whole()  # of which nothing is wanted again
         self._init = boxes.init_segment(
             boxes.VideoTrack(
                 width, height, fps * _TICKS_PER_FRAME, self._video.sps, self._video.pps
@@ -86,18 +113,43 @@ class FragmentedMP4Muxer:
                 key,
             )
         ]
-        self._pcm = np.concatenate([self._pcm, pcm])
+        self._recent = np.concatenate([self._recent, pcm])
         self._samples_in += len(pcm)
-        whole = len(self._pcm) // AAC_FRAME * AAC_FRAME
-        packets = self._audio.encode(self._pcm[:whole])
-        self._pcm = self._pcm[whole:]
-        return self._fragment(runs, packets, [AAC_FRAME] * len(packets))
+        packets = self._encode_whole()
+        fragment = self._fragment(runs, packets, [AAC_FRAME] * len(packets))
+        self._recent = self._recent[self._rehear_from - (self._samples_in - len(self._recent)) :]
+        return fragment
+
+    @property
+    def _rehear_from(self) -> int:
+        return max(0, self._samples_out - _REHEARD)
+
+    def _encode_whole(self) -> list[bytes]:
+        """Encode what has not been, in whole blocks."""
+        rest = self._samples_in - self._encoded
+        whole = rest // AAC_FRAME * AAC_FRAME
+        start = len(self._recent) - rest
+        self._encoded += whole
+        return self._audio.encode(self._recent[start : start + whole])
+
+    def state(self) -> MuxerState:
+        """What another muxer needs to go on from here; not after `close`."""
+        keep = self._rehear_from - (self._samples_in - len(self._recent))
+        sound = np.clip(self._recent[keep:], -1.0, 1.0) * _FULL_SCALE
+        return MuxerState(
+            self._sequence,
+            self._frames,
+            self._samples_in,
+            self._samples_out,
+            np.rint(sound).astype(np.int16),
+        )
 
     def close(self) -> bytes:
         """The rest of the sound, in a last fragment; empty when there is none."""
         packets: list[bytes] = []
-        if len(self._pcm):
-            packets += self._audio.encode(np.pad(self._pcm, (0, AAC_FRAME - len(self._pcm))))
+        rest = self._samples_in - self._encoded
+        if rest:
+            packets += self._audio.encode(np.pad(self._recent[-rest:], (0, AAC_FRAME - rest)))
         packets += self._audio.finish()
         durations = []
         left = self._samples_in - self._samples_out

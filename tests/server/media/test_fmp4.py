@@ -137,3 +137,42 @@ def test_wrong_frames_are_refused() -> None:
         muxer.add([np.zeros((32, 64, 3), np.uint8)], np.zeros(1920, np.float32))
     with pytest.raises(ValueError, match="at least one frame"):
         muxer.add([], np.zeros(1920, np.float32))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    hop=st.integers(1, 10),
+    cut=st.integers(1, 12),
+    extra=st.integers(-1900, 0),
+    again=st.integers(0, 3),
+)
+def test_a_video_goes_on_in_another_muxer_as_if_nothing_had_happened(
+    hop: int, cut: int, extra: int, again: int
+) -> None:
+    """Left at any fragment, and once more some fragments later."""
+    hops = cut + again + 3
+    levels = (np.arange(hops * hop) * 16 % 256).astype(np.uint8)
+    count = len(levels) * SAMPLES_PER_FRAME + extra
+    pcm = (0.5 * np.sin(2 * np.pi * 440 * np.arange(count) / SAMPLE_RATE)).astype(np.float32)
+    muxer = FragmentedMP4Muxer(64, 64, FPS)
+    init, parts = muxer.init_segment(), []
+    for n in range(hops):
+        if n in (cut, cut + again):
+            muxer = FragmentedMP4Muxer(64, 64, FPS, muxer.state())
+            assert muxer.init_segment() == init
+        sound = slice(n * hop * SAMPLES_PER_FRAME, (n + 1) * hop * SAMPLES_PER_FRAME)
+        parts.append(muxer.add(grey(levels[n * hop : (n + 1) * hop], 64), pcm[sound]))
+    broken = probe(init + b"".join(parts) + muxer.close())
+    whole = probe(mux(levels, pcm, hop))
+    assert broken.times_s == whole.times_s
+    assert np.abs(broken.pictures - whole.pictures).max() < 2
+    assert (broken.sound_s, broken.sound_start_s) == (whole.sound_s, 0)
+    assert len(broken.sound) == len(whole.sound)
+    settled = slice(1024, count - 1024)
+    error = broken.sound[settled] - pcm[settled]
+    # Nowhere more than the codec itself errs, over any frame's length.
+    own = whole.sound[settled] - pcm[settled]
+    blocks = len(error) // 512 * 512
+    if blocks:
+        loudest = [np.sqrt((e[:blocks].reshape(-1, 512) ** 2).mean(1)).max() for e in (error, own)]
+        assert loudest[0] < 1.5 * loudest[1] + 0.01
