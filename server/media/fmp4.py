@@ -97,7 +97,7 @@ class FragmentedMP4Muxer:
         start, key = self._frames, self._since_key >= KEY_INTERVAL
         if key:
             self._since_key = 0
-        video = []
+        video: list[bytes] = []
         for frame in frames:
             video.append(self._video.encode(frame, key=key and not video))
         if not video:
