@@ -1,0 +1,81 @@
+"""`fada bench`: flags and the order of things."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from contextlib import nullcontext
+from pathlib import Path
+
+from server.bench import live, report
+from server.bench.client import Voice
+from server.bench.service import Service, own_service, store_avatar
+
+_EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
+_MOST = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `fada bench`."""
+    kinds = parser.add_subparsers(dest="bench", required=True)
+    words = "live sessions at once: do they keep real time?"
+    command = kinds.add_parser("live", help=words, description=words)
+    command.add_argument("--sessions", type=int, default=8, help="how many [%(default)s]")
+    command.add_argument(
+        "--search",
+        action="store_true",
+        help="find the largest number that keeps real time, up to --sessions",
+    )
+    command.add_argument(
+        "--url", help="a service that runs already, ws:// or http:// [one of the bench's own]"
+    )
+    command.add_argument("--seconds", type=float, default=20.0, help="of each run [%(default)s]")
+    command.add_argument("--size", type=int, default=512, help="pixels [%(default)s]")
+    command.add_argument("--portrait", type=Path, default=_EXAMPLES / "presenter.jpg")
+    command.add_argument("--voice", type=Path, default=_EXAMPLES / "speech.wav", help="mono WAV")
+    command.add_argument("--json", type=Path, metavar="OUT.json", help="write the figures")
+    command.add_argument(
+        "--plot", type=Path, metavar="OUT.png", help="draw them (.png or .svg; needs matplotlib)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 when the asked number of sessions kept real time, else 1."""
+    if not 1 <= options.sessions <= _MOST:
+        raise OSError(f"--sessions is {options.sessions}, allowed are 1 to {_MOST}")
+    if options.seconds < 1:
+        raise OSError(f"--seconds is {options.seconds:g}, at least 1 is needed")
+    service = (
+        own_service(options.sessions)
+        if options.url is None
+        else nullcontext(Service(options.url.replace("ws", "http", 1).rstrip("/"), None))
+    )
+    with service as running:
+        plan = live.Plan(
+            running,
+            store_avatar(running.url, options.portrait),
+            options.size,
+            Voice.read(options.voice),
+        )
+        return asyncio.run(_run(plan, options))
+
+
+async def _run(plan: live.Plan, options: argparse.Namespace) -> int:
+    print(f"{report.processor()}, {options.size} pixels", flush=True)
+    first = await live.first_fragments(plan)
+    print(report.first_line(first), flush=True)
+    found: int | None = None
+    if options.search:
+        runs = await live.search(plan, options.seconds, options.sessions)
+        found = live.largest(runs)
+    else:
+        runs = [await live.load(plan, options.sessions, options.seconds)]
+    for one in runs:
+        print(*report.lines(one), sep="\n", flush=True)
+    if found is not None:
+        print(f"largest number that keeps real time: {found} (of at most {options.sessions})")
+    if options.json is not None:
+        options.json.write_text(report.as_json(options.size, first, runs, found))
+    if options.plot is not None:
+        report.plot(options.plot, runs)
+    return 0 if (found == options.sessions if options.search else runs[0].real_time) else 1

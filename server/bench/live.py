@@ -1,0 +1,98 @@
+"""`fada bench live`: many live sessions at once, and whether they keep real time.
+
+Knows: the order of a run: an avatar is stored, first fragments are timed one by one, then all
+sessions speak at once. Does not know how a session talks (`client`) or what figures mean
+(`figures`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from server.bench.client import Record, Voice, first_fragment, hold
+from server.bench.figures import Load, quantiles, summary
+from server.bench.service import Service, cpu_seconds
+
+FPS = 25
+PROBES = 8
+_APART_S = 0.21  # between the starts of two sessions: no whole part of a window
+_SETTLE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to ask of ``service``: sessions of ``avatar`` at ``size`` that speak with ``voice``."""
+
+    service: Service
+    avatar: str
+    size: int
+    voice: Voice
+
+    def start(self, **fields: Any) -> dict[str, Any]:
+        return {"avatar_id": self.avatar, "size": self.size, **fields}
+
+
+async def first_fragments(plan: Plan) -> dict[str, float]:
+    """Seconds to the first fragment of a lone session, sound at hand; the first try warms up."""
+    took = [
+        await first_fragment(plan.service.stream_url, plan.start(seed=seed), plan.voice)
+        for seed in range(PROBES + 1)
+    ]
+    return quantiles(took[1:], (50, 95)) or {}
+
+
+async def load(plan: Plan, sessions: int, seconds: float) -> Load:
+    """``sessions`` conversations, begun one after another; figures of ``seconds`` with all of them.
+
+    Each says `idle`, as the studio does: the video goes on in real time whatever is said.
+    """
+    ramp_s = sessions * _APART_S + _SETTLE_S
+    began_s = time.monotonic()
+    spent: list[dict[str, float] | None] = []
+
+    async def talk(place: int) -> Record:
+        await asyncio.sleep(place * _APART_S)
+        speak_s = ramp_s + seconds + _SETTLE_S - place * _APART_S
+        start = plan.start(seed=place, idle=True)
+        return await hold(plan.service.stream_url, start, plan.voice, speak_s)
+
+    async def watch() -> None:
+        await asyncio.sleep(began_s + ramp_s - time.monotonic())
+        spent.append(cpu_seconds(plan.service.pid))
+        await asyncio.sleep(began_s + ramp_s + seconds - time.monotonic())
+        spent.append(cpu_seconds(plan.service.pid))
+
+    async with asyncio.TaskGroup() as group:
+        talks = [group.create_task(talk(place)) for place in range(sessions)]
+        group.create_task(watch())
+    begin_s = began_s + ramp_s
+    before, after = spent
+    shares = None
+    if before is not None and after is not None:
+        shares = {role: (after[role] - before.get(role, 0.0)) / seconds for role in after}
+    return summary([t.result() for t in talks], begin_s, begin_s + seconds, shares, FPS)
+
+
+async def search(plan: Plan, seconds: float, most: int) -> list[Load]:
+    """Runs that find the largest number, up to ``most``, that keeps real time.
+
+    Doubles until a number fails, then halves the gap; `largest` reads the answer off.
+    """
+    runs: list[Load] = []
+    good, bad, sessions = 0, most + 1, 1
+    while good + 1 < bad:
+        runs.append(await load(plan, sessions, seconds))
+        if runs[-1].real_time:
+            good = sessions
+        else:
+            bad = sessions
+        sessions = min(2 * good, most) if bad > most else (good + bad) // 2
+    return runs
+
+
+def largest(runs: list[Load]) -> int:
+    """The largest number of sessions that kept real time; 0 when none did."""
+    return max((run.sessions for run in runs if run.real_time), default=0)

@@ -1,0 +1,133 @@
+"""A service of the bench's own, and what its processes cost.
+
+Knows: how `fada serve` is started and says that it is ready, and where Linux tells the processor
+time of a process. Does not know what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_STOP_S = 20.0
+_READY = "fada is ready on "
+
+
+@dataclass(frozen=True)
+class Service:
+    """``url`` is ``http://…``; ``pid`` is ``None`` for a service that was there before."""
+
+    url: str
+    pid: int | None
+
+    @property
+    def stream_url(self) -> str:
+        return self.url.replace("http", "ws", 1)
+
+
+@contextmanager
+def own_service(sessions: int) -> Iterator[Service]:
+    """Run `fada serve` with room for ``sessions`` until the block ends.
+
+    Raises ``RuntimeError`` when it ends before it is ready.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", "server.cli", "serve", "--port", "0"],
+        env={**os.environ, "FADA_SESSIONS_PER_WORKER": str(max(8, sessions + 1))},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = child.stdout.readline() if child.stdout else ""
+        if not line.startswith(_READY):
+            raise RuntimeError(f"fada serve did not start: {line.strip() or 'see above'}")
+        yield Service(line.removeprefix(_READY).strip(), child.pid)
+    finally:
+        child.terminate()
+        try:
+            child.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def store_avatar(url: str, portrait: Path) -> str:
+    """`POST /avatars`; the avatar's id. Raises ``urllib.error.HTTPError`` when it is refused."""
+    border = secrets.token_hex(16)
+    head = (
+        f'--{border}\r\nContent-Disposition: form-data; name="portrait"; '
+        f'filename="{portrait.name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+    )
+    body = head.encode() + portrait.read_bytes() + f"\r\n--{border}--\r\n".encode()
+    request = urllib.request.Request(
+        f"{url}/avatars",
+        body,
+        {"Content-Type": f"multipart/form-data; boundary={border}"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return str(json.load(reply)["avatar_id"])
+
+
+def worker_pids(pid: int) -> list[int]:
+    """The worker processes among the descendants of ``pid``."""
+    return [child for child in _family(pid) if _role(child) == "worker"]
+
+
+def cpu_seconds(pid: int | None) -> dict[str, float] | None:
+    """Processor time by role of ``pid`` and its descendants, and of this process (``client``).
+
+    ``None`` where the system does not tell it, or for a service of somebody else's.
+    """
+    if pid is None or not Path("/proc/self/stat").exists():
+        return None
+    spent: dict[str, float] = {}
+    for process in [pid, *_family(pid)]:
+        fields = _stat(process)
+        if fields:
+            role = "api" if process == pid else _role(process)
+            spent[role] = spent.get(role, 0.0) + _ticks(fields)
+    spent["client"] = _ticks(_stat(os.getpid()))
+    return spent
+
+
+def _ticks(fields: list[str]) -> float:
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` after the name; none for a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _family(pid: int) -> list[int]:
+    parents = {
+        int(path.name): int(fields[1])
+        for path in Path("/proc").iterdir()
+        if path.name.isdigit() and (fields := _stat(int(path.name)))
+    }
+    found, last = [], {pid}
+    while last:
+        last = {child for child, parent in parents.items() if parent in last}
+        found += sorted(last)
+    return found
+
+
+def _role(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return "ended"
+    if b"worker" in words:
+        return "worker"
+    return "broker" if b"valkey" in words[0] or b"redis" in words[0] else "other"

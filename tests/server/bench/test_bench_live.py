@@ -1,0 +1,65 @@
+"""`fada bench live` against services of the fake pipeline."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.server.service import FAKE, environment
+
+
+def bench(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", "bench", "live", "--size", "128", *flags],
+        env=environment(FAKE),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_it_brings_its_own_service_and_writes_what_it_saw(tmp_path: Path) -> None:
+    figures, picture = tmp_path / "live.json", tmp_path / "live.svg"
+    done = bench(
+        "--sessions", "2", "--seconds", "2", "--json", str(figures), "--plot", str(picture)
+    )
+    assert done.returncode in (0, 1), done.stderr  # 1: this machine was too busy to keep up
+    assert "first fragment, alone" in done.stdout
+    said = json.loads(figures.read_text())
+    assert said["largest_real_time"] is None
+    assert 0 < said["first_fragment_s"]["p50"] <= said["first_fragment_s"]["p95"]
+    (run,) = said["runs"]
+    assert run["sessions"] == 2
+    assert run["refused"] == run["broken"] == 0
+    assert run["frames_per_s"] > 10
+    # A window and its look-ahead are heard before its first frame is made.
+    assert run["mic_to_fragment_s"]["p50"] > 0.48
+    assert run["real_time"] == (done.returncode == 0)
+    if sys.platform == "linux":
+        assert set(run["cpu"]) >= {"api", "worker", "broker", "client"}
+    assert "<svg" in picture.read_text()
+
+
+def test_wrong_numbers_are_told() -> None:
+    done = bench("--sessions", "0")
+    assert done.returncode == 1
+    assert re.search("--sessions is 0, allowed are 1 to 64", done.stderr)
+
+
+def test_no_service_there_is_told() -> None:
+    done = bench("--url", "ws://127.0.0.1:1", "--sessions", "1")
+    assert done.returncode == 1
+    assert "Connection refused" in done.stderr
+
+
+def test_the_largest_number_is_looked_for(tmp_path: Path) -> None:
+    figures = tmp_path / "live.json"
+    done = bench("--search", "--sessions", "2", "--seconds", "1", "--json", str(figures))
+    assert done.returncode in (0, 1), done.stderr
+    said = json.loads(figures.read_text())
+    kept = [run["sessions"] for run in said["runs"] if run["real_time"]]
+    assert said["largest_real_time"] == max(kept, default=0)
+    assert (said["largest_real_time"] == 2) == (done.returncode == 0)
