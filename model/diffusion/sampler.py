@@ -5,8 +5,6 @@ Knows: schedule and denoiser by their contracts. Does not know: what is sampled.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -19,6 +17,20 @@ def uniform_timesteps(steps: int) -> Tensor:
     if steps < 1:
         raise ValueError(f"steps = {steps}, expected at least 1")
     return torch.linspace(1.0, 0.0, steps + 1)
+
+
+def trailing_steps(steps: int, train_steps: int) -> Tensor:
+    """(steps, 2): the times at which each DDIM step of a discretely trained teacher begins, ends.
+
+    Steps begin evenly spaced from the last trained time (arXiv 2305.08891, section 3.3), rounded to
+    trained ones. Each ends a whole train_steps // steps trained times earlier, as diffusers has it,
+    which with the rounding may lie a thousandth beside the next one's beginning.
+    """
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"steps = {steps}, expected 1 to {train_steps}")
+    starts = (train_steps - torch.arange(steps, dtype=torch.float64) * train_steps / steps).round()
+    ends = (starts - train_steps // steps).clamp(min=0.0)
+    return (torch.stack([starts, ends], dim=1) / train_steps).float()
 
 
 def ddim_step(x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -56,8 +68,22 @@ def sample(
     """
     if timesteps.ndim != 1 or len(timesteps) < 2 or bool(torch.any(timesteps.diff() >= 0)):
         raise ValueError(f"timesteps = {timesteps.tolist()}, expected two or more, falling")
+    return sample_steps(
+        denoiser, noise, torch.stack([timesteps[:-1], timesteps[1:]], dim=1), cond, schedule
+    )
+
+
+def sample_steps(
+    denoiser: Denoiser, noise: Tensor, steps: Tensor, cond: Conditions, schedule: NoiseSchedule
+) -> Tensor:
+    """`sample` along ``steps`` (N, 2), the times at which each step begins and ends.
+
+    For walks that are not a chain, see `trailing_steps`.
+    """
+    if steps.ndim != 2 or steps.shape[1] != 2 or bool(torch.any(steps.diff(dim=1) >= 0)):
+        raise ValueError(f"steps = {steps.tolist()}, expected pairs of falling times")
     x = noise
-    for now, then in pairwise(timesteps):
+    for now, then in steps:
         t, s = now.to(x).expand(len(x)), then.to(x).expand(len(x))
         x = ddim_step(x, denoiser(x, t, cond), t, s, schedule)
     return x

@@ -1,0 +1,112 @@
+"""Sizes of the video networks, and nothing else.
+
+The defaults are Stable Diffusion 1.5's (arXiv 2112.10752) with EchoMimic's audio attention
+(arXiv 2407.08136) and AnimateDiff's motion modules (arXiv 2307.04725).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """The motion modules: which levels have one, and what each is made of.
+
+    ``down`` and ``up`` say it level by level, in the order in which the network runs them.
+    """
+
+    down: tuple[bool, ...] = (True, True, True, True)
+    mid: bool = True
+    up: tuple[bool, ...] = (True, True, True, True)
+    heads: int = 8
+    blocks: int = 1
+    attentions: int = 2  # in each block
+    width_divisor: int = 1
+    groups: int = 32
+    positions: int | None = 32  # the longest clip; None: frames are told no place in time
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """A UNet over latents, one level an entry of ``channels``, from fine to coarse.
+
+    ``audio_width`` None: no audio attention (the reference UNet). ``motion`` None: every frame by
+    itself. ``prefix_frames``: clean frames before the window that it is conditioned on.
+    ``guided``: a student, which takes the guidance scales as tokens.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers: int = 2  # a level on the way down; one more on the way up
+    attention: tuple[bool, ...] = (True, True, True, False)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    groups: int = 32
+    eps: float = 1e-5
+    audio_width: int | None = 384
+    audio_gain: float = 3.0
+    motion: MotionConfig | None = field(default_factory=MotionConfig)
+    prefix_frames: int = 0
+    guided: bool = False
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        per_level = {"attention": self.attention, "heads": self.heads}
+        if self.motion is not None:
+            per_level |= {"motion.down": self.motion.down, "motion.up": self.motion.up}
+        for name, values in per_level.items():
+            if len(values) != levels:
+                raise ValueError(
+                    f"{name} has {len(values)} entries, expected {levels}, one a level"
+                )
+        for width, heads in zip(self.channels, self.heads, strict=True):
+            if width % heads or width % self.groups:
+                raise ValueError(
+                    f"channels = {width}, expected a multiple of heads = {heads} "
+                    f"and groups = {self.groups}"
+                )
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.channels[0]
+
+
+@dataclass(frozen=True)
+class FaceLocatorConfig:
+    """A mask in, features of the UNet's first width out, an eighth of the size each way."""
+
+    in_channels: int = 1
+    channels: tuple[int, ...] = (16, 32, 96, 256)
+    out_channels: int = 320
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Stable Diffusion's autoencoder; ``scale`` makes its latents about unit variance."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2
+    latent_channels: int = 4
+    groups: int = 32
+    scale: float = 0.18215
+
+    @property
+    def stride(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def from_plain(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """The inverse of `dataclasses.asdict` after a walk through JSON. Surplus names raise."""
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if known.get("motion") is not None:
+        known["motion"] = from_plain(MotionConfig, known["motion"])
+    try:
+        return cls(**known)
+    except TypeError as error:
+        raise ValueError(f"not a {cls.__name__}: {error}") from error

@@ -1,0 +1,32 @@
+"""The reference UNet: one pass over a portrait's latent gives what the denoising UNet joins in.
+
+Knows: one still latent. Does not know: time, sound or frames.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.video.attention import Context
+from model.video.blocks import Backbone, Bank
+from model.video.config import UNetConfig
+
+
+class ReferenceUNet(Backbone):
+    """Stable Diffusion's UNet without text attention, at diffusion step 0 (arXiv 2311.17117)."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        if config.audio_width is not None or config.motion is not None:
+            raise ValueError("a reference UNet has neither audio attention nor motion modules")
+        super().__init__(config)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Bank]:
+        """``latents`` (B, 4, H, W) → the last features (B, C_0, H, W), and the bank.
+
+        The bank holds, for each of `reference_places`, (B, L, C) with L pixels at that level.
+        """
+        bank: Bank = {}
+        x = self.conv_in(latents.to(self.conv_in.weight.dtype))
+        time = self.embed_time(torch.zeros(len(x), device=x.device))
+        return self.run(x, time, Context(), bank), bank

@@ -1,0 +1,198 @@
+"""Parameters from files into networks, and this project's own files of video networks.
+
+Knows: safetensors and torch files, keys, shapes. Does not know: anybody else's names
+(`model.video.checkpoints`).
+
+A network is built on the meta device, without memory, and takes the file's tensors as its
+parameters. These are views of the mapped file where no other precision is asked for, so loading
+costs the size of the file and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig, from_plain
+from model.video.face_locator import FaceLocator
+from model.video.reference_unet import ReferenceUNet
+from model.video.unet3d import DenoisingUNet
+from model.video.vae import VAE
+
+Net = TypeVar("Net", bound=nn.Module)
+VideoNet = DenoisingUNet | ReferenceUNet | FaceLocator | VAE
+_NAMED = 8  # so many keys an error names, then their number
+
+
+Rules = tuple[tuple[str, str], ...]  # (foreign, own) keys, # for any number, in order
+
+
+class Renamer:
+    """Foreign key ↔ own key by ``rules``; the default has none: files with own keys."""
+
+    def __init__(self, rules: Rules = ()) -> None:
+        self._keep = not rules
+        self._own = [(_pattern(a), _template(b)) for a, b in rules]
+        self._foreign = [(_pattern(b), _template(a)) for a, b in rules]
+
+    def own(self, key: str) -> str:
+        """Raises ``ValueError`` that names a key which no rule knows."""
+        return key if self._keep else _renamed(key, self._own)
+
+    def foreign(self, key: str) -> str:
+        """Raises ``ValueError`` for a key that only this project's networks have."""
+        return key if self._keep else _renamed(key, self._foreign)
+
+    def known_as(self, key: str) -> str:
+        """The foreign key where there is one, else ``key`` itself: for messages."""
+        try:
+            return self.foreign(key)
+        except ValueError:
+            return key
+
+
+def _pattern(rule: str) -> re.Pattern[str]:
+    return re.compile(re.escape(rule).replace(r"\#", r"(\d+)"))
+
+
+def _template(rule: str) -> str:
+    return rule.replace("#", "{}")
+
+
+def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, template in rules:
+        if match := pattern.fullmatch(key):
+            return template.format(*match.groups())
+    raise ValueError(f"unknown key {key!r}")
+
+
+def on_meta(build: Callable[[], Net]) -> Net:
+    """What ``build`` makes, with shapes but no memory: fill it before use."""
+    with torch.device("meta"):
+        return build()
+
+
+class _SafeTensors(Mapping[str, Tensor]):
+    """A safetensors file, read tensor by tensor."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = cast(Any, safe_open(path, framework="pt"))  # its stubs are untyped
+        self._keys = dict.fromkeys(str(key) for key in self._file.keys())  # noqa: SIM118
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
+        return torch.as_tensor(self._file.get_tensor(key))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, mapped, not read.
+
+    Nothing but tensors and plain values is unpickled. Raises ``ValueError`` for a file that is
+    missing or holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}")
+    if path.suffix == ".safetensors":
+        return _SafeTensors(path)
+    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected named tensors")
+    return content
+
+
+def fill(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    renamer: Renamer | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Makes ``tensors`` the parameters of ``net``, which is then in evaluation mode and frozen.
+
+    ``renamer`` takes keys of ``tensors`` to those of ``net`` and back. ``dtype`` None keeps each
+    tensor's precision. Raises ``ValueError`` that names, as ``tensors`` would, every key that is
+    missing, surplus or of another shape; ``net`` is then unchanged.
+    """
+    renamer = renamer or Renamer()
+    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    named: dict[str, str] = {}
+    problems = []
+    for key in tensors:
+        try:
+            name = renamer.own(key)
+        except ValueError:
+            name = ""
+        if name not in expected:
+            problems.append(f"surplus {key}")
+        elif name in named:
+            problems.append(f"surplus {key}, the same as {named[name]}")
+        else:
+            named[name] = key
+    missing = [name for name in expected if name not in named]
+    problems += [f"missing {renamer.known_as(name)}" for name in missing]
+    values: dict[str, Tensor] = {}
+    for name, key in named.items():
+        value = tensors[key]
+        if tuple(value.shape) != expected[name]:
+            problems.append(f"{key} has shape {tuple(value.shape)}, expected {expected[name]}")
+        elif not problems:
+            values[name] = value if dtype is None else value.to(dtype)
+    if problems:
+        more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise ValueError(f"these weights do not fit: {'; '.join(problems[:_NAMED])}{more}")
+    net.load_state_dict(values, assign=True)
+    net.eval().requires_grad_(False)
+
+
+_KINDS: dict[str, tuple[type[VideoNet], type]] = {
+    "denoising_unet": (DenoisingUNet, UNetConfig),
+    "reference_unet": (ReferenceUNet, UNetConfig),
+    "face_locator": (FaceLocator, FaceLocatorConfig),
+    "vae": (VAE, VAEConfig),
+}
+
+
+def save_net(path: Path, net: VideoNet, facts: Mapping[str, object]) -> None:
+    """One network in half precision, with its sizes and ``facts`` (plain values) beside it."""
+    kind = next(name for name, (cls, _) in _KINDS.items() if type(net) is cls)
+    metadata = {
+        "kind": kind,
+        "config": json.dumps(asdict(net.config), sort_keys=True),
+        "facts": json.dumps(facts, sort_keys=True),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, path, metadata)
+
+
+def load_net(path: Path, dtype: torch.dtype | None = None) -> tuple[VideoNet, dict[str, object]]:
+    """What `save_net` wrote: the network and its facts. ``dtype`` None: half precision.
+
+    Raises ``ValueError`` for a file that is missing or holds something else.
+    """
+    tensors = read_tensors(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("kind") not in _KINDS:
+        raise ValueError(
+            f"{path} holds {metadata.get('kind')!r}, expected one of {', '.join(_KINDS)}"
+        )
+    cls, config_cls = _KINDS[metadata["kind"]]
+    config: Any = from_plain(config_cls, json.loads(metadata["config"]))
+    net: VideoNet = on_meta(lambda: cls(config))
+    fill(net, tensors, dtype=dtype)
+    return net, json.loads(metadata["facts"])
