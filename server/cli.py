@@ -19,14 +19,19 @@ from server.errors import ServiceError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
 from server.settings import Settings, describe
 
-_TRAINING = "model.training.cli"
+# Commands whose flags are their own module's: loaded only when they are meant.
+_MOUNTED = {
+    "train": "model.training.cli",
+    "corpus": "model.training.corpus_cli",
+    "bench": "server.bench.cli",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exit statuses: 0 done, 1 failed, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    options = _parser(training=words[:1] == ["train"]).parse_args(words)
+    options = _parser(words[0] if words else "").parse_args(words)
     try:
         sys.exit(_run(options))
     except ServiceError as error:
@@ -42,9 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command == "train":
-        importlib.import_module(_TRAINING).run(options)
-        return 0
+    if options.command in _MOUNTED:
+        return int(importlib.import_module(_MOUNTED[options.command]).run(options) or 0)
     settings = Settings()  # type: ignore[call-arg]  # all have defaults
     if options.command == "animate":
         return _animate(settings, options)
@@ -79,7 +83,7 @@ def _need_redis(settings: Settings, command: str) -> str:
     return settings.redis_url
 
 
-def _parser(*, training: bool) -> argparse.ArgumentParser:
+def _parser(first: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fada",
         description="A portrait and speech in, a talking video out while it is being made.",
@@ -87,9 +91,14 @@ def _parser(*, training: bool) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_services(commands)
     _add_animate(commands)
-    train = commands.add_parser("train", help="train a teacher or a student")
-    if training:
-        importlib.import_module(_TRAINING).add_arguments(train)
+    for name, words in {
+        "train": "train a teacher or a student",
+        "corpus": "make synthetic speech to train on",
+        "bench": "measure a running service",
+    }.items():
+        command = commands.add_parser(name, help=words)
+        if name == first:
+            importlib.import_module(_MOUNTED[name]).add_arguments(command)
     return parser
 
 
