@@ -8,12 +8,17 @@ sequence; audio and reference are contexts of cross-attention, replaced by learn
 they are off; the time modulates the norms (adaLN with one shared projection, PixArt-α,
 arXiv 2310.00426). A student also gets each guidance scale as a token appended to the context that
 it scales (FADA, arXiv 2412.16915, section 3.3).
+
+An evaluation has two halves. `MotionNet.context` is what the conditions alone decide: encoded
+sound, and every block's keys and values of sound and reference, more than a third of the work. It
+is the same at every step of a sampler; `MotionNet.denoise` is what is left to do at each.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +51,7 @@ def sinusoid(values: Tensor, width: int, longest: float) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of ``x`` over ``context``, with an additive bias per head."""
+    """Multi-head attention over a context, with an additive bias per head."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -55,13 +60,15 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
-        """``x`` (B, T, W), ``context`` (B, S, W), ``bias`` (heads, T, S) -> (B, T, W)."""
+    def keys_values(self, context: Tensor) -> Tensor:
+        """``context`` (B, S, W) -> (2, B, heads, S, W / heads): its keys, then its values."""
+        both = self.key_value(context).unflatten(2, (2, self._heads, -1))
+        return torch.as_tensor(both.permute(2, 0, 3, 1, 4))
+
+    def forward(self, x: Tensor, keys_values: Tensor, bias: Tensor | None) -> Tensor:
+        """``x`` (B, T, W), `keys_values`, ``bias`` (heads, T, S) -> (B, T, W)."""
         q = self.query(x).unflatten(2, (self._heads, -1)).transpose(1, 2)
-        k, v = (
-            part.unflatten(2, (self._heads, -1)).transpose(1, 2)
-            for part in self.key_value(context).chunk(2, dim=2)
-        )
+        k, v = keys_values.unbind(0)
         mask = None if bias is None else bias[None]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return torch.as_tensor(self.out(mixed.transpose(1, 2).flatten(2)))
@@ -106,17 +113,31 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(6, width))
 
-    def forward(self, x: Tensor, audio: Tensor, reference: Tensor, time: Tensor) -> Tensor:
-        """``x`` (B, T, W), contexts (B, S, W), ``time`` (B, 6, W) -> (B, T, W)."""
+    def context(self, audio: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the contexts (B, S, W) for `forward`."""
+        return (
+            self.audio_attention.keys_values(audio),
+            self.reference_attention.keys_values(reference),
+        )
+
+    def forward(
+        self, x: Tensor, audio: Tensor, reference: Tensor, time: Tensor, wanted: int
+    ) -> Tensor:
+        """``x`` (B, T, W), `context`, ``time`` (B, 6, W) -> (B, wanted, W): the last frames."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (time + self.modulation)[
             :, :, None
         ].unbind(1)
         shape = x.shape[-1:]
         normed = F.layer_norm(x, shape) * (1 + scale_1) + shift_1
-        x = x + (1 + gate_1) * self.self_attention(normed, normed, self.self_bias())
-        bias = self.audio_bias()
+        everywhere = self.self_attention.keys_values(normed)
+        # Nobody looks at the others' outcome any more: only at them.
+        x, normed = x[:, -wanted:], normed[:, -wanted:]
+        x = x + (1 + gate_1) * self.self_attention(
+            normed, everywhere, self.self_bias()[:, -wanted:]
+        )
+        bias = self.audio_bias()[:, -wanted:]
         # a scale's token has no place in time: the same (zero) bias from everywhere
-        bias = F.pad(bias, (0, audio.shape[1] - bias.shape[2]))
+        bias = F.pad(bias, (0, audio.shape[3] - bias.shape[2]))
         x = x + self.audio_attention(self.audio_norm(x), audio, bias)
         x = x + self.reference_attention(self.reference_norm(x), reference, None)
         normed = F.layer_norm(x, shape) * (1 + scale_2) + shift_2
@@ -196,23 +217,37 @@ class MotionNet(nn.Module):
         ``reference`` (B, 64), ``has_audio`` and ``has_reference`` (B,) of 0 or 1, and for a
         student ``guidance`` (B, 2): audio scale, reference scale.
         """
+        return self.denoise(x_t, t, self.context(cond))
+
+    def context(self, cond: Conditions) -> tuple[Tensor, ...]:
+        """What `denoise` needs of the conditions of `forward`; its tensors have no common shape."""
         audio = self._audio_tokens(cond)
         heard = self.heard(audio[:, PREFIX : PREFIX + HOP])
         reference = self.reference(cond["reference"]).unflatten(1, self.null_reference.shape)
         reference = torch.where(
             cond["has_reference"][:, None, None] > 0.5, reference, self.null_reference
         )
-        frames = torch.cat([self.prefix(cond["prefix"]), self.frames(x_t)], dim=1)
-        x = frames + self.positions + self.aligned(audio[:, : PREFIX + HOP])
+        around = self.positions + self.aligned(audio[:, : PREFIX + HOP])
+        prefix = self.prefix(cond["prefix"]) + around[:, :PREFIX]
         if self.config.guided:
             s_aud, s_ref = cond["guidance"].unbind(1)
             audio = torch.cat([audio, self.audio_scale(s_aud)], dim=1)
             reference = torch.cat([reference, self.reference_scale(s_ref)], dim=1)
+        blocks = (cast(Block, block) for block in self.blocks)
+        contexts = [part for block in blocks for part in block.context(audio, reference)]
+        return heard, prefix, around[:, PREFIX:], *contexts
+
+    def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        """``x_t`` (B, HOP, 58), ``t`` (B,) and the `context` of the same rows -> x0_hat."""
+        heard, prefix, around, *contexts = context
+        x = torch.cat([prefix, self.frames(x_t) + around], dim=1)
         embedded = F.silu(self.time(sinusoid(t, 64, 4.0)))
         time = self.time_modulation(embedded).unflatten(1, (6, -1))
-        for block in self.blocks:
-            x = block(x, audio, reference, time)
-        return torch.as_tensor(heard + self.out(self.norm(x[:, PREFIX:])))
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            wanted = HOP if i == last else PREFIX + HOP
+            x = block(x, contexts[2 * i], contexts[2 * i + 1], time, wanted)
+        return torch.as_tensor(heard + self.out(self.norm(x)))
 
     def heard_motion(self, cond: Conditions) -> Tensor:
         """(B, PREFIX + HOP, 58) the motion as a linear estimate from the audio tokens alone.
