@@ -13,9 +13,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from redis.exceptions import ConnectionError as BrokerLost
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from server.access import Access
 from server.broker.client import Client
 from server.broker.redis import connect
 from server.errors import KINDS, ServiceError
@@ -26,6 +28,10 @@ from server.settings import Settings
 
 log = logging.getLogger("fada.api")
 
+# What a page of another origin may send, and may read beside the body.
+_CLIENT_HEADERS = ["Authorization", "X-API-Key", "Prefer"]
+_OWN_HEADERS = ["Location", "Preference-Applied", "Retry-After", "X-Job-Id", "X-Seed"]
+
 
 def create_app(settings: Settings, url: str) -> FastAPI:
     """The application over the broker at ``url``, which is opened when it starts."""
@@ -34,7 +40,7 @@ def create_app(settings: Settings, url: str) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with connect(url) as connection:
             client = Client(connection, settings.max_jobs, settings.job_ttl_s)
-            app.state.context = Context(client, settings)
+            app.state.context = Context(client, settings, Access(connection, settings))
             yield
 
     app = FastAPI(
@@ -43,6 +49,14 @@ def create_app(settings: Settings, url: str) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=_CLIENT_HEADERS,
+            expose_headers=_OWN_HEADERS,
+        )
     for module in (animate, avatars, jobs, stream, health, studio):
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _service_error)
@@ -55,8 +69,10 @@ def create_app(settings: Settings, url: str) -> FastAPI:
 
 def _problem(error: ServiceError) -> Response:
     headers = {}
-    if error.kind.retry_after_s is not None:
-        headers["Retry-After"] = str(error.kind.retry_after_s)
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.kind.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(
         error.problem(), error.kind.status, headers, media_type="application/problem+json"
     )

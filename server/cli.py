@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from server.errors import ServiceError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
-from server.settings import Settings, describe
+from server.settings import SECRET, Settings, describe
 
 # Commands whose flags are their own module's: loaded only when they are meant.
 _MOUNTED = {
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        sys.exit(f"fada: setting FADA_{name.upper()}: {first['msg']}, got {first['input']!r}")
+        given = "" if name in SECRET else f", got {first['input']!r}"
+        sys.exit(f"fada: setting FADA_{name.upper()}: {first['msg']}{given}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -20,6 +20,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "bad_request": Kind(400, "The request is malformed"),
+    "unauthorized": Kind(401, "The API key is missing or wrong"),
     "not_found": Kind(404, "There is nothing here"),
     "method_not_allowed": Kind(405, "This address does not take that method"),
     "too_large": Kind(413, "The input is too large"),
@@ -34,14 +35,18 @@ KINDS: dict[str, Kind] = {
 
 
 class ServiceError(Exception):
-    """An error with a code of `KINDS`; ``detail`` says what was given and what is allowed."""
+    """An error with a code of `KINDS`; ``detail`` says what was given and what is allowed.
 
-    def __init__(self, code: str, detail: str) -> None:
+    ``retry_after_s`` is the kind's own unless the raiser knows better.
+    """
+
+    def __init__(self, code: str, detail: str, retry_after_s: int | None = None) -> None:
         if code not in KINDS:
             raise ValueError(f"unknown error code {code!r}, must be one of {sorted(KINDS)}")
         super().__init__(detail)
         self.code = code
         self.detail = detail
+        self.retry_after_s = self.kind.retry_after_s if retry_after_s is None else retry_after_s
 
     @property
     def kind(self) -> Kind:

@@ -155,6 +155,7 @@ def _server(settings: Settings, url: str) -> _Server:
         create_app(settings, url),
         log_level="warning",
         access_log=False,
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         ws="websockets-sansio",
         # Beyond it the connection is cut without a word; up to it the route says what is allowed.

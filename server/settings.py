@@ -1,15 +1,17 @@
 """What can be set from outside: environment variables named ``FADA_*``.
 
 Knows: names, defaults, ranges and one sentence each, which ``--help`` prints. Nothing else in the
-project reads the environment.
+project reads the environment, but for the standard ``OTEL_*`` (`server.traces`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+SECRET = frozenset({"api_keys", "redis_url"})  # their values must not be repeated
 
 
 class Settings(BaseSettings):
@@ -40,14 +42,38 @@ class Settings(BaseSettings):
     avatar_ttl_s: int = Field(86_400, ge=1, description="an unused avatar is kept this long")
     max_videos: int = Field(32, ge=1, description="videos of asynchronous jobs kept")
     job_ttl_s: int = Field(3_600, ge=1, description="what a job leaves behind is kept this long")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="keys that clients must send, comma-separated; unset: open to everybody"
+    )
+    requests_per_minute: int = Field(
+        0, ge=0, description="requests a client (a key, or an address) may make; 0: any number"
+    )
+    sessions_per_client: int = Field(
+        0, ge=0, description="live sessions that a client may hold at once; 0: any number"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose pages may call the API, comma-separated; *: every one"
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1", description="whose X-Forwarded-For is believed, comma-separated; *: anyone's"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="of log lines: text or json")
     drain_s: float = Field(10.0, ge=0, description="on SIGTERM, time for running jobs to end")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _can_be_sent(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            if not all("!" <= letter <= "~" for letter in key.get_secret_value()):
+                raise ValueError("a key must be of visible ASCII characters")
+        return keys
 
 
 def describe() -> str:
@@ -55,6 +81,6 @@ def describe() -> str:
     lines = ["settings (environment variables):"]
     for name, field in Settings.model_fields.items():
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "unset" if default is None else default
+        shown = "unset" if default is None or default == "" else default
         lines.append(f"  FADA_{name.upper():<20} {field.description} [{shown}]")
     return "\n".join(lines)

@@ -16,11 +16,11 @@ from server.broker import messages
 from server.broker.client import Client, give_up
 from server.errors import ServiceError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
-from server.routes.context import PROBLEMS, Context, choose_model, context
+from server.routes.context import DOOR, PROBLEMS, Context, choose_model, context
 from server.routes.video import video_response
 from server.uploads import Upload, check_portrait, read_upload
 
-router = APIRouter(tags=["animation"])
+router = APIRouter(tags=["animation"], dependencies=DOOR)
 
 
 def _form_schema() -> dict[str, Any]:

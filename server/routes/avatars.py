@@ -16,11 +16,11 @@ from server.broker import messages
 from server.broker.client import give_up
 from server.errors import ServiceError
 from server.protocol import AvatarView
-from server.routes.context import PROBLEMS, choose_model, context
+from server.routes.context import DOOR, PROBLEMS, choose_model, context
 from server.routes.video import ClientGone, first_event, unless_gone
 from server.uploads import check_portrait, read_upload
 
-router = APIRouter(prefix="/avatars", tags=["avatars"], responses=PROBLEMS)
+router = APIRouter(prefix="/avatars", tags=["avatars"], responses=PROBLEMS, dependencies=DOOR)
 
 _FORM: dict[str, Any] = {
     "requestBody": {

@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from starlette.requests import HTTPConnection
+from fastapi import Depends, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.requests import HTTPConnection, Request
 
+from server.access import Access
 from server.broker.client import Client
 from server.errors import ServiceError
 from server.protocol import ModelView, ProblemView
@@ -25,11 +28,25 @@ PROBLEMS: dict[int | str, dict[str, object]] = {
 class Context:
     client: Client
     settings: Settings
+    access: Access
 
 
 def context(request: HTTPConnection) -> Context:
     """The application's, made at its start."""
     return cast(Context, request.app.state.context)
+
+
+async def admitted(request: Request) -> str:
+    """The name of the client; raises what `Access.admit` raises."""
+    return await context(request).access.admit(request)
+
+
+# Every route but health, documents and the page. The schemes only describe the keys to readers.
+DOOR = [
+    Depends(admitted),
+    Security(HTTPBearer(auto_error=False, scheme_name="key")),
+    Security(APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key header")),
+]
 
 
 async def choose_model(client: Client, name: str | None) -> ModelView:

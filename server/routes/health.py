@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from server.errors import ServiceError
 from server.protocol import ModelList
-from server.routes.context import PROBLEMS, context
+from server.routes.context import DOOR, PROBLEMS, context
 
 router = APIRouter(tags=["service"], responses=PROBLEMS)
 
@@ -25,7 +25,7 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/models")
+@router.get("/models", dependencies=DOOR)
 async def models(request: Request) -> ModelList:
     """The students that the live workers have loaded."""
     return await context(request).client.models()

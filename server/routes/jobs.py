@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from server.errors import ServiceError
 from server.protocol import JobView
-from server.routes.context import PROBLEMS, context
+from server.routes.context import DOOR, PROBLEMS, context
 from server.routes.video import video_response
 
-router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], responses=PROBLEMS)
+router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], responses=PROBLEMS, dependencies=DOOR)
 
 
 @router.get("")

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from redis.exceptions import ConnectionError as BrokerLost
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from server.access import subprotocol
 from server.broker import messages
 from server.broker.client import give_up
 from server.errors import ServiceError
@@ -45,7 +46,7 @@ _CLOSE_CODES = {"too_large": 1009, "internal_error": 1011, "busy": 1013, "no_wor
 @router.websocket("/stream")
 async def stream(websocket: WebSocket) -> None:
     """One live session, from `start` to a close with a reason."""
-    await websocket.accept()
+    await websocket.accept(subprotocol(websocket))
     try:
         error = await _errors_of(websocket)
         if error is None:
@@ -59,8 +60,10 @@ async def stream(websocket: WebSocket) -> None:
 
 async def _errors_of(websocket: WebSocket) -> ServiceError | None:
     """Hold the session; how it ended, in the client's terms."""
+    here = context(websocket)
     try:
-        await _session(websocket, context(websocket))
+        async with here.access.session(await here.access.admit(websocket)):
+            await _session(websocket, here)
     except ServiceError as error:
         return error
     except BrokerLost as error:

@@ -1,4 +1,23 @@
-// The REST calls of the page. Knows addresses and problem documents; nothing of the page itself.
+// The REST calls of the page. Knows addresses, problem documents and the API key, which stays in this
+// browser; nothing of the page itself.
+
+const KEY = "fada.key";
+
+/** The key that the visitor has given, or "". */
+export function key() {
+  return localStorage.getItem(KEY) ?? "";
+}
+
+export function keepKey(text) {
+  localStorage.setItem(KEY, text);
+}
+
+/** What a WebSocket offers, which can send no header: the key as a subprotocol, in base64url. */
+export function subprotocols() {
+  if (!key()) return [];
+  const text = btoa(key()).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return ["fada", `fada.key.${text}`];
+}
 
 /** An answer of the service that says what is wrong. `code` is stable, `message` is for people. */
 export class Problem extends Error {
@@ -19,7 +38,8 @@ async function problemOf(response) {
 async function call(address, init) {
   let response;
   try {
-    response = await fetch(address, init);
+    const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
+    response = await fetch(address, { ...init, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("unreachable", "the service does not answer; is it still running?");

@@ -1,6 +1,6 @@
 // A live session over the WebSocket `/stream`. Knows its messages; nothing of the page.
 
-import { Problem } from "./api.js";
+import { Problem, subprotocols } from "./api.js";
 
 /**
  * `on` has ready(message, seed), init(bytes), fragment(message, bytes), interrupted(message),
@@ -18,7 +18,7 @@ export class LiveSession {
     this.#on = on;
     const address = new URL("/stream", location.href);
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-    this.#socket = new WebSocket(address);
+    this.#socket = new WebSocket(address, subprotocols());
     this.#socket.binaryType = "arraybuffer";
     const start = { type: "start", avatar_id: avatarId, sample_rate: sampleRate, ...options, idle };
     // A seed may have more digits than a JavaScript number holds.

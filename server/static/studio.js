@@ -1,6 +1,6 @@
 // The studio: joins what is chosen, what is asked of the service and what is shown.
 
-import { animate, models, Problem } from "./api.js";
+import { animate, keepKey, key, models, Problem } from "./api.js";
 import { acceptDrops, Knobs, Portraits, Voices } from "./inputs.js";
 import { LiveSession } from "./live.js";
 import { FragmentCutter, mimeOf } from "./mp4.js";
@@ -52,6 +52,7 @@ async function takePortrait(file) {
 function fail(error) {
   view.setStatus("");
   if (error.name !== "AbortError") view.showProblem(error);
+  if (error.code === "unauthorized") view.showKey();
 }
 
 /** `promise`, or the AbortError of `signal`. */
@@ -247,6 +248,12 @@ function wire() {
     event.preventDefault();
     if (!run) speak();
   });
+  $("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    keepKey($("key").value);
+    $("key-form").hidden = true;
+    view.clearProblem();
+  });
   onButton("stop", () => run.stop());
   onButton("go-live", goLive);
   onButton("microphone", toggleMicrophone);
@@ -277,7 +284,14 @@ function wire() {
   setInterval(() => run?.player && run.report.progress(run.player.ahead), READ_OUT_MS);
 }
 
-/** Waits for a worker; the page works from then on. */
+/** Asks for an API key, and resolves when one was given. */
+function askForKey() {
+  view.setStatus("");
+  view.showKey();
+  return new Promise((given) => $("key-form").addEventListener("submit", given, { once: true }));
+}
+
+/** Waits for a key, if one is asked for, and for a worker; the page works from then on. */
 async function connect() {
   for (;;) {
     try {
@@ -290,6 +304,11 @@ async function connect() {
       }
       view.setStatus("Waiting for a worker…");
     } catch (error) {
+      if (error.code === "unauthorized") {
+        if (key()) view.showProblem(error);
+        await askForKey();
+        continue;
+      }
       view.setStatus("The service does not answer; trying again…");
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));

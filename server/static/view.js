@@ -38,6 +38,12 @@ export function clearProblem() {
   $("problem").hidden = true;
 }
 
+/** The field for an API key, which only a service that wants one shows. */
+export function showKey() {
+  $("key-form").hidden = false;
+  $("key").select();
+}
+
 export function showPortrait() {
   video.pause();
   video.hidden = true;

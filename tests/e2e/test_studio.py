@@ -353,6 +353,27 @@ def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
         studios[0].until(f"document.querySelector('video').currentTime > {shown} + 0.5")
 
 
+def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None:
+    with running({"FADA_API_KEYS": "o/ther+"}) as service, browser.new_context() as context:
+        studio = Studio(context.new_page())
+        page = studio.page
+        page.goto(service.url)
+        page.fill("#key", "wrong")
+        assert page.is_disabled("#speak")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#problem")
+        assert "not known" in page.inner_text("#problem")
+        page.fill("#key", "o/ther+")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#speak:enabled")
+        assert page.is_hidden("#key-form") and page.is_hidden("#problem")
+        page.select_option("[name=size]", "256")
+        go_live(studio)  # the WebSocket takes the key, too
+        page.reload()
+        page.wait_for_selector("#speak:enabled")
+        assert page.is_hidden("#key-form")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(browser: Browser, service: Service, scheme: Any) -> None:
     with browser.new_context(
@@ -361,6 +382,7 @@ def test_it_fits_a_phone(browser: Browser, service: Service, scheme: Any) -> Non
         page = context.new_page()
         page.goto(service.url)
         page.wait_for_selector("#speak:enabled")
+        assert page.is_hidden("#key-form")
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
         lightness = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
         assert (int(lightness[4:].split(",")[0]) < 128) == (scheme == "dark")

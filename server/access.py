@@ -1,0 +1,174 @@
+"""Who may use the service, and how much of it: keys, requests a minute, live sessions at once.
+
+Knows: how a key is sent, whom a request counts for, and the counts, which are kept in Redis so that
+every API process sees the same. Does not know what is asked for.
+
+A key travels as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A browser cannot set headers
+on a WebSocket: there it may be offered as a subprotocol, ``fada.key.`` and the key in base64url
+without padding, beside ``fada``, which is the one that is accepted. Unlike a query parameter, it
+ends up in no log of addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import math
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+from starlette.requests import HTTPConnection
+
+from server.broker.redis import Connection
+from server.errors import ServiceError
+from server.settings import Settings
+
+log = logging.getLogger("fada.api")
+
+SUBPROTOCOL = "fada"
+_KEY_PREFIX = "fada.key."
+_LEASE_S = 30  # a place held by an API process that died is free again after this
+
+# Both work without memory, too: what they write is small, and a full service must still say so.
+
+# KEYS bucket; ARGV tokens a minute. A bucket holds a minute's tokens and fills evenly. Returns the
+# seconds until the next token, as text: 0 means that one was taken.
+_TAKE = """#!lua flags=allow-oom
+local time = redis.call('TIME')
+local now, size = time[1] + time[2] / 1e6, tonumber(ARGV[1])
+local kept = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local tokens, at = tonumber(kept[1] or size), tonumber(kept[2] or now)
+tokens = math.min(size, tokens + (now - at) * size / 60)
+local wait = 0
+if tokens >= 1 then tokens = tokens - 1 else wait = (1 - tokens) * 60 / size end
+redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', tostring(now))
+redis.call('EXPIRE', KEYS[1], 61)
+return tostring(wait)
+"""
+
+# KEYS places; ARGV holder, how many there are, lease. A holder renews its own. 0: none is free.
+_HOLD = """#!lua flags=allow-oom
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not held and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+
+
+class Access:
+    """The door of the service, at the broker of ``connection``."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._redis = connection.redis
+        self._take: AsyncScript = connection.redis.register_script(_TAKE)
+        self._hold: AsyncScript = connection.redis.register_script(_HOLD)
+        self._keys = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
+        self._per_minute = settings.requests_per_minute
+        self._sessions = settings.sessions_per_client
+
+    async def admit(self, connection: HTTPConnection) -> str:
+        """The name of the client that this request counts for; it holds no key.
+
+        Raises `ServiceError` ``unauthorized``, or ``busy`` beyond the requests a minute.
+        """
+        client = self._name(connection)
+        if self._per_minute:
+            wait_s = float(await self._take([f"fada:requests:{client}"], [self._per_minute]))
+            if wait_s:
+                raise ServiceError(
+                    "busy",
+                    f"at most {self._per_minute} requests a minute are allowed; "
+                    f"the next in {wait_s:.1f} s",
+                    math.ceil(wait_s),
+                )
+        return client
+
+    @asynccontextmanager
+    async def session(self, client: str) -> AsyncIterator[None]:
+        """Hold one of the client's places for live sessions for as long as the block runs.
+
+        Raises `ServiceError` ``busy`` when all are taken.
+        """
+        if not self._sessions:
+            yield
+            return
+        key, holder = f"fada:places:{client}", secrets.token_hex(8)
+        if not await self._hold([key], [holder, self._sessions, _LEASE_S]):
+            raise ServiceError(
+                "busy", f"at most {self._sessions} live sessions at once are allowed a client"
+            )
+        renewing = asyncio.create_task(self._renew(key, holder))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            await asyncio.shield(asyncio.create_task(self._give_back(key, holder)))
+
+    async def _renew(self, key: str, holder: str) -> None:
+        while True:
+            await asyncio.sleep(_LEASE_S / 3)
+            try:
+                await self._hold([key], [holder, self._sessions, _LEASE_S])
+            except RedisError as error:
+                log.warning("a session's place was not renewed: %s", error)
+
+    async def _give_back(self, key: str, holder: str) -> None:
+        try:
+            await self._redis.zrem(key, holder)
+        except RedisError as error:
+            log.warning("a session's place was not given back: %s", error)
+
+    def _name(self, connection: HTTPConnection) -> str:
+        if not self._keys:
+            return f"address:{connection.client.host if connection.client else 'unknown'}"
+        given = _given_key(connection)
+        if given is None:
+            raise ServiceError(
+                "unauthorized",
+                "send an API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
+            )
+        digest = _digest(given)
+        # All are compared, whichever matches.
+        if not sum(hmac.compare_digest(digest, key) for key in self._keys):
+            raise ServiceError("unauthorized", "the API key is not known")
+        return f"key:{digest.hex()[:16]}"
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def subprotocol(connection: HTTPConnection) -> str | None:
+    """The one to accept a WebSocket with, when the client offers ours."""
+    return SUBPROTOCOL if SUBPROTOCOL in _offered(connection) else None
+
+
+def _given_key(connection: HTTPConnection) -> bytes | None:
+    scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip().encode()
+    if "x-api-key" in connection.headers:
+        return connection.headers["x-api-key"].strip().encode()
+    for offered in _offered(connection):
+        if offered.startswith(_KEY_PREFIX):
+            text = offered.removeprefix(_KEY_PREFIX)
+            try:
+                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            except (binascii.Error, ValueError):
+                return b""
+    return None
+
+
+def _offered(connection: HTTPConnection) -> list[str]:
+    return list(connection.scope.get("subprotocols", []))
