@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
-from redis.exceptions import ConnectionError as BrokerLost
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -19,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.access import Access
 from server.broker.client import Client
-from server.broker.redis import connect
+from server.broker.redis import BROKER_LOST, connect
 from server.errors import KINDS, ServiceError
 from server.limits import BodyLimit
 from server.routes import animate, avatars, health, jobs, stream, studio
@@ -61,7 +60,8 @@ def create_app(settings: Settings, url: str) -> FastAPI:
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(BrokerLost, _broker_lost)
+    for lost in BROKER_LOST:
+        app.add_exception_handler(lost, _broker_lost)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _bug)
     return app

@@ -25,6 +25,7 @@ from server.errors import ServiceError
 from server.media.decode import decode_audio
 from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AnimationOptions
+from server.sessions import Snapshot
 from server.settings import Settings
 from server.worker.batcher import Batcher
 from server.worker.loading import load_pipelines
@@ -70,7 +71,7 @@ async def _make(animation: Animation, file: BinaryIO) -> Done:
         batcher = Batcher(animation.pipeline, network)
         serving = asyncio.create_task(batcher.run())
 
-        async def emit(event: Started | Fragment) -> None:
+        async def emit(event: Started | Fragment, snapshot: Snapshot) -> None:
             file.write(event.data)
             if isinstance(event, Fragment):
                 bar.update(event.frames)

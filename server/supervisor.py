@@ -1,23 +1,24 @@
 """Keeps the worker processes of `fada serve` running.
 
-Knows: starting, watching, burying and restarting them. Does not know what a job is; a job whose
-worker died ends with an error to its client (`server.broker.liveness`).
+Knows: starting, watching, burying and restarting them. Does not know what a job is: what a dead
+worker had in hand, another one claims, or the one that is started in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import subprocess
 import sys
 
 from server import process
-from server.broker.liveness import bury, is_live, worker_id
-from server.broker.redis import Connection
+from server.broker.liveness import bury, is_live, strike_off, worker_id
+from server.broker.redis import BROKER_LOST, Connection
 
 log = logging.getLogger("fada.serve")
 
-_LOOK_S = 0.2
+_LOOK_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
 
@@ -42,6 +43,10 @@ class Supervisor:
 
     async def stop(self, timeout_s: float) -> None:
         """SIGTERM to all at once; returns when all are gone."""
+        # Counted no more before they are told: else each would hand over to the others.
+        with contextlib.suppress(*BROKER_LOST):
+            for child in self._running.values():
+                await strike_off(self._connection, worker_id(child.pid))
         for child in self._running.values():
             child.terminate()
         for child in self._running.values():
@@ -57,9 +62,11 @@ class Supervisor:
             joined = False
             while child.poll() is None:
                 await asyncio.sleep(_LOOK_S)
-                joined = joined or await is_live(self._connection, worker_id(child.pid))
+                with contextlib.suppress(*BROKER_LOST):
+                    joined = joined or await is_live(self._connection, worker_id(child.pid))
             log.error("worker %d ended with %d", child.pid, child.returncode)
-            await bury(self._connection, worker_id(child.pid))
+            with contextlib.suppress(*BROKER_LOST):  # its leases end by themselves, too
+                await bury(self._connection, worker_id(child.pid))
             self._ever_joined = self._ever_joined or joined
             if not self._ever_joined:
                 raise RuntimeError(f"a worker ended with {child.returncode} before it was ready")

@@ -8,6 +8,8 @@ other than 16 kHz.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +31,20 @@ class LiveWindower:
         self._past: list[Floats] = [silence_row()] * PREFIX
         self._coming: list[Floats] = []
         self._pending: Floats = np.zeros(PAST_SAMPLES, np.float32)
+
+    def state(self) -> dict[str, Floats]:
+        """Everything needed to go on elsewhere: under 40 KB."""
+        rows = np.stack([*self._past, *self._coming])
+        return {"rows": rows, "pending": self._pending}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, NDArray[np.generic]]) -> LiveWindower:
+        """The windower that gave ``state``."""
+        windower = cls()
+        rows = list(state["rows"].astype(np.float32))
+        windower._past, windower._coming = rows[:PREFIX], rows[PREFIX:]
+        windower._pending = state["pending"].astype(np.float32)
+        return windower
 
     @property
     def rows(self) -> int:

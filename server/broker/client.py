@@ -6,22 +6,23 @@ Knows: how a job's keys are made, read and given back. Does not know HTTP, model
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from server.broker import messages, redis
-from server.broker.liveness import fail_orphans, live_workers
+from server.broker.liveness import live_workers
 from server.errors import ServiceError
 from server.protocol import AvatarView, JobView, ModelList, ModelView
 
 _TICK_MS = 1000
-_NO_WORKER_S = 10.0  # a restarting worker is waited for this long
+_NO_WORKER_S = 20.0  # a restarting worker is waited for this long
 _FEW = 4  # fragments fetched at once
 _FORGET_S = 600
+_MAX_COMMANDS = 20_000  # that no snapshot holds yet
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,23 @@ class Client:
     max_jobs: int
     job_ttl_s: int
 
-    async def submit(
-        self, request: messages.AnyRequest, parts: Mapping[str, bytes], places: int | None = None
-    ) -> str:
+    async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
 
-        ``places`` says how many jobs, queued and running, it may make; by default ``max_jobs``.
-
+        Live sessions, videos and avatars each have a queue of their own: of ``max_jobs`` places,
+        and for live sessions no more than the workers say that they can hold.
         Raises `ServiceError` ``busy`` without a free place or memory, ``no_worker`` when no
         worker lives.
         """
-        if not await live_workers(self.connection):
+        workers = await live_workers(self.connection)
+        if not workers:
             raise ServiceError("no_worker", "no worker is connected yet; try again in a moment")
+        places = self.max_jobs
+        if request.kind == "live":
+            places = min(places, sum(beat.live_places for beat in workers.values()))
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
-        keys = [redis.JOBS, redis.job_key(job_id), redis.out_key(job_id)]
-        places = self.max_jobs if places is None else min(places, self.max_jobs)
+        keys = [redis.queue_key(request.kind), redis.job_key(job_id), redis.out_key(job_id)]
         arguments: list[Any] = [
             job_id,
             messages.pack_request(request),
@@ -79,13 +81,18 @@ class Client:
         the worker go on; so the reader's pace is the worker's. Ends early when the job is gone.
         """
         last = b"0"
-        waiting_since = time.monotonic()
+        patience = _Patience(_NO_WORKER_S)
         while True:
-            reply = await self.connection.blocking.xread(
-                {redis.out_key(job_id): last}, count=_FEW, block=_TICK_MS
+            reply = await redis.patiently(
+                partial(
+                    self.connection.blocking.xread,
+                    {redis.out_key(job_id): last},
+                    count=_FEW,
+                    block=_TICK_MS,
+                )
             )
             entries = [entry for _, some in reply for entry in some]
-            if not entries and not await self._goes_on(job_id, waiting_since):
+            if not entries and not await self._goes_on(job_id, patience):
                 return
             for entry, fields in entries:
                 last = entry
@@ -97,12 +104,12 @@ class Client:
                     await self._consumed(job_id, last, event.index)
 
     async def cancel(self, job_id: str) -> bool:
-        """End the job now; False when it had ended before, or never was."""
+        """End the job now; False when it had ended before, or never was.
+
+        Its worker hears of it when it next renews its lease.
+        """
         event, _ = messages.pack_event(messages.Cancelled())
-        if not await self.connection.end(job_id, "cancelled", event, _FORGET_S):
-            return False
-        await self._command(job_id, messages.Cancel())
-        return True
+        return await self.connection.end(job_id, None, "cancelled", event, _FORGET_S)
 
     async def forget(self, job_id: str) -> None:
         """Drop a job's video; its status stays for a while."""
@@ -110,29 +117,28 @@ class Client:
         await self.connection.redis.expire(redis.job_key(job_id), _FORGET_S)
 
     async def erase(self, job_id: str) -> None:
-        """Drop all of a live session that has ended; its worker drops the commands unread."""
+        """Drop all of a live session that has ended."""
         await redis.drop_video(self.connection, job_id)
-        await self.connection.redis.expire(redis.in_key(job_id), _FORGET_S)
 
-    async def tell(self, job_id: str, command: messages.LiveCommand) -> bool:
+    async def tell(self, job_id: str, number: int, command: messages.LiveCommand) -> bool:
         """Say something to a live session; False when it has ended.
 
-        Raises `ServiceError` ``busy`` when there is no memory for it.
+        ``number`` counts a session's commands from 1: one that is said again is heard once.
+        Raises `ServiceError` ``busy`` when there is no memory for it, ``too_large`` when too many
+        wait.
         """
         text, data = messages.pack_command(command)
         keys = [redis.job_key(job_id), redis.in_key(job_id)]
-        arguments: list[Any] = [text, data, self.job_ttl_s]
-        return bool(
-            await redis.with_room(self.connection, lambda: self.connection.tell(keys, arguments))
-        )
-
-    async def live_places(self, sessions_per_worker: int) -> int:
-        """How many jobs the live workers can run at once."""
-        return sessions_per_worker * len(await live_workers(self.connection))
+        arguments: list[Any] = [number, text, data, self.job_ttl_s, _MAX_COMMANDS]
+        told = await redis.with_room(self.connection, lambda: self.connection.tell(keys, arguments))
+        if told < 0:
+            raise ServiceError(
+                "too_large", f"{_MAX_COMMANDS} messages wait to be dealt with; no more may"
+            )
+        return bool(told)
 
     async def view(self, job_id: str) -> JobView | None:
         """How a job stands, or ``None`` for one that is not known (any more)."""
-        await fail_orphans(self.connection)
         facts = await self.connection.redis.hgetall(redis.job_key(job_id))
         if not facts or messages.unpack_request(facts[b"request"]).kind != "animate":
             return None
@@ -166,9 +172,9 @@ class Client:
     async def models(self) -> ModelList:
         """What the live workers have loaded, in the order that they name it."""
         found: dict[str, ModelView] = {}
-        for text in (await live_workers(self.connection)).values():
-            for model in json.loads(text):
-                found.setdefault(model["name"], ModelView.model_validate(model))
+        for beat in (await live_workers(self.connection)).values():
+            for model in beat.models:
+                found.setdefault(model.name, model)
         return ModelList(models=list(found.values()), default=next(iter(found), None))
 
     async def avatar(self, avatar_id: str) -> AvatarView | None:
@@ -180,31 +186,44 @@ class Client:
         await self.connection.redis.zrem(redis.AVATARS, avatar_id)
         return bool(await redis.drop_avatar(self.connection, avatar_id))
 
-    async def _goes_on(self, job_id: str, waiting_since: float) -> bool:
+    async def _goes_on(self, job_id: str, patience: _Patience) -> bool:
         """Looked at when no event came for a while; False when none will come any more."""
-        await fail_orphans(self.connection)
-        status = await self.connection.redis.hget(redis.job_key(job_id), "status")
-        patience_over = time.monotonic() - waiting_since > _NO_WORKER_S
-        if status == b"queued" and patience_over and not await live_workers(self.connection):
-            failed = messages.Failed(code="no_worker", detail="no worker took the job")
+        if patience.over(bool(await live_workers(self.connection))):
+            failed = messages.Failed(
+                code="no_worker", detail=f"no worker lived for {_NO_WORKER_S:g} s"
+            )
             event, _ = messages.pack_event(failed)
             facts = ["code", failed.code, "detail", failed.detail]
-            await self.connection.end(job_id, "failed", event, self.job_ttl_s, *facts)
+            await self.connection.end(job_id, None, "failed", event, self.job_ttl_s, *facts)
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
 
     async def _consumed(self, job_id: str, entry: bytes, index: int) -> None:
         await self.connection.redis.xdel(redis.out_key(job_id), entry)
-        await self._command(job_id, messages.Read(index=index))
-
-    async def _command(self, job_id: str, command: messages.AnyCommand) -> None:
         # NOMKSTREAM: a job that has ended has no command stream, and must not get one again.
-        text, data = messages.pack_command(command)
+        text, data = messages.pack_command(messages.Read(index=index))
         await self.connection.redis.xadd(
             redis.in_key(job_id), {"m": text, "b": data}, nomkstream=True
         )
 
     async def _drop_parts(self, job_id: str) -> None:
         await self.connection.redis.delete(*(redis.part_key(job_id, p) for p in redis.PARTS))
+
+
+class _Patience:
+    """How long a reader has waited while no worker lived."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._alone_since_s: float | None = None
+
+    def over(self, attended: bool) -> bool:
+        """Told now and then whether a worker lives; True once none has for too long."""
+        now_s = time.monotonic()
+        if attended:
+            self._alone_since_s = None
+        elif self._alone_since_s is None:
+            self._alone_since_s = now_s
+        return self._alone_since_s is not None and now_s - self._alone_since_s > self._limit_s
 
 
 async def give_up(client: Client, job_id: str, *, live: bool = False) -> None:

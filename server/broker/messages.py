@@ -1,4 +1,4 @@
-"""What crosses between API and workers: requests, events and commands, all typed.
+"""What crosses between API and workers: requests, events, commands and signs of life, all typed.
 
 Knows: the shape of each message and its packing into a stream entry (JSON beside raw bytes).
 Does not know streams, keys or who sends.
@@ -10,11 +10,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from server.protocol import AnimationOptions, AvatarView
+from server.protocol import AnimationOptions, AvatarView, ModelView
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class Beat(_Message):
+    """What a worker says of itself: what it has loaded, how many live sessions it can hold."""
+
+    models: list[ModelView]
+    live_places: int
 
 
 class AnimateRequest(_Message):
@@ -133,12 +140,6 @@ class Read(_Message):
     index: int
 
 
-class Cancel(_Message):
-    """Stop the job; nobody will read on."""
-
-    type: Literal["cancel"] = "cancel"
-
-
 class Sound(_Message):
     """More PCM of a live session, in any chunking: ``data`` is s16le mono."""
 
@@ -171,7 +172,7 @@ Progress = Started | Fragment | Interrupted
 LiveCommand = Sound | Interrupt | Update | End
 AnyRequest = AnimateRequest | LiveRequest | AvatarRequest
 AnyEvent = Queued | Progress | Ending
-AnyCommand = Read | Cancel | LiveCommand
+AnyCommand = Read | LiveCommand
 _REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 _COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Annotated[AnyCommand, Field(discriminator="type")])

@@ -1,41 +1,61 @@
 """The common ground of both halves of the broker: connections, key names and atomic steps.
 
 Knows: Redis, and which keys make up a job. Does not know HTTP or models. `server.broker.client`
-is the API's half, `server.broker.work` the workers'.
+is the API's half, `server.broker.work` the workers'. Every step that changes a job may be done
+twice with the effect of once, so a step whose answer was lost is simply done again.
 
-Keys, all under ``fada:``
-    jobs               stream, one entry a job that is queued or running; group ``workers``
-    job:{id}           hash: request, status, progress, error
-    job:{id}:portrait  upload, gone when the job ends
-    job:{id}:audio     upload, gone when the job ends
-    job:{id}:out       stream of events, from the worker to the readers
-    job:{id}:in        stream of commands, from the readers to the worker
-    workers            set of worker ids; worker:{id} expires unless its worker lives
-    avatars            sorted set, by last use; avatar:{id} hash: view, reference
-    videos             sorted set of finished jobs whose out-stream is kept
+Keys, all under ``fada:``; one server, no cluster
+    queue:{kind}        stream, one entry a job that is queued or running; group ``workers``
+    job:{id}            hash: request, status, progress, error; entry and queue; ``token``, the
+                        number of its claims; ``seq`` and ``told``, events and commands so far
+    job:{id}:portrait   upload, gone when the job ends; likewise :audio, :reference
+    job:{id}:out        stream of events, from the worker to the readers
+    job:{id}:in         stream of commands, from the readers to the worker
+    job:{id}:state      what another worker needs to go on after the last event
+    workers             set of worker ids; worker:{id} expires unless its worker lives
+    avatars             sorted set, by last use; avatar:{id} hash: view, reference
+    videos              sorted set of finished jobs whose out-stream is kept
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 from redis.commands.core import AsyncScript
+from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import OutOfMemoryError
+from redis.exceptions import TimeoutError as NotAnswered
 
 from server.errors import ServiceError
 
 T = TypeVar("T")
 
-JOBS = "fada:jobs"
+QUEUES = ("live", "animate", "avatar")
 GROUP = "workers"
 WORKERS = "fada:workers"
 AVATARS = "fada:avatars"
 VIDEOS = "fada:videos"
-PARTS = ("portrait", "audio")
+PARTS = ("portrait", "audio", "reference")
+
+# What a call raises while the server is away, or stands still.
+BROKER_LOST = (NotConnected, NotAnswered)
+PATIENCE_S = 10.0
+_AGAIN_S = 0.2
+
+_ANSWER_S = 5.0
+_BLOCKED_S = 10.0  # well above the longest blocking read
+
+
+def queue_key(kind: str) -> str:
+    return f"fada:queue:{kind}"
 
 
 def job_key(job_id: str) -> str:
@@ -50,6 +70,10 @@ def in_key(job_id: str) -> str:
     return f"fada:job:{job_id}:in"
 
 
+def state_key(job_id: str) -> str:
+    return f"fada:job:{job_id}:state"
+
+
 def part_key(job_id: str, part: str) -> str:
     return f"fada:job:{job_id}:{part}"
 
@@ -62,79 +86,121 @@ def avatar_key(avatar_id: str) -> str:
     return f"fada:avatar:{avatar_id}"
 
 
-# KEYS jobs, job, out; ARGV job id, request, queued event, places, TTL. False: no place is free.
+# KEYS queue, job, out; ARGV job id, request, queued event, places, TTL. 0: no place is free.
 _SUBMIT = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 1 end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
 local entry = redis.call('XADD', KEYS[1], '*', 'job', ARGV[1])
-redis.call('HSET', KEYS[2], 'status', 'queued', 'request', ARGV[2], 'entry', entry)
+redis.call('HSET', KEYS[2], 'status', 'queued', 'request', ARGV[2], 'entry', entry,
+  'queue', KEYS[1], 'token', 0, 'tries', 0, 'seq', 0, 'told', 0)
 redis.call('XADD', KEYS[3], '*', 'm', ARGV[3], 'b', '')
 redis.call('EXPIRE', KEYS[2], ARGV[5])
 redis.call('EXPIRE', KEYS[3], ARGV[5])
 return 1
 """
 
-# KEYS jobs, job, in; ARGV entry, group, worker, first command, TTL. The request, or false for a job
-# that was cancelled while it was queued. Commands to a live session may be there before.
+# KEYS queue, job, in; ARGV entry, group, first command, TTL. Request, token, seq, tries; or
+# nothing for a job that has ended. Commands to a live session may be there before.
 _CLAIM = """
-if redis.call('HGET', KEYS[2], 'status') ~= 'queued' then
+local status = redis.call('HGET', KEYS[2], 'status')
+if status ~= 'queued' and status ~= 'running' then
   redis.call('XACK', KEYS[1], ARGV[2], ARGV[1])
   redis.call('XDEL', KEYS[1], ARGV[1])
   redis.call('DEL', KEYS[3])
   return false
 end
-redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[3])
-redis.call('XADD', KEYS[3], '*', 'm', ARGV[4], 'b', '')
-redis.call('EXPIRE', KEYS[3], ARGV[5])
-return redis.call('HGET', KEYS[2], 'request')
+if status == 'queued' then redis.call('XADD', KEYS[3], '*', 'm', ARGV[3], 'b', '') end
+redis.call('HSET', KEYS[2], 'status', 'running')
+local token = redis.call('HINCRBY', KEYS[2], 'token', 1)
+local tries = redis.call('HINCRBY', KEYS[2], 'tries', 1)
+redis.call('EXPIRE', KEYS[3], ARGV[4])
+return {redis.call('HGET', KEYS[2], 'request'), token, redis.call('HGET', KEYS[2], 'seq'), tries}
 """
 
-# KEYS job, in; ARGV command, bytes, TTL. 0: the job has ended, or never was.
+# KEYS job, in; ARGV command's number, command, bytes, TTL, most commands. 0: the job has ended,
+# or never was; -1: too many wait.
 _TELL = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'queued' and status ~= 'running' then return 0 end
-redis.call('XADD', KEYS[2], '*', 'm', ARGV[1], 'b', ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
+if tonumber(ARGV[1]) <= tonumber(redis.call('HGET', KEYS[1], 'told')) then return 1 end
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[5]) then return -1 end
+redis.call('XADD', KEYS[2], '*', 'm', ARGV[2], 'b', ARGV[3])
+redis.call('HSET', KEYS[1], 'told', ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
 return 1
 """
 
-# KEYS job, out, in; ARGV event, bytes, TTL, then field and value pairs. 0: the job runs no more.
+# KEYS job, out, in, state; ARGV token, event's number, event, bytes, TTL, state, first command that
+# the state does not hold, then field and value pairs. 0: the job runs no more, or elsewhere. Event
+# and state go in together, and only then go the commands that the state has taken in.
 _PUBLISH = """
 if redis.call('HGET', KEYS[1], 'status') ~= 'running' then return 0 end
-redis.call('XADD', KEYS[2], 'NOMKSTREAM', '*', 'm', ARGV[1], 'b', ARGV[2])
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
-redis.call('EXPIRE', KEYS[3], ARGV[3])
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+if tonumber(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[2]) then return 1 end
+redis.call('XADD', KEYS[2], 'NOMKSTREAM', '*', 'm', ARGV[3], 'b', ARGV[4])
+redis.call('SET', KEYS[4], ARGV[6], 'EX', ARGV[5])
+redis.call('XTRIM', KEYS[3], 'MINID', ARGV[7])
+redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'tries', 0)
+for i = 8, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[5]) end
 return 1
 """
 
-# KEYS jobs, job, out, portrait, audio; ARGV group, status, event, TTL, then field and value
-# pairs. Ends a job once: 0 when it had ended before. Its place in the queue is free afterwards. It
-# must work without memory, too, for it is what gives memory back.
+# KEYS queue and job, for each job; ARGV group, worker, idle ms, then entry and token for each. For
+# each job 1 when it still was this worker's: its lease then began that long ago.
+_LEASE = """
+local kept = {}
+for i = 1, #KEYS / 2 do
+  local queue, job, entry, token = KEYS[2 * i - 1], KEYS[2 * i], ARGV[2 * i + 2], ARGV[2 * i + 3]
+  kept[i] = 0
+  if redis.call('HGET', job, 'token') == token
+      and redis.call('HGET', job, 'status') == 'running' then
+    redis.call('XCLAIM', queue, ARGV[1], ARGV[2], 0, entry, 'IDLE', ARGV[3], 'JUSTID')
+    kept[i] = 1
+  end
+end
+return kept
+"""
+
+# KEYS queues; ARGV group, worker, idle ms. All leases of a dead worker end.
+_BURY = """
+for _, queue in ipairs(KEYS) do
+  if redis.call('EXISTS', queue) == 1 then
+    for _, held in ipairs(redis.call('XPENDING', queue, ARGV[1], '-', '+', 1000, ARGV[2])) do
+      redis.call('XCLAIM', queue, ARGV[1], ARGV[2], 0, held[1], 'IDLE', ARGV[3], 'JUSTID')
+    end
+  end
+end
+"""
+
+# KEYS job, out, in, state, portrait, audio, reference; ARGV token ('' for any), group, status,
+# event, TTL, then field and value pairs. Ends a job once: 0 when it had ended before, or is another
+# worker's. Its place in the queue is free afterwards. It must work without memory, too, for it is
+# what gives memory back.
 _END = """#!lua flags=allow-oom
-local entry = redis.call('HGET', KEYS[2], 'entry')
+local entry = redis.call('HGET', KEYS[1], 'entry')
 if not entry then return 0 end
-local before = redis.call('HGET', KEYS[2], 'status')
-redis.call('XACK', KEYS[1], ARGV[1], entry)
-redis.call('XDEL', KEYS[1], entry)
-redis.call('DEL', KEYS[4], KEYS[5])
+if ARGV[1] ~= '' and redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+local queue, before = redis.call('HGET', KEYS[1], 'queue'), redis.call('HGET', KEYS[1], 'status')
+redis.call('XACK', queue, ARGV[2], entry)
+redis.call('XDEL', queue, entry)
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
 if before ~= 'queued' and before ~= 'running' then return 0 end
-redis.call('HSET', KEYS[2], 'status', ARGV[2])
-for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
-redis.call('XADD', KEYS[3], 'NOMKSTREAM', '*', 'm', ARGV[3], 'b', '')
-redis.call('EXPIRE', KEYS[2], ARGV[4])
-redis.call('EXPIRE', KEYS[3], ARGV[4])
+redis.call('HSET', KEYS[1], 'status', ARGV[3])
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('XADD', KEYS[2], 'NOMKSTREAM', '*', 'm', ARGV[4], 'b', '')
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
 return 1
 """
 
 
 @dataclass(frozen=True)
 class Connection:
-    """``redis`` answers at once; ``blocking`` waits in reads without a socket timeout.
+    """``redis`` answers at once; ``blocking`` waits in reads of up to a second or so.
 
-    A blocking read on a client with redis-py's default timeout of 5 s would be retried while the
-    server still waits, and lose what arrives. Both are ``redis.asyncio.Redis``, whose annotations
-    are a union over every protocol and decoding; here replies are always bytes.
+    Both are ``redis.asyncio.Redis``, whose annotations are a union over every protocol and
+    decoding; here replies are always bytes.
     """
 
     redis: Any
@@ -143,39 +209,63 @@ class Connection:
     claim: AsyncScript
     tell: AsyncScript
     publish: AsyncScript
+    lease: AsyncScript
+    bury: AsyncScript
     end_script: AsyncScript
 
-    async def end(self, job_id: str, status: str, event: bytes, ttl_s: int, *facts: Any) -> bool:
-        """End a job once, with its last event; True when this call was the one that ended it."""
-        keys = [JOBS, job_key(job_id), out_key(job_id)]
+    async def end(
+        self, job_id: str, token: int | None, status: str, event: bytes, ttl_s: int, *facts: Any
+    ) -> bool:
+        """End a job once, with its last event; True when this call was the one that ended it.
+
+        ``token`` is of the claim that ends it, ``None`` for who may end any.
+        """
+        keys = [job_key(job_id), out_key(job_id), in_key(job_id), state_key(job_id)]
         keys += [part_key(job_id, part) for part in PARTS]
-        return bool(await self.end_script(keys, [GROUP, status, event, ttl_s, *facts]))
+        fence = "" if token is None else token
+        arguments = [fence, GROUP, status, event, ttl_s, *facts]
+        return bool(await patiently(lambda: self.end_script(keys, arguments)))
 
 
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[Connection]:
     """Open both clients; they are closed at the end of the block."""
-    redis = Redis.from_url(url)
-    blocking = Redis.from_url(url, socket_timeout=None)
-    try:
-        yield Connection(
-            redis,
-            blocking,
-            *(redis.register_script(text) for text in (_SUBMIT, _CLAIM, _TELL, _PUBLISH, _END)),
+
+    def client(timeout_s: float) -> Any:
+        again = Retry(ConstantBackoff(0.1), 2)
+        return Redis.from_url(
+            url, socket_timeout=timeout_s, socket_connect_timeout=_ANSWER_S, retry=again
         )
+
+    redis, blocking = client(_ANSWER_S), client(_BLOCKED_S)
+    scripts = (_SUBMIT, _CLAIM, _TELL, _PUBLISH, _LEASE, _BURY, _END)
+    try:
+        yield Connection(redis, blocking, *(redis.register_script(text) for text in scripts))
     finally:
         await redis.aclose()
         await blocking.aclose()
 
 
+async def patiently(step: Callable[[], Awaitable[T]]) -> T:
+    """Do ``step``, again while the server is away, for `PATIENCE_S`; then raises `BROKER_LOST`."""
+    give_up_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await step()
+        except BROKER_LOST:
+            if time.monotonic() > give_up_s:
+                raise
+        await asyncio.sleep(_AGAIN_S)
+
+
 async def with_room(connection: Connection, write: Callable[[], Awaitable[T]]) -> T:
-    """Do ``write``; while memory is short, kept videos go, then avatars, the oldest first.
+    """Do ``write`` patiently; while memory is short, kept videos go, then avatars, oldest first.
 
     Raises `ServiceError` ``busy`` when none is left and memory still is short.
     """
     while True:
         try:
-            return await write()
+            return await patiently(write)
         except OutOfMemoryError as error:
             if not await _drop_oldest(connection):
                 raise ServiceError("busy", "the service's memory is full") from error

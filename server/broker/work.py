@@ -1,11 +1,12 @@
-"""The workers' half of the broker: be seen, take jobs, publish, end them; keep avatars.
+"""The workers' half of the broker: be seen, claim jobs, publish, end them; keep avatars.
 
-Knows: the worker's side of a job's keys. Does not know models: references are bytes here.
+Knows: the worker's side of a job's keys, and its lease: a job whose lease is not renewed is
+claimed by the next worker that looks, and who held it before can publish no more. Does not know
+models: references and snapshots are bytes here.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -13,19 +14,34 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from server.broker import messages, redis
-from server.protocol import AvatarView, ModelView
+from server.broker import liveness, messages, redis
+from server.protocol import AvatarView
 
-_WORKER_TTL_S = 15
-_TICK_MS = 500
+LEASE_S = 1.0
+_WORKER_TTL_S = 4
+_TICK_MS = 250
+_LISTEN_MS = 1000
+_FORGET_MS = 60_000  # an idle worker's name in the consumer group
+
+START = "0-0"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this worker now has in hand."""
+    """A job that this worker now has in hand.
+
+    ``token`` is the number of this claim, ``events`` how many were published before it, ``tries``
+    how many claims in a row (this one included) brought none. ``saved`` is the snapshot that goes
+    with the last one.
+    """
 
     job_id: str
     request: messages.AnyRequest
+    entry: str
+    token: int
+    events: int
+    tries: int
+    saved: bytes | None
 
 
 @dataclass(frozen=True)
@@ -47,67 +63,108 @@ class Work:
     limits: Limits
 
     async def join(self) -> None:
-        """Make sure that the queue's consumer group exists."""
-        try:
-            await self.connection.redis.xgroup_create(redis.JOBS, redis.GROUP, "0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        """Make sure that the queues' consumer groups exist, and forget workers long gone."""
+        for kind in redis.QUEUES:
+            queue = redis.queue_key(kind)
+            try:
+                await self.connection.redis.xgroup_create(queue, redis.GROUP, "0", mkstream=True)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+            for known in await self.connection.redis.xinfo_consumers(queue, redis.GROUP):
+                if known["pending"] == 0 and known["idle"] > _FORGET_MS:
+                    await self.connection.redis.xgroup_delconsumer(
+                        queue, redis.GROUP, known["name"]
+                    )
 
-    async def beat(self, models: Sequence[ModelView]) -> None:
-        """Say that this worker lives and what it has loaded; due again within some seconds."""
-        text = json.dumps([model.model_dump() for model in models])
+    async def beat(self, beat: messages.Beat) -> None:
+        """Say that this worker lives; due again within some seconds."""
         key = redis.worker_key(self.worker_id)
-        await self.connection.redis.set(key, text, ex=_WORKER_TTL_S)
+        await self.connection.redis.set(key, beat.model_dump_json(), ex=_WORKER_TTL_S)
         await self.connection.redis.sadd(redis.WORKERS, self.worker_id)
 
     async def leave(self) -> None:
-        """Stop being counted. Call it with no job in hand."""
-        await self.connection.redis.delete(redis.worker_key(self.worker_id))
-        await self.connection.redis.srem(redis.WORKERS, self.worker_id)
-        await self.connection.redis.xgroup_delconsumer(redis.JOBS, redis.GROUP, self.worker_id)
+        """Stop being counted; jobs in hand may be finished, or `let_go`."""
+        await liveness.strike_off(self.connection, self.worker_id)
 
-    async def claim(self) -> Claim | None:
-        """The next job; ``None`` when none came within half a second."""
-        reply = await self.connection.blocking.xreadgroup(
-            redis.GROUP, self.worker_id, {redis.JOBS: ">"}, count=1, block=_TICK_MS
-        )
+    async def others(self) -> int:
+        """How many other workers live."""
+        return len(set(await liveness.live_workers(self.connection)) - {self.worker_id})
+
+    async def claim(self, kind: str) -> Claim | None:
+        """The next queued job; ``None`` when none came within a quarter of a second."""
+        queue = redis.queue_key(kind)
+        try:
+            reply = await self.connection.blocking.xreadgroup(
+                redis.GROUP, self.worker_id, {queue: ">"}, count=1, block=_TICK_MS
+            )
+        except ResponseError as error:
+            await self._rejoin(error)
+            return None
         for _, entries in reply:
             for entry, fields in entries:
-                job_id = fields[b"job"].decode()
-                first, _ = messages.pack_command(messages.Read(index=-1))
-                text = await self.connection.claim(
-                    [redis.JOBS, redis.job_key(job_id), redis.in_key(job_id)],
-                    [entry, redis.GROUP, self.worker_id, first, self.limits.job_ttl_s],
-                )
-                if text is not None:
-                    return Claim(job_id, messages.unpack_request(text))
+                return await self._claim(queue, entry, fields)
         return None
+
+    async def take_over(self, kind: str) -> Claim | None:
+        """A running job whose lease has ended, if there is any."""
+        queue = redis.queue_key(kind)
+        lease_ms = round(LEASE_S * 1000)
+        try:
+            held = await self.connection.redis.xpending_range(
+                queue, redis.GROUP, "-", "+", 1, idle=lease_ms
+            )
+            for one in held:
+                # Only one of those that see it gets it.
+                entries = await self.connection.redis.xclaim(
+                    queue, redis.GROUP, self.worker_id, lease_ms, [one["message_id"]]
+                )
+                for entry, fields in entries:
+                    return await self._claim(queue, entry, fields)
+        except ResponseError as error:
+            await self._rejoin(error)
+        return None
+
+    async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+        """Keep the leases; False for each job that has ended, or is another worker's now."""
+        return await self._lease(claims, 0)
+
+    async def let_go(self, claims: Sequence[Claim]) -> None:
+        """End the leases, so that another worker goes on from the snapshots at once."""
+        await self._lease(claims, liveness.LET_GO_MS)
 
     async def part(self, job_id: str, part: str) -> bytes | None:
         """An upload of the job (`redis.PARTS`)."""
         return await self._get(redis.part_key(job_id, part))
 
-    async def commands(self, job_id: str) -> AsyncIterator[messages.AnyCommand]:
-        """What the readers of a job say, for as long as it runs; what was read is gone."""
-        last = b"0"
+    async def commands(
+        self, job_id: str, after: str
+    ) -> AsyncIterator[list[tuple[str, messages.AnyCommand]]]:
+        """What the readers of a job have said since the entry ``after``, in order, for ever.
+
+        Each comes with its entry. The first list holds all that is there already, and may be
+        empty; commands stay until `publish` says that a snapshot holds them.
+        """
+        last, block = after, None
         while True:
-            reply = await self.connection.blocking.xread(
-                {redis.in_key(job_id): last}, count=100, block=0
-            )
-            for _, entries in reply:
-                for entry, fields in entries:
-                    last = entry
-                    yield messages.unpack_command(fields[b"m"], fields[b"b"])
-                # On the client without a timeout: one with it may lose a cancellation.
-                await self.connection.blocking.xdel(
-                    redis.in_key(job_id), *(entry for entry, _ in entries)
-                )
+            reply = await self.connection.blocking.xread({redis.in_key(job_id): last}, block=block)
+            entries = [entry for _, some in reply for entry in some]
+            if entries:
+                last = entries[-1][0].decode()
+            if entries or block is None:
+                yield [
+                    (entry.decode(), messages.unpack_command(fields[b"m"], fields[b"b"]))
+                    for entry, fields in entries
+                ]
+            block = _LISTEN_MS
 
-    async def publish(self, job_id: str, event: messages.Progress) -> bool:
-        """False when the job does not run any more: cancelled, or expired.
+    async def publish(
+        self, claim: Claim, number: int, event: messages.Progress, saved: bytes, held: str
+    ) -> bool:
+        """Publish the job's event of that number together with the snapshot after it.
 
-        Raises `ServiceError` ``busy`` when there is no memory for it.
+        ``held`` is the last command that the snapshot holds. False when the job does not run
+        any more, or elsewhere. Raises `ServiceError` ``busy`` when there is no memory for it.
         """
         text, data = messages.pack_event(event)
         facts: list[Any] = []
@@ -116,28 +173,26 @@ class Work:
         elif isinstance(event, messages.Fragment) and event.frames:
             facts = ["duration_s", event.start_s + event.duration_s]
             facts += ["frames", event.first_frame + event.frames]
-        keys = [redis.job_key(job_id), redis.out_key(job_id), redis.in_key(job_id)]
-        arguments = [text, data, self.limits.job_ttl_s, *facts]
+        make_key = (redis.job_key, redis.out_key, redis.in_key, redis.state_key)
+        keys = [make(claim.job_id) for make in make_key]
+        ttl_s = self.limits.job_ttl_s
+        arguments = [claim.token, number, text, data, ttl_s, saved, _after(held), *facts]
         return bool(
             await redis.with_room(self.connection, lambda: self.connection.publish(keys, arguments))
         )
 
-    async def end(self, job_id: str, ending: messages.Ending) -> None:
-        """Say how the job ended, and give back what it held in the queue."""
+    async def end(self, claim: Claim, ending: messages.Ending) -> None:
+        """Say how the job ended, and give back what it held; not if it is another worker's."""
         event, _ = messages.pack_event(ending)
         status, facts = "done", list[Any]()
         if isinstance(ending, messages.Failed):
             status, facts = "failed", ["code", ending.code, "detail", ending.detail]
         elif isinstance(ending, messages.Done):
             facts = ["frames", ending.frames, "duration_s", ending.duration_s]
-        await self.connection.end(job_id, status, event, self.limits.job_ttl_s, *facts)
-
-    async def release(self, claim: Claim) -> None:
-        """The last step of every job, however it ended."""
-        await self.connection.redis.delete(redis.in_key(claim.job_id))
-        if claim.request.keep:
-            old = await self._keep(redis.VIDEOS, claim.job_id, self.limits.max_videos)
-            for job_id in old:
+        ttl_s = self.limits.job_ttl_s
+        ended = await self.connection.end(claim.job_id, claim.token, status, event, ttl_s, *facts)
+        if ended and claim.request.keep:
+            for job_id in await self._keep(redis.VIDEOS, claim.job_id, self.limits.max_videos):
                 await redis.drop_video(self.connection, job_id)
 
     async def save_avatar(self, avatar: AvatarView, reference: bytes) -> None:
@@ -151,15 +206,63 @@ class Work:
         for old in await self._keep(redis.AVATARS, avatar.avatar_id, self.limits.max_avatars):
             await redis.drop_avatar(self.connection, old)
 
-    async def load_avatar(self, avatar_id: str) -> bytes | None:
-        """The reference of `save_avatar`, now the most recently used."""
+    async def load_avatar(self, avatar_id: str, job_id: str) -> bytes | None:
+        """The reference of `save_avatar`, now the most recently used.
+
+        The job keeps a copy, so that whoever takes it over finds it when the avatar is gone.
+        """
+        own = redis.part_key(job_id, "reference")
+        if (copied := await self._get(own)) is not None:
+            return copied
         key = redis.avatar_key(avatar_id)
         reference = await self.connection.redis.hget(key, "reference")
         if reference is None:
             return None
         await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
         await self.connection.redis.zadd(redis.AVATARS, {avatar_id: time.time()})
+        ttl_s = self.limits.job_ttl_s
+        await redis.with_room(
+            self.connection, lambda: self.connection.redis.set(own, reference, ex=ttl_s)
+        )
         return bytes(reference)
+
+    async def _claim(self, queue: str, entry: bytes, fields: dict[bytes, bytes]) -> Claim | None:
+        job_id = fields[b"job"].decode()
+        first, _ = messages.pack_command(messages.Read(index=-1))
+        facts = await self.connection.claim(
+            [queue, redis.job_key(job_id), redis.in_key(job_id)],
+            [entry, redis.GROUP, first, self.limits.job_ttl_s],
+        )
+        if facts is None:
+            return None
+        request, token, events, tries = facts
+        # Nobody else can change it now: the token says whose the job is.
+        saved = await self._get(redis.state_key(job_id))
+        return Claim(
+            job_id,
+            messages.unpack_request(request),
+            entry.decode(),
+            int(token),
+            int(events),
+            int(tries),
+            saved,
+        )
+
+    async def _lease(self, claims: Sequence[Claim], idle_ms: int) -> list[bool]:
+        if not claims:
+            return []
+        keys = list[str]()
+        arguments: list[Any] = [redis.GROUP, self.worker_id, idle_ms]
+        for claim in claims:
+            keys += [redis.queue_key(claim.request.kind), redis.job_key(claim.job_id)]
+            arguments += [claim.entry, claim.token]
+        return [bool(kept) for kept in await self.connection.lease(keys, arguments)]
+
+    async def _rejoin(self, error: ResponseError) -> None:
+        """A server that was started anew knows no group."""
+        if "NOGROUP" not in str(error):
+            raise error
+        await self.join()
 
     async def _get(self, key: str) -> bytes | None:
         value = await self.connection.redis.get(key)
@@ -173,3 +276,9 @@ class Work:
             return []
         popped = await self.connection.redis.zpopmin(ranking, extra)
         return [member.decode() for member, _ in popped]
+
+
+def _after(entry: str) -> str:
+    """The least id beyond a stream entry's."""
+    milliseconds, _, number = entry.partition("-")
+    return f"{milliseconds}-{int(number) + 1}"

@@ -20,12 +20,12 @@ from typing import Any
 
 from fastapi import APIRouter
 from pydantic import ValidationError
-from redis.exceptions import ConnectionError as BrokerLost
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.access import subprotocol
 from server.broker import messages
 from server.broker.client import give_up
+from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
 from server.protocol import LiveStart, parse_options
 from server.routes.animate import check_avatar
@@ -66,7 +66,7 @@ async def _errors_of(websocket: WebSocket) -> ServiceError | None:
             await _session(websocket, here)
     except ServiceError as error:
         return error
-    except BrokerLost as error:
+    except BROKER_LOST as error:
         log.error("the broker does not answer: %s", error)
         return ServiceError("no_worker", "the service's queue does not answer")
     except (ClientGone, WebSocketDisconnect, OSError):
@@ -80,8 +80,7 @@ async def _errors_of(websocket: WebSocket) -> ServiceError | None:
 async def _session(websocket: WebSocket, here: Context) -> None:
     start = await _start(websocket)
     request, parts = await _request(here, start)
-    places = await here.client.live_places(here.settings.sessions_per_worker)
-    job_id = await here.client.submit(request, parts, places)
+    job_id = await here.client.submit(request, parts)
     events = here.client.follow(job_id, consume=True)
     live = _Live(websocket, here, job_id, start.sample_rate)
     try:
@@ -104,7 +103,7 @@ class _Live:
     def __init__(self, websocket: WebSocket, here: Context, job_id: str, sample_rate: int) -> None:
         self._websocket, self._client, self._job_id = websocket, here.client, job_id
         self._max_waiting = MAX_WAITING_S * sample_rate * 2
-        self._sent = self._heard = 0
+        self._sent = self._heard = self._told = 0
         self._ended = False
         # Beside cancelling, which was seen to get lost (see `server.worker.worker._cancelled`).
         self.over = False
@@ -121,7 +120,8 @@ class _Live:
         while not self.over:
             message = await _receive(self._websocket)
             command = self._sound(message) if isinstance(message, bytes) else self._command(message)
-            if not await self._client.tell(self._job_id, command):
+            self._told += 1
+            if not await self._client.tell(self._job_id, self._told, command):
                 return  # the session's ending is on its way to the client
 
     def _sound(self, pcm: bytes) -> messages.Sound:

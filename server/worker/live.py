@@ -1,7 +1,8 @@
 """One live session from commands to fragments.
 
-Knows: how a session's windows follow one another when sound comes while the video goes out, and
-what an interrupt undoes. Does not know what a window means, who else runs, or the broker.
+Knows: how a session's windows follow one another when sound comes while the video goes out, what
+an interrupt undoes, and how to go on from a snapshot of another worker's. Does not know what a
+window means, who else runs, or the broker.
 
 One window is thought, drawn and sent before the next is begun, in fragments of four frames: so an
 interrupt finds at most 160 ms under way. The state that goes on is the one after the last frame
@@ -11,16 +12,20 @@ that was sent, so the picture never jumps, whatever was thought of and dropped.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from model.conditioning import FPS, Floats, Guidance, Reference, SessionState
+from model.conditioning import FPS, Floats, Guidance, Reference, SessionState, pack, unpack
 from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
 from server.broker import messages
 from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
+from server.protocol import AnimationOptions
+from server.sessions import Snapshot
 from server.worker.batcher import Batcher
 from server.worker.live_sound import (
     FRAGMENT_FRAMES,
@@ -30,9 +35,9 @@ from server.worker.live_sound import (
     Turn,
     Wait,
 )
-from server.worker.runner import check_reference, knobs, open_video
+from server.worker.runner import check_reference, fragment, knobs, open_video
 
-Emit = Callable[[messages.Progress], Awaitable[None]]
+Emit = Callable[[messages.Progress, Snapshot], Awaitable[None]]
 Room = Callable[[], Awaitable[None]]
 Clock = Callable[[], float]
 
@@ -46,12 +51,40 @@ class LiveInput:
         self.director = Director(self.sound, request.idle, clock())
         self.options = request.options
         self.interrupts = 0
+        self._again = 0  # bytes of sound that will be heard again, and were taken in before
         self._news = asyncio.Event()
+
+    def state(self) -> dict[str, object]:
+        """What to `restore` elsewhere; without `LiveSound.state`."""
+        return {
+            "director": self.director.state(self.clock()),
+            "at_s": time.time(),
+            "options": self.options.model_dump(),
+        }
+
+    @classmethod
+    def restore(
+        cls,
+        request: messages.LiveRequest,
+        clock: Clock,
+        sound: LiveSound,
+        facts: dict[str, Any],
+        edge: int,
+    ) -> LiveInput:
+        """The input that gave ``facts``; it is to hear again all since byte ``edge``."""
+        new = cls(request, clock)
+        new.sound, new._again = sound, sound.heard - edge
+        new.director = Director(sound, request.idle, clock())
+        new.director.resume(facts["director"], time.time() - facts["at_s"], clock())
+        new.options = AnimationOptions.model_validate(facts["options"])
+        return new
 
     def hear(self, command: messages.LiveCommand) -> None:
         """Take one command in; returns at once."""
         if isinstance(command, messages.Sound):
-            self.director.heard(command.data, self.clock())
+            fresh = command.data[self._again :]
+            self._again -= len(command.data) - len(fresh)
+            self.director.heard(fresh, self.clock())
         elif isinstance(command, messages.Interrupt):
             self.director.interrupted()
             self.interrupts += 1
@@ -79,6 +112,24 @@ class _Video:
     muxer: FragmentedMP4Muxer
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """A window that was thought of, and how many of its frames were sent.
+
+    Who goes on for another worker in its midst shows the rest of it, not a new thought.
+    """
+
+    turn: Turn
+    latents: Floats
+    before: SessionState
+    sent: int
+
+    @property
+    def state(self) -> SessionState:
+        """The session's after what was sent."""
+        return self.before.after(self.latents, self.sent) if self.sent else self.before
+
+
 class LiveSession:
     """``emit`` sends an event; ``room`` returns when the reader has read all that was sent."""
 
@@ -91,16 +142,26 @@ class LiveSession:
         emit: Emit,
         room: Room,
         pool: Executor,
+        left: Snapshot | None = None,
     ) -> None:
-        """Raises `ServiceError` ``invalid_option`` for an avatar of another latent space."""
+        """``heard`` is of ``left``, if there is one.
+
+        Raises `ServiceError` ``invalid_option`` for an avatar of another latent space.
+        """
         check_reference(pipeline, reference)
         self._pipeline, self._reference, self._request = pipeline, reference, request
         self._input, self._emit, self._room, self._pool = heard, emit, room, pool
-        self._state: SessionState = pipeline.start(request.seed)
-        self._index = self._samples = self._interrupts = 0
+        self._left = left
+        self._state: SessionState = pipeline.start(request.seed) if left is None else left.state
+        self._scene: _Scene | None = None
+        self._interrupts = 0
+        if left is not None:
+            self._go_on(left)
 
     async def run(self, session: str, batcher: Batcher) -> messages.Done:
-        """The whole session; returns when its last fragment was emitted."""
+        """The whole session, or the rest of it; returns when its last fragment was emitted."""
+        if self._left is not None and self._left.closed:
+            return self._done(self._left)
         options = self._request.options
         decoder, muxer, started = await open_video(
             self._pipeline,
@@ -110,46 +171,62 @@ class LiveSession:
             self._request.seed,
             None,
             self._pool,
+            self._left,
         )
-        await self._emit(started)
         video = _Video(decoder, muxer)
-        while (turn := await self._turn()) is not None:
-            await self._window(session, batcher, video, turn)
+        if self._left is None:
+            await self._emit(started, self._now(video))
+        if self._scene is not None:
+            await self._show(video, self._scene)
+        while (turn := await self._turn(video)) is not None:
+            await self._show(video, await self._think(session, batcher, turn))
+        now = self._now(video)
         loop = asyncio.get_running_loop()
         rest = await loop.run_in_executor(self._pool, muxer.close)
         if rest:
-            await self._send(0, rest, speech=True)
-        return messages.Done(frames=self._state.frames_done, duration_s=self._samples / SAMPLE_RATE)
+            event = fragment(now.video.sequence, now.state.frames_done, 0, rest)
+            await self._emit(event, replace(now, closed=True))
+        return self._done(now)
 
-    async def _turn(self) -> Turn | None:
+    async def _turn(self, video: _Video) -> Turn | None:
         while True:
             await self._room()
-            await self._say_interrupted()
+            await self._say_interrupted(video)
             step = self._input.director.next(self._input.clock())
             if not isinstance(step, Wait):
                 return step
             await self._input.news(step.until_s)
 
-    async def _say_interrupted(self) -> None:
+    async def _say_interrupted(self, video: _Video) -> None:
         if self._interrupts == self._input.interrupts:
             return
         self._interrupts = self._input.interrupts
         at_s = self._state.frames_done / FPS
-        await self._emit(messages.Interrupted(at_s=at_s, heard=self._input.sound.heard))
+        event = messages.Interrupted(at_s=at_s, heard=self._input.sound.heard)
+        await self._emit(event, self._now(video))
 
-    async def _window(self, session: str, batcher: Batcher, video: _Video, turn: Turn) -> None:
-        """Think of one window and send its fragments, as far as they go on being wanted."""
+    async def _think(self, session: str, batcher: Batcher, turn: Turn) -> _Scene:
         before = self._state
         window = self._input.sound.window(before.window_index, turn.frames, rest=not turn.speech)
         guidance, steps = self._knobs()
         task = WindowTask(window, before, self._reference, guidance, steps)
         latents, _ = await batcher.step(session, self._input.director.due_s, task)
-        for first in range(0, turn.frames, FRAGMENT_FRAMES):
+        return _Scene(turn, latents, before, 0)
+
+    async def _show(self, video: _Video, scene: _Scene) -> None:
+        """Send a window's fragments, as far as they go on being wanted."""
+        turn = scene.turn
+        for first in range(scene.sent, turn.frames, FRAGMENT_FRAMES):
             if not await self._still_wanted(turn, begun=first > 0):
-                return
+                break
             end = min(first + FRAGMENT_FRAMES, turn.frames)
-            await self._fragment(video, turn, latents[first:end])
-            self._state = before.after(latents, end)
+            first_frame = self._state.frames_done
+            data = await self._encode(video, turn, scene.latents[first:end])
+            scene = _Scene(turn, scene.latents, scene.before, end)
+            self._state = scene.state
+            self._scene = scene if end < turn.frames else None
+            await self._send(video, first_frame, end - first, data, speech=turn.speech)
+        self._scene = None
 
     async def _still_wanted(self, turn: Turn, *, begun: bool) -> bool:
         await self._room()
@@ -160,7 +237,7 @@ class LiveSession:
             return False
         return not (begun and director.gives_way(turn))
 
-    async def _fragment(self, video: _Video, turn: Turn, latents: Floats) -> None:
+    async def _encode(self, video: _Video, turn: Turn, latents: Floats) -> bytes:
         frames = len(latents)
         sound, count = self._input.sound, frames * OUTPUT_SAMPLES_PER_FRAME
         pcm = sound.take(frames) if turn.speech else np.zeros(count, np.float32)
@@ -171,24 +248,59 @@ class LiveSession:
         loop = asyncio.get_running_loop()
         drawn = video.decoder.decode(latents)
         data = await loop.run_in_executor(self._pool, video.muxer.add, drawn, pcm)
-        self._samples += len(pcm)
         self._input.director.shown(turn, frames, self._input.clock())
-        await self._send(frames, data, speech=turn.speech)
+        return data
 
-    async def _send(self, frames: int, data: bytes, *, speech: bool) -> None:
-        first = self._state.frames_done
-        event = messages.Fragment(
-            index=self._index,
-            first_frame=first,
-            frames=frames,
-            start_s=first / FPS,
-            duration_s=frames / FPS,
-            speech=speech,
-            heard=self._input.sound.heard,
-            data=data,
-        )
-        self._index += 1
-        await self._emit(event)
+    async def _send(
+        self, video: _Video, first_frame: int, frames: int, data: bytes, *, speech: bool
+    ) -> None:
+        now = self._now(video)
+        event = fragment(now.video.sequence - 1, first_frame, frames, data)
+        facts = {"speech": speech, "heard": self._input.sound.heard}
+        await self._emit(event.model_copy(update=facts), now)
+
+    def _now(self, video: _Video) -> Snapshot:
+        """Where the session stands; between two fragments, when nothing is being encoded."""
+        scene = self._scene
+        arrays: dict[str, Any] = {"sound": np.frombuffer(self._input.sound.state(), np.uint8)}
+        facts: dict[str, object] = {
+            "input": self._input.state(),
+            "owes": self._input.interrupts != self._interrupts,
+            "turn": None,
+        }
+        if scene is not None:
+            arrays["latents"], arrays["before"] = scene.latents, _bytes(scene.before)
+            facts["turn"] = [scene.turn.speech, scene.turn.frames, scene.sent]
+        return Snapshot(self._state, video.muxer.state(), live=pack(arrays, facts))
+
+    def _go_on(self, left: Snapshot) -> None:
+        arrays, facts = unpack(left.live)
+        known: dict[str, Any] = facts
+        if known["owes"]:  # the client still is to be told of an interrupt
+            self._input.interrupts += 1
+        if known["turn"] is not None:
+            speech, frames, sent = known["turn"]
+            before = SessionState.from_bytes(arrays["before"].tobytes())
+            latents = arrays["latents"].astype(np.float32)
+            self._scene = _Scene(Turn(speech, frames), latents, before, sent)
 
     def _knobs(self) -> tuple[Guidance, int]:
         return knobs(self._pipeline, self._input.options)
+
+    def _done(self, now: Snapshot) -> messages.Done:
+        samples = now.video.samples_in
+        return messages.Done(frames=now.state.frames_done, duration_s=samples / SAMPLE_RATE)
+
+
+def go_on_hearing(
+    request: messages.LiveRequest, clock: Clock, left: Snapshot, edge: int
+) -> LiveInput:
+    """The input of a session that another worker left; it is to hear again since byte ``edge``."""
+    arrays, facts = unpack(left.live)
+    known: dict[str, Any] = facts
+    sound = LiveSound.restore(request.sample_rate, arrays["sound"].tobytes())
+    return LiveInput.restore(request, clock, sound, known["input"], edge)
+
+
+def _bytes(state: SessionState) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.frombuffer(state.to_bytes(), np.uint8)

@@ -7,15 +7,19 @@ is an argument. Does not know networks, pictures, sockets or the broker.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from model.audio.live import LiveWindower
 from model.audio.windows import HOP
-from model.conditioning import FPS, Floats, Window
+from model.conditioning import FPS, Floats, Window, pack, unpack
 from server.media.decode import MODEL_RATE
 from server.media.fmp4 import SAMPLE_RATE
 
@@ -29,6 +33,71 @@ _LEAD_S = FRAGMENT_FRAMES / FPS
 # Speech that goes on but is late is waited for so long; then it counts as ended.
 _WAIT_S = 0.2
 _FEED_BYTES = 8192
+# A resampler that begins so long before what is wanted of it has forgotten its beginning.
+_SETTLE_S = 0.05
+_FULL_SCALE = np.float32(32768)
+
+
+class Resamplers:
+    """One speech's way to the model's and the output's rate, which can be gone on with elsewhere.
+
+    soxr shows nothing of its state. But a resampler that is begun later, at a sample that falls on
+    one of the output's, soon gives the same: so what it needs to hear again is kept.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        # Samples after which both outputs begin on a sample again; 48 kHz is a multiple of 16.
+        self._period = rate // math.gcd(rate, MODEL_RATE)
+        self._targets = (MODEL_RATE, SAMPLE_RATE)
+        self._streams = [soxr.ResampleStream(rate, t, 1, dtype="float32") for t in self._targets]
+        self._given = [0, 0]
+        self._skip = [0, 0]
+        self._origin = 0
+        self._recent: NDArray[np.int16] = np.zeros(0, np.int16)
+
+    @property
+    def flowing(self) -> bool:
+        """Whether any sound went in."""
+        return self._origin + len(self._recent) > 0
+
+    def feed(self, pcm: NDArray[np.int16], *, last: bool) -> tuple[Floats, Floats]:
+        """The samples that are ready at the model's and the output's rate, as floats of ±1."""
+        samples = pcm.astype(np.float32) / _FULL_SCALE
+        self._recent = np.concatenate([self._recent, pcm])
+        outputs = []
+        for n, stream in enumerate(self._streams):
+            out = stream.resample_chunk(samples, last=last)
+            surplus = min(self._skip[n], len(out))
+            self._skip[n] -= surplus
+            self._given[n] += len(out) - surplus
+            outputs.append(out[surplus:])
+        self._forget()
+        return outputs[0], outputs[1]
+
+    def _forget(self) -> None:
+        pairs = zip(self._given, self._targets, strict=True)
+        wanted = min(given * self._rate // target for given, target in pairs)
+        keep = max(0, wanted - round(_SETTLE_S * self._rate)) // self._period * self._period
+        if keep > self._origin:
+            self._recent = self._recent[keep - self._origin :]
+            self._origin = keep
+
+    def state(self) -> tuple[NDArray[np.int16], list[int]]:
+        """A tenth of a second or so of samples, and where they lie."""
+        return self._recent, [self._origin, *self._given]
+
+    @classmethod
+    def restore(
+        cls, rate: int, recent: NDArray[np.int16], places: list[int]
+    ) -> tuple[Resamplers, Floats, Floats]:
+        """The resamplers that gave that `state`, and samples that these have ready earlier."""
+        new = cls(rate)
+        new._origin, *new._given = places
+        pairs = zip(new._given, new._targets, strict=True)
+        new._skip = [given - new._origin * target // rate for given, target in pairs]
+        model, output = new.feed(recent, last=False)
+        return new, model, output
 
 
 class LiveSound:
@@ -41,12 +110,31 @@ class LiveSound:
         self._windower = LiveWindower()
         self._output: Floats = np.zeros(0, np.float32)
         self._heard = 0
-        self._open()
+        self._resamplers = Resamplers(rate)
 
-    def _open(self) -> None:
-        self._to_model = soxr.ResampleStream(self._rate, MODEL_RATE, 1, dtype="float32")
-        self._to_output = soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
-        self._flowing = False
+    def state(self) -> bytes:
+        """All that was heard and not shown, without the sound that waits: about 100 KB."""
+        recent, places = self._resamplers.state()
+        arrays: dict[str, NDArray[Any]] = {
+            **self._windower.state(),
+            "recent": recent,
+            "output": np.rint(self._output.clip(-1, 1) * 32767).astype(np.int16),
+        }
+        return pack(arrays, {"places": places, "heard": self._heard, "half": list(self._half)})
+
+    @classmethod
+    def restore(cls, rate: int, state: bytes) -> LiveSound:
+        """The sound that gave ``state``, to be given again what waited."""
+        arrays, facts = unpack(state)
+        known: dict[str, Any] = facts
+        sound = cls(rate)
+        sound._heard, sound._half = known["heard"], bytes(known["half"])
+        sound._windower = LiveWindower.restore(arrays)
+        sound._output = arrays["output"].astype(np.float32) / np.float32(32767)
+        recent = arrays["recent"].astype(np.int16)
+        sound._resamplers, *ready = Resamplers.restore(rate, recent, known["places"])
+        sound._take_in(*ready)
+        return sound
 
     @property
     def heard(self) -> int:
@@ -56,7 +144,8 @@ class LiveSound:
     @property
     def waiting(self) -> bool:
         """Whether any sound is queued that was not shown."""
-        return bool(self._raw) or self._flowing or len(self._output) > 0 or self._windower.rows > 0
+        begun = self._resamplers.flowing or self._windower.rows > 0
+        return bool(self._raw) or begun or len(self._output) > 0
 
     @property
     def missing(self) -> int:
@@ -83,8 +172,7 @@ class LiveSound:
             whole = len(data) // 2 * 2
             self._half = data[whole:]
             if whole:
-                samples = np.frombuffer(data[:whole], "<i2").astype(np.float32)
-                self._feed(samples / np.float32(32768), False)
+                self._feed(np.frombuffer(data[:whole], "<i2").astype(np.int16), last=False)
         return self._windower.rows
 
     def finish_speech(self) -> int:
@@ -93,9 +181,9 @@ class LiveSound:
         Returns the rows that are known. To be called when `fill` left nothing.
         """
         self._half = b""
-        if self._flowing:
-            self._feed(np.zeros(0, np.float32), True)
-            self._open()
+        if self._resamplers.flowing:
+            self._feed(np.zeros(0, np.int16), last=True)
+            self._resamplers = Resamplers(self._rate)
         self._windower.end_of_speech()
         return self._windower.rows
 
@@ -123,14 +211,14 @@ class LiveSound:
         self._half = b""
         self._output = np.zeros(0, np.float32)
         self._windower.drop()
-        self._open()
+        self._resamplers = Resamplers(self._rate)
 
-    def _feed(self, pcm: Floats, last: bool) -> None:
-        self._flowing = True
-        self._output = np.concatenate(
-            [self._output, self._to_output.resample_chunk(pcm, last=last)]
-        )
-        self._windower.push(self._to_model.resample_chunk(pcm, last=last))
+    def _feed(self, pcm: NDArray[np.int16], *, last: bool) -> None:
+        self._take_in(*self._resamplers.feed(pcm, last=last))
+
+    def _take_in(self, model: Floats, output: Floats) -> None:
+        self._output = np.concatenate([self._output, output])
+        self._windower.push(model)
 
 
 @dataclass(frozen=True)
@@ -161,6 +249,21 @@ class Director:
         self._seen_s = now_s  # when the next frame is to be seen
         self._news_s = now_s
         self._speaking = self._settle = self._ended = False
+
+    def state(self, now_s: float) -> dict[str, object]:
+        """What to `resume` with elsewhere, on another clock; without the sound."""
+        return {
+            "ahead_s": self._seen_s - now_s,
+            "speaking": self._speaking,
+            "settle": self._settle,
+            "ended": self._ended,
+        }
+
+    def resume(self, state: Mapping[str, Any], passed_s: float, now_s: float) -> None:
+        """Go on as the director that gave ``state``, ``passed_s`` before ``now_s``."""
+        self._seen_s = now_s + max(0.0, state["ahead_s"] - max(0.0, passed_s))
+        self._speaking, self._settle = state["speaking"], state["settle"]
+        self._ended = state["ended"]
 
     @property
     def due_s(self) -> float:

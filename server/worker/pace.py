@@ -30,6 +30,11 @@ class Pace:
         self._read = max(self._read, index)
         self._moved.set()
 
+    @property
+    def last_read(self) -> int:
+        """The fragment up to which the reader has all; -1 before the first."""
+        return self._read
+
     async def room(self) -> None:
         """Wait until the reader is near enough. Raises `Unwanted` when it does not move."""
         while self._made - self._read >= self._ahead:

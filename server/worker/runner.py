@@ -1,8 +1,8 @@
 """One animation from inputs to fragments: the same code under the worker and `fada animate`.
 
 Knows: how sound becomes windows, windows latents, latents frames and frames fragments, and that
-drawing one window overlaps with the network's next. Does not know where inputs come from, where
-events go, or who else runs.
+drawing one window overlaps with the network's next; and how to go on from a snapshot of another
+run. Does not know where inputs come from, where events go, or who else runs.
 """
 
 from __future__ import annotations
@@ -11,23 +11,34 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.audio.windows import AudioWindower
-from model.conditioning import FPS, Floats, Guidance, Reference, Window
+from model.audio.windows import HOP, PREFIX, AudioWindower
+from model.conditioning import (
+    FPS,
+    SAMPLES_PER_FRAME,
+    Floats,
+    Guidance,
+    Reference,
+    SessionState,
+    Window,
+)
 from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
 from server.media.decode import Speech
 from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from server.protocol import AnimationOptions
+from server.sessions import Snapshot
 from server.worker.batcher import Batcher
 
 _OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+# A windower that begins so many windows early knows the whole past of the one that is wanted.
+_EARLY = -(-PREFIX // HOP)
 
-Emit = Callable[[Started | Fragment], Awaitable[None]]
+Emit = Callable[[Started | Fragment, Snapshot], Awaitable[None]]
 Room = Callable[[], Awaitable[None]]
 
 
@@ -40,11 +51,18 @@ class Piece:
 
 
 class Pieces:
-    """Cuts a speech into `Piece`s, decoding no more than the next one needs."""
+    """Cuts a speech into `Piece`s, decoding no more than the next one needs.
 
-    def __init__(self, speech: Speech) -> None:
+    ``first`` is the first window that is wanted: what lies before it is decoded, but not cut.
+    """
+
+    def __init__(self, speech: Speech, first: int = 0) -> None:
         self._blocks = speech.blocks
         self._windower = AudioWindower()
+        self._early = max(0, first - _EARLY)
+        self._unwanted = first - self._early
+        self._skip = self._early * HOP * SAMPLES_PER_FRAME
+        self._skip_output = first * HOP * _OUTPUT_SAMPLES_PER_FRAME
         self._windows: deque[Window] = deque()
         self._pcm: Floats = np.zeros(0, np.float32)
         self._ended = False
@@ -55,10 +73,13 @@ class Pieces:
             block = next(self._blocks, None)
             if block is None:
                 self._ended = True
-                self._windows += self._windower.finish()
-            else:
-                self._pcm = np.concatenate([self._pcm, block.output])
-                self._windows += self._windower.push(block.model)
+                self._cut(self._windower.finish())
+                continue
+            model, output = block.model[self._skip :], block.output[self._skip_output :]
+            self._skip -= len(block.model) - len(model)
+            self._skip_output -= len(block.output) - len(output)
+            self._pcm = np.concatenate([self._pcm, output])
+            self._cut(self._windower.push(model))
         if not self._windows:
             return None
         window = self._windows.popleft()
@@ -66,6 +87,11 @@ class Pieces:
         count = len(self._pcm) if last else window.frames * _OUTPUT_SAMPLES_PER_FRAME
         pcm, self._pcm = self._pcm[:count], self._pcm[count:]
         return Piece(window, pcm)
+
+    def _cut(self, windows: list[Window]) -> None:
+        for window in windows:
+            if window.index >= self._unwanted:
+                self._windows.append(replace(window, index=window.index + self._early))
 
     def _complete(self) -> bool:
         if not self._windows:
@@ -75,18 +101,19 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Animation:
-    """Everything that one video is made of, ready to run."""
+    """Everything that one video is made of, ready to run, or to go on after ``left``."""
 
     pipeline: AvatarPipeline
     reference: Reference
     size: int
     framing: str
     pieces: Pieces
-    first: Piece
+    first: Piece | None
     total_s: float | None
     guidance: Guidance
     steps: int
     seed: int
+    left: Snapshot | None
 
 
 def prepare(
@@ -95,16 +122,18 @@ def prepare(
     speech: Speech,
     options: AnimationOptions,
     seed: int,
+    left: Snapshot | None = None,
 ) -> Animation:
     """Decode the first piece and settle what the student leaves open; blocks for milliseconds.
 
+    To go on after ``left``, all before it is decoded again.
     Raises `ServiceError` ``invalid_option`` for an avatar of another latent space, and what the
     audio decoder raises.
     """
     check_reference(pipeline, reference)
-    pieces = Pieces(speech)
+    pieces = Pieces(speech, 0 if left is None else left.state.window_index)
     first = pieces.next()
-    if first is None:
+    if first is None and left is None:
         raise ServiceError("empty_audio", "the audio holds no samples")
     guidance, steps = knobs(pipeline, options)
     return Animation(
@@ -118,6 +147,7 @@ def prepare(
         guidance=guidance,
         steps=steps,
         seed=seed,
+        left=left,
     )
 
 
@@ -149,11 +179,13 @@ async def open_video(
     seed: int,
     total_s: float | None,
     pool: Executor,
+    left: Snapshot | None,
 ) -> tuple[FrameDecoder, FragmentedMP4Muxer, Started]:
-    """Prepare to draw and to encode; the event says so."""
+    """Prepare to draw and to encode, or to go on with it after ``left``; the event says so."""
     loop = asyncio.get_running_loop()
     decoder = await loop.run_in_executor(pool, pipeline.space.decoder, reference, size, framing)
-    muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
+    place = () if left is None else (left.video,)
+    muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS, *place)
     started = Started(
         seed=seed,
         width=decoder.width,
@@ -181,7 +213,10 @@ async def run(
     ``room`` is awaited before each window: it returns when the reader keeps up. ``pool`` decodes
     and draws. The first exception of any part ends all of them and is raised.
     """
-    ready: asyncio.Queue[tuple[Piece, Floats] | None] = asyncio.Queue(maxsize=1)
+    left = animation.left
+    if left is not None and left.closed:
+        return _done(left)
+    ready: _Ready = asyncio.Queue(maxsize=1)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_think(animation, session, deadline_s, batcher, pool, ready, room))
@@ -191,36 +226,42 @@ async def run(
     return drawing.result()
 
 
+@dataclass(frozen=True)
+class _Thought:
+    piece: Piece
+    latents: Floats
+    after: SessionState
+
+
+_Ready = asyncio.Queue[_Thought | None]
+
+
 async def _think(
     animation: Animation,
     session: str,
     deadline_s: float,
     batcher: Batcher,
     pool: Executor,
-    ready: asyncio.Queue[tuple[Piece, Floats] | None],
+    ready: _Ready,
     room: Room,
 ) -> None:
     loop = asyncio.get_running_loop()
-    state = animation.pipeline.start(animation.seed)
-    piece: Piece | None = animation.first
+    state = _begin(animation)
+    begin_s = deadline_s - state.frames_done / FPS
+    piece = animation.first
     while piece is not None:
         await room()
         task = WindowTask(
             piece.window, state, animation.reference, animation.guidance, animation.steps
         )
-        due_s = deadline_s + state.frames_done / FPS
+        due_s = begin_s + state.frames_done / FPS
         latents, state = await batcher.step(session, due_s, task)
-        await ready.put((piece, latents))
+        await ready.put(_Thought(piece, latents, state))
         piece = await loop.run_in_executor(pool, animation.pieces.next)
     await ready.put(None)
 
 
-async def _draw(
-    animation: Animation,
-    pool: Executor,
-    ready: asyncio.Queue[tuple[Piece, Floats] | None],
-    emit: Emit,
-) -> Done:
+async def _draw(animation: Animation, pool: Executor, ready: _Ready, emit: Emit) -> Done:
     loop = asyncio.get_running_loop()
     # Preparing to draw takes as long as the network's first window: both go on at once.
     decoder, muxer, started = await open_video(
@@ -231,23 +272,36 @@ async def _draw(
         animation.seed,
         animation.total_s,
         pool,
+        animation.left,
     )
-    await emit(started)
-    index = frames = samples = 0
-    while (item := await ready.get()) is not None:
-        piece, latents = item
-        drawn = decoder.decode(latents)
-        data = await loop.run_in_executor(pool, muxer.add, drawn, piece.pcm)
-        await emit(fragment(index, frames, piece.window.frames, data))
-        index, frames, samples = index + 1, frames + piece.window.frames, samples + len(piece.pcm)
+    now = Snapshot(_begin(animation), muxer.state())
+    if animation.left is None:
+        await emit(started, now)
+    while (thought := await ready.get()) is not None:
+        drawn = decoder.decode(thought.latents)
+        data = await loop.run_in_executor(pool, muxer.add, drawn, thought.piece.pcm)
+        first = now.state.frames_done
+        event = fragment(now.video.sequence, first, len(thought.latents), data)
+        now = Snapshot(thought.after, muxer.state())
+        await emit(event, now)
     data = await loop.run_in_executor(pool, muxer.close)
     if data:
-        await emit(fragment(index, frames, 0, data))
-    return Done(frames=frames, duration_s=samples / SAMPLE_RATE)
+        event = fragment(now.video.sequence, now.state.frames_done, 0, data)
+        await emit(event, replace(now, closed=True))
+    return _done(now)
+
+
+def _begin(animation: Animation) -> SessionState:
+    left = animation.left
+    return animation.pipeline.start(animation.seed) if left is None else left.state
+
+
+def _done(now: Snapshot) -> Done:
+    return Done(frames=now.state.frames_done, duration_s=now.video.samples_in / SAMPLE_RATE)
 
 
 def fragment(index: int, first_frame: int, frames: int, data: bytes) -> Fragment:
-    """The event of one encoded fragment of an animation."""
+    """The event of one encoded fragment."""
     return Fragment(
         index=index,
         first_frame=first_frame,

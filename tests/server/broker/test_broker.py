@@ -14,7 +14,7 @@ from server.broker import messages, redis
 from server.broker.client import Client, give_up
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.liveness import bury
-from server.broker.work import Claim, Limits, Work
+from server.broker.work import LEASE_S, START, Claim, Limits, Work
 from server.errors import ServiceError
 from server.protocol import AnimationOptions, AvatarView, FaceView, ModelView
 
@@ -41,10 +41,14 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 async def halves(url: str, max_jobs: int = 4) -> AsyncIterator[tuple[Client, Work]]:
     async with redis.connect(url) as connection:
         await connection.redis.flushall()
-        work = Work(connection, "w1", Limits(100, 100, max_avatars=2, max_videos=2))
+        work = worker(connection, "w1")
         await work.join()
-        await work.beat([MODEL])
+        await work.beat(messages.Beat(models=[MODEL], live_places=2))
         yield Client(connection, max_jobs, 100), work
+
+
+def worker(connection: redis.Connection, name: str) -> Work:
+    return Work(connection, name, Limits(100, 100, max_avatars=2, max_videos=2))
 
 
 def wish(*, keep: bool = False) -> messages.AnimateRequest:
@@ -64,10 +68,19 @@ def fragment(index: int) -> messages.Fragment:
     )  # fmt: skip
 
 
-async def taken(work: Work) -> Claim:
-    claim = await work.claim()
+async def taken(work: Work, kind: str = "animate") -> Claim:
+    claim = await work.claim(kind)
     assert claim is not None
     return claim
+
+
+async def say(work: Work, claim: Claim, number: int, event: messages.Progress) -> bool:
+    return await work.publish(claim, number, event, b"state %d" % number, START)
+
+
+async def told(work: Work, job_id: str, after: str = START) -> list[messages.AnyCommand]:
+    """What is there now."""
+    return [command for _, command in await anext(work.commands(job_id, after))]
 
 
 async def all_of(client: Client, job_id: str, *, consume: bool) -> list[messages.AnyEvent]:
@@ -76,21 +89,21 @@ async def all_of(client: Client, job_id: str, *, consume: bool) -> list[messages
 
 async def keys(client: Client) -> set[str]:
     found = {key.decode() for key in await client.connection.redis.keys("*")}
-    return found - {redis.JOBS, redis.WORKERS, redis.worker_key("w1")}
+    queues = {redis.queue_key(kind) for kind in redis.QUEUES}
+    return found - queues - {redis.WORKERS, redis.worker_key("w1")}
 
 
 async def test_a_job_goes_over_and_its_video_comes_back(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
-        assert claim == Claim(job_id, wish())
+        assert (claim.job_id, claim.request, claim.saved) == (job_id, wish(), None)
         assert await work.part(job_id, "audio") == b"sound"
         sent = [started(), fragment(0), fragment(1)]
-        for event in sent:
-            assert await work.publish(job_id, event)
+        for number, event in enumerate(sent):
+            assert await say(work, claim, number + 1, event)
         done = messages.Done(frames=16, duration_s=0.64)
-        await work.end(job_id, done)
-        await work.release(claim)
+        await work.end(claim, done)
         got = await all_of(client, job_id, consume=True)
         assert got == [messages.Queued(), *sent, done]
         await give_up(client, job_id)
@@ -104,14 +117,13 @@ async def test_a_job_goes_over_and_its_video_comes_back(url: str) -> None:
 async def test_the_worker_hears_what_was_read(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
-        await taken(work)
-        await work.publish(job_id, fragment(0))
-        await work.publish(job_id, fragment(1))
-        commands, events = work.commands(job_id), client.follow(job_id, consume=True)
-        assert await anext(commands) == messages.Read(index=-1)
+        claim = await taken(work)
+        await say(work, claim, 1, fragment(0))
+        await say(work, claim, 2, fragment(1))
+        events = client.follow(job_id, consume=True)
         for _ in range(3):
             await anext(events)
-        assert await anext(commands) == messages.Read(index=0)
+        assert await told(work, job_id) == [messages.Read(index=-1), messages.Read(index=0)]
         assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
 
 
@@ -120,8 +132,8 @@ async def test_a_reader_waits_for_what_is_still_being_made(url: str) -> None:
         job_id = await client.submit(wish(), PARTS)
         reading = asyncio.create_task(all_of(client, job_id, consume=True))
         claim = await taken(work)
-        await work.publish(job_id, started())
-        await work.end(claim.job_id, messages.Failed(code="empty_audio", detail="nothing"))
+        await say(work, claim, 1, started())
+        await work.end(claim, messages.Failed(code="empty_audio", detail="nothing"))
         assert (await asyncio.wait_for(reading, 10))[-1] == messages.Failed(
             code="empty_audio", detail="nothing"
         )
@@ -133,10 +145,9 @@ async def test_a_kept_video_can_be_read_again_and_old_ones_go(url: str) -> None:
         for _ in range(3):
             ids.append(await client.submit(wish(keep=True), PARTS))
             claim = await taken(work)
-            await work.publish(claim.job_id, started())
-            await work.publish(claim.job_id, fragment(0))
-            await work.end(claim.job_id, messages.Done(frames=8, duration_s=0.32))
-            await work.release(claim)
+            await say(work, claim, 1, started())
+            await say(work, claim, 2, fragment(0))
+            await work.end(claim, messages.Done(frames=8, duration_s=0.32))
         assert [await client.keeps_video(job_id) for job_id in ids] == [False, True, True]
         once = await all_of(client, ids[2], consume=False)
         assert fragment(0) in once
@@ -158,13 +169,11 @@ async def test_a_running_job_hears_that_it_is_cancelled(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
-        commands = work.commands(job_id)
-        await anext(commands)
+        assert await work.renew([claim]) == [True]
         await give_up(client, job_id)
-        assert await anext(commands) == messages.Cancel()
-        assert not await work.publish(job_id, fragment(0))
-        await work.end(job_id, messages.Done(frames=0, duration_s=0.0))
-        await work.release(claim)
+        assert await work.renew([claim]) == [False]
+        assert not await say(work, claim, 1, fragment(0))
+        await work.end(claim, messages.Done(frames=0, duration_s=0.0))
         view = await client.view(job_id)
         assert view is not None and view.status == "cancelled"
         assert await keys(client) == {redis.job_key(job_id)}
@@ -178,8 +187,9 @@ async def test_when_all_places_are_taken_it_is_busy(url: str) -> None:
             await client.submit(wish(), PARTS)
         assert caught.value.code == "busy"
         assert len(await keys(client)) == 2 * 4  # nothing of the refused one
-        await taken(work)
-        await work.end(first, messages.Done(frames=0, duration_s=0.0))
+        claim = await taken(work)
+        assert claim.job_id == first
+        await work.end(claim, messages.Done(frames=0, duration_s=0.0))
         await client.submit(wish(), PARTS)
 
 
@@ -187,27 +197,25 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
     async with halves(url) as (client, work):
         kept = await client.submit(wish(keep=True), PARTS)
         claim = await taken(work)
-        await work.publish(kept, fragment(0).model_copy(update={"data": bytes(4 << 20)}))
-        await work.end(kept, messages.Done(frames=8, duration_s=0.32))
-        await work.release(claim)
+        await say(work, claim, 1, fragment(0).model_copy(update={"data": bytes(4 << 20)}))
+        await work.end(claim, messages.Done(frames=8, duration_s=0.32))
         await work.save_avatar(avatar("a"), b"a")
         running = await client.submit(wish(), PARTS)
         claim = await taken(work)
         used = (await client.connection.redis.info("memory"))["used_memory"]
         await client.connection.redis.config_set("maxmemory", used - (1 << 20))
         try:
-            assert await work.publish(running, fragment(0))  # what is kept makes room
+            assert await say(work, claim, 1, fragment(0))  # what is kept makes room
             assert not await client.keeps_video(kept)
             assert await client.avatar("a") is not None
             await client.connection.redis.config_set("maxmemory", 1)
-            for full in (client.submit(wish(), PARTS), work.publish(running, fragment(1))):
+            for full in (client.submit(wish(), PARTS), say(work, claim, 2, fragment(1))):
                 with pytest.raises(ServiceError) as caught:
                     await full
                 assert caught.value.code == "busy"
             assert await client.avatar("a") is None
             # What was taken can still be given back.
-            await work.end(running, messages.Failed(code="busy", detail="full"))
-            await work.release(claim)
+            await work.end(claim, messages.Failed(code="busy", detail="full"))
             await client.forget(running)
         finally:
             await client.connection.redis.config_set("maxmemory", 0)
@@ -223,31 +231,128 @@ async def test_without_a_worker_nothing_is_taken(url: str) -> None:
         assert (await client.models()).models == []
 
 
-async def test_the_jobs_of_a_dead_worker_end_with_an_error(url: str) -> None:
+async def test_another_worker_goes_on_where_a_dead_one_stopped(url: str) -> None:
+    async with halves(url) as (client, work):
+        other = worker(client.connection, "w2")
+        job_id = await client.submit(wish(), PARTS)
+        claim = await taken(work)
+        await say(work, claim, 1, started())
+        await say(work, claim, 2, fragment(0))
+        assert await other.take_over("animate") is None  # the lease is young
+        await bury(client.connection, "w1")
+        again = await other.take_over("animate")
+        assert again is not None
+        assert (again.job_id, again.request, again.events) == (job_id, wish(), 2)
+        assert (again.saved, again.tries) == (b"state 2", 1)
+        assert await other.take_over("animate") is None
+        assert await other.part(job_id, "audio") == b"sound"
+        # Who was thought dead can do no harm.
+        assert await work.renew([claim]) == [False]
+        assert not await say(work, claim, 3, fragment(1))
+        await work.end(claim, messages.Failed(code="internal_error", detail="late"))
+        assert await say(other, again, 3, fragment(1))
+        done = messages.Done(frames=16, duration_s=0.64)
+        await other.end(again, done)
+        got = await all_of(client, job_id, consume=True)
+        assert got == [messages.Queued(), started(), fragment(0), fragment(1), done]
+
+
+async def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends(url: str) -> None:
+    async with halves(url) as (client, work):
+        other = worker(client.connection, "w2")
+        await client.submit(wish(), PARTS)
+        claim = await taken(work)
+        for _ in range(5):
+            await asyncio.sleep(LEASE_S / 3)
+            assert await work.renew([claim]) == [True]
+            assert await other.take_over("animate") is None
+        await asyncio.sleep(LEASE_S * 1.1)
+        assert await other.take_over("animate") is not None
+
+
+async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
+    async with halves(url) as (client, work):
+        other = worker(client.connection, "w2")
+        await client.submit(wish(), PARTS)
+        claim = await taken(work)
+        await work.let_go([claim])
+        again = await other.take_over("animate")
+        assert again is not None and again.job_id == claim.job_id
+        await work.let_go([claim])  # no longer his to give
+        assert await work.take_over("animate") is None
+
+
+async def test_tries_without_progress_are_counted(url: str) -> None:
+    async with halves(url) as (client, work):
+        await client.submit(wish(), PARTS)
+        claim: Claim | None = await taken(work)
+        for tries in (1, 2, 3):
+            assert claim is not None and claim.tries == tries
+            await work.let_go([claim])
+            claim = await work.take_over("animate")
+        assert claim is not None
+        await say(work, claim, 1, started())
+        await work.let_go([claim])
+        claim = await work.take_over("animate")
+        assert claim is not None and claim.tries == 1
+
+
+async def test_what_is_done_twice_happens_once(url: str) -> None:
+    """An answer that was lost on its way makes a client ask again."""
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
+        claim = await taken(work)
+        for _ in range(2):
+            assert await say(work, claim, 1, started())
+            assert await client.tell(job_id, 1, messages.End())
+        assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
+        assert await told(work, job_id) == [messages.Read(index=-1), messages.End()]
+        for _ in range(2):
+            await work.end(claim, messages.Done(frames=0, duration_s=0.0))
+        assert await client.connection.redis.xlen(redis.out_key(job_id)) == 3
+
+
+async def test_a_server_that_lost_everything_is_joined_again(url: str) -> None:
+    async with halves(url) as (client, work):
+        job_id = await client.submit(wish(), PARTS)
+        claim = await taken(work)
+        await client.connection.redis.flushall()
+        assert await all_of(client, job_id, consume=True) == []
+        assert await work.renew([claim]) == [False]
+        assert not await say(work, claim, 1, started())
+        assert await work.claim("animate") is None
+        assert await work.take_over("live") is None
+        await work.beat(messages.Beat(models=[MODEL], live_places=2))
+        job_id = await client.submit(wish(), PARTS)
+        assert (await taken(work)).job_id == job_id
+
+
+async def test_workers_long_gone_are_forgotten(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.broker.work._FORGET_MS", 0)
+    async with halves(url) as (client, work):
+        await client.submit(wish(), PARTS)
         await taken(work)
-        await work.publish(job_id, started())
-        await bury(client.connection, "w1")
-        ending = (await all_of(client, job_id, consume=True))[-1]
-        assert isinstance(ending, messages.Failed) and "gone" in ending.detail
-        view = await client.view(job_id)
-        assert view is not None and view.status == "failed"
-        assert view.error is not None and view.error.code == "internal_error"
-        assert await client.connection.redis.xlen(redis.JOBS) == 0
+        for n in range(3):
+            await worker(client.connection, f"gone{n}").claim("animate")
+        await asyncio.sleep(0.01)
+        await worker(client.connection, "w2").join()
+        queue = redis.queue_key("animate")
+        known = await client.connection.redis.xinfo_consumers(queue, redis.GROUP)
+        assert [consumer["name"] for consumer in known] == [b"w1"]  # it holds a job
 
 
 async def test_avatars_are_kept_and_the_longest_unused_goes(url: str) -> None:
     async with halves(url) as (client, work):
         for name in ("a", "b"):
             await work.save_avatar(avatar(name), name.encode())
-        assert await work.load_avatar("a") == b"a"
+        assert await work.load_avatar("a", "j1") == b"a"
         await work.save_avatar(avatar("c"), b"c")
         assert await client.avatar("a") == avatar("a")
         assert await client.avatar("b") is None
         assert await client.delete_avatar("a")
         assert not await client.delete_avatar("a")
-        assert await work.load_avatar("a") is None
+        assert await work.load_avatar("a", "j2") is None
+        assert await work.load_avatar("a", "j1") == b"a"  # whose job goes on
 
 
 def avatar(name: str) -> AvatarView:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from server.broker import messages, redis
+from server.broker import messages
 from server.broker.client import give_up
+from server.broker.work import START
 from server.errors import ServiceError
 from server.protocol import AnimationOptions
-from tests.server.broker.test_broker import fragment, halves, keys, started, url
+from tests.server.broker.test_broker import (
+    fragment,
+    halves,
+    keys,
+    say,
+    started,
+    taken,
+    told,
+    url,
+)
+from tests.server.broker.test_broker import wish as offline
 
 __all__ = ["url"]  # the fixture: Valkey, and Redis if there
 
@@ -29,53 +40,68 @@ def wish() -> messages.LiveRequest:
     )
 
 
-async def test_commands_come_in_order_from_before_the_claim_on_and_are_gone(url: str) -> None:
+async def test_commands_come_in_order_and_stay_until_a_snapshot_holds_them(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
-        assert await client.tell(job_id, COMMANDS[0])
-        claim = await work.claim()
-        assert claim is not None and claim.request == wish()
-        for command in COMMANDS[1:]:
-            assert await client.tell(job_id, command)
-        listener = work.commands(job_id)
-        heard = [await anext(listener) for _ in range(len(COMMANDS) + 1)]
-        assert sorted(heard, key=lambda c: isinstance(c, messages.Read))[:-1] == COMMANDS
-        assert await client.tell(job_id, messages.End())
-        await anext(listener)  # so all before it have been dealt with
-        assert await client.connection.redis.xlen(redis.in_key(job_id)) == 1
+        assert await client.tell(job_id, 1, COMMANDS[0])
+        claim = await taken(work, "live")
+        assert claim.request == wish()
+        listener = work.commands(job_id, START)
+        heard = await anext(listener)
+        assert [command for _, command in heard] == [COMMANDS[0], messages.Read(index=-1)]
+        for number, command in enumerate(COMMANDS[1:]):
+            assert await client.tell(job_id, number + 2, command)
+            heard += await anext(listener)
+        assert [command for _, command in heard][2:] == COMMANDS[1:]
+        assert await told(work, job_id) == [command for _, command in heard]
+        assert await work.publish(claim, 1, started(), b"state", heard[2][0])
+        assert await told(work, job_id) == COMMANDS[2:]
+        assert await told(work, job_id, heard[4][0]) == COMMANDS[4:]
+
+
+async def test_too_many_commands_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.broker.client._MAX_COMMANDS", 3)
+    async with halves(url) as (client, _):
+        job_id = await client.submit(wish(), {})
+        for number in range(3):
+            assert await client.tell(job_id, number + 1, messages.Interrupt())
+        with pytest.raises(ServiceError) as caught:
+            await client.tell(job_id, 4, messages.Interrupt())
+        assert caught.value.code == "too_large"
 
 
 async def test_nothing_of_an_ended_session_stays(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
-        claim = await work.claim()
-        assert claim is not None
-        await work.publish(job_id, started())
-        await work.publish(job_id, messages.Interrupted(at_s=0.0, heard=0))
-        await work.publish(job_id, fragment(0))
+        claim = await taken(work, "live")
+        await say(work, claim, 1, started())
+        await say(work, claim, 2, messages.Interrupted(at_s=0.0, heard=0))
+        await say(work, claim, 3, fragment(0))
         await give_up(client, job_id, live=True)
-        assert not await work.publish(job_id, fragment(1))
-        assert not await client.tell(job_id, messages.End())
-        await work.end(job_id, messages.Done(frames=8, duration_s=0.32))
-        await work.release(claim)
+        assert not await say(work, claim, 4, fragment(1))
+        assert not await client.tell(job_id, 1, messages.End())
+        await work.end(claim, messages.Done(frames=8, duration_s=0.32))
         assert await keys(client) == set()
 
 
 async def test_a_session_that_was_given_up_before_its_claim_leaves_nothing(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
-        await client.tell(job_id, messages.Sound(data=b"12"))
+        await client.tell(job_id, 1, messages.Sound(data=b"12"))
         await give_up(client, job_id, live=True)
-        assert await work.claim() is None
-        assert await client.connection.redis.ttl(redis.in_key(job_id)) <= 600
+        assert await work.claim("live") is None
+        assert await keys(client) == set()
 
 
-async def test_live_sessions_are_refused_before_offline_jobs_are(url: str) -> None:
+async def test_each_kind_of_job_has_places_of_its_own(url: str) -> None:
     async with halves(url, max_jobs=4) as (client, _):
-        assert await client.live_places(2) == 2  # one worker
-        for _ in range(2):
-            await client.submit(wish(), {}, places=2)
+        for _ in range(2):  # as many as the worker says that it can hold
+            await client.submit(wish(), {})
         with pytest.raises(ServiceError, match="all 2 places") as caught:
-            await client.submit(wish(), {}, places=2)
+            await client.submit(wish(), {})
         assert caught.value.code == "busy"
+        for _ in range(4):
+            await client.submit(offline(), {})
+        with pytest.raises(ServiceError, match="all 4 places"):
+            await client.submit(offline(), {})
         await client.submit(messages.AvatarRequest(model="fake", avatar_id="a"), {})

@@ -10,6 +10,7 @@ import numpy as np
 
 from server.broker import messages
 from server.protocol import AnimationOptions
+from server.sessions import Snapshot
 from server.worker.batcher import Batcher
 from server.worker.live import LiveInput, LiveSession
 from tests.server.fake_pipeline import RED_STEP, FakePipeline
@@ -31,7 +32,7 @@ def play(commands: list[messages.LiveCommand], at: dict[int, messages.LiveComman
     async def session() -> None:
         heard = LiveInput(request, time.monotonic)
 
-        async def emit(event: messages.Progress) -> None:
+        async def emit(event: messages.Progress, snapshot: Snapshot) -> None:
             events.append(event)
             if isinstance(event, messages.Fragment) and event.index in at:
                 heard.hear(at[event.index])

@@ -14,6 +14,7 @@ from server.errors import ServiceError
 from server.media.decode import MODEL_RATE, Block, Speech
 from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AnimationOptions
+from server.sessions import Snapshot
 from server.worker.batcher import Batcher
 from server.worker.runner import Pieces, prepare, run
 from tests.server.fake_pipeline import BLUE_STEP, GREEN_STEP, RED_STEP, FakePipeline
@@ -46,7 +47,7 @@ def animate(
         animation = prepare(pipeline, reference, speeches[n], options, seed=3 + n)
         events: Events = []
 
-        async def emit(event: Started | Fragment) -> None:
+        async def emit(event: Started | Fragment, snapshot: Snapshot) -> None:
             events.append(event)
 
         async def room() -> None:

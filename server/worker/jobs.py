@@ -1,0 +1,188 @@
+"""What a job of each kind does, from its claim to its ending.
+
+Knows: which inputs a job has, which snapshot it goes on from, and that every event goes out
+together with the next one. Does not know claiming, leases or draining (`server.worker.worker`),
+nor how a video is made (`server.worker.runner`, `server.worker.live`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from server.broker import messages
+from server.broker.work import START, Claim
+from server.errors import ServiceError
+from server.media.decode import decode_audio
+from server.media.fmp4 import SAMPLE_RATE
+from server.protocol import AvatarView, FaceView
+from server.sessions import Heard, Inbox, Snapshot, pack_saved, unpack_saved
+from server.worker.live import LiveInput, LiveSession, go_on_hearing
+from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Pace, Unwanted
+from server.worker.runner import prepare, run
+from server.worker.tasks import cancelled
+from server.worker.workshop import Workshop
+
+_MAX_TRIES = 5
+
+
+async def do(shop: Workshop, claim: Claim) -> messages.AvatarMade | messages.Done:
+    """The whole job, or what another worker left of it.
+
+    Raises `ServiceError` for input that cannot be used, `Unwanted` when nobody reads, or the job
+    has ended or is another worker's.
+    """
+    if claim.tries > _MAX_TRIES:
+        raise ServiceError(
+            "internal_error", f"{_MAX_TRIES} workers ended without getting on with the job"
+        )
+    if isinstance(claim.request, messages.AnimateRequest):
+        return await Animation(shop, claim).make(claim.request)
+    if isinstance(claim.request, messages.LiveRequest):
+        return await Conversation(shop, claim).make(claim.request)
+    return await _make_avatar(shop, claim.job_id, claim.request)
+
+
+async def _make_avatar(
+    shop: Workshop, job_id: str, request: messages.AvatarRequest
+) -> messages.AvatarMade:
+    reference = await shop.reference(job_id, None, shop.batcher(request.model).pipeline)
+    avatar = AvatarView(
+        avatar_id=request.avatar_id,
+        width=reference.width,
+        height=reference.height,
+        face=FaceView(box=reference.face_box, confidence=reference.face_confidence),
+    )
+    await shop.work.save_avatar(avatar, reference.to_bytes())
+    return messages.AvatarMade(avatar=avatar)
+
+
+class _Video:
+    """What a job hears, and what it publishes with its snapshots."""
+
+    def __init__(self, shop: Workshop, claim: Claim, ahead: int) -> None:
+        self._shop, self._claim = shop, claim
+        self._published = claim.events
+        self._left: Snapshot | None = None
+        self._from = Heard(START, 0, -1)
+        self._pace = Pace(ahead, PATIENCE_S)
+        if claim.saved is not None:
+            self._left, self._from = unpack_saved(claim.saved)
+            self._pace.made(self._left.video.sequence - 1)
+            self._pace.read(self._from.read)
+        self._inbox = Inbox(self._from.entry, self._from.edge)
+        self._commands = shop.work.commands(claim.job_id, self._from.entry)
+
+    async def _listening(self, job: Coroutine[Any, Any, messages.Done]) -> messages.Done:
+        """Do the job while what its readers say is heard."""
+        main = asyncio.create_task(job)
+        watch = asyncio.create_task(self._listen())
+        try:
+            await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not main.done():
+                watch.result()
+            return await main
+        finally:
+            await cancelled([main, watch])
+
+    async def _listen(self) -> None:
+        async for commands in self._commands:
+            self._hear_all(commands)
+
+    def _hear_all(self, commands: list[tuple[str, messages.AnyCommand]]) -> None:
+        for entry, command in commands:
+            sound = len(command.data) if isinstance(command, messages.Sound) else 0
+            self._inbox.note(entry, sound)
+            if isinstance(command, messages.Read):
+                self._pace.read(command.index)
+            else:
+                self._hear(command)
+
+    def _hear(self, command: messages.LiveCommand) -> None:
+        """A video of a speech that is there whole is told nothing."""
+
+    async def _publish(self, event: messages.Progress, snapshot: Snapshot) -> None:
+        """One event with the snapshot after it."""
+        if isinstance(event, messages.Fragment):
+            self._pace.made(event.index)
+        entry, edge = self._inbox.held(self._taken())
+        saved = pack_saved(snapshot, Heard(entry, edge, self._pace.last_read))
+        self._published += 1
+        work = self._shop.work
+        if not await work.publish(self._claim, self._published, event, saved, entry):
+            raise Unwanted("it has ended, or another worker has it")
+
+    def _taken(self) -> int:
+        """How many bytes of sound the state has taken in."""
+        return 0
+
+
+class Animation(_Video):
+    """The video of a speech that is there whole."""
+
+    def __init__(self, shop: Workshop, claim: Claim) -> None:
+        super().__init__(shop, claim, AHEAD)
+
+    async def make(self, request: messages.AnimateRequest) -> messages.Done:
+        """From the uploads, or from the snapshot on."""
+        return await self._listening(self._make(request))
+
+    async def _make(self, request: messages.AnimateRequest) -> messages.Done:
+        shop, job_id = self._shop, self._claim.job_id
+        deadline_s = math.inf if request.keep else time.monotonic()
+        batcher = shop.batcher(request.model)
+        audio = await shop.part(job_id, "audio")
+        loop = asyncio.get_running_loop()
+        speech = await loop.run_in_executor(
+            shop.pool, decode_audio, audio, SAMPLE_RATE, shop.max_audio_s
+        )
+        pipeline = batcher.pipeline
+        reference = await shop.reference(job_id, request.avatar_id, pipeline)
+        wishes = (request.options, request.seed, self._left)
+        animation = await loop.run_in_executor(
+            shop.pool, prepare, pipeline, reference, speech, *wishes
+        )
+
+        async def room() -> None:
+            if not request.keep:
+                await self._pace.room()
+
+        return await run(animation, job_id, deadline_s, batcher, shop.pool, self._publish, room)
+
+
+class Conversation(_Video):
+    """A live session."""
+
+    def __init__(self, shop: Workshop, claim: Claim) -> None:
+        super().__init__(shop, claim, LIVE_AHEAD)
+        self._input: LiveInput | None = None
+
+    async def make(self, request: messages.LiveRequest) -> messages.Done:
+        """From the start, or from the snapshot on; what was said since is heard first."""
+        left = self._left
+        if left is None:
+            heard = LiveInput(request, time.monotonic)
+        else:
+            heard = go_on_hearing(request, time.monotonic, left, self._from.edge)
+        self._input = heard
+        self._hear_all(await anext(self._commands))
+        return await self._listening(self._make(request, heard))
+
+    async def _make(self, request: messages.LiveRequest, heard: LiveInput) -> messages.Done:
+        shop, job_id = self._shop, self._claim.job_id
+        batcher = shop.batcher(request.model)
+        pipeline = batcher.pipeline
+        reference = await shop.reference(job_id, request.avatar_id, pipeline)
+        ways = (self._publish, self._pace.room, shop.live_pool)
+        session = LiveSession(pipeline, reference, request, heard, *ways, self._left)
+        return await session.run(job_id, batcher)
+
+    def _hear(self, command: messages.LiveCommand) -> None:
+        if self._input is not None:
+            self._input.hear(command)
+
+    def _taken(self) -> int:
+        return 0 if self._input is None else self._input.sound.heard

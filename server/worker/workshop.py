@@ -1,0 +1,76 @@
+"""What all jobs of a worker share: loaded networks, threads, inputs.
+
+Knows: which threads do what, and where a job's inputs lie. Does not know what jobs do with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from model.conditioning import Reference
+from model.pipeline import AvatarPipeline
+from server.broker.work import Work
+from server.errors import ServiceError
+from server.worker.batcher import Batcher
+from server.worker.portraits import encode_portrait
+
+
+class Workshop:
+    """``pipelines`` by name. `serve` must be running while jobs are."""
+
+    def __init__(
+        self, work: Work, pipelines: dict[str, AvatarPipeline], max_audio_s: float
+    ) -> None:
+        self.work, self.max_audio_s = work, max_audio_s
+        cores = os.cpu_count() or 1
+        self._network = ThreadPoolExecutor(1, "network")
+        self._portraits = ThreadPoolExecutor(1, "portraits")  # the trackers are not thread-safe
+        # Two, so that no live fragment waits in line behind an offline one.
+        self.live_pool = ThreadPoolExecutor(cores, "live")
+        self.pool = ThreadPoolExecutor(cores, "draw")
+        self._batchers = {name: Batcher(p, self._network) for name, p in pipelines.items()}
+
+    async def serve(self) -> None:
+        """Run the networks for ever."""
+        async with asyncio.TaskGroup() as group:
+            for batcher in self._batchers.values():
+                group.create_task(batcher.run())
+
+    def close(self) -> None:
+        """Give the threads back."""
+        for executor in (self._network, self._portraits, self.live_pool, self.pool):
+            executor.shutdown(cancel_futures=True)
+
+    def batcher(self, model: str) -> Batcher:
+        """Raises `ServiceError` ``invalid_option`` for a model that is not loaded."""
+        if model not in self._batchers:
+            raise ServiceError(
+                "invalid_option",
+                f"model is {model!r}; this worker has {', '.join(self._batchers)}",
+            )
+        return self._batchers[model]
+
+    async def part(self, job_id: str, part: str) -> bytes:
+        """An upload. Raises `ServiceError` ``not_found`` when it has expired."""
+        blob = await self.work.part(job_id, part)
+        if blob is None:
+            raise ServiceError("not_found", f"the uploaded {part} has expired")
+        return blob
+
+    async def reference(
+        self, job_id: str, avatar_id: str | None, pipeline: AvatarPipeline
+    ) -> Reference:
+        """The avatar's, or that of the uploaded portrait.
+
+        Raises `ServiceError` for a portrait that cannot be used, or an avatar that is gone.
+        """
+        if avatar_id is None:
+            portrait = await self.part(job_id, "portrait")
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._portraits, encode_portrait, pipeline, portrait)
+        packed = await self.work.load_avatar(avatar_id, job_id)
+        if packed is None:
+            raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
+        return Reference.from_bytes(packed)
