@@ -135,6 +135,9 @@ def _open_aac() -> AudioCodecContext:
     audio.bit_rate = _BIT_RATE
     audio.time_base = Fraction(1, SAMPLE_RATE)
     audio.flags |= Flags.global_header
+    # The default search for what an ear may miss takes nearly as long as the pictures' encoder, and
+    # at this rate it leaves more noise: 23 dB below the sound of `docs/examples`, not 41.
+    audio.options = {"aac_coder": "fast"}
     audio.open()
     return audio
 
