@@ -8,6 +8,7 @@ Knows the portrait's pixels and geometry; does not know networks, time or video.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import cv2
 import numpy as np
@@ -90,6 +91,12 @@ class PortraitRenderer:
         self._eyes = [Eyeball.of(padded, placed, eye) for eye in EYES]
         self._mouth = Mouth.of(padded, placed, self._shape)
         self.rest = self._shape.rest
+
+    def twin(self) -> PortraitRenderer:
+        """Another one of the same portrait: what is prepared is shared, the buffers are its own."""
+        other = copy(self)
+        other._out = np.empty_like(self._out)
+        return other
 
     def render(
         self, coefficients: Floats, pose: Floats, out: NDArray[np.uint8] | None = None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from model.conditioning import Floats, Reference
 from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
 from model.motion.geometry import EYES, FaceShape, face_basis, hide_teeth
+from model.motion.prepared import PreparedRenderers
 from model.motion.renderer import PortraitRenderer
 from model.portrait.landmarks import FaceTracker
 from model.portrait.person import PersonMask
@@ -20,6 +21,8 @@ from model.portrait.person import PersonMask
 # What is kept of the uploaded picture: no video is larger than 1024 pixels, and its crop may take
 # a part of the picture only.
 MAX_KEPT_SIDE = 2048
+# Some ten megabytes each at 512 pixels.
+KEPT_RENDERERS = 16
 
 
 class MotionSpace:
@@ -31,6 +34,7 @@ class MotionSpace:
     def __init__(self, threads: int = 1) -> None:
         """Loads the tracker and compiles the drawing kernels: seconds on a machine's first time."""
         self._tracker = FaceTracker(threads)
+        self._prepared = PreparedRenderers(_prepare, KEPT_RENDERERS)
         _draw_once()
 
     def encode_reference(self, picture: NDArray[np.uint8]) -> Reference:
@@ -68,22 +72,26 @@ class MotionSpace:
             raise ValueError(
                 f"the reference is of the {reference.latent_space!r} space, not {self.name!r}"
             )
-        arrays = reference.arrays
-        square = arrays["person_square"]
-        return PortraitRenderer(
-            picture=arrays["picture"].astype(np.uint8, copy=False),
-            landmarks=arrays["landmarks"].astype(np.float32, copy=False),
-            coefficients=arrays["coefficients"].astype(np.float32, copy=False),
-            person=PersonMask(
-                whole=arrays["person"].astype(np.float32) / 255.0,
-                close=arrays["person_close"].astype(np.float32) / 255.0,
-                square=(float(square[0]), float(square[1]), float(square[2])),
-                width=arrays["picture"].shape[1],
-                height=arrays["picture"].shape[0],
-            ),
-            size=size,
-            framing=framing,
-        )
+        return self._prepared.renderer(reference, size, framing)
+
+
+def _prepare(reference: Reference, size: int, framing: str) -> PortraitRenderer:
+    arrays = reference.arrays
+    square = arrays["person_square"]
+    return PortraitRenderer(
+        picture=arrays["picture"].astype(np.uint8, copy=False),
+        landmarks=arrays["landmarks"].astype(np.float32, copy=False),
+        coefficients=arrays["coefficients"].astype(np.float32, copy=False),
+        person=PersonMask(
+            whole=arrays["person"].astype(np.float32) / 255.0,
+            close=arrays["person_close"].astype(np.float32) / 255.0,
+            square=(float(square[0]), float(square[1]), float(square[2])),
+            width=arrays["picture"].shape[1],
+            height=arrays["picture"].shape[0],
+        ),
+        size=size,
+        framing=framing,
+    )
 
 
 def _draw_once() -> None:

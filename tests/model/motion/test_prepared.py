@@ -1,0 +1,85 @@
+"""A portrait is prepared once, and nobody draws into another's frame."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.conditioning import Reference
+from model.motion.prepared import PreparedRenderers
+from model.motion.renderer import PortraitRenderer
+from model.motion.space import MotionSpace
+from model.portrait import load_picture
+
+
+@pytest.fixture(scope="module")
+def space() -> MotionSpace:
+    return MotionSpace()
+
+
+@pytest.fixture(scope="module")
+def reference(space: MotionSpace, examples: Path) -> Reference:
+    return space.encode_reference(load_picture((examples / "presenter.jpg").read_bytes()))
+
+
+def counted(space: MotionSpace, most: int) -> tuple[PreparedRenderers, list[tuple[int, str]]]:
+    asked: list[tuple[int, str]] = []
+
+    def prepare(reference: Reference, size: int, framing: str) -> PortraitRenderer:
+        asked.append((size, framing))
+        return space.decoder(reference, size, framing)
+
+    return PreparedRenderers(prepare, most), asked
+
+
+def test_the_same_portrait_is_prepared_once(space: MotionSpace, reference: Reference) -> None:
+    prepared, asked = counted(space, 2)
+    again = Reference.from_bytes(reference.to_bytes())
+    prepared.renderer(reference, 128, "portrait")
+    prepared.renderer(again, 128, "portrait")
+    assert asked == [(128, "portrait")]
+    prepared.renderer(reference, 128, "full")
+    prepared.renderer(reference, 128, "portrait")
+    prepared.renderer(reference, 130, "portrait")  # one too many: 'full' goes
+    prepared.renderer(reference, 128, "portrait")
+    assert asked == [(128, "portrait"), (128, "full"), (130, "portrait")]
+    prepared.renderer(reference, 128, "full")
+    assert asked[3:] == [(128, "full")]
+
+
+@pytest.mark.parametrize("name", ["picture", "landmarks", "coefficients", "person"])
+def test_another_portrait_is_another(space: MotionSpace, reference: Reference, name: str) -> None:
+    prepared, asked = counted(space, 4)
+    prepared.renderer(reference, 128, "portrait")
+    changed = reference.arrays[name].copy()
+    changed.flat[-1] = changed.flat[-1] + 1
+    other = replace(reference, arrays={**reference.arrays, name: changed})
+    prepared.renderer(other, 128, "portrait")
+    assert len(asked) == 2
+
+
+def test_sessions_of_one_portrait_draw_at_once(space: MotionSpace, reference: Reference) -> None:
+    random = np.random.default_rng(0)
+    motions = 0.2 * random.random((4, 6, 58), np.float32)
+    alone = [
+        np.stack([frame.copy() for frame in space.decoder(reference, 128, "portrait").decode(part)])
+        for part in motions
+    ]
+    renderers = [space.decoder(reference, 128, "portrait") for _ in motions]
+
+    def draw(place: int) -> list[np.ndarray]:
+        return [frame.copy() for frame in renderers[place].decode(motions[place])]
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for drawn, truth in zip(pool.map(draw, range(4)), alone, strict=True):
+                np.testing.assert_array_equal(np.stack(drawn), truth)
+
+
+def test_none_kept_is_refused(space: MotionSpace) -> None:
+    with pytest.raises(ValueError, match="most = 0"):
+        PreparedRenderers(space.decoder, 0)
