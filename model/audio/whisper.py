@@ -104,7 +104,7 @@ def log_mel(samples: Floats, mels: int = 80) -> Tensor:
         window=torch.hann_window(FFT_SAMPLES),
         return_complex=True,
     )[:, : len(samples) // HOP_SAMPLES]
-    power = torch.from_numpy(mel_filters(mels)) @ spectrum.abs() ** 2
+    power = torch.tensor(mel_filters(mels)) @ spectrum.abs() ** 2
     levels = power.clamp(min=1e-10).log10()
     return (torch.maximum(levels, levels.max() - 8.0) + 4.0) / 4.0
 

@@ -45,16 +45,16 @@ class Attention(nn.Module):
         context: Tensor,
         mask: Tensor | None = None,
         joined: Tensor | None = None,
+        rows: int = 1,
     ) -> Tensor:
         """``x`` (N, L, W) over ``context`` (N, S, W_context) → (N, L, W).
 
-        ``joined`` (B, R, W_context), N a multiple of B, are more tokens to look at, the same for
-        all rows of one clip: projected once a clip, not once a row. ``mask`` is boolean and
-        broadcasts to (N, heads, L, S + R).
+        ``joined`` (N / rows, R, W_context) are more tokens to look at, the same for all ``rows`` of
+        one clip: projected once a clip, not once a row. ``mask`` is boolean and broadcasts to
+        (N, heads, L, S + R).
         """
         keys, values = self.key(context), self.value(context)
         if joined is not None:
-            rows = len(x) // len(joined)
             keys = torch.cat([keys, repeat_rows(self.key(joined), rows)], dim=1)
             values = torch.cat([values, repeat_rows(self.value(joined), rows)], dim=1)
         q, k, v = (
@@ -134,7 +134,7 @@ class SpatialTransformer(nn.Module):
             seen = context.has_reference[:, None].expand(-1, reference.shape[1])
             own = torch.ones_like(seen[:, :1]).expand(-1, tokens.shape[1])
             mask = repeat_rows(torch.cat([own, seen], dim=1), context.frames)[:, None, None]
-        return torch.as_tensor(self.self_attention(tokens, tokens, mask, reference))
+        return torch.as_tensor(self.self_attention(tokens, tokens, mask, reference, context.frames))
 
 
 def repeat_rows(x: Tensor, rows: int) -> Tensor:

@@ -79,7 +79,7 @@ class DenoisingUNet(Backbone):
         """
         prefix = self.config.prefix_frames
         self._check(x_t, cond)
-        batch, frames = len(x_t), x_t.shape[1] + prefix
+        batch, frames = x_t.shape[0], x_t.shape[1] + prefix
         dtype = self.conv_in.weight.dtype
         index = (t.float() * TRAIN_STEPS - 1)[:, None].expand(-1, x_t.shape[1])
         x = x_t
@@ -93,9 +93,8 @@ class DenoisingUNet(Backbone):
             face = face * has_face.to(dtype)[:, None, None, None]
         x = self.conv_in(x.flatten(0, 1).to(dtype)) + repeat_rows(face, frames)
         x = self.run(x, self.embed_time(index.flatten()), self._context(cond, frames))
-        x = x.reshape(batch, frames, *x.shape[1:])[:, prefix:].flatten(0, 1)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return x.reshape(batch, -1, *x.shape[1:]).to(x_t.dtype)
+        return x.reshape(batch, frames, *x.shape[1:])[:, prefix:].to(x_t.dtype)
 
     def _context(self, cond: Conditions, frames: int) -> Context:
         dtype = self.conv_in.weight.dtype
