@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from model.conditioning import Floats
+from model.pipeline import Frame
 from server.broker import messages
 from server.protocol import AnimationOptions
 from server.sessions import Snapshot
 from server.worker.batcher import Batcher
-from server.worker.live import LiveInput, LiveSession
-from tests.server.fake_pipeline import RED_STEP, FakePipeline
+from server.worker.live import LiveInput, LiveSession, go_on_hearing
+from tests.server.fake_pipeline import RED_STEP, FakeDecoder, FakePipeline
 from tests.server.media_probe import probe
 from tests.server.stream_client import pcm
 
@@ -81,3 +84,59 @@ def test_sound_after_an_interrupt_starts_afresh() -> None:
     made = [f for f in fragments(events) if f.frames]
     assert sum(f.frames for f in made) == 13
     assert all(f.speech for f in made)
+
+
+class Hooked(FakeDecoder):
+    """Calls ``hook`` while it draws its first frame."""
+
+    hook: Callable[[], None] = staticmethod(lambda: None)
+
+    def decode(self, latents: Floats) -> Iterator[Frame]:
+        for frame in super().decode(latents):
+            yield frame
+            self.hook()
+            self.hook = lambda: None
+
+
+def test_an_interrupt_while_a_fragment_is_encoded_is_told_by_who_goes_on() -> None:
+    pipeline = FakePipeline("fake")
+    reference = pipeline.space.encode_reference(np.zeros((48, 32, 3), np.uint8))
+    request = messages.LiveRequest(
+        options=AnimationOptions(size=128), model="fake", seed=1, sample_rate=16_000, idle=False
+    )
+    events: Events = []
+    snapshots: list[Snapshot] = []
+
+    async def session(heard: LiveInput, left: Snapshot | None, most: int) -> None:
+        async def emit(event: messages.Progress, snapshot: Snapshot) -> None:
+            events.append(event)
+            snapshots.append(snapshot)
+            if len(events) == most:
+                raise ConnectionError("the worker dies")
+
+        async def room() -> None:
+            return None
+
+        with ThreadPoolExecutor(1) as network, ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(pipeline, network)
+            serving = asyncio.create_task(batcher.run())
+            live = LiveSession(pipeline, reference, request, heard, emit, room, pool, left)
+            try:
+                await live.run("s", batcher)
+            except ConnectionError:
+                return
+            finally:
+                serving.cancel()
+
+    heard = LiveInput(request, time.monotonic)
+    heard.hear(messages.Sound(data=pcm(3.0)))
+    decoder = Hooked(128, 128)
+    decoder.hook = lambda: heard.hear(messages.Interrupt())
+    pipeline.space.decoder = lambda *_: decoder  # type: ignore[method-assign]
+    asyncio.run(session(heard, None, 2))
+    left = snapshots[-1]
+    again = go_on_hearing(request, time.monotonic, left, len(pcm(3.0)))
+    asyncio.run(session(again, left, 5))
+    kinds = [event.type for event in events]
+    assert kinds == ["started", "fragment", "interrupted", "fragment", "fragment"]
+    assert [f.speech for f in fragments(events)] == [True, False, False]

@@ -1,0 +1,233 @@
+"""Jobs whose worker dies at any moment, and others that go on: nothing lost, doubled or changed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.broker import messages
+from server.broker.work import Claim
+from server.errors import ServiceError
+from server.protocol import AnimationOptions
+from server.worker import jobs
+from server.worker.pace import Unwanted
+from server.worker.workshop import Workshop
+from tests.server.fake_pipeline import FakePipeline
+from tests.server.media_files import picture
+from tests.server.media_probe import Probe, probe
+
+Entry = tuple[str, messages.AnyCommand]
+RATE = 22_050
+
+
+class Killed(BaseException):
+    """As a signal that no code can catch."""
+
+
+@dataclass
+class Tape:
+    """The broker's side of one job, in memory; the next worker dies at its ``dies_at``-th event.
+
+    Half of those events get out before the worker dies, half do not. ``say`` are commands that
+    come right after the event of that number.
+    """
+
+    parts: dict[str, bytes]
+    commands_: list[Entry] = field(default_factory=list)
+    say: dict[int, list[messages.LiveCommand]] = field(default_factory=dict)
+    events: list[messages.Progress] = field(default_factory=list)
+    saved: bytes | None = None
+    dies_at: int = 10_000
+    dies_before: bool = False
+    longest: int = 0
+    told: int = 0
+
+    def tell(self, command: messages.AnyCommand) -> None:
+        self.told += 1
+        self.commands_.append((f"{self.told}-0", command))
+
+    async def part(self, job_id: str, part: str) -> bytes | None:
+        return self.parts.get(part)
+
+    async def commands(self, job_id: str, after: str) -> AsyncIterator[list[Entry]]:
+        last = int(after.split("-")[0])
+        yield (some := [e for e in self.commands_ if int(e[0].split("-")[0]) > last])
+        while True:
+            last = max([last, *(int(e[0].split("-")[0]) for e in some)])
+            await asyncio.sleep(0.001)
+            some = [e for e in self.commands_ if int(e[0].split("-")[0]) > last]
+            if some:
+                yield some
+
+    async def publish(
+        self, claim: Claim, number: int, event: messages.Progress, saved: bytes, held: str
+    ) -> bool:
+        self.dies_at -= 1
+        if self.dies_at == 0 and self.dies_before:
+            raise Killed
+        assert number == len(self.events) + 1
+        self.events.append(event)
+        self.saved, self.longest = saved, max(self.longest, len(saved))
+        last = int(held.split("-")[0])
+        self.commands_ = [e for e in self.commands_ if int(e[0].split("-")[0]) > last]
+        for command in self.say.pop(number, []):
+            self.tell(command)
+        if isinstance(event, messages.Fragment):
+            self.tell(messages.Read(index=event.index))
+        if self.dies_at == 0:
+            raise Killed
+        return True
+
+    def fragments(self) -> list[messages.Fragment]:
+        return [event for event in self.events if isinstance(event, messages.Fragment)]
+
+    def video(self) -> Probe:
+        return probe(
+            b"".join(e.data for e in self.events if not isinstance(e, messages.Interrupted))
+        )
+
+
+Deaths = list[tuple[int, bool]]
+
+
+def play(tape: Tape, request: messages.AnyRequest, deaths: Deaths) -> messages.Done:
+    """The whole job by as many workers as it takes."""
+
+    async def one() -> messages.Done:
+        shop = Workshop(tape, {"fake": FakePipeline("fake")}, 100.0)  # type: ignore[arg-type]
+        claim = Claim("j", request, "1-0", 1, len(tape.events), 1, tape.saved)
+        serving = asyncio.create_task(shop.serve())
+        try:
+            done = await jobs.do(shop, claim)
+            assert isinstance(done, messages.Done)
+            return done
+        finally:
+            serving.cancel()
+            shop.close()
+
+    for dies_at, dies_before in [*deaths, (10_000, False)]:
+        tape.dies_at, tape.dies_before = dies_at, dies_before
+        try:
+            return asyncio.run(one())
+        except Killed:
+            continue
+    raise AssertionError("the last worker never dies")
+
+
+def speech(seconds: float) -> np.ndarray:
+    """Two tones, whose mixture tells at each moment how far the speech is."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    place = time / seconds
+    tones = np.sin(2 * np.pi * 300 * time) * (1 - place) + np.sin(2 * np.pi * 1000 * time) * place
+    return np.asarray(0.4 * tones * 32767, "<i2")
+
+
+def animate(deaths: Deaths) -> tuple[Tape, messages.Done]:
+    file = io.BytesIO()
+    soundfile.write(file, speech(2.9), RATE, format="FLAC")
+    tape = Tape({"portrait": picture(), "audio": file.getvalue()})
+    options = AnimationOptions(size=128)
+    request = messages.AnimateRequest(options=options, model="fake", seed=5)
+    return tape, play(tape, request, deaths)
+
+
+def converse(deaths: Deaths) -> tuple[Tape, messages.Done]:
+    """Speech in uneven pieces, a change of mind, an interrupt within a window, more speech."""
+    tape = Tape({"portrait": picture()})
+    sound = speech(2.9).tobytes()
+    cuts = [0, 1, 3_333, 30_001, 60_000, len(sound)]
+    for start, end in itertools.pairwise(cuts):
+        tape.tell(messages.Sound(data=sound[start:end]))
+    tape.tell(messages.Update(steps=3))
+    tape.say[9] = [messages.Interrupt(), messages.Sound(data=speech(0.9).tobytes())]
+    tape.say[12] = [messages.End()]
+    options = AnimationOptions(size=128)
+    request = messages.LiveRequest(
+        options=options, model="fake", seed=5, sample_rate=RATE, idle=False
+    )
+    return tape, play(tape, request, deaths)
+
+
+@cache
+def undisturbed(make: Callable[[Deaths], tuple[Tape, messages.Done]]) -> tuple[Tape, messages.Done]:
+    return make([])
+
+
+def check(make: Callable[[Deaths], tuple[Tape, messages.Done]], deaths: Deaths) -> None:
+    whole, expected = undisturbed(make)
+    tape, done = make(deaths)
+    assert done == expected
+    facts = [event.model_dump() for event in tape.events]
+    assert facts == [event.model_dump() for event in whole.events]
+    assert [f.index for f in tape.fragments()] == list(range(len(tape.fragments())))
+    seen, alone = tape.video(), whole.video()
+    assert seen.times_s == alone.times_s
+    assert np.abs(seen.pictures - alone.pictures).max() < 2
+    assert (seen.sound_s, len(seen.sound)) == (alone.sound_s, len(alone.sound))
+    assert np.sqrt(((seen.sound - alone.sound) ** 2).mean()) < 0.02
+    assert tape.longest < 300_000
+
+
+DEATHS = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(deaths=DEATHS)
+def test_an_animation_goes_on_wherever_its_workers_die(deaths: Deaths) -> None:
+    check(animate, deaths)
+
+
+@settings(max_examples=20, deadline=None)
+@given(deaths=DEATHS)
+def test_a_conversation_goes_on_wherever_its_workers_die(deaths: Deaths) -> None:
+    check(converse, deaths)
+
+
+@pytest.mark.parametrize("make", [animate, converse])
+def test_deaths_at_every_single_event(
+    make: Callable[[Deaths], tuple[Tape, messages.Done]],
+) -> None:
+    events = len(undisturbed(make)[0].events)
+    check(make, [(1, False)] * events)
+    check(make, [death for _ in range(events) for death in ((1, True), (1, False))])
+
+
+def test_what_a_snapshot_holds_is_taken_off_the_tape() -> None:
+    tape, _ = undisturbed(converse)
+    assert [c for _, c in tape.commands_ if not isinstance(c, messages.Read)] == []
+
+
+def test_a_job_that_kills_its_workers_is_given_up() -> None:
+    async def once() -> None:
+        shop = Workshop(Tape({}), {"fake": FakePipeline("fake")}, 100.0)  # type: ignore[arg-type]
+        request = messages.AvatarRequest(model="fake", avatar_id="a")
+        try:
+            await jobs.do(shop, Claim("j", request, "1-0", 6, 0, 6, None))
+        finally:
+            shop.close()
+
+    with pytest.raises(ServiceError, match="5 workers ended"):
+        asyncio.run(once())
+
+
+def test_who_lost_the_job_publishes_no_more() -> None:
+    class Lost(Tape):
+        async def publish(self, *arguments: object) -> bool:
+            return False
+
+    with pytest.raises(Unwanted):
+        play(
+            Lost(undisturbed(animate)[0].parts),
+            messages.AnimateRequest(options=AnimationOptions(size=128), model="fake", seed=5),
+            [],
+        )
