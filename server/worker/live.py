@@ -245,11 +245,11 @@ class LiveSession:
             sound.rest(frames)
         elif not self._input.director.over:  # the very last frame may be cut short by the sound
             pcm = np.pad(pcm, (0, count - len(pcm)))
+        # Before an interrupt can come: it must know whether there is a face to settle.
+        self._input.director.shown(turn, frames, self._input.clock())
         loop = asyncio.get_running_loop()
         drawn = video.decoder.decode(latents)
-        data = await loop.run_in_executor(self._pool, video.muxer.add, drawn, pcm)
-        self._input.director.shown(turn, frames, self._input.clock())
-        return data
+        return await loop.run_in_executor(self._pool, video.muxer.add, drawn, pcm)
 
     async def _send(
         self, video: _Video, first_frame: int, frames: int, data: bytes, *, speech: bool
