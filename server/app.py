@@ -16,11 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from server import metrics
 from server.access import Access
 from server.broker.client import Client
 from server.broker.redis import BROKER_LOST, connect
 from server.errors import KINDS, ServiceError
 from server.limits import BodyLimit
+from server.observe import Observe
 from server.routes import animate, avatars, health, jobs, stream, studio
 from server.routes.context import Context
 from server.settings import Settings
@@ -28,8 +30,10 @@ from server.settings import Settings
 log = logging.getLogger("fada.api")
 
 # What a page of another origin may send, and may read beside the body.
-_CLIENT_HEADERS = ["Authorization", "X-API-Key", "Prefer"]
-_OWN_HEADERS = ["Location", "Preference-Applied", "Retry-After", "X-Job-Id", "X-Seed"]
+_CLIENT_HEADERS = ["Authorization", "X-API-Key", "Prefer", "X-Request-Id"]
+_OWN_HEADERS = [
+    "Location", "Preference-Applied", "Retry-After", "X-Job-Id", "X-Request-Id", "X-Seed",
+]  # fmt: skip
 
 
 def create_app(settings: Settings, url: str) -> FastAPI:
@@ -40,7 +44,8 @@ def create_app(settings: Settings, url: str) -> FastAPI:
         async with connect(url) as connection:
             client = Client(connection, settings.max_jobs, settings.job_ttl_s)
             app.state.context = Context(client, settings, Access(connection, settings))
-            yield
+            async with metrics.reporting(connection, "api"):
+                yield
 
     app = FastAPI(
         title="FADA",
@@ -56,6 +61,7 @@ def create_app(settings: Settings, url: str) -> FastAPI:
             allow_headers=_CLIENT_HEADERS,
             expose_headers=_OWN_HEADERS,
         )
+    app.add_middleware(Observe)
     for module in (animate, avatars, jobs, stream, health, studio):
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _service_error)
@@ -68,6 +74,7 @@ def create_app(settings: Settings, url: str) -> FastAPI:
 
 
 def _problem(error: ServiceError) -> Response:
+    metrics.error(error.code)
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from server import logs, traces
 from server.errors import ServiceError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
 from server.settings import SECRET, Settings, describe
@@ -30,7 +30,7 @@ _MOUNTED = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exit statuses: 0 done, 1 failed, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.configure("text")
     options = _parser(words[0] if words else "").parse_args(words)
     try:
         sys.exit(_run(options))
@@ -53,6 +53,8 @@ def _run(options: argparse.Namespace) -> int:
     settings = Settings()  # type: ignore[call-arg]  # all have defaults
     if options.command == "animate":
         return _animate(settings, options)
+    logs.configure(settings.log_format)
+    traces.configure("worker" if options.command == "worker" else "api")
     if options.command == "worker":
         url = _need_redis(settings, "fada worker")
         from server.worker import worker

@@ -12,6 +12,7 @@ import time
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server import metrics
 from server.errors import ServiceError
 
 _DRAIN_BYTES = 512 << 20
@@ -41,6 +42,7 @@ class BodyLimit:
         error = ServiceError(
             "too_large", f"the request is larger than the {self._max_bytes} bytes allowed"
         )
+        metrics.error(error.code)
         response = JSONResponse(
             error.problem(),
             error.kind.status,

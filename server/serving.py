@@ -153,8 +153,9 @@ def _announce(sock: socket.socket) -> None:
 def _server(settings: Settings, url: str) -> _Server:
     config = uvicorn.Config(
         create_app(settings, url),
+        log_config=None,  # its lines are lines like ours
         log_level="warning",
-        access_log=False,
+        access_log=False,  # `server.observe` writes it
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         ws="websockets-sansio",

@@ -6,18 +6,20 @@ Knows: the form, the two ways of answering. Does not know how videos are made.
 from __future__ import annotations
 
 import secrets
+import time
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from server import logs, traces
 from server.broker import messages
 from server.broker.client import Client, give_up
 from server.errors import ServiceError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
 from server.routes.context import DOOR, PROBLEMS, Context, choose_model, context
-from server.routes.video import video_response
+from server.routes.video import first_fragment_timed, video_response
 from server.uploads import Upload, check_portrait, read_upload
 
 router = APIRouter(tags=["animation"], dependencies=DOOR)
@@ -58,13 +60,17 @@ async def animate(request: Request) -> Response:
     upload = await read_upload(request, ("portrait", "audio"))
     keep = "respond-async" in request.headers.get("prefer", "").lower()
     job = await _job(here, upload, keep=keep)
+    began_s = time.monotonic()
     job_id = await here.client.submit(job, upload.files)
+    logs.bind(job=job_id)
+    traces.note(job=job_id)
     if keep:
         view = await here.client.view(job_id)
         body = None if view is None else view.model_dump()
         headers = {"Location": f"/jobs/{job_id}", "X-Job-Id": job_id, "X-Seed": str(job.seed)}
         return JSONResponse(body, 202, headers={**headers, "Preference-Applied": "respond-async"})
     events = here.client.follow(job_id, consume=True)
+    events = first_fragment_timed(events, "animate", began_s)
     return await video_response(request, job_id, events, partial(give_up, here.client, job_id))
 
 
@@ -76,7 +82,11 @@ async def _job(here: Context, upload: Upload, *, keep: bool) -> messages.Animate
     model = await choose_model(here.client, options.model)
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
     return messages.AnimateRequest(
-        options=options, model=model.name, seed=seed, avatar_id=avatar_id, keep=keep
+        options=options,
+        model=model.name,
+        seed=seed,
+        avatar_id=avatar_id,
+        keep=keep,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server import logs
 from server.broker import messages
 from server.broker.client import give_up
 from server.errors import ServiceError
@@ -51,6 +52,7 @@ async def create(request: Request, response: Response) -> AvatarView:
     model = await choose_model(here.client, None)
     job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
     job_id = await here.client.submit(job, upload.files)
+    logs.bind(job=job_id)
     leave = partial(give_up, here.client, job_id)
     try:
         events = here.client.follow(job_id, consume=True)

@@ -1,9 +1,12 @@
-"""Health and what is loaded. Knows liveness from readiness; nothing of jobs."""
+"""Health, figures and what is loaded. Knows liveness from readiness; nothing of jobs."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.responses import PlainTextResponse, Response
 
+from server import metrics
 from server.errors import ServiceError
 from server.protocol import ModelList
 from server.routes.context import DOOR, PROBLEMS, context
@@ -23,6 +26,14 @@ async def readyz(request: Request) -> dict[str, str]:
     if not (await context(request).client.models()).models:
         raise ServiceError("no_worker", "no worker is connected yet; try again in a moment")
     return {"status": "ready"}
+
+
+@router.get("/metrics", dependencies=DOOR, response_class=PlainTextResponse)
+async def figures(request: Request) -> Response:
+    """The figures of all processes, for Prometheus."""
+    connection = context(request).client.connection
+    text = await metrics.render(connection, metrics.process_name("api"))
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/models", dependencies=DOOR)

@@ -15,6 +15,8 @@ import binascii
 import json
 import logging
 import secrets
+import time
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +24,7 @@ from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from server import logs, metrics, traces
 from server.access import subprotocol
 from server.broker import messages
 from server.broker.client import give_up
@@ -30,7 +33,7 @@ from server.errors import ServiceError
 from server.protocol import LiveStart, parse_options
 from server.routes.animate import check_avatar
 from server.routes.context import Context, choose_model, context
-from server.routes.video import ClientGone, first_event
+from server.routes.video import ClientGone, first_event, first_fragment_timed
 from server.uploads import check_portrait
 
 router = APIRouter()
@@ -40,6 +43,7 @@ MAX_MESSAGE_BYTES = 16 << 20
 MAX_WAITING_S = 60
 _UPDATES = ("steps", "audio_cfg", "reference_cfg")
 _BAD_CLIENT = 1008
+_SAME_MOMENT_S = 0.02  # arrivals are told apart no finer, so that few are kept
 _CLOSE_CODES = {"too_large": 1009, "internal_error": 1011, "busy": 1013, "no_worker": 1013}
 
 
@@ -52,6 +56,7 @@ async def stream(websocket: WebSocket) -> None:
         if error is None:
             await websocket.close(1000)
             return
+        metrics.error(error.code)
         await _send(websocket, {"type": "error", "code": error.code, "detail": error.detail})
         await websocket.close(_CLOSE_CODES.get(error.code, _BAD_CLIENT), error.kind.title)
     except (ClientGone, WebSocketDisconnect, OSError):
@@ -63,7 +68,8 @@ async def _errors_of(websocket: WebSocket) -> ServiceError | None:
     here = context(websocket)
     try:
         async with here.access.session(await here.access.admit(websocket)):
-            await _session(websocket, here)
+            with metrics.stream_open():
+                await _session(websocket, here)
     except ServiceError as error:
         return error
     except BROKER_LOST as error:
@@ -79,9 +85,12 @@ async def _errors_of(websocket: WebSocket) -> ServiceError | None:
 
 async def _session(websocket: WebSocket, here: Context) -> None:
     start = await _start(websocket)
+    began_s = time.monotonic()
     request, parts = await _request(here, start)
     job_id = await here.client.submit(request, parts)
-    events = here.client.follow(job_id, consume=True)
+    logs.bind(job=job_id)
+    traces.note(job=job_id)
+    events = first_fragment_timed(here.client.follow(job_id, consume=True), "live", began_s)
     live = _Live(websocket, here, job_id, start.sample_rate)
     try:
         async with asyncio.TaskGroup() as group:
@@ -103,6 +112,7 @@ class _Live:
     def __init__(self, websocket: WebSocket, here: Context, job_id: str, sample_rate: int) -> None:
         self._websocket, self._client, self._job_id = websocket, here.client, job_id
         self._max_waiting = MAX_WAITING_S * sample_rate * 2
+        self._microphone = _Microphone(sample_rate)
         self._sent = self._heard = self._told = 0
         self._ended = False
         # Beside cancelling, which was seen to get lost (see `server.worker.worker._cancelled`).
@@ -128,6 +138,7 @@ class _Live:
         if self._ended:
             raise ServiceError("bad_request", "sound came after 'end'")
         self._sent += len(pcm)
+        self._microphone.came(self._sent, time.monotonic())
         waiting = self._sent - self._heard
         if waiting > self._max_waiting:
             seconds = waiting * MAX_WAITING_S / self._max_waiting
@@ -188,6 +199,7 @@ class _Live:
             raise ServiceError(event.code, event.detail)
         if isinstance(event, messages.Interrupted):
             self._heard = max(self._heard, event.heard)
+            self._microphone.at(event.heard)
             await _send(self._websocket, {"type": "interrupted", "at_s": event.at_s})
         elif isinstance(event, messages.Fragment):
             self._heard = max(self._heard, event.heard)
@@ -200,8 +212,44 @@ class _Live:
             }
             await _send(self._websocket, facts)
             await self._websocket.send_bytes(event.data)
+            self._measure(event)
         else:
             raise ServiceError("internal_error", f"the session was ended: {event.type}")
+
+    def _measure(self, fragment: messages.Fragment) -> None:
+        if not fragment.speech:  # whatever was said before has been spoken
+            self._microphone.at(fragment.heard)
+            return
+        came_s = self._microphone.spoken(fragment.duration_s)
+        if came_s is not None:
+            metrics.mic_to_fragment(time.monotonic() - came_s)
+
+
+class _Microphone:
+    """When the sound came in that a fragment speaks. Positions are bytes since the start."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self._byte_rate = 2 * sample_rate
+        self._position = 0.0
+        self._arrivals: deque[tuple[int, float]] = deque()  # up to where, when its first byte came
+
+    def came(self, end: int, now_s: float) -> None:
+        """Everything up to ``end`` has come."""
+        if self._arrivals and now_s - self._arrivals[-1][1] < _SAME_MOMENT_S:
+            self._arrivals[-1] = (end, self._arrivals[-1][1])
+        else:
+            self._arrivals.append((end, now_s))
+
+    def at(self, position: int) -> None:
+        """Speech goes on from here."""
+        self._position = position
+
+    def spoken(self, seconds: float) -> float | None:
+        """When the first byte of the next ``seconds`` came; ``None`` for padding after the end."""
+        while self._arrivals and self._arrivals[0][0] <= self._position:
+            self._arrivals.popleft()
+        self._position += seconds * self._byte_rate
+        return self._arrivals[0][1] if self._arrivals else None
 
 
 async def _start(websocket: WebSocket) -> LiveStart:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server import metrics
 from server.broker import messages
 from server.errors import ServiceError
 
@@ -63,6 +65,18 @@ async def first_event(
         if isinstance(event, messages.Cancelled):
             raise ServiceError("not_found", "the job was cancelled")
     raise ServiceError("not_found", "the job has expired")
+
+
+async def first_fragment_timed(
+    events: AsyncIterator[messages.AnyEvent], kind: str, began_s: float
+) -> AsyncIterator[messages.AnyEvent]:
+    """The same events; how long after ``began_s`` the first fragment goes out is measured."""
+    waiting = True
+    async for event in events:
+        if waiting and isinstance(event, messages.Fragment):
+            metrics.first_fragment(kind, time.monotonic() - began_s)
+            waiting = False
+        yield event
 
 
 async def video_response(
