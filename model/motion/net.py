@@ -39,6 +39,7 @@ class NetConfig:
     blocks: int = 4
     reference_tokens: int = 4
     guided: bool = False  # a student: takes the scales as tokens
+    visemes: int = 0  # a teacher: visible classes of phones that its audio tokens are read for
 
 
 def sinusoid(values: Tensor, width: int, longest: float) -> Tensor:
@@ -206,6 +207,8 @@ class MotionNet(nn.Module):
         self.heard = nn.Linear(width, MOTION_DIM)
         nn.init.zeros_(self.heard.weight)
         nn.init.zeros_(self.heard.bias)
+        if config.visemes:
+            self.spoken = nn.Linear(width, config.visemes)
         if config.guided:
             self.audio_scale = ScaleToken(width)
             self.reference_scale = ScaleToken(width)
@@ -249,13 +252,15 @@ class MotionNet(nn.Module):
             x = block(x, contexts[2 * i], contexts[2 * i + 1], time, wanted)
         return torch.as_tensor(heard + self.out(self.norm(x)))
 
-    def heard_motion(self, cond: Conditions) -> Tensor:
-        """(B, PREFIX + HOP, 58) the motion as a linear estimate from the audio tokens alone.
+    def heard_speech(self, cond: Conditions) -> tuple[Tensor, Tensor]:
+        """What the audio tokens alone say, by linear estimates: the motion
+        (B, PREFIX + HOP, 58) and the logits of what is spoken (B, PREFIX + HOP, visemes).
 
-        It is part of the prediction, which only adds to it; trained on its own besides, it
-        teaches the audio encoder from every frame, at any noise level.
+        The motion is part of the prediction, which only adds to it; trained on their own besides,
+        both teach the audio encoder from every frame, at any noise level.
         """
-        return torch.as_tensor(self.heard(self._audio_tokens(cond)[:, : PREFIX + HOP]))
+        tokens = self._audio_tokens(cond)[:, : PREFIX + HOP]
+        return self.heard(tokens), self.spoken(tokens)
 
     def _audio_tokens(self, cond: Conditions) -> Tensor:
         audio = self.audio(cond["audio"])

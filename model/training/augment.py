@@ -33,20 +33,7 @@ GAIN_DB = (-26.0, 6.0)
 NOISE_DB = (-95.0, -46.0)  # mean power of the background, full scale = 0
 LEAST_SNR_DB = 12.0
 KEPT_AS_IS = 0.35  # share of windows that stay the speaker's own voice
-_STEPS = 48
 _ENVELOPE_BINS = 3.5  # Gaussian width that separates formants from harmonics, 110 Hz
-
-
-def _stretch(factor: float) -> Tensor:
-    """(bins, bins) linear interpolation: column f reads the spectrum at f / ``factor``."""
-    source = (torch.arange(SPECTRUM_BINS) / factor).clamp(max=SPECTRUM_BINS - 1)
-    low = source.floor().long().clamp(max=SPECTRUM_BINS - 2)
-    part = source - low
-    matrix = torch.zeros(SPECTRUM_BINS, SPECTRUM_BINS)
-    column = torch.arange(SPECTRUM_BINS)
-    matrix[low, column] = 1 - part
-    matrix[low + 1, column] = part
-    return matrix
 
 
 def _smoother() -> Tensor:
@@ -60,14 +47,12 @@ class VoiceAugmenter:
     """Draws a new voice and room for every window of a batch; holds only constant tables."""
 
     def __init__(self) -> None:
-        smooth = _smoother()
-        fine = torch.eye(SPECTRUM_BINS) - smooth
-        tract = torch.exp(torch.linspace(math.log(TRACT[0]), math.log(TRACT[1]), _STEPS))
-        pitch = torch.exp(torch.linspace(math.log(PITCH[0]), math.log(PITCH[1]), _STEPS))
-        self._envelopes = torch.stack([smooth @ _stretch(float(f)) for f in tract])
-        self._harmonics = torch.stack([fine @ _stretch(float(f)) for f in pitch])
+        self._smooth = _smoother()
         self._mel = torch.from_numpy(mel_filters().copy())
         self._axis = torch.linspace(0, 1, SPECTRUM_BINS)
+        self._mel_axis = self._axis @ self._mel
+        # a band's noise averages as many bins as its filter spans
+        self._noise_spread = (self._mel**2).sum(0).sqrt()
 
     def __call__(
         self, spectra: Tensor, background: Tensor, sounding: Tensor, random: torch.Generator
@@ -84,30 +69,38 @@ class VoiceAugmenter:
             return low + (high - low) * drawn
 
         changed = uniform(0, 1) > KEPT_AS_IS
-        cleaned = self._denoised(spectra, background, uniform(0, 1) < 0.5)
-        logs = torch.where(changed, self._other_voice(cleaned, random), cleaned)
-        logs = torch.where(changed, logs + self._equaliser(batch, random), logs)
-        power = torch.where(sounding[:, :, None], logs, torch.full((), -30.0)).exp()
-        power = self._room(power, changed & (uniform(0, 1) < 0.25), uniform(0.4, 0.85))
-        gain = uniform(*GAIN_DB)
-        power = power * 10 ** (gain / 10)
-        power = power + self._noise(power, sounding, changed, random)
-        decibels = 10 * torch.log10(power @ self._mel + FLOOR_POWER)
+        logs = self._denoised(spectra, background, uniform(0, 1) < 0.5)
+        which = changed[:, 0, 0].nonzero()[:, 0]
+        other = self._other_voice(logs[which], random) + self._equaliser(len(which), random)
+        # the room and its noise act on bands: a quarter of the bins, and nothing is lost
+        bands = logs.index_copy(0, which, other).exp() @ self._mel
+        bands = bands * sounding[:, :, None]
+        bands = self._room(bands, changed & (uniform(0, 1) < 0.25), uniform(0.4, 0.85))
+        bands = bands * 10 ** (uniform(*GAIN_DB) / 10)
+        bands = bands + self._noise(bands, sounding, changed, random)
+        decibels = 10 * torch.log10(bands + FLOOR_POWER)
         rows = (decibels - CENTRE_DB) / SPREAD_DB
         return rows.reshape(batch, -1, HOPS_PER_FRAME * rows.shape[2])
 
     def _denoised(self, spectra: Tensor, background: Tensor, chosen: Tensor) -> Tensor:
         """Takes the recording's own noise away from some, so that clean silence is known too."""
-        power = spectra.exp()
-        less = torch.maximum(power - 2.0 * background.exp()[:, None], 1e-3 * power)
-        return torch.where(chosen, less.log(), spectra)
+        which = chosen[:, 0, 0].nonzero()[:, 0]
+        power = spectra[which].exp()
+        less = torch.maximum(power - 2.0 * background[which].exp()[:, None], 1e-3 * power)
+        return spectra.index_copy(0, which, less.log())
 
     def _other_voice(self, logs: Tensor, random: torch.Generator) -> Tensor:
+        """Envelope and harmonics of (B, T, bins) stretched along frequency, each by its own
+        factor, and the harmonics made stronger or weaker."""
         batch = len(logs)
-        which = torch.randint(_STEPS, (2, batch), generator=random)
-        strength = 0.5 + 2.0 * torch.rand(batch, 1, 1, generator=random)
-        matrix = self._envelopes[which[0]] + strength * self._harmonics[which[1]]
-        return torch.bmm(logs, matrix)
+        draw = torch.rand(3, batch, generator=random)
+        tract, pitch = (
+            low * (high / low) ** part
+            for (low, high), part in zip((TRACT, PITCH), draw[:2], strict=True)
+        )
+        envelope = logs @ self._smooth
+        harmonics = (0.5 + 2.0 * draw[2])[:, None, None] * (logs - envelope)
+        return _stretched(envelope, tract) + _stretched(harmonics, pitch)
 
     def _equaliser(self, batch: int, random: torch.Generator) -> Tensor:
         """(B, 1, bins) log gain: four slow cosines of ±5 dB each, and a band limit for some."""
@@ -119,28 +112,39 @@ class VoiceAugmenter:
         return curve[:, None] * (math.log(10) / 10)
 
     @staticmethod
-    def _room(power: Tensor, chosen: Tensor, decay: Tensor) -> Tensor:
+    def _room(bands: Tensor, chosen: Tensor, decay: Tensor) -> Tensor:
         """Late reverberation: each hop leaves a tail that falls by ``decay`` every 10 ms."""
-        tail, total = power, power
+        which = chosen[:, 0, 0].nonzero()[:, 0]
+        tail = total = bands[which]
         for _ in range(12):
-            tail = decay * torch.nn.functional.pad(tail, (0, 0, 1, 0))[:, :-1]
+            tail = decay[which] * torch.nn.functional.pad(tail, (0, 0, 1, 0))[:, :-1]
             total = total + 0.25 * tail
-        return torch.where(chosen, total, power)
+        return bands.index_copy(0, which, total)
 
     def _noise(
-        self, power: Tensor, sounding: Tensor, changed: Tensor, random: torch.Generator
+        self, bands: Tensor, sounding: Tensor, changed: Tensor, random: torch.Generator
     ) -> Tensor:
-        """Coloured noise with the statistics of a periodogram, never louder than the speech."""
-        batch = len(power)
-        speech = 10 * torch.log10(power.mean(2).amax(1) + 1e-12)[:, None, None] - LEAST_SNR_DB
+        """Coloured noise as unsteady as a periodogram's bands, never louder than the speech."""
+        batch = len(bands)
+        speech = 10 * torch.log10(bands.mean(2).amax(1) + 1e-12)[:, None, None] - LEAST_SNR_DB
         level = NOISE_DB[0] + (NOISE_DB[1] - NOISE_DB[0]) * torch.rand(
             batch, 1, 1, generator=random
         )
         level = torch.minimum(level, speech.clamp(min=-75.0))
         tilt = 25.0 * torch.rand(batch, 1, 1, generator=random)
-        colour = level - tilt * (self._axis - 0.2)
-        chance = torch.empty_like(power).exponential_(generator=random)
+        colour = level - tilt * (self._mel_axis - 0.2)
+        # log-normal with the mean and about the spread of the bands' sum of exponentials
+        spread = self._noise_spread
+        chance = torch.exp(spread * torch.randn(bands.shape, generator=random) - spread**2 / 2)
         # half of the sessions start in digital silence, half in the room's own noise
         present = sounding | (torch.rand(batch, 1, generator=random) < 0.5)
-        audible = 10 ** (colour / 10) * chance * present[:, :, None]
-        return torch.where(changed, audible, torch.zeros(()))
+        return 10 ** (colour / 10) * chance * (present[:, :, None] & changed)
+
+
+def _stretched(logs: Tensor, factor: Tensor) -> Tensor:
+    """(B, T, bins) read at f / ``factor`` (B,), linearly interpolated."""
+    source = (torch.arange(SPECTRUM_BINS) / factor[:, None]).clamp(max=SPECTRUM_BINS - 1)
+    low = source.floor().long().clamp(max=SPECTRUM_BINS - 2)
+    part = (source - low)[:, None]
+    low = low[:, None].expand_as(logs)
+    return torch.lerp(logs.gather(2, low), logs.gather(2, low + 1), part)

@@ -16,7 +16,9 @@ from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
 from model.motion.actions import ACTION_COUNT, ACTIONS, MOTION_DIM, MOUTH, REFERENCE_DIM
 from model.training.augment import VoiceAugmenter
 from model.training.corpus import LEAST_LOG_POWER, Corpus
+from model.training.phones import Phone, visemes
 
+TRACKED_SHARE = 0.5  # of windows, where there are others
 FIRST_WINDOW = 0.06  # share of windows that start a session, from the rest
 # Share of windows without any sound, the mouth closed and still: the recordings hold no silence
 # longer than half a second, a session may be silent for minutes.
@@ -41,6 +43,7 @@ class Batch:
     audio: Tensor  # (B, PREFIX + HOP + LOOKAHEAD, ROW_DIM)
     reference: Tensor  # (B, 64)
     lip_gap: Tensor  # (B, HOP) eye-corner distances
+    visemes: Tensor  # (B, PREFIX + HOP, classes), see `Corpus.visemes`
     trust: Tensor  # (B,)
 
     def conditions(self) -> dict[str, Tensor]:
@@ -63,14 +66,20 @@ class WindowSampler:
         self._random = random
         self._augment = VoiceAugmenter()
         self._real = (corpus.trust == 1).nonzero()[:, 0]
+        self._nothing = torch.from_numpy(visemes([Phone("SIL", 0.0, 1.0)], 1)[0])
         self._closed = -mean / std  # a mouth of zero motion
         self._lid = ACTIONS.index("eyeBlinkLeft")
         self._shut = (BLINK_SHUT - mean[self._lid]) / std[self._lid]
         self._eyes = torch.tensor([a.startswith("eye") for a in ACTIONS] + [False] * 6)
         self._mouth = torch.zeros(MOTION_DIM, dtype=torch.bool)
         self._mouth[:ACTION_COUNT] = torch.tensor(MOUTH)
-        # a clip is drawn as often as it is long
+        # a clip is drawn as often as it is long, tracked ones together half of the time
         self._weights = corpus.frames.float()
+        tracked = corpus.trust == 1
+        if not bool(tracked.all()):
+            ratio = TRACKED_SHARE / (1 - TRACKED_SHARE)
+            others = self._weights[~tracked].sum()
+            self._weights[tracked] *= ratio * others / self._weights[tracked].sum()
 
     def draw(self, size: int) -> Batch:
         """A batch of ``size`` windows."""
@@ -91,6 +100,8 @@ class WindowSampler:
         sounding = sounding & ~silent
         motion = torch.where(silent[:, :, None] & self._mouth, self._closed, motion)
         gap = torch.where(silent, 0.0, gap)
+        said = self._said(clip, start, rate, new)
+        said = torch.where(silent[:, :, None], self._nothing, said)
         audio = self._augment(spectra, corpus.noise[clip], sounding, random)
         noise = REFERENCE_NOISE * torch.randn(size, REFERENCE_DIM, generator=random)
         reference = corpus.reference[clip] + noise
@@ -102,6 +113,7 @@ class WindowSampler:
                 audio=audio[:, at : at + WINDOW_FRAMES],
                 reference=reference,
                 lip_gap=gap[:, at + PREFIX : at + PREFIX + HOP],
+                visemes=said[:, at : at + PREFIX + HOP],
                 trust=corpus.trust[clip],
             )
             for at in range(0, new, HOP)
@@ -154,6 +166,14 @@ class WindowSampler:
         # before its first frame a face is at rest: zero motion
         motion = motion * (at >= 0)[:, :, None]
         return (motion - self._mean) / self._std, gap
+
+    def _said(self, clip: Tensor, start: Tensor, rate: Tensor, new: int) -> Tensor:
+        """(B, PREFIX + new, classes) of `Corpus.visemes`, silence before a clip."""
+        corpus = self._corpus
+        at = start[:, None] + rate[:, None] * torch.arange(-PREFIX, new)
+        last = (corpus.frames[clip] - 1)[:, None]
+        nearest = at.clamp(min=0).round().long().clamp(max=last) + corpus.first[clip, None]
+        return torch.where((at >= 0)[:, :, None], corpus.visemes[nearest], self._nothing)
 
     def _spectra(
         self, clip: Tensor, start: Tensor, rate: Tensor, new: int

@@ -10,9 +10,18 @@ from pathlib import Path
 
 import torch
 
+from model.conditioning import Floats
 from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
 from model.training.distill import train_student
-from model.training.inferred import closed_mouths, fit_mouths, inferred_corpus
+from model.training.inferred import (
+    closed_mouths,
+    fit_mouths,
+    grid_phones,
+    heard_speeches,
+    inferred_corpus,
+    synthetic_speeches,
+)
+from model.training.phones import Phone
 from model.training.teacher import train_teacher
 from model.training.trainer import RunOptions
 
@@ -25,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--speech", type=Path, help="folder of other voices (manifest.csv), mouths inferred"
+    )
+    parser.add_argument(
+        "--synthetic", type=Path, help="folder of `fada corpus build`, mouths inferred"
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for weights, checkpoint and TensorBoard"
@@ -48,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.role == "student" and args.teacher is None:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
     torch.set_num_threads(args.threads)
-    corpus = build_corpus(args.data, args.speech, args.out / "phones.json", args.seed)
+    phones = args.out / "phones.json"
+    corpus = build_corpus(args.data, args.speech, args.synthetic, phones, args.seed)
     options = RunOptions(args.out, args.minutes, args.steps, peak_rate=args.rate)
     if args.role == "teacher":
         path = train_teacher(corpus, options, args.seed, args.start)
@@ -58,16 +71,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_corpus(data: Path, speech: Path | None, phones: Path, seed: int) -> Corpus:
-    """GRID's training clips and, given ``speech``, other voices; never what is held out.
+def build_corpus(
+    data: Path, speech: Path | None, synthetic: Path | None, phones: Path, seed: int
+) -> Corpus:
+    """GRID's training clips and, if given, other voices; never what is held out.
 
+    ``speech``: recordings with transcripts. ``synthetic``: what `fada corpus build` wrote.
     ``phones``: where the alignments are kept, as they take minutes.
     """
     grid = load_grid(data)
     chosen = ~held_out(len(grid.texts))
-    tracked = grid_corpus(grid, chosen)
-    if speech is None:
-        return tracked
-    mouths = fit_mouths(grid, chosen, phones, seed)
-    closed = closed_mouths(grid, chosen, phones)
-    return joined([tracked, inferred_corpus(speech, mouths, closed, fit_lip_gap(tracked), phones)])
+    if speech is None and synthetic is None:
+        return grid_corpus(grid, chosen)
+    said = grid_phones(grid, chosen, phones)
+    tracked = grid_corpus(grid, chosen, said)
+    mouths = fit_mouths(grid, said, seed)
+    closed = closed_mouths(grid, said)
+    spoken: dict[str, tuple[Floats, list[Phone]]] = {}
+    if speech is not None:
+        spoken |= heard_speeches(speech, phones)
+    if synthetic is not None:
+        spoken |= synthetic_speeches(synthetic)
+    return joined([tracked, inferred_corpus(spoken, mouths, closed, fit_lip_gap(tracked))])

@@ -6,6 +6,7 @@ out, and how a clip's rest is found. Does not know: networks or losses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from model.motion.actions import (
     rotation_vectors,
     to_motion,
 )
+from model.training.phones import Phone, visemes
 
 # The canonical face of the tracker measures 8.9 cm between the outer eye corners, and its
 # translations are centimetres.
@@ -131,6 +133,7 @@ class Corpus:
 
     motion: Tensor  # (N, 58) latents in physical units
     lip_gap: Tensor  # (N,) eye-corner distances
+    visemes: Tensor  # (N, classes) share of each frame that a visible class fills; 0 if unknown
     log_power: Tensor  # (4N, bins) float16
     first: Tensor  # (C,) where each clip starts
     frames: Tensor  # (C,) how long it is
@@ -145,7 +148,7 @@ class Corpus:
         """The same frames with only some of the clips."""
         keep = torch.from_numpy(np.flatnonzero(chosen))
         return Corpus(
-            self.motion, self.lip_gap, self.log_power,
+            self.motion, self.lip_gap, self.visemes, self.log_power,
             self.first[keep], self.frames[keep], self.reference[keep],
             self.noise[keep], self.trust[keep],
         )  # fmt: skip
@@ -157,9 +160,9 @@ def joined(parts: list[Corpus]) -> Corpus:
     first = torch.cat([p.first + int(s) for p, s in zip(parts, starts, strict=True)])
     return Corpus(
         torch.cat([p.motion for p in parts]), torch.cat([p.lip_gap for p in parts]),
-        torch.cat([p.log_power for p in parts]), first, torch.cat([p.frames for p in parts]),
-        torch.cat([p.reference for p in parts]), torch.cat([p.noise for p in parts]),
-        torch.cat([p.trust for p in parts]),
+        torch.cat([p.visemes for p in parts]), torch.cat([p.log_power for p in parts]),
+        first, torch.cat([p.frames for p in parts]), torch.cat([p.reference for p in parts]),
+        torch.cat([p.noise for p in parts]), torch.cat([p.trust for p in parts]),
     )  # fmt: skip
 
 
@@ -175,13 +178,20 @@ def clip_motion(grid: Grid, clip: int) -> tuple[Floats, Floats]:
     return to_motion(grid.coefficients[clip], pose, rest, np.median(pose, axis=0)), rest
 
 
-def grid_corpus(grid: Grid, chosen: NDArray[np.bool_]) -> Corpus:
-    """The ``chosen`` clips (C,) of GRID; clips in which the tracker lost the face are left out."""
-    motion, gaps, spectra, references, noises = [], [], [], [], []
+def grid_corpus(
+    grid: Grid, chosen: NDArray[np.bool_], phones: Mapping[int, list[Phone]] | None = None
+) -> Corpus:
+    """The ``chosen`` clips (C,) of GRID; clips in which the tracker lost the face are left out.
+
+    ``phones``: what is said, of those clips for which it is known.
+    """
+    said = phones or {}
+    motion, gaps, classes, spectra, references, noises = [], [], [], [], [], []
     for c in np.flatnonzero(chosen & grid.usable.all(axis=1)):
         latents, rest = clip_motion(grid, int(c))
         motion.append(latents)
         gaps.append(grid.lip_gap[c])
+        classes.append(visemes(said.get(int(c), []), len(latents)))
         spectra.append(log_power(grid.samples[c]))
         references.append(reference_features(rest, grid.landmarks))
         noises.append(background(spectra[-1]))
@@ -189,6 +199,7 @@ def grid_corpus(grid: Grid, chosen: NDArray[np.bool_]) -> Corpus:
     return Corpus(
         torch.from_numpy(np.concatenate(motion)),
         torch.from_numpy(np.concatenate(gaps)),
+        torch.from_numpy(np.concatenate(classes)),
         torch.from_numpy(np.concatenate(spectra)),
         torch.tensor(np.cumsum([0, *frames[:-1]])),
         torch.tensor(frames),

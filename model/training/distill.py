@@ -156,12 +156,13 @@ class StudentObjective:
 
 def student_of(teacher: MotionNet) -> MotionNet:
     """A student with the teacher's parameters and fresh scale tokens."""
-    config = NetConfig(**{**vars(teacher.config), "guided": True})
+    config = NetConfig(**{**vars(teacher.config), "guided": True, "visemes": 0})
     if teacher.config.guided:
         raise ValueError("not a teacher's network: it takes guidance scales")
     student = MotionNet(config)
     fresh = {k: v for k, v in student.state_dict().items() if "_scale." in k}
-    student.load_state_dict(fresh | teacher.state_dict())
+    taught = {k: v for k, v in teacher.state_dict().items() if not k.startswith("spoken.")}
+    student.load_state_dict(fresh | taught)
     return student
 
 

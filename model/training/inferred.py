@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from model.training.corpus import (
 )
 from model.training.losses import CLOSED_GAP
 from model.training.phones import BILABIAL, Aligner, Phone, frames_of, visemes
+from model.training.synthesis import read_phones, read_rows
 
 TRUST = 0.6
 CONTEXT = 6  # frames to each side that shape a mouth: 0.24 s
@@ -140,14 +142,22 @@ class ClosedMouths:
     silent: Tensor
 
 
-def closed_mouths(grid: Grid, chosen: NDArray[np.bool_], cache: Path) -> ClosedMouths:
-    """Means over tracked frames with closed lips, inside /p b m/ and inside silence."""
+def grid_phones(grid: Grid, chosen: NDArray[np.bool_], cache: Path) -> dict[int, list[Phone]]:
+    """What is said in those of the ``chosen`` clips (C,) that are tracked and can be aligned."""
     clips = np.flatnonzero(chosen & grid.usable.all(axis=1))
     phones = aligned({f"grid/{c}": (grid.samples[c], grid.texts[c]) for c in clips}, cache)
+    return {int(name.removeprefix("grid/")): said for name, said in phones.items()}
+
+
+def closed_mouths(grid: Grid, phones: Mapping[int, list[Phone]]) -> ClosedMouths:
+    """Means over tracked frames with closed lips, inside /p b m/ and inside silence.
+
+    ``phones``: what is said in each clip to use.
+    """
     found: dict[bool, list[Floats]] = {True: [], False: []}
-    for c in clips:
-        actions = clip_motion(grid, int(c))[0][:, :ACTION_COUNT]
-        for p in phones.get(f"grid/{c}", []):
+    for c, said in phones.items():
+        actions = clip_motion(grid, c)[0][:, :ACTION_COUNT]
+        for p in said:
             if p.name in BILABIAL or p.name == "SIL":
                 frames = list(frames_of(p, len(actions)))
                 closed = grid.lip_gap[c][frames] < CLOSED_GAP
@@ -189,49 +199,63 @@ def smoothed(curve: Tensor) -> Tensor:
     return nn.functional.avg_pool1d(padded, 5, 1)[0, 0]
 
 
-def fit_mouths(grid: Grid, chosen: NDArray[np.bool_], cache: Path, seed: int) -> MouthModel:
-    """Fits on the ``chosen`` clips of GRID whose alignment succeeds."""
-    clips = np.flatnonzero(chosen & grid.usable.all(axis=1))
-    phones = aligned({f"grid/{c}": (grid.samples[c], grid.texts[c]) for c in clips}, cache)
-    features, actions = [], []
-    for c in clips:
-        if f"grid/{c}" in phones:
-            features.append(spoken_features(grid.samples[c], phones[f"grid/{c}"]))
-            actions.append(clip_motion(grid, int(c))[0][:, :ACTION_COUNT])
+def fit_mouths(grid: Grid, phones: Mapping[int, list[Phone]], seed: int) -> MouthModel:
+    """Fits on the clips whose ``phones`` are given."""
+    features = [spoken_features(grid.samples[c], said) for c, said in phones.items()]
+    actions = [clip_motion(grid, c)[0][:, :ACTION_COUNT] for c in phones]
     return MouthModel(
         torch.from_numpy(np.concatenate(features)), torch.from_numpy(np.concatenate(actions)), seed
     )
 
 
-def inferred_corpus(
-    folder: Path, mouths: MouthModel, closed: ClosedMouths, lip_gap: LipGap, cache: Path
-) -> Corpus:
-    """The speeches of ``folder`` that may be learned from, with inferred mouths and still heads.
+Speeches = Mapping[str, tuple[Floats, list[Phone]]]  # samples in whole frames, what is said
 
-    Raises ``ValueError`` when a speech is not at 16 kHz.
+
+def heard_speeches(folder: Path, cache: Path) -> Speeches:
+    """The recordings of ``folder`` that may be learned from and whose alignment succeeds.
+
+    Raises ``ValueError`` when one is not at 16 kHz.
     """
-    sounds: dict[str, tuple[Floats, str]] = {}
-    for entry in speeches(folder)[0]:
-        samples, rate = soundfile.read(folder / entry["file"], dtype="float32")
-        if rate != SAMPLE_RATE:
-            raise ValueError(f"{entry['file']} has {rate} samples a second, expected {SAMPLE_RATE}")
-        whole = len(samples) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME
-        sounds[entry["file"]] = samples[:whole], entry["transcript"]
+    sounds = {
+        entry["file"]: (_whole_frames(folder / entry["file"]), entry["transcript"])
+        for entry in speeches(folder)[0]
+    }
     phones = aligned(sounds, cache)
-    motion, spectra = [], []
-    for name, spoken in phones.items():
-        latents = torch.zeros(len(sounds[name][0]) // SAMPLES_PER_FRAME, MOTION_DIM)
-        actions = mouths(spoken_features(sounds[name][0], spoken))
-        actions = with_closures(actions, spoken, closed)
+    return {name: (sounds[name][0], phones[name]) for name in phones}
+
+
+def synthetic_speeches(folder: Path) -> Speeches:
+    """The training side of a folder that `synthesis.build` wrote."""
+    names = [r["file"] for r in read_rows(folder) if r["split"] == "train"]
+    return {name: (_whole_frames(folder / name), read_phones(folder, name)) for name in names}
+
+
+def _whole_frames(path: Path) -> Floats:
+    samples, rate = soundfile.read(path, dtype="float32")
+    if rate != SAMPLE_RATE:
+        raise ValueError(f"{path} has {rate} samples a second, expected {SAMPLE_RATE}")
+    return np.asarray(samples[: len(samples) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME])
+
+
+def inferred_corpus(
+    spoken: Speeches, mouths: MouthModel, closed: ClosedMouths, lip_gap: LipGap
+) -> Corpus:
+    """Speeches with inferred mouths and still heads."""
+    motion, classes, spectra = [], [], []
+    for samples, phones in tqdm(spoken.values(), desc="mouths for other voices", unit="clip"):
+        latents = torch.zeros(len(samples) // SAMPLES_PER_FRAME, MOTION_DIM)
+        actions = with_closures(mouths(spoken_features(samples, phones)), phones, closed)
         latents[:, :ACTION_COUNT] = actions * torch.tensor(MOUTH)
         motion.append(latents)
-        spectra.append(log_power(sounds[name][0]))
+        classes.append(visemes(phones, len(latents)))
+        spectra.append(log_power(samples))
     frames = [len(m) for m in motion]
     every = torch.cat(motion)
     neutral = torch.from_numpy(reference_features(np.zeros(ACTION_COUNT, np.float32), None))
     return Corpus(
         every,
         lip_gap(every[:, :ACTION_COUNT]),
+        torch.from_numpy(np.concatenate(classes)),
         torch.from_numpy(np.concatenate(spectra)),
         torch.tensor(np.cumsum([0, *frames[:-1]])),
         torch.tensor(frames),

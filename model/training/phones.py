@@ -128,7 +128,8 @@ def openness(phones: list[Phone], frames: int) -> Floats:
 def visemes(phones: list[Phone], frames: int) -> Floats:
     """(frames, classes) share of each frame that each visible class fills."""
     table = np.zeros((len(phones), len(VISEMES)))
-    table[np.arange(len(phones)), [_CLASS[p.name] for p in phones]] = 1.0
+    classes = np.array([_CLASS[p.name] for p in phones], np.int64)
+    table[np.arange(len(phones)), classes] = 1.0
     return np.asarray(_overlap(phones, frames) @ table, np.float32)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.diffusion.denoiser import Conditions
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import MotionWeights, load_weights, save_weights
 from model.training.batches import Batch, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap, motion_statistics
 from model.training.losses import MotionLoss, dimension_weights
+from model.training.phones import VISEMES
 from model.training.trainer import Losses, RunOptions, Trainer
 
 BATCH = 64
@@ -25,8 +27,9 @@ NO_CONDITIONS = 0.08
 REFERENCE_ONLY = 0.10
 AUDIO_ONLY = 0.03
 HEARING_BATCH = 128
-HEARING_SHARE = 0.15  # of the training time
-HEARD_WEIGHT = 0.3  # of the estimate from sound alone, see `MotionNet.heard_motion`
+HEARING_SHARE = 0.2  # of the training time
+HEARD_WEIGHT = 0.3  # of the estimates from sound alone, see `MotionNet.heard_speech`
+SPOKEN_WEIGHT = 0.5
 
 
 def draw_times(size: int, random: torch.Generator) -> Tensor:
@@ -49,10 +52,11 @@ def dropped(size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 class HearingObjective:
-    """The audio encoder alone, by `MotionNet.heard_motion`: an eighth of a denoising step's work.
+    """The audio encoder alone, by `MotionNet.heard_speech`: a fraction of a denoising step's work.
 
     A diffusion loss teaches an encoder slowly, for the prefix and little noise explain most of
-    it. So the encoder learns to hear first.
+    it. So the encoder learns to hear first: how the tracked mouth moves, and which phones are
+    spoken, the one thing that all voices have in common.
     """
 
     def __init__(self, net: MotionNet, windows: WindowSampler, loss: MotionLoss) -> None:
@@ -60,9 +64,20 @@ class HearingObjective:
 
     def losses(self) -> Losses:
         batch = self._windows.draw(HEARING_BATCH)
-        every = torch.cat([batch.clean_prefix, batch.x0], dim=1)
-        heard = self._loss(self._net.heard_motion(batch.conditions()), every)
-        return {"loss": (heard * batch.trust).mean()}
+        heard, spoken = hearing_losses(self._net, self._loss, batch, batch.conditions())
+        return {"loss": heard + SPOKEN_WEIGHT * spoken, "heard": heard, "spoken": spoken}
+
+
+def hearing_losses(
+    net: MotionNet, loss: MotionLoss, batch: Batch, cond: Conditions
+) -> tuple[Tensor, Tensor]:
+    """Scalars: error of the motion as heard, and cross-entropy of what is spoken where it is
+    known."""
+    motion, logits = net.heard_speech(cond)
+    every = torch.cat([batch.clean_prefix, batch.x0], dim=1)
+    heard = (loss(motion, every) * batch.trust).mean()
+    spoken = -(batch.visemes * logits.log_softmax(2)).sum(2).mean()
+    return heard, spoken
 
 
 class TeacherObjective:
@@ -82,10 +97,9 @@ class TeacherObjective:
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
         denoising = (self._loss(self._net(x_t, t, cond), batch.x0) * batch.trust).mean()
-        every = torch.cat([batch.clean_prefix, batch.x0], dim=1)
-        heard = (self._loss(self._net.heard_motion(cond), every) * batch.trust).mean()
-        loss = denoising + HEARD_WEIGHT * heard
-        return {"loss": loss, "denoising": denoising, "heard": heard}
+        heard, spoken = hearing_losses(self._net, self._loss, batch, cond)
+        loss = denoising + HEARD_WEIGHT * (heard + SPOKEN_WEIGHT * spoken)
+        return {"loss": loss, "denoising": denoising, "heard": heard, "spoken": spoken}
 
 
 def train_teacher(corpus: Corpus, options: RunOptions, seed: int, start: Path | None) -> Path:
@@ -95,11 +109,12 @@ def train_teacher(corpus: Corpus, options: RunOptions, seed: int, start: Path | 
     """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    net = MotionNet(NetConfig())
+    net = MotionNet(NetConfig(visemes=len(VISEMES)))
     mean, std = motion_statistics(corpus)
     if start is not None:
         begun = load_weights(start)
-        net, mean, std = begun.net.train().requires_grad_(True), begun.mean, begun.std
+        net.load_state_dict(net.state_dict() | begun.net.state_dict())
+        mean, std = begun.mean, begun.std
     loss = MotionLoss(mean, std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, mean, std, random)
     hearing = replace(

@@ -106,7 +106,7 @@ def test_windows_of_inferred_mouths_borrow_real_eyes_and_heads(corpus: Corpus) -
     still[:, :52][:, ~torch.tensor(MOUTH)] = 0
     still[:, 52:] = 0
     inferred = Corpus(
-        still, corpus.lip_gap, corpus.log_power, corpus.first, corpus.frames,
+        still, corpus.lip_gap, corpus.visemes, corpus.log_power, corpus.first, corpus.frames,
         corpus.reference, corpus.noise, torch.full_like(corpus.trust, 0.5),
     )  # fmt: skip
     batch = sampler(joined([corpus, inferred])).draw(200)
