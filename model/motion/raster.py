@@ -57,19 +57,52 @@ def _mix(texture, xi, yi, fx, fy):  # type: ignore[no-untyped-def]
     return red_blue | green
 
 
+def drawable(packed: Packed) -> Packed:
+    """A texture for `draw_triangles`: with two rows of nothing below, for pixels without any."""
+    return np.pad(packed, ((0, 2), (0, 0)))
+
+
 @njit(cache=True, nogil=True)
-def draw_triangles(triangles, target, source, texture, out):  # type: ignore[no-untyped-def]
+def draw_triangles(triangles, target, source, texture, scratch, out):  # type: ignore[no-untyped-def]
     """Draw each triangle of ``target`` (V, 2) filled with ``texture`` at ``source`` (V, 2).
 
     ``source`` is in texture pixels, ``target`` in pixels of ``out`` (H, W, 3). The colours of the
-    texture are premultiplied by its alpha and drawn over what is there. Shared edges are drawn
-    exactly once, so that neighbours neither overlap nor leave a gap.
+    texture (`drawable`) are premultiplied by its alpha and drawn over what is there. Shared edges
+    are drawn exactly once, so that neighbours neither overlap nor leave a gap; where triangles
+    overlap the last one is seen. ``scratch`` is (2, H, W) int32, for the call alone.
+
+    Two passes, for the compiler makes vector code of straight loops only: first each pixel learns
+    its place in the texture, triangle by triangle, then it gets its colour, row by row.
     """
     height, width = out.shape[0], out.shape[1]
-    deep, wide = texture.shape[0] - 1.5, texture.shape[1] - 1.5
-    byte, half = np.uint32(255), np.uint32(127)
-    eight, sixteen, twenty_four = np.uint32(8), np.uint32(16), np.uint32(24)
-    zero, one, two = np.uint64(0), np.uint64(1), np.uint64(2)
+    lefts = np.full(height, width)
+    rights = np.zeros(height, np.int64)
+    _find_texels(triangles, target, source, texture, scratch[0], scratch[1], lefts, rights)
+    _paint_texels(texture, scratch[0], scratch[1], lefts, rights, out)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _edge(x1, ya, x2, yb):  # type: ignore[no-untyped-def]
+    """Top, bottom, x at the top and slope: the same for both triangles, whatever its direction."""
+    if ya == yb:
+        return 1e9, -1e9, 0.0, 0.0
+    if ya < yb:
+        return np.float64(ya), np.float64(yb), np.float64(x1), np.float64((x2 - x1) / (yb - ya))
+    return np.float64(yb), np.float64(ya), np.float64(x2), np.float64((x1 - x2) / (ya - yb))
+
+
+@njit(cache=True, nogil=True)
+def _find_texels(triangles, target, source, texture, texel, share, lefts, rights):  # type: ignore[no-untyped-def]
+    """Which texel (flat index of the upper left of four) each pixel shows, and its shares.
+
+    ``share`` holds how far right of it, in 1/256 in the low byte, and how far below, in the next.
+    ``lefts`` and ``rights`` (H,) are each row's extent.
+    """
+    height, width = texel.shape
+    deep, wide = texture.shape[0] - 2, np.int32(texture.shape[1])
+    last_u, last_v = np.int32((wide - 1) * 65536 - 1), np.int32((deep - 1) * 65536 - 1)
+    texel[:, :] = np.int32(deep * wide)  # nothing
+    none = np.int32(0)
     for n in range(triangles.shape[0]):
         i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
         ax, ay, bx, by = target[i, 0], target[i, 1], target[j, 0], target[j, 1]
@@ -84,57 +117,86 @@ def draw_triangles(triangles, target, source, texture, out):  # type: ignore[no-
         dudy = ((scx - sax) * (bx - ax) - (sbx - sax) * (cx - ax)) / area
         dvdx = ((sby - say) * (cy - ay) - (scy - say) * (by - ay)) / area
         dvdy = ((scy - say) * (bx - ax) - (sby - say) * (cx - ax)) / area
-        # Inside the texture no texel needs clamping to its edge.
-        clear = min(sax, sbx, scx) >= 1.5 and max(sax, sbx, scx) <= wide
-        clear = clear and min(say, sby, scy) >= 1.5 and max(say, sby, scy) <= deep
+        du, dv = np.int32(dudx * 65536.0), np.int32(dvdx * 65536.0)
+        top_a, end_a, from_a, slope_a = _edge(ax, ay, bx, by)
+        top_b, end_b, from_b, slope_b = _edge(bx, by, cx, cy)
+        top_c, end_c, from_c, slope_c = _edge(cx, cy, ax, ay)
         top, bottom = min(ay, by, cy), max(ay, by, cy)
         y0, y1 = max(0, int(np.ceil(top - 0.5))), min(height, int(np.ceil(bottom - 0.5)))
         for y in range(y0, y1):
             py = y + 0.5
             left, right = 1e9, -1e9
-            for e in range(3):
-                if e == 0:
-                    x1, ya, x2, yb = ax, ay, bx, by
-                elif e == 1:
-                    x1, ya, x2, yb = bx, by, cx, cy
-                else:
-                    x1, ya, x2, yb = cx, cy, ax, ay
-                if (ya <= py) != (yb <= py):
-                    # The same expression for both triangles of an edge, whatever its direction.
-                    if ya < yb:
-                        x = x1 + (py - ya) * ((x2 - x1) / (yb - ya))
-                    else:
-                        x = x2 + (py - yb) * ((x1 - x2) / (ya - yb))
-                    left, right = min(left, x), max(right, x)
+            if top_a <= py < end_a:
+                x = from_a + (py - top_a) * slope_a
+                left, right = min(left, x), max(right, x)
+            if top_b <= py < end_b:
+                x = from_b + (py - top_b) * slope_b
+                left, right = min(left, x), max(right, x)
+            if top_c <= py < end_c:
+                x = from_c + (py - top_c) * slope_c
+                left, right = min(left, x), max(right, x)
             xs, xe = max(0, int(np.ceil(left - 0.5))), min(width, int(np.ceil(right - 0.5)))
             if xs >= xe:
                 continue
+            lefts[y], rights[y] = min(lefts[y], xs), max(rights[y], xe)
             u = sax + dudx * (xs + 0.5 - ax) + dudy * (py - ay) - 0.5
             v = say + dvdx * (xs + 0.5 - ax) + dvdy * (py - ay) - 0.5
-            ui, vi = np.int64(u * 65536.0 + 128.0), np.int64(v * 65536.0 + 128.0)
-            du, dv = np.int64(dudx * 65536.0), np.int64(dvdx * 65536.0)
-            row = out[y]
-            for x in range(xs, xe):
-                if clear:
-                    fx, fy = np.uint32((ui >> 8) & 255), np.uint32((vi >> 8) & 255)
-                    colour = _mix(texture, np.uint64(ui >> 16), np.uint64(vi >> 16), fx, fy)
-                else:
-                    colour = _bilinear(texture, ui >> 8, vi >> 8)
+            ui, vi = np.int32(u * 65536.0 + 128.0), np.int32(v * 65536.0 + 128.0)
+            texels, shares = texel[y, xs:xe], share[y, xs:xe]
+            for x in range(xe - xs):
+                uc, vc = min(max(ui, none), last_u), min(max(vi, none), last_v)
+                texels[x] = (vc >> 16) * wide + (uc >> 16)
+                shares[x] = ((uc >> 8) & 255) | (vc & 0xFF00)
                 ui += du
                 vi += dv
-                through = byte - (colour >> twenty_four)
-                if through == byte:
-                    continue
-                column = np.uint64(x)
-                r, g, b = colour & byte, (colour >> eight) & byte, (colour >> sixteen) & byte
-                if through:
-                    # Rounded, and never over: bilinear weights lose a little of each.
-                    r = min(byte, r + (row[column, zero] * through + half) // byte)
-                    g = min(byte, g + (row[column, one] * through + half) // byte)
-                    b = min(byte, b + (row[column, two] * through + half) // byte)
-                row[column, zero] = r
-                row[column, one] = g
-                row[column, two] = b
+
+
+@njit(cache=True, nogil=True)
+def _paint_texels(texture, texel, share, lefts, rights, out):  # type: ignore[no-untyped-def]
+    """Bilinear colours of `_find_texels`' places over what is in ``out`` (H, W, 3)."""
+    height, width = texel.shape
+    flat = texture.reshape(texture.size)
+    one, below = np.uint64(1), np.uint64(texture.shape[1])
+    low, byte, full = np.uint32(0x00FF00FF), np.uint32(255), np.uint32(256)
+    unit, half, eight = np.uint32(1), np.uint32(127), np.uint32(8)
+    sixteen, twenty_four = np.uint32(16), np.uint32(24)
+    corners = np.empty((4, width), np.uint32)
+    first, second, third, fourth = corners[0], corners[1], corners[2], corners[3]
+    for y in range(height):
+        start, end = lefts[y], rights[y]
+        if start >= end:
+            continue
+        texels, shares = texel[y, start:end], share[y, start:end]
+        row = out[y].reshape(3 * width)[3 * start : 3 * end]
+        for x in range(end - start):
+            at = np.uint64(texels[x])
+            first[x], second[x] = flat[at], flat[at + one]
+            third[x], fourth[x] = flat[at + below], flat[at + below + one]
+        for x in range(end - start):
+            a, b, c, d = first[x], second[x], third[x], fourth[x]
+            both = np.uint32(shares[x])
+            fx, fy = both & byte, both >> eight
+            gx, gy = full - fx, full - fy
+            # Two channels at a time in one word: red and blue, then green and alpha.
+            top = (((a & low) * gx + (b & low) * fx) >> eight) & low
+            bottom = (((c & low) * gx + (d & low) * fx) >> eight) & low
+            red_blue = ((top * gy + bottom * fy) >> eight) & low
+            top = ((((a >> eight) & low) * gx + ((b >> eight) & low) * fx) >> eight) & low
+            bottom = ((((c >> eight) & low) * gx + ((d >> eight) & low) * fx) >> eight) & low
+            first[x] = red_blue | ((top * gy + bottom * fy) & ~low)
+        for x in range(end - start):
+            colour = first[x]
+            through = byte - (colour >> twenty_four)
+            r = np.uint32(row[3 * x]) * through + half
+            g = np.uint32(row[3 * x + 1]) * through + half
+            b = np.uint32(row[3 * x + 2]) * through + half
+            # n // 255, and never over: bilinear weights lose a little of each.
+            r = (colour & byte) + ((r + unit + (r >> eight)) >> eight)
+            g = ((colour >> eight) & byte) + ((g + unit + (g >> eight)) >> eight)
+            b = ((colour >> sixteen) & byte) + ((b + unit + (b >> eight)) >> eight)
+            row[3 * x] = np.uint8(min(byte, r))
+            row[3 * x + 1] = np.uint8(min(byte, g))
+            row[3 * x + 2] = np.uint8(min(byte, b))
 
 
 @njit(cache=True, nogil=True, inline="always")

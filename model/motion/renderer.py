@@ -20,7 +20,7 @@ from model.motion.geometry import EYES, FaceShape, hide_teeth, rotation_matrix
 from model.motion.inside import Eyeball, Mouth, Rigid
 from model.motion.layers import split
 from model.motion.mesh import OVAL, PortraitMesh, build_mesh
-from model.motion.raster import draw_triangles, untangle
+from model.motion.raster import draw_triangles, drawable, untangle
 from model.portrait.framing import Frame, frame
 from model.portrait.person import PersonMask
 
@@ -76,7 +76,7 @@ class PortraitRenderer:
         self._rest3 = self.mesh.rest.astype(np.float64)
         self._origin = self._shape.origin + (self.pad, self.pad, 0.0)
         layers = split(padded, mask, self.mesh.rest[OVAL, :2], self._eye_distance)
-        self.texture = layers.person
+        self.texture = drawable(layers.person)
         self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
         inner = slice(self.pad, -self.pad) if self.pad else slice(None)
         self.portrait = np.ascontiguousarray(padded[inner, inner])
@@ -86,7 +86,8 @@ class PortraitRenderer:
         # What never moves is drawn once.
         self._still = np.ascontiguousarray(layers.plate[inner, inner])
         at_rest = self._source - np.float32(self.pad)
-        draw_triangles(still, at_rest, self._source, self.texture, self._still)
+        self._scratch = np.empty((2, self.height, self.width), np.int32)
+        draw_triangles(still, at_rest, self._source, self.texture, self._scratch, self._still)
         self._points = placed
         self._eyes = [Eyeball.of(padded, placed, eye) for eye in EYES]
         self._mouth = Mouth.of(padded, placed, self._shape)
@@ -95,7 +96,7 @@ class PortraitRenderer:
     def twin(self) -> PortraitRenderer:
         """Another one of the same portrait: what is prepared is shared, the buffers are its own."""
         other = copy(self)
-        other._out = np.empty_like(self._out)
+        other._out, other._scratch = np.empty_like(self._out), np.empty_like(self._scratch)
         return other
 
     def render(
@@ -112,7 +113,8 @@ class PortraitRenderer:
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         target = self.project(face, turn, shift, grow)
         out[...] = self._still
-        draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
+        vertices = target[: len(self._source)]
+        draw_triangles(self._moving, vertices, self._source, self.texture, self._scratch, out)
         rigid = self._rigid(turn, shift, grow)
         self._mouth.draw(face, target, rigid, out)
         for eyeball in self._eyes:
