@@ -247,6 +247,7 @@ def unet_config(foreign: Mapping[str, Any]) -> UNetConfig:
         groups=foreign["norm_num_groups"],
         eps=foreign["norm_eps"],
         audio_width=foreign["cross_attention_dim"] if denoising else None,
+        audio_gain=foreign.get("audio_feature_ratio", UNetConfig.audio_gain),
         motion=_motion_config(foreign, len(channels)) if denoising else None,
     )
 

@@ -6,6 +6,8 @@ what it predicts (the checkpoints that load are v-predictors; `model.diffusion.d
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -131,3 +133,16 @@ class DenoisingUNet(Backbone):
                 f"audio has tokens of {cond['audio'].shape[1]} frames, expected {wanted}: "
                 f"{self.config.prefix_frames} of the prefix and {x_t.shape[1]} of the window"
             )
+
+
+def student_of(teacher: DenoisingUNet, prefix_frames: int) -> DenoisingUNet:
+    """A student that starts as ``teacher``, with silent tokens for guidance and a prefix.
+
+    Its parameters are copies, ready to be trained, of the teacher's precision and device.
+    """
+    config = replace(teacher.config, guided=True, prefix_frames=prefix_frames)
+    with teacher.conv_in.weight.device:
+        student = DenoisingUNet(config).to(teacher.conv_in.weight.dtype)
+    own = student.state_dict()
+    student.load_state_dict(own | teacher.state_dict())
+    return student.train(teacher.training)

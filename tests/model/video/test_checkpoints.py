@@ -242,6 +242,7 @@ def test_settings_are_read() -> None:
     assert (motion.down, motion.mid, motion.up) == ((False, False), False, (True, False))
     assert (motion.heads, motion.blocks, motion.attentions, motion.width_divisor) == (2, 3, 1, 2)
     assert motion.positions == 24
+    assert checkpoints.unet_config(SETTINGS | {"audio_feature_ratio": 2.0}).audio_gain == 2.0
     still = checkpoints.unet_config(SETTINGS | {"use_motion_module": False})
     assert (still.motion, still.audio_width) == (None, None)
 

@@ -17,7 +17,7 @@ from model.video.blocks import reference_places
 from model.video.config import FaceLocatorConfig, MotionConfig, UNetConfig, VAEConfig
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
-from model.video.unet3d import DenoisingUNet
+from model.video.unet3d import DenoisingUNet, student_of
 from model.video.vae import VAE
 
 Inputs = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -180,6 +180,35 @@ def test_a_new_students_scales_are_silent(make_config: MakeConfig, make_inputs: 
     assert gap(net(x_t, t, cond), net(x_t, t, cond | {"guidance": 3 * cond["guidance"]})) == 0.0
 
 
+def test_a_student_starts_as_its_teacher_but_for_an_empty_token(
+    make_net: MakeNet, make_inputs: MakeInputs
+) -> None:
+    teacher = make_net()
+    student = student_of(teacher, prefix_frames=0)
+    x_t, t, cond = make_inputs(teacher.config, 2)
+    wanted = teacher(x_t, t, cond)
+    with torch.no_grad():
+        made = student(x_t, t, cond)
+    assert 0.0 < gap(made, wanted) < 0.3 * float(wanted.std())
+    assert student.config == replace(teacher.config, guided=True)
+    # It is trained without a change to its teacher.
+    assert all(p.requires_grad for p in student.parameters())
+    with torch.no_grad():
+        student.conv_out.bias.add_(1.0)
+    assert gap(teacher(x_t, t, cond), wanted) == 0.0
+
+
+def test_every_parameter_of_a_student_learns(make_net: MakeNet, make_inputs: MakeInputs) -> None:
+    student = student_of(make_net(), prefix_frames=2).train()
+    with torch.no_grad():  # a silent token's first layer learns once the second has begun to
+        for parameter in (*student.audio_scale.parameters(), *student.reference_scale.parameters()):
+            parameter.add_(0.1)
+    x_t, t, cond = make_inputs(student.config, 2)
+    student(x_t, t, cond).square().mean().backward()
+    idle = [n for n, p in student.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_projects_sampler_and_guidance_drive_it(
     make_net: MakeNet, make_inputs: MakeInputs, guided: bool
@@ -221,11 +250,21 @@ class Named(nn.Module):
         return self.net(x_t, t, cond)
 
 
-@pytest.mark.parametrize("variant", ["plain", "student with prefix"])
+SMALL_STUDENT = {  # one level: exporting takes seconds
+    "channels": (12,),
+    "attention": (True,),
+    "heads": (3,),
+    "motion": MotionConfig(down=(True,), up=(True,), heads=2, attentions=1, groups=2),
+    "guided": True,
+    "prefix_frames": 2,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, SMALL_STUDENT], ids=["teacher", "student"])
 def test_exports_with_a_dynamic_batch(
-    make_net: MakeNet, make_inputs: MakeInputs, variant: str
+    make_net: MakeNet, make_inputs: MakeInputs, changes: dict[str, object]
 ) -> None:
-    net = make_net(**VARIANTS[variant])
+    net = make_net(**changes)
     x_t, t, cond = make_inputs(net.config, 3)
     cond = {name: cond[name] for name in net.condition_names}
     batch = {0: torch.export.Dim("batch", min=1, max=16)}
