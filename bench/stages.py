@@ -1,0 +1,162 @@
+"""Where the milliseconds of a live window go: each stage alone, on one core.
+
+    python bench/stages.py [--size 512] [--portrait docs/examples/presenter.jpg]
+
+A window is 320 ms of sound and 8 frames. The stages are the worker's own code, each timed by itself
+on real motion and warm caches, so their sum is the least that a window costs; what queues, sockets
+and waiting add shows in `fada bench live`. With eight sessions on two cores a window may take 80 ms
+of one core, all in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from engines.registry import load_pipeline
+from model.audio.windows import HOP
+from model.conditioning import FPS, Floats, Reference, Window
+from model.motion.actions import from_motion
+from model.motion.renderer import LIVELINESS, PortraitRenderer
+from model.pipeline import StudentPipeline, WindowTask
+from model.portrait import load_picture
+from server.bench.report import processor
+from server.media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
+from server.media.colour import to_yuv420
+from server.media.encoders import AAC_FRAME, SAMPLE_RATE, PictureEncoder, SoundEncoder
+from server.media.fmp4 import KEY_INTERVAL
+from server.worker.live_sound import FRAGMENT_FRAMES, HOP_S, LiveSound
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+BATCHES = (1, 2, 4, 8)
+CORES, SESSIONS = 2, 8
+
+
+def median_ms(step: Callable[[int], object], count: int) -> float:
+    """Median milliseconds of ``step(0)`` to ``step(count - 1)``."""
+    spent = []
+    for i in range(count):
+        start = time.perf_counter()
+        step(i)
+        spent.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(spent))
+
+
+def heard(path: Path) -> tuple[list[Window], float]:
+    """The windows of a speech, taken in as a live session does, and milliseconds for each."""
+    with wave.open(str(path)) as file:
+        rate, pcm = file.getframerate(), file.readframes(file.getnframes())
+    sound, windows, spent = LiveSound(rate), [], []
+    step = 2 * round(HOP_S * rate)
+    for start in range(0, len(pcm) - step, step):
+        began = time.perf_counter()
+        sound.push(pcm[start : start + step])
+        sound.fill()
+        if sound.whole:
+            windows.append(sound.window(len(windows), HOP, rest=False))
+            sound.take(HOP)
+        spent.append(time.perf_counter() - began)
+    return windows, 1e3 * float(np.median(spent))
+
+
+def thought(
+    pipeline: StudentPipeline, reference: Reference, windows: list[Window], batch: int
+) -> tuple[Floats, float]:
+    """The motion of ``windows``, and milliseconds for each when ``batch`` run together."""
+    states = [pipeline.start(seed) for seed in range(batch)]
+    made, spent = [], []
+    for window in windows:
+        tasks = [
+            WindowTask(window, state, reference, pipeline.info.guidance, pipeline.info.steps)
+            for state in states
+        ]
+        start = time.perf_counter()
+        results = pipeline.step(tasks)
+        spent.append(time.perf_counter() - start)
+        states = [state for _, state in results]
+        made.append(results[0][0])
+    return np.concatenate(made), 1e3 * float(np.median(spent)) / batch
+
+
+def drawn(renderer: PortraitRenderer, latents: Floats) -> tuple[list[np.ndarray], float, float]:
+    """Frames, milliseconds for one, and of it for finding where the mesh's corners go."""
+    actions, poses = from_motion(latents, renderer.rest)
+    poses = LIVELINESS * poses
+    count = len(latents)
+    points = median_ms(lambda i: renderer.vertices(actions[i], poses[i]), count)
+    whole = median_ms(lambda i: renderer.render(actions[i], poses[i]), count)
+    return [frame.copy() for frame in renderer.decode(latents)], whole, points
+
+
+def coded(frames: list[np.ndarray]) -> dict[str, float]:
+    """Milliseconds a frame of each step from pixels to the samples of an MP4."""
+    height, width = frames[0].shape[:2]
+    planes = [np.empty((height // n, width // n), np.uint8) for n in (1, 2, 2)]
+    to_yuv420(frames[0], *planes)
+    colours = median_ms(lambda i: to_yuv420(frames[i], *planes), len(frames))
+    video = PictureEncoder(width, height, FPS)
+    key, other = [], []
+    for i, frame in enumerate(frames):
+        start = time.perf_counter()
+        video.encode(frame, key=i % KEY_INTERVAL == 0)
+        (other if i % KEY_INTERVAL else key).append(time.perf_counter() - start)
+    h264 = (float(np.median(key)) + (KEY_INTERVAL - 1) * float(np.median(other))) / KEY_INTERVAL
+    sound = SoundEncoder()
+    tone = np.sin(np.arange(AAC_FRAME) * 0.05).astype(np.float32)
+    aac = median_ms(lambda i: sound.encode(tone * np.float32(0.5 + i % 7 / 14)), 200)
+    return {
+        "colours, RGB to YUV": colours,
+        "H.264, one keyframe a second": 1e3 * h264 - colours,
+        "AAC": aac * SAMPLE_RATE / AAC_FRAME / FPS,
+    }
+
+
+def boxed() -> float:
+    """Milliseconds a fragment of laying its boxes out."""
+    samples = [bytes(4000)] * FRAGMENT_FRAMES
+    runs = [
+        Run(VIDEO_TRACK, 0, samples, [512] * len(samples), False),
+        Run(AUDIO_TRACK, 0, [bytes(250)] * 8, [1024] * 8, True),
+    ]
+    return median_ms(lambda i: fragment(i, runs), 200)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--portrait", type=Path, default=EXAMPLES / "presenter.jpg")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    pipeline = load_pipeline()
+    torch.set_num_threads(1)
+    reference = pipeline.space.encode_reference(load_picture(args.portrait.read_bytes()))
+    windows, sound_ms = heard(EXAMPLES / "speech.wav")
+    batches = {n: thought(pipeline, reference, windows, n) for n in BATCHES}
+    renderer: PortraitRenderer = pipeline.space.decoder(reference, args.size, "portrait")
+    frames, draw_ms, points_ms = drawn(renderer, batches[1][0])
+    rows = {"sound: resampling, log-mel": sound_ms}
+    rows[f"network, batch of {BATCHES[-1]}"] = batches[BATCHES[-1]][1]
+    rows["drawing: where the mesh goes"] = HOP * points_ms
+    rows["drawing: pixels"] = HOP * (draw_ms - points_ms)
+    rows |= {name: HOP * ms for name, ms in coded(frames).items()}
+    rows["boxes"] = HOP / FRAGMENT_FRAMES * boxed()
+    print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"ms of one core for a window (8 frames, {args.size} pixels):")
+    for name, ms in rows.items():
+        print(f"  {name:32} {ms:6.1f}")
+    room = CORES * 1e3 * HOP_S / SESSIONS
+    print(f"  {'sum':32} {sum(rows.values()):6.1f}   of {room:.0f} with {SESSIONS} sessions")
+    alone = ", ".join(f"{n}: {ms:.1f}" for n, (_, ms) in batches.items())
+    print(f"network, ms a window by batch: {alone}")
+
+
+if __name__ == "__main__":
+    main()
