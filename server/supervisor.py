@@ -56,7 +56,8 @@ class Supervisor:
         deaths = 0
         while True:
             child = process.spawn(
-                [sys.executable, "-m", "server.cli", "worker"], {"FADA_REDIS_URL": self._url}
+                [sys.executable, "-m", "server.cli", "worker"],
+                {"FADA_REDIS_URL": self._url, "FADA_WORKERS": str(self._count)},
             )
             self._running[place] = child
             joined = False

@@ -27,6 +27,7 @@ from server.worker.tasks import cancelled
 from server.worker.workshop import Workshop
 
 _MAX_TRIES = 5
+_LOOK_S = 0.05
 
 
 async def do(shop: Workshop, claim: Claim) -> messages.AvatarMade | messages.Done:
@@ -147,6 +148,8 @@ class Animation(_Video):
         )
 
         async def room() -> None:
+            while shop.capacity.strained:  # what is left over is for this, and nothing is
+                await asyncio.sleep(_LOOK_S)
             if not request.keep:
                 await self._pace.room()
 
@@ -176,7 +179,7 @@ class Conversation(_Video):
         batcher = shop.batcher(request.model)
         pipeline = batcher.pipeline
         reference = await shop.reference(job_id, request.avatar_id, pipeline)
-        ways = (self._publish, self._pace.room, shop.live_pool)
+        ways = (self._publish, self._pace.room, shop.live_pool, shop.capacity.made)
         session = LiveSession(pipeline, reference, request, heard, *ways, self._left)
         return await session.run(job_id, batcher)
 

@@ -40,6 +40,7 @@ from server.worker.runner import check_reference, fragment, knobs, open_video
 Emit = Callable[[messages.Progress, Snapshot], Awaitable[None]]
 Room = Callable[[], Awaitable[None]]
 Clock = Callable[[], float]
+Made = Callable[[float, float], None]
 
 
 class LiveInput:
@@ -131,7 +132,10 @@ class _Scene:
 
 
 class LiveSession:
-    """``emit`` sends an event; ``room`` returns when the reader has read all that was sent."""
+    """``emit`` sends an event; ``room`` returns when the reader has read all that was sent.
+
+    ``made`` is told how many seconds were worked for how many seconds of video.
+    """
 
     def __init__(
         self,
@@ -142,6 +146,7 @@ class LiveSession:
         emit: Emit,
         room: Room,
         pool: Executor,
+        made: Made,
         left: Snapshot | None = None,
     ) -> None:
         """``heard`` is of ``left``, if there is one.
@@ -151,7 +156,8 @@ class LiveSession:
         check_reference(pipeline, reference)
         self._pipeline, self._reference, self._request = pipeline, reference, request
         self._input, self._emit, self._room, self._pool = heard, emit, room, pool
-        self._left = left
+        self._left, self._made = left, made
+        self._worked_s = 0.0  # since the last fragment
         self._state: SessionState = pipeline.start(request.seed) if left is None else left.state
         self._scene: _Scene | None = None
         self._interrupts = 0
@@ -210,7 +216,9 @@ class LiveSession:
         window = self._input.sound.window(before.window_index, turn.frames, rest=not turn.speech)
         guidance, steps = self._knobs()
         task = WindowTask(window, before, self._reference, guidance, steps)
+        began_s = self._input.clock()
         latents, _ = await batcher.step(session, self._input.director.due_s, task)
+        self._worked_s = self._input.clock() - began_s
         return _Scene(turn, latents, before, 0)
 
     async def _show(self, video: _Video, scene: _Scene) -> None:
@@ -220,12 +228,15 @@ class LiveSession:
             if not await self._still_wanted(turn, begun=first > 0):
                 break
             end = min(first + FRAGMENT_FRAMES, turn.frames)
-            first_frame = self._state.frames_done
+            first_frame, began_s = self._state.frames_done, self._input.clock()
             data = await self._encode(video, turn, scene.latents[first:end])
             scene = _Scene(turn, scene.latents, scene.before, end)
             self._state = scene.state
             self._scene = scene if end < turn.frames else None
             await self._send(video, first_frame, end - first, data, speech=turn.speech)
+            self._worked_s += self._input.clock() - began_s
+            if end == turn.frames:
+                self._made(self._worked_s, turn.frames / FPS)
         self._scene = None
 
     async def _still_wanted(self, turn: Turn, *, begun: bool) -> bool:

@@ -22,6 +22,7 @@ from server.broker.work import Claim, Limits, Work
 from server.errors import ServiceError
 from server.settings import Settings
 from server.worker import jobs
+from server.worker.capacity import Capacity, own_cores, window_cost_s
 from server.worker.loading import load_pipelines, view
 from server.worker.pace import Unwanted
 from server.worker.tasks import cancelled
@@ -31,7 +32,7 @@ log = logging.getLogger("fada.worker")
 
 _BEAT_S = 0.5
 _RETRY_S = 0.5
-_LOOK_S = 0.25  # four looks a lease
+_LOOK_S = 0.15  # several looks a lease
 _AVATARS_AT_ONCE = 2
 
 
@@ -47,12 +48,17 @@ class Worker:
     """``pipelines`` by name; the first is the default."""
 
     def __init__(
-        self, settings: Settings, work: Work, pipelines: dict[str, AvatarPipeline]
+        self,
+        settings: Settings,
+        work: Work,
+        pipelines: dict[str, AvatarPipeline],
+        capacity: Capacity,
     ) -> None:
         self._settings = settings
         self._work = work
+        self._capacity = capacity
         self._models = [view(pipeline.info) for pipeline in pipelines.values()]
-        self._shop = Workshop(work, pipelines, settings.max_audio_s)
+        self._shop = Workshop(work, pipelines, settings.max_audio_s, capacity)
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
 
@@ -81,13 +87,21 @@ class Worker:
             await self._end_all()
             self._shop.close()
 
+    def _running(self, kind: str) -> int:
+        return sum(held.claim.request.kind == kind for held in self._held.values())
+
     def _room(self, kind: str) -> bool:
-        running = sum(held.claim.request.kind == kind for held in self._held.values())
-        at_once = _AVATARS_AT_ONCE if kind == "avatar" else self._settings.sessions_per_worker
-        return running < at_once
+        """Whether to take another job of that kind: live sessions first, offline what is left."""
+        live, running = self._running("live"), self._running(kind)
+        if kind == "live":
+            return running < self._capacity.places(live)
+        if kind == "avatar":
+            return running < _AVATARS_AT_ONCE
+        return running < max(1, self._settings.sessions_per_worker - live)
 
     async def _beat(self) -> None:
-        live_places = self._settings.sessions_per_worker
+        live_places = self._capacity.places(self._running("live"))
+        self._changed.set()  # room comes and goes with the capacity, too
         await self._work.beat(messages.Beat(models=self._models, live_places=live_places))
 
     async def _again(self, pause_s: float, step: Callable[[], Awaitable[None]]) -> None:
@@ -204,7 +218,7 @@ class Worker:
 
 
 async def _serve_until_told(
-    settings: Settings, url: str, pipelines: dict[str, AvatarPipeline]
+    settings: Settings, url: str, pipelines: dict[str, AvatarPipeline], capacity: Capacity
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -218,11 +232,19 @@ async def _serve_until_told(
     )
     async with connect(url) as connection:
         work = Work(connection, liveness.worker_id(os.getpid()), limits)
-        await Worker(settings, work, pipelines).serve(stop)
+        await Worker(settings, work, pipelines, capacity).serve(stop)
 
 
 def main(settings: Settings, url: str) -> None:
     """Load the students, then work until SIGTERM or SIGINT."""
     pipelines = load_pipelines(settings.pipeline, settings.models)
-    log.info("loaded %s", ", ".join(pipelines))
-    asyncio.run(_serve_until_told(settings, url, pipelines))
+    # The dearest student decides: nobody knows which will be asked for.
+    cost_s = max(window_cost_s(pipeline) for pipeline in pipelines.values())
+    capacity = Capacity(own_cores(settings.workers), cost_s, settings.sessions_per_worker)
+    log.info(
+        "loaded %s; a window costs %.0f ms, there are places for %d live sessions",
+        ", ".join(pipelines),
+        cost_s * 1000,
+        capacity.places(0),
+    )
+    asyncio.run(_serve_until_told(settings, url, pipelines, capacity))

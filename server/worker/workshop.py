@@ -14,6 +14,7 @@ from model.pipeline import AvatarPipeline
 from server.broker.work import Work
 from server.errors import ServiceError
 from server.worker.batcher import Batcher
+from server.worker.capacity import Capacity
 from server.worker.portraits import encode_portrait
 
 
@@ -21,9 +22,13 @@ class Workshop:
     """``pipelines`` by name. `serve` must be running while jobs are."""
 
     def __init__(
-        self, work: Work, pipelines: dict[str, AvatarPipeline], max_audio_s: float
+        self,
+        work: Work,
+        pipelines: dict[str, AvatarPipeline],
+        max_audio_s: float,
+        capacity: Capacity,
     ) -> None:
-        self.work, self.max_audio_s = work, max_audio_s
+        self.work, self.max_audio_s, self.capacity = work, max_audio_s, capacity
         cores = os.cpu_count() or 1
         self._network = ThreadPoolExecutor(1, "network")
         self._portraits = ThreadPoolExecutor(1, "portraits")  # the trackers are not thread-safe

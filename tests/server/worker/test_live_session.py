@@ -23,6 +23,10 @@ from tests.server.stream_client import pcm
 Events = list[messages.Progress]
 
 
+def made(took_s: float, media_s: float) -> None:
+    """Nobody minds how long it takes."""
+
+
 def play(commands: list[messages.LiveCommand], at: dict[int, messages.LiveCommand]) -> Events:
     """``commands`` at once; those of ``at`` while the fragment of that number is being sent."""
     pipeline = FakePipeline("fake")
@@ -48,7 +52,7 @@ def play(commands: list[messages.LiveCommand], at: dict[int, messages.LiveComman
         with ThreadPoolExecutor(1) as network, ThreadPoolExecutor(1) as pool:
             batcher = Batcher(pipeline, network)
             serving = asyncio.create_task(batcher.run())
-            live = LiveSession(pipeline, reference, request, heard, emit, room, pool)
+            live = LiveSession(pipeline, reference, request, heard, emit, room, pool, made)
             try:
                 await live.run("s", batcher)
             finally:
@@ -120,7 +124,7 @@ def test_an_interrupt_while_a_fragment_is_encoded_is_told_by_who_goes_on() -> No
         with ThreadPoolExecutor(1) as network, ThreadPoolExecutor(1) as pool:
             batcher = Batcher(pipeline, network)
             serving = asyncio.create_task(batcher.run())
-            live = LiveSession(pipeline, reference, request, heard, emit, room, pool, left)
+            live = LiveSession(pipeline, reference, request, heard, emit, room, pool, made, left)
             try:
                 await live.run("s", batcher)
             except ConnectionError:

@@ -20,6 +20,7 @@ from server.broker.work import Claim
 from server.errors import ServiceError
 from server.protocol import AnimationOptions
 from server.worker import jobs
+from server.worker.capacity import Capacity
 from server.worker.pace import Unwanted
 from server.worker.workshop import Workshop
 from tests.server.fake_pipeline import FakePipeline
@@ -28,6 +29,7 @@ from tests.server.media_probe import Probe, probe
 
 Entry = tuple[str, messages.AnyCommand]
 RATE = 22_050
+EASY = Capacity(cores=2.0, window_s=0.01, most=8)
 
 
 class Killed(BaseException):
@@ -104,7 +106,7 @@ def play(tape: Tape, request: messages.AnyRequest, deaths: Deaths) -> messages.D
     """The whole job by as many workers as it takes."""
 
     async def one() -> messages.Done:
-        shop = Workshop(tape, {"fake": FakePipeline("fake")}, 100.0)  # type: ignore[arg-type]
+        shop = Workshop(tape, {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
         claim = Claim("j", request, "1-0", 1, len(tape.events), 1, tape.saved)
         serving = asyncio.create_task(shop.serve())
         try:
@@ -209,7 +211,7 @@ def test_what_a_snapshot_holds_is_taken_off_the_tape() -> None:
 
 def test_a_job_that_kills_its_workers_is_given_up() -> None:
     async def once() -> None:
-        shop = Workshop(Tape({}), {"fake": FakePipeline("fake")}, 100.0)  # type: ignore[arg-type]
+        shop = Workshop(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
             await jobs.do(shop, Claim("j", request, "1-0", 6, 0, 6, None))

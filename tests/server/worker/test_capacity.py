@@ -1,0 +1,64 @@
+"""How many live sessions a worker says that it can hold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.worker.capacity import HOP_S, Capacity, own_cores, window_cost_s
+from tests.server.fake_pipeline import FakePipeline
+
+
+def test_places_follow_from_what_a_window_costs() -> None:
+    assert Capacity(cores=2.0, window_s=0.05, most=64).places(0) == 8
+    assert Capacity(cores=1.0, window_s=0.05, most=64).places(0) == 4
+    assert Capacity(cores=2.0, window_s=0.05, most=5).places(0) == 5
+    assert Capacity(cores=2.0, window_s=10.0, most=8).places(0) == 1  # late, but not never
+
+
+def test_when_sessions_are_about_to_fall_behind_no_more_are_taken() -> None:
+    capacity = Capacity(cores=2.0, window_s=0.05, most=64)
+    for _ in range(40):
+        capacity.made(0.3 * HOP_S, HOP_S)
+    assert (capacity.places(5), capacity.strained) == (8, False)
+    for _ in range(60):
+        capacity.made(0.95 * HOP_S, HOP_S)
+    assert (capacity.places(5), capacity.strained) == (5, True)
+    for _ in range(60):
+        capacity.made(0.5 * HOP_S, HOP_S)
+    assert (capacity.places(5), capacity.strained) == (8, False)
+
+
+def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting() -> None:
+    capacity = Capacity(cores=2.0, window_s=0.05, most=9)
+    assert capacity.places(8) == 8  # nothing was seen yet
+    capacity.made(0.2 * HOP_S, HOP_S)
+    assert capacity.places(7) == 8
+    assert capacity.places(8) == 9
+    assert capacity.places(9) == 9
+
+
+def test_an_empty_worker_forgets_how_strained_it_was() -> None:
+    capacity = Capacity(cores=2.0, window_s=0.05, most=64)
+    capacity.made(2 * HOP_S, HOP_S)
+    assert capacity.places(0) == 8
+    assert not capacity.strained
+
+
+@given(st.lists(st.floats(0.0, 5.0), max_size=50), st.integers(0, 80))
+def test_there_never_are_more_places_than_the_setting_says(
+    paces: list[float], running: int
+) -> None:
+    capacity = Capacity(cores=4.0, window_s=0.01, most=16)
+    for pace in paces:
+        capacity.made(pace, 1.0)
+    assert 0 <= capacity.places(running) <= 16
+
+
+def test_a_window_is_measured() -> None:
+    assert 0 < window_cost_s(FakePipeline("fake")) < 1
+
+
+def test_workers_share_the_cores() -> None:
+    assert own_cores(4) == pytest.approx(own_cores(1) / 4)
