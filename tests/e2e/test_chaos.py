@@ -26,6 +26,8 @@ import pytest
 import redis
 from websockets.exceptions import ConnectionClosed
 
+from server.broker.liveness import worker_id
+from server.broker.redis import worker_key
 from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.media_files import picture, sound
 from tests.server.media_probe import probe
@@ -77,11 +79,12 @@ class World:
     path: Path
 
     def keys(self) -> set[bytes]:
-        """What is left of jobs, but for the status of those that were deleted."""
+        """What is left of jobs, but for the status of asynchronous ones."""
         with redis.Redis(unix_socket_path=str(self.path)) as client:
             found = set(client.keys("fada:job:*"))
             hashes = {key for key in found if client.type(key) == b"hash"}
-            return found - {key for key in hashes if client.hget(key, "status") == b"cancelled"}
+            ended = {k for k in hashes if b'"kind":"animate"' in (client.hget(k, "request") or b"")}
+            return found - ended
 
     def ready(self, count: int = 2) -> None:
         """Wait until so many workers live."""
@@ -202,9 +205,13 @@ def party(world: World, count: int, seconds: float) -> list[Talker]:
 
 
 def kill_one(world: World, chance: random.Random) -> None:
-    """Once two workers live, one of them dies."""
+    """Once two workers live, one of them dies; returns when that is known."""
     world.ready()
-    os.kill(chance.choice(world.service.workers()), signal.SIGKILL)
+    worker = chance.choice(world.service.workers())
+    os.kill(worker, signal.SIGKILL)
+    key = worker_key(worker_id(worker))
+    with redis.Redis(unix_socket_path=str(world.path)) as client:
+        patiently(lambda: not client.exists(key))
 
 
 def finish(world: World, talkers: list[Talker], seconds: float) -> None:
