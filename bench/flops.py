@@ -6,7 +6,7 @@ Real sizes, 512 × 512 pixels, half precision, on the meta device: nothing is co
 those of torch's own counter (a multiply and an add are two). Bytes are what convolutions, matrix
 products, attention and norms read and write once each, with everything elementwise fused into
 them. The floor of an operation is the longer of its two times at the card's full rate, and the
-floor of a network is their sum: no program can be faster, real ones reach a third to two thirds.
+floor of a network is their sum: no program can be faster.
 """
 
 from __future__ import annotations
@@ -208,15 +208,17 @@ def print_speeds(
         ("student, 2 steps", 2, student, nothing, decoder),
         ("student, 2 steps, prefix kept, tiny decoder", 2, plain, prefix, tiny),
     ]
-    print("\n| | NFE | TFLOP a frame | " + _names() + " |")
-    print("| --- | --- | --- |" + " --- |" * len(CARDS))
+    print("\n| | NFE | TFLOP a frame | GB a frame | " + _names() + " |")
+    print("| --- | --- | --- | --- |" + " --- |" * len(CARDS))
     for name, nfe, each, once, decode in ways:
         flops = (nfe * each.flops + once.flops) / frames + decode.flops
+        moved = (nfe * each.bytes + once.bytes) / frames + decode.bytes
         rates = []
         for card in CARDS:
             seconds = nfe * each.floor_s(card) + once.floor_s(card) + frames * decode.floor_s(card)
             rates.append(f"{frames / seconds:.1f}")
-        print(f"| {name} | {nfe} | {flops / 1e12:.2f} | {' | '.join(rates)} |")
+        costs = f"{flops / 1e12:.2f} | {moved / 1e9:.1f}"
+        print(f"| {name} | {nfe} | {costs} | {' | '.join(rates)} |")
 
 
 def _names() -> str:

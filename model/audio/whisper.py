@@ -153,7 +153,7 @@ def speech_states(encoder: WhisperEncoder, samples: Floats) -> Tensor:
     mel = log_mel(samples, encoder.config.mels)
     length = 2 * encoder.config.positions
     pieces = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, mel.shape[1], length):
             piece = mel[:, start : start + length]
             states = encoder(F.pad(piece, (0, length - piece.shape[1]))[None])[0]

@@ -201,7 +201,7 @@ class ReferenceEncoder:
         x0, y0, x1, y1, side = (int(v) for v in reference.arrays["face"])
         mask = torch.zeros(1, 1, side, side, device=device)
         mask[:, :, y0:y1, x0:x1] = 1.0
-        with torch.inference_mode():
+        with torch.no_grad():
             _, bank = self._unet(latent)
             face = self._locator(mask)
         return {"face": face} | {f"reference.{place}": kept for place, kept in bank.items()}
