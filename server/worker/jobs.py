@@ -66,6 +66,8 @@ class _Video:
 
     def __init__(self, shop: Workshop, claim: Claim, ahead: int) -> None:
         self._shop, self._claim = shop, claim
+        # Of this claim alone: the worker may claim a job again that it is just letting go.
+        self._session = f"{claim.job_id}/{claim.token}"
         self._published = claim.events
         self._left: Snapshot | None = None
         self._from = Heard(START, 0, -1)
@@ -153,7 +155,9 @@ class Animation(_Video):
             if not request.keep:
                 await self._pace.room()
 
-        return await run(animation, job_id, deadline_s, batcher, shop.pool, self._publish, room)
+        return await run(
+            animation, self._session, deadline_s, batcher, shop.pool, self._publish, room
+        )
 
 
 class Conversation(_Video):
@@ -181,7 +185,7 @@ class Conversation(_Video):
         reference = await shop.reference(job_id, request.avatar_id, pipeline)
         ways = (self._publish, self._pace.room, shop.live_pool, shop.capacity.made)
         session = LiveSession(pipeline, reference, request, heard, *ways, self._left)
-        return await session.run(job_id, batcher)
+        return await session.run(self._session, batcher)
 
     def _hear(self, command: messages.LiveCommand) -> None:
         if self._input is not None:

@@ -61,6 +61,7 @@ class Worker:
         self._shop = Workshop(work, pipelines, settings.max_audio_s, capacity)
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
+        self._leaving = False
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Work until ``stop``, then hand over what is in hand, or finish it in the drain time."""
@@ -68,10 +69,9 @@ class Worker:
         await self._beat()
         keeping = [
             asyncio.create_task(self._shop.serve()),
-            asyncio.create_task(self._again(_LOOK_S, self._renew)),
+            asyncio.create_task(self._again(_LOOK_S, self._look)),
         ]
         taking = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
-        taking.append(asyncio.create_task(self._again(_LOOK_S, self._take_over)))
         taking.append(asyncio.create_task(self._again(_BEAT_S, self._beat)))
         told = asyncio.create_task(stop.wait())
         try:
@@ -80,6 +80,7 @@ class Worker:
             )
             for task in done - {told}:
                 task.result()  # none of them ends but by a bug
+            self._leaving = True
             await cancelled(taking)
             await self._drain()
         finally:
@@ -127,6 +128,12 @@ class Worker:
                 continue
             if claim is not None:
                 self._begin(claim)
+
+    async def _look(self) -> None:
+        """Own leases first: who was held up must not take his own jobs for another's."""
+        await self._renew()
+        if not self._leaving:
+            await self._take_over()
 
     async def _take_over(self) -> None:
         """Go on with what other workers left; there is room for it, for it was admitted before."""

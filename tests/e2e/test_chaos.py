@@ -262,6 +262,18 @@ def test_rude_clients_disturb_nobody(world: World) -> None:
     patiently(lambda: not world.keys())
 
 
+def test_workers_that_are_told_to_stop_hand_over(world: World) -> None:
+    world.ready()
+    talkers = party(world, 2, seconds=5.0)
+    time.sleep(1.5)
+    worker = world.service.workers()[0]
+    os.kill(worker, signal.SIGTERM)
+    finish(world, talkers, 40.0)
+    stalls = [talker.longest_stall_s() for talker in talkers]
+    assert max(stalls) <= STALL_S, stalls
+    assert worker not in world.service.workers()
+
+
 @pytest.mark.slow
 def test_a_redis_that_stands_still_for_a_while_is_waited_for(world: World) -> None:
     world.ready()

@@ -15,6 +15,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.pipeline import AvatarPipeline
 from server.broker import messages
 from server.broker.work import Claim
 from server.errors import ServiceError
@@ -102,11 +103,16 @@ class Tape:
 Deaths = list[tuple[int, bool]]
 
 
-def play(tape: Tape, request: messages.AnyRequest, deaths: Deaths) -> messages.Done:
+def play(
+    tape: Tape,
+    request: messages.AnyRequest,
+    deaths: Deaths,
+    load: Callable[[], AvatarPipeline] = lambda: FakePipeline("fake"),
+) -> messages.Done:
     """The whole job by as many workers as it takes."""
 
     async def one() -> messages.Done:
-        shop = Workshop(tape, {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
+        shop = Workshop(tape, {request.model: load()}, 100.0, EASY)  # type: ignore[arg-type]
         claim = Claim("j", request, "1-0", 1, len(tape.events), 1, tape.saved)
         serving = asyncio.create_task(shop.serve())
         try:
