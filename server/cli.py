@@ -53,6 +53,8 @@ def _run(options: argparse.Namespace) -> int:
     settings = Settings()  # type: ignore[call-arg]  # all have defaults
     if options.command == "animate":
         return _animate(settings, options)
+    if options.command == "health":
+        return _health(settings, options)
     logs.configure(settings.log_format)
     traces.configure("worker" if options.command == "worker" else "api")
     if options.command == "worker":
@@ -80,6 +82,14 @@ def _animate(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _health(settings: Settings, options: argparse.Namespace) -> int:
+    from server import health
+
+    if options.role == "api":
+        return 0 if health.api_lives(options.port) else 1
+    return 0 if health.worker_lives(_need_redis(settings, "fada health worker")) else 1
+
+
 def _need_redis(settings: Settings, command: str) -> str:
     if settings.redis_url is None:
         raise OSError(f"{command} needs FADA_REDIS_URL; `fada serve` brings its own")
@@ -94,6 +104,10 @@ def _parser(first: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_services(commands)
     _add_animate(commands)
+    words = "whether the API or a worker of this machine lives: exit status 0 or 1"
+    health = commands.add_parser("health", help=words, description=words)
+    health.add_argument("role", choices=["api", "worker"])
+    health.add_argument("--port", type=int, default=8000, help="the API's [%(default)s]")
     for name, words in {
         "train": "train a teacher or a student",
         "corpus": "make synthetic speech to train on",

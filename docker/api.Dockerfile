@@ -1,0 +1,22 @@
+# The HTTP half: no torch, no model, no media library.
+FROM python:3.11.13-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python -m venv /opt/fada
+COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt ./
+# What the project needs first, so that a change of its code installs nothing again.
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > needed.txt
+RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY server server
+RUN /opt/fada/bin/python -m pip install --no-deps .
+
+FROM python:3.11.13-slim-bookworm
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada
+COPY --from=build /opt/fada /opt/fada
+ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1
+USER 10001:10001
+WORKDIR /opt/fada
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=10s --start-period=30s --retries=3 CMD ["fada", "health", "api"]
+ENTRYPOINT ["fada"]
+CMD ["api", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,0 +1,45 @@
+# The half that makes videos. Two targets: `cpu`, the default, and `gpu`, whose torch brings CUDA.
+FROM python:3.11.13-slim-bookworm AS needed
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python -m venv /opt/fada
+COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt ./
+# torch by itself, for its build is a matter of the index that it comes from.
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; x = p['optional-dependencies']; print(*p['dependencies'], *x['worker'], *x['otel'], sep='\n')" > needed.txt \
+    && grep '^torch==' needed.txt > torch.txt
+
+FROM needed AS build-cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN /opt/fada/bin/python -m pip install -r torch.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
+RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY server server
+COPY engines engines
+COPY model model
+RUN /opt/fada/bin/python -m pip install --no-deps .
+
+FROM needed AS build-gpu
+# The index of all packages has the CUDA build for x86-64.
+RUN /opt/fada/bin/python -m pip install -r torch.txt
+RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY server server
+COPY engines engines
+COPY model model
+RUN /opt/fada/bin/python -m pip install --no-deps .
+
+FROM python:3.11.13-slim-bookworm AS runtime
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada \
+    && install --directory --owner=10001 --group=10001 /var/cache/fada
+# Compiled kernels are kept here; mount a volume, and the next start is quicker.
+ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/fada
+USER 10001:10001
+WORKDIR /opt/fada
+HEALTHCHECK --interval=15s --timeout=10s --start-period=90s --retries=3 CMD ["fada", "health", "worker"]
+ENTRYPOINT ["fada"]
+CMD ["worker"]
+
+FROM runtime AS gpu
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=build-gpu /opt/fada /opt/fada
+
+FROM runtime AS cpu
+COPY --from=build-cpu /opt/fada /opt/fada

@@ -1,0 +1,165 @@
+"""docker-compose.yml as `docker compose` itself understands it, and what it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import metrics
+from server.settings import Settings
+from tests.docker.images import ROOT, read
+
+_COMPOSE = shutil.which("docker-compose")
+pytestmark = pytest.mark.skipif(_COMPOSE is None, reason="no docker-compose for this platform")
+
+# What a container has no use for, by role: it is started by other means, or the other's.
+API_ONLY = {
+    "api_keys", "requests_per_minute", "sessions_per_client", "cors_origins", "trusted_proxies",
+    "max_jobs", "max_upload_bytes", "max_portrait_bytes",
+}  # fmt: skip
+NOWHERE = {"workers"}  # of `fada serve`; here it is --scale
+BOTH = {"redis_url", "log_format", "drain_s", "job_ttl_s"}
+
+
+def compose(**environment: str) -> dict[str, Any]:
+    """The whole model, all profiles, after interpolation. Warnings, of unset variables, fail."""
+    own = {n: v for n, v in os.environ.items() if not n.startswith(("FADA_", "COMPOSE_"))}
+    done = subprocess.run(
+        [str(_COMPOSE), "--profile", "*", "config", "--format", "json"],
+        cwd=ROOT, env={**own, **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return dict(compose()["services"])
+
+
+def test_it_is_made_of_these_services(services: dict[str, Any]) -> None:
+    profiles = {name: tuple(one.get("profiles", ())) for name, one in services.items()}
+    assert profiles == {
+        "redis": (), "api": (), "worker": (), "worker-gpu": ("gpu",),
+        "prometheus": ("monitoring",), "grafana": ("monitoring",),
+    }  # fmt: skip
+    # `--scale worker=N` needs that nothing of it can be there only once.
+    assert not {"container_name", "ports", "hostname"} & set(services["worker"])
+
+
+def test_every_service_is_hardened_and_limited(services: dict[str, Any]) -> None:
+    for name, one in services.items():
+        assert one["read_only"] is True, name
+        assert one["cap_drop"] == ["ALL"], name
+        assert one["security_opt"] == ["no-new-privileges:true"], name
+        assert int(one["mem_limit"]) > 0 and one["pids_limit"] > 0, name
+        assert one["restart"] == "unless-stopped", name
+        assert "privileged" not in one, name
+        for port in one.get("ports", []):
+            assert port["host_ip"] == "127.0.0.1", name
+    assert services["redis"]["user"].split(":")[0] not in ("0", "root")  # the others' images say
+
+
+def test_images_are_built_here_or_pinned(services: dict[str, Any]) -> None:
+    for one in services.values():
+        if "build" in one:
+            stages = read(ROOT / one["build"]["dockerfile"])
+            assert one["build"].get("target", "final") in stages
+        else:
+            assert re.fullmatch(r"[\w/.-]+:v?\d+\.\d+\.\d+[\w.-]*", one["image"])
+
+
+def test_every_setting_reaches_its_role(services: dict[str, Any]) -> None:
+    every = set(Settings.model_fields)
+    given = {
+        role: {n.removeprefix("FADA_").lower() for n in services[role]["environment"]
+               if n.startswith("FADA_")}
+        for role in ("api", "worker", "worker-gpu")
+    }  # fmt: skip
+    assert given["api"] == API_ONLY | BOTH
+    assert given["worker"] == given["worker-gpu"] == every - API_ONLY - NOWHERE
+
+
+def test_settings_come_from_the_caller_and_defaults_stay_the_services() -> None:
+    with_keys = compose(FADA_API_KEYS="a,b", FADA_DRAIN_S="30", STOP_GRACE="40s", BIND="0.0.0.0")
+    api = with_keys["services"]["api"]
+    assert api["environment"]["FADA_API_KEYS"] == "a,b"
+    assert api["stop_grace_period"] == "40s"
+    assert api["ports"][0]["host_ip"] == "0.0.0.0"
+    assert compose()["services"]["api"]["environment"]["FADA_API_KEYS"] is None  # not set at all
+
+
+def test_there_is_time_to_drain(services: dict[str, Any]) -> None:
+    drain_s = Settings.model_fields["drain_s"].default
+    for role in ("api", "worker", "worker-gpu"):
+        grace = services[role]["stop_grace_period"]
+        assert float(grace.removesuffix("s")) >= drain_s + 5, role
+
+
+def test_redis_is_bounded_and_keeps_nothing(services: dict[str, Any]) -> None:
+    redis = services["redis"]
+    words = redis["command"]
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert options == {
+        "--save": "", "--appendonly": "no", "--maxmemory": "1gb",
+        "--maxmemory-policy": "noeviction",
+    }  # fmt: skip
+    assert int(redis["mem_limit"]) >= 1.4 * 2**30
+    assert "ports" not in redis and list(redis["networks"]) == ["inner"]
+    for role in ("api", "worker", "worker-gpu"):
+        assert services[role]["depends_on"]["redis"]["condition"] == "service_healthy"
+    assert redis["healthcheck"]["test"] == ["CMD", "valkey-cli", "ping"]
+
+
+def test_workers_reach_nothing_outside() -> None:
+    model = compose()
+    assert model["networks"]["inner"]["internal"] is True
+    for name in ("redis", "worker", "worker-gpu", "prometheus"):
+        assert list(model["services"][name]["networks"]) == ["inner"], name
+
+
+def test_what_is_mounted_exists(services: dict[str, Any]) -> None:
+    for one in services.values():
+        for volume in one.get("volumes", []):
+            if volume["type"] == "bind":
+                assert Path(volume["source"]).exists()
+                assert volume["read_only"] is True
+
+
+def test_the_gpu_is_asked_for(services: dict[str, Any]) -> None:
+    resources = services["worker-gpu"]["deploy"]["resources"]
+    (device,) = resources["reservations"]["devices"]
+    assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
+
+
+def test_the_dashboard_asks_for_figures_that_exist() -> None:
+    names = set[str]()
+    for family in metrics._registry.collect():
+        ends = ("_bucket", "_count", "_sum") if family.type == "histogram" else ("",)
+        ends = ("_total",) if family.type == "counter" else ends
+        names |= {family.name.removesuffix("_total") + end for end in ends}
+    names |= {"fada_queue_jobs", "fada_avatars", "fada_broker_memory_bytes"}  # of the service
+    names |= {"process_cpu_seconds_total", "process_resident_memory_bytes"}
+    dashboard = json.loads((ROOT / "docker/grafana/fada.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = {word for query in queries for word in re.findall(r"\b(?:fada|process)_\w+", query)}
+    assert used <= names
+    assert {
+        "fada_sessions", "fada_queue_jobs", "fada_batch_windows_bucket",
+        "fada_stage_seconds_bucket", "fada_first_fragment_seconds_bucket",
+        "fada_mic_to_fragment_seconds_bucket", "fada_real_time_factor_bucket",
+        "fada_fragments_total", "fada_errors_total",
+    } <= used  # fmt: skip
+    assert {p["datasource"]["uid"] for p in dashboard["panels"]} == {"prometheus"}
+    places = [tuple(panel["gridPos"].values()) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
+    provisioning = ROOT / "docker/grafana/provisioning"
+    assert "uid: prometheus" in (provisioning / "datasources/prometheus.yml").read_text()
