@@ -1,6 +1,6 @@
 """Which engine runs which student here: the worker's way to a loaded pipeline.
 
-Knows: the machine's choice (today: traced, on the CPU). Does not know sessions or servers.
+Knows: the machine's choice (today: OpenVINO, on the CPU). Does not know sessions or servers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engines.base import as_forward
-from engines.traced import TracedEngine
+from engines.vino import VinoEngine
 from model import students
 from model.audio.features import ROW_DIM
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX
@@ -21,11 +21,11 @@ from model.pipeline import StudentPipeline
 
 def load_pipeline(name: str = "motion-fast") -> StudentPipeline:
     """The student called ``name`` on this machine's engine. Raises ``ValueError`` if unknown."""
-    return students.load_pipeline(name, engine=_traced)
+    return students.load_pipeline(name, engine=_compiled)
 
 
-def _traced(net: MotionNet) -> Forward:
-    return as_forward(TracedEngine(net, motion_example(2, net.config.guided)))
+def _compiled(net: MotionNet) -> Forward:
+    return as_forward(VinoEngine(net, motion_example(2, net.config.guided)))
 
 
 def motion_example(batch: int, guided: bool) -> dict[str, Tensor]:

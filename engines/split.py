@@ -1,0 +1,128 @@
+"""What engines of a network in two halves have in common.
+
+Knows: that what the conditions alone decide is the same at every step of a sampler, so its half
+need not run again; how a graph is made by tracing, and checked against its network. Does not know
+what runs the graphs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from model.diffusion.denoiser import Conditions
+
+Example = Mapping[str, Tensor]
+
+
+class SplitNet(Protocol):
+    """A network whose forward is ``denoise(x_t, t, context(cond))``."""
+
+    def context(self, cond: Conditions) -> tuple[Tensor, ...]: ...
+
+    def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor: ...
+
+
+class SplitEngine(ABC):
+    """An `engines.base.Engine` that prepares once for all steps of a sampler: of six evaluations
+    that spares nearly half the work (`bench/stages.py`).
+
+    Takes any batch, from one thread at a time. Conditions are compared with those of the call
+    before, so whoever changes one in place between two calls gets the old one's answer.
+    """
+
+    buckets: tuple[int, ...] = ()
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        """``names``: the conditions', in the order in which `prepare` takes them."""
+        self._names = names
+        self._conditions: tuple[Tensor, ...] = ()
+
+    @abstractmethod
+    def prepare(self, conditions: tuple[Tensor, ...]) -> None:
+        """Run the first half, and keep what it gives."""
+
+    @abstractmethod
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Run the second half on what was prepared."""
+
+    def __call__(self, **tensors: Tensor) -> Tensor:
+        conditions = tuple(tensors[name] for name in self._names)
+        with torch.inference_mode():
+            if not _same(conditions, self._conditions):
+                self.prepare(conditions)
+                self._conditions = conditions
+            return self.denoise(tensors["x_t"], tensors["t"])
+
+    def check(self, net: nn.Module, example: Example, tolerance: float) -> None:
+        """Raises ``ValueError`` unless the engine gives what ``net`` does, to ``tolerance``.
+
+        On the example and on its first row alone; the first runs also settle the graphs.
+        """
+        one = {name: rows[:1] for name, rows in example.items()}
+        split = cast(SplitNet, net)
+        for rows in (example, one, one, example):
+            with torch.inference_mode():
+                truth = split.denoise(rows["x_t"], rows["t"], split.context(rows))
+            gap = float((self(**rows) - truth).abs().max())
+            if not gap < tolerance:
+                raise ValueError(f"the engine's network is off by {gap} on {len(truth)} rows")
+
+
+def condition_names(example: Example) -> tuple[str, ...]:
+    """All that is in an example but ``x_t`` and ``t``, in order."""
+    return tuple(sorted(set(example) - {"x_t", "t"}))
+
+
+def traced_halves(
+    net: nn.Module, example: Example
+) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
+    """``context`` of the conditions in order, and ``denoise`` of x_t, t and the context's tensors.
+
+    ``example``: two or more rows of ``x_t``, ``t`` and the conditions.
+    """
+    names = condition_names(example)
+    conditions = tuple(example[name] for name in names)
+    with torch.inference_mode():
+        context = _traced(_Context(net.eval(), names), conditions)
+        inputs = (example["x_t"], example["t"], *context(*conditions))
+        return context, _traced(_Denoise(net), inputs)
+
+
+class _Context(nn.Module):
+    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.net, self.names = net, names
+
+    def forward(self, *conditions: Tensor) -> tuple[Tensor, ...]:
+        net = cast(SplitNet, self.net)
+        return net.context(dict(zip(self.names, conditions, strict=True)))
+
+
+class _Denoise(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_t: Tensor, t: Tensor, *context: Tensor) -> Tensor:
+        return cast(SplitNet, self.net).denoise(x_t, t, context)
+
+
+def _traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        # Tracing warns that shapes become constants; the engine's check shows that none matters.
+        warnings.simplefilter("ignore")
+        graph = torch.jit.trace(module.eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
+    return cast(torch.jit.ScriptModule, graph)
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Mostly they are the very same tensors; flags and scales are made anew at every step."""
+    return len(some) == len(others) and all(
+        a is b or torch.equal(a, b) for a, b in zip(some, others, strict=True)
+    )
