@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from server import traces
 from server.broker import messages, redis
 from server.broker.liveness import live_workers
 from server.errors import ServiceError
@@ -52,7 +53,7 @@ class Client:
         keys = [redis.queue_key(request.kind), redis.job_key(job_id), redis.out_key(job_id)]
         arguments: list[Any] = [
             job_id,
-            messages.pack_request(request),
+            messages.pack_request(request.model_copy(update={"trace": traces.here()})),
             event,
             places,
             self.job_ttl_s,

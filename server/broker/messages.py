@@ -24,7 +24,13 @@ class Beat(_Message):
     live_places: int
 
 
-class AnimateRequest(_Message):
+class _Request(_Message):
+    """``trace`` is what `server.traces.span` goes on from."""
+
+    trace: dict[str, str] = Field(default_factory=dict)
+
+
+class AnimateRequest(_Request):
     """Make one video. ``keep``: hold it for later readers, at no one reader's pace."""
 
     kind: Literal["animate"] = "animate"
@@ -35,7 +41,7 @@ class AnimateRequest(_Message):
     keep: bool = False
 
 
-class LiveRequest(_Message):
+class LiveRequest(_Request):
     """Hold a live session: sound comes as `Sound` while the video goes out."""
 
     kind: Literal["live"] = "live"
@@ -48,7 +54,7 @@ class LiveRequest(_Message):
     keep: Literal[False] = False
 
 
-class AvatarRequest(_Message):
+class AvatarRequest(_Request):
     """Prepare a portrait and keep it."""
 
     kind: Literal["avatar"] = "avatar"

@@ -7,6 +7,7 @@ sessions again. Does not know jobs, media or the broker.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from model.conditioning import Floats, SessionState
 from model.pipeline import AvatarPipeline, WindowTask
+from server import metrics
 from server.worker.scheduler import BatchScheduler, Turn
 
 MAX_BATCH = 8
@@ -26,6 +28,7 @@ Result = tuple[Floats, SessionState]
 class _Asked:
     task: WindowTask
     answer: asyncio.Future[Result]
+    since_s: float
 
 
 class Batcher:
@@ -43,7 +46,7 @@ class Batcher:
         Cancelling the call takes the window out of the queue.
         """
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._scheduler.add(Turn(session, deadline_s, _Asked(task, answer)))
+        self._scheduler.add(Turn(session, deadline_s, _Asked(task, answer, time.monotonic())))
         self._wake.set()
         try:
             return await answer
@@ -58,6 +61,8 @@ class Batcher:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            for turn in batch:
+                metrics.stage("queue", time.monotonic() - turn.work.since_s)
             results = await self._attempt([turn.work.task for turn in batch])
             for turn, result in zip(batch, results, strict=True):
                 self._scheduler.done(turn.session)
@@ -66,8 +71,10 @@ class Batcher:
     async def _attempt(self, tasks: Sequence[WindowTask]) -> list[Result | Exception]:
         """A window that breaks its batch must not take the others along: then each runs alone."""
         loop = asyncio.get_running_loop()
+        metrics.batch(len(tasks))
         try:
-            return [*await loop.run_in_executor(self._executor, self.pipeline.step, tasks)]
+            with metrics.staged("think"):
+                return [*await loop.run_in_executor(self._executor, self.pipeline.step, tasks)]
         except Exception as error:
             if len(tasks) == 1:
                 return [error]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from server import metrics
 from server.broker import messages
 from server.broker.work import START, Claim
 from server.errors import ServiceError
@@ -115,8 +116,12 @@ class _Video:
         saved = pack_saved(snapshot, Heard(entry, edge, self._pace.last_read))
         self._published += 1
         work = self._shop.work
-        if not await work.publish(self._claim, self._published, event, saved, entry):
+        with metrics.staged("publish"):
+            lives = await work.publish(self._claim, self._published, event, saved, entry)
+        if not lives:
             raise Unwanted("it has ended, or another worker has it")
+        if isinstance(event, messages.Fragment):
+            metrics.fragment("speech" if event.speech else "idle", event.duration_s)
 
     def _taken(self) -> int:
         """How many bytes of sound the state has taken in."""
@@ -155,9 +160,13 @@ class Animation(_Video):
             if not request.keep:
                 await self._pace.room()
 
-        return await run(
+        began_s = time.monotonic()
+        done = await run(
             animation, self._session, deadline_s, batcher, shop.pool, self._publish, room
         )
+        if self._left is None:
+            metrics.real_time_factor(done.duration_s, time.monotonic() - began_s)
+        return done
 
 
 class Conversation(_Video):

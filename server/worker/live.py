@@ -35,7 +35,7 @@ from server.worker.live_sound import (
     Turn,
     Wait,
 )
-from server.worker.runner import check_reference, fragment, knobs, open_video
+from server.worker.runner import check_reference, encode, fragment, knobs, open_video
 
 Emit = Callable[[messages.Progress, Snapshot], Awaitable[None]]
 Room = Callable[[], Awaitable[None]]
@@ -259,8 +259,9 @@ class LiveSession:
         # Before an interrupt can come: it must know whether there is a face to settle.
         self._input.director.shown(turn, frames, self._input.clock())
         loop = asyncio.get_running_loop()
-        drawn = video.decoder.decode(latents)
-        return await loop.run_in_executor(self._pool, video.muxer.add, drawn, pcm)
+        return await loop.run_in_executor(
+            self._pool, encode, video.decoder, video.muxer, latents, pcm
+        )
 
     async def _send(
         self, video: _Video, first_frame: int, frames: int, data: bytes, *, speech: bool

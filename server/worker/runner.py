@@ -8,6 +8,7 @@ run. Does not know where inputs come from, where events go, or who else runs.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -26,6 +27,7 @@ from model.conditioning import (
     Window,
 )
 from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
+from server import metrics
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
 from server.media.decode import Speech
@@ -278,8 +280,8 @@ async def _draw(animation: Animation, pool: Executor, ready: _Ready, emit: Emit)
     if animation.left is None:
         await emit(started, now)
     while (thought := await ready.get()) is not None:
-        drawn = decoder.decode(thought.latents)
-        data = await loop.run_in_executor(pool, muxer.add, drawn, thought.piece.pcm)
+        piece = (thought.latents, thought.piece.pcm)
+        data = await loop.run_in_executor(pool, encode, decoder, muxer, *piece)
         first = now.state.frames_done
         event = fragment(now.video.sequence, first, len(thought.latents), data)
         now = Snapshot(thought.after, muxer.state())
@@ -298,6 +300,16 @@ def _begin(animation: Animation) -> SessionState:
 
 def _done(now: Snapshot) -> Done:
     return Done(frames=now.state.frames_done, duration_s=now.video.samples_in / SAMPLE_RATE)
+
+
+def encode(decoder: FrameDecoder, muxer: FragmentedMP4Muxer, latents: Floats, pcm: Floats) -> bytes:
+    """Draw and encode one fragment; blocks."""
+    began_s = time.monotonic()
+    drawn = metrics.Drawing(decoder.decode(latents))
+    data = muxer.add(drawn, pcm)
+    metrics.stage("draw", drawn.seconds)
+    metrics.stage("encode", time.monotonic() - began_s - drawn.seconds)
+    return data
 
 
 def fragment(index: int, first_frame: int, frames: int, data: bytes) -> Fragment:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from model.pipeline import AvatarPipeline
+from server import logs, metrics, traces
 from server.broker import liveness, messages
 from server.broker.redis import BROKER_LOST, QUEUES, connect
 from server.broker.work import Claim, Limits, Work
@@ -165,8 +166,18 @@ class Worker:
         held.task.add_done_callback(ended)
 
     async def _job(self, claim: Claim) -> None:
-        """One job from claim to end."""
-        started_s = time.monotonic()
+        """One job from claim to end, for the log, the figures and the trace."""
+        logs.bind(job=claim.job_id)
+        kind, started_s, outcome = claim.request.kind, time.monotonic(), "left"
+        try:
+            with metrics.job(kind), traces.span(f"{kind} job", claim.request.trace):
+                outcome = await self._ended(claim)
+        finally:
+            metrics.job_ended(kind, outcome)
+            log.info("%s: %s after %.2f s", kind, outcome, time.monotonic() - started_s)
+
+    async def _ended(self, claim: Claim) -> str:
+        """Do the job and say how it ended, if it did; the same in one word."""
         ending: messages.Ending
         try:
             ending = await jobs.do(self._shop, claim)
@@ -177,19 +188,16 @@ class Worker:
         except Unwanted as error:
             # Nobody hears it, but the job's place is free again.
             ending = messages.Failed(code="internal_error", detail=str(error))
-            outcome = str(error)
-        except asyncio.CancelledError:
-            log.info("job %s: left after %.2f s", claim.job_id, time.monotonic() - started_s)
-            raise
+            outcome = "unwanted"
         except BROKER_LOST as error:
-            log.warning("job %s: given up, the broker does not answer: %s", claim.job_id, error)
-            return
+            log.warning("given up, the broker does not answer: %s", error)
+            return "left"
         except Exception:
-            log.exception("job %s failed", claim.job_id)
+            log.exception("the job failed")
             ending = messages.Failed(code="internal_error", detail="the job could not be done")
             outcome = ending.code
         await self._say(claim, ending)
-        log.info("job %s: %s after %.2f s", claim.job_id, outcome, time.monotonic() - started_s)
+        return outcome
 
     async def _say(self, claim: Claim, ending: messages.Ending) -> None:
         try:
@@ -237,7 +245,7 @@ async def _serve_until_told(
         max_avatars=settings.max_avatars,
         max_videos=settings.max_videos,
     )
-    async with connect(url) as connection:
+    async with connect(url) as connection, metrics.reporting(connection, "worker"):
         work = Work(connection, liveness.worker_id(os.getpid()), limits)
         await Worker(settings, work, pipelines, capacity).serve(stop)
 
