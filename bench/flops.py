@@ -115,27 +115,28 @@ def count(net: nn.Module, run: Callable[[], object]) -> Cost:
     return Cost(tuple(operations.seen), sum(p.numel() for p in net.parameters()))
 
 
-def denoiser_cost(frames: int, prefix: int, guided: bool, batch: int = 1) -> Cost:
-    """One pass over ``batch`` windows of ``frames`` new frames."""
+def denoiser_costs(frames: int, prefix: int, guided: bool) -> tuple[Cost, Cost]:
+    """What the conditions of a window of ``frames`` new frames cost once, and each pass."""
     config = UNetConfig(guided=guided, prefix_frames=prefix)
     net = on_meta(lambda: DenoisingUNet(config)).half().eval()
-
-    def run() -> object:
+    with torch.device("meta"):
         half = {"dtype": torch.float16}
         cond = {
-            "audio": torch.empty(batch, prefix + frames, 50, 384, **half),
-            "face": torch.empty(batch, config.channels[0], SIDE, SIDE, **half),
-            "prefix": torch.empty(batch, prefix, 4, SIDE, SIDE, **half),
-            "has_audio": torch.empty(batch),
-            "has_reference": torch.empty(batch),
-            "guidance": torch.empty(batch, 2),
+            "audio": torch.empty(1, prefix + frames, 50, 384, **half),
+            "face": torch.empty(1, config.channels[0], SIDE, SIDE, **half),
+            "prefix": torch.empty(1, prefix, 4, SIDE, SIDE, **half),
+            "has_audio": torch.empty(1),
+            "has_reference": torch.empty(1),
+            "guidance": torch.empty(1, 2),
         }
         for place, (level, width) in reference_places(config).items():
-            pixels = (SIDE >> level) ** 2
-            cond[f"reference.{place}"] = torch.empty(batch, pixels, width, **half)
-        return net(torch.empty(batch, frames, 4, SIDE, SIDE), torch.empty(batch), cond)
-
-    return count(net, run)
+            cond[f"reference.{place}"] = torch.empty(1, (SIDE >> level) ** 2, width, **half)
+        x_t, t = torch.empty(1, frames, 4, SIDE, SIDE), torch.empty(1)
+        context = net.context(cond)
+    return (
+        count(net, lambda: net.context(cond)),
+        count(net, lambda: net.denoise(x_t, t, context)),
+    )
 
 
 def reference_cost() -> Cost:
@@ -191,22 +192,18 @@ def print_networks(costs: dict[str, Cost]) -> None:
 
 
 def print_speeds(
-    plain: Cost, student: Cost, prefix: Cost, decoder: Cost, tiny: Cost, frames: int
+    plain: Cost, context: Cost, student: Cost, decoder: Cost, tiny: Cost, frames: int
 ) -> None:
-    """Frames a second at the floor: the passes of a window, then the decoder for each frame.
-
-    A kept prefix costs one pass of its own frames a window, and the steps only the new frames.
-    """
+    """Frames a second at the floor: a window's context, its passes, and decoding its frames."""
     nothing = Cost((), 0)
     ways = [
         ("teacher, 25 steps × 3 branches", 75, plain, nothing, decoder),
         ("EchoMimic, 30 steps × 2 branches", 60, plain, nothing, decoder),
         ("balanced, 6 steps × 3 branches", 18, plain, nothing, decoder),
-        ("student, 6 steps", 6, student, nothing, decoder),
-        ("student, 6 steps, were the prefix kept", 6, plain, prefix, decoder),
-        ("student, 4 steps", 4, student, nothing, decoder),
-        ("student, 2 steps", 2, student, nothing, decoder),
-        ("student, 2 steps, prefix kept, tiny decoder", 2, plain, prefix, tiny),
+        ("student, 6 steps", 6, student, context, decoder),
+        ("student, 4 steps", 4, student, context, decoder),
+        ("student, 2 steps", 2, student, context, decoder),
+        ("student, 2 steps, tiny decoder", 2, student, context, tiny),
     ]
     print("\n| | NFE | TFLOP a frame | GB a frame | " + _names() + " |")
     print("| --- | --- | --- | --- |" + " --- |" * len(CARDS))
@@ -231,14 +228,15 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=4, help="clean frames before it")
     chosen = parser.parse_args()
     frames, prefix = chosen.frames, chosen.prefix
-    plain = denoiser_cost(frames, 0, guided=False)
-    student = denoiser_cost(frames, prefix, guided=True)
+    _, plain = denoiser_costs(frames, 0, guided=False)
+    context, student = denoiser_costs(frames, prefix, guided=True)
     encode, decode = vae_costs()
     tiny = tiny_decoder_cost()
     print_networks(
         {
             f"teacher's UNet, {frames} frames": plain,
-            f"student's UNet, {frames} + {prefix} frames": student,
+            f"student's UNet, {frames} frames after {prefix}": student,
+            f"student's context, {prefix} frames, once a window": context,
             "reference UNet, once an avatar": reference_cost(),
             "VAE encoder, once an avatar": encode,
             "VAE decoder, one frame": decode,
@@ -247,8 +245,7 @@ def main() -> None:
         }
     )
     print("\nFrames a second at the floor:")
-    kept = denoiser_cost(prefix, 0, guided=True)
-    print_speeds(plain, student, kept, decode, tiny, frames)
+    print_speeds(plain, context, student, decode, tiny, frames)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def speech_states(encoder: WhisperEncoder, samples: Floats) -> Tensor:
     """(N,) samples at 16 kHz → (N // 320, layers + 1, width) states, at 50 Hz.
 
     Long speech is encoded in pieces of the encoder's length (30 s); the last one is filled up
-    with zeros, as Whisper does.
+    with zeros after scaling, as MuseTalk does, whose features EchoMimic took over.
     """
     mel = log_mel(samples, encoder.config.mels)
     length = 2 * encoder.config.positions

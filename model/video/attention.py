@@ -12,20 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Notes = dict[str, Tensor]  # place in the network → what a layer leaves there
+
 
 @dataclass(frozen=True)
 class Context:
     """What the layers look at besides their own features; N = B · T rows of frames.
 
     ``audio`` (N, S, W_audio); ``references``: place → (B, L, C); ``has_reference`` (B,) bool, or
-    None: always. ``prefix`` of the ``frames`` T come before the window.
+    None: always; ``past``: place → (B, H · W, P, 2 C) keys and values of frames before these.
+    ``bank`` and ``kept`` are filled on the way, where given: with the features that a reference
+    hands over, and with the keys and values that later frames will look back at.
     """
 
     frames: int = 1
     audio: Tensor | None = None
     references: Mapping[str, Tensor] | None = None
     has_reference: Tensor | None = None
-    prefix: int = 0
+    past: Mapping[str, Tensor] | None = None
+    bank: Notes | None = None
+    kept: Notes | None = None
 
 
 class Attention(nn.Module):
@@ -39,27 +45,18 @@ class Attention(nn.Module):
         self.value = nn.Linear(context_width or width, width, bias=False)
         self.out = nn.Linear(width, width)
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor,
-        mask: Tensor | None = None,
-        joined: Tensor | None = None,
-        rows: int = 1,
-    ) -> Tensor:
-        """``x`` (N, L, W) over ``context`` (N, S, W_context) → (N, L, W).
+    def keys_values(self, context: Tensor) -> Tensor:
+        """(N, S, W_context) → (N, S, 2 W)."""
+        return torch.cat([self.key(context), self.value(context)], dim=2)
 
-        ``joined`` (N / rows, R, W_context) are more tokens to look at, the same for all ``rows`` of
-        one clip: projected once a clip, not once a row. ``mask`` is boolean and broadcasts to
-        (N, heads, L, S + R).
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` (N, L, W) over ``keys_values`` (N, S, 2 W) → (N, L, W).
+
+        ``mask`` is boolean and broadcasts to (N, heads, L, S).
         """
-        keys, values = self.key(context), self.value(context)
-        if joined is not None:
-            keys = torch.cat([keys, repeat_rows(self.key(joined), rows)], dim=1)
-            values = torch.cat([values, repeat_rows(self.value(joined), rows)], dim=1)
         q, k, v = (
             tokens.unflatten(2, (self._heads, -1)).transpose(1, 2)
-            for tokens in (self.query(x), keys, values)
+            for tokens in (self.query(x), *keys_values.chunk(2, dim=2))
         )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return torch.as_tensor(self.out(mixed.transpose(1, 2).flatten(2)))
@@ -109,32 +106,36 @@ class SpatialTransformer(nn.Module):
         self.feed_forward = FeedForward(width)
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Context, bank: dict[str, Tensor] | None = None) -> Tensor:
-        """``x`` (N, C, H, W) → the same shape. With ``bank`` the features are left in it."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``x`` (N, C, H, W) → the same shape."""
         size = x.shape[-2:]
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (N, H·W, C)
         normed = self.self_norm(tokens)
-        if bank is not None:
-            bank[self.place] = normed
+        if context.bank is not None:
+            context.bank[self.place] = normed
         tokens = tokens + self._look_around(normed, context)
         if self.audio_attention is not None and context.audio is not None:
-            heard = self.audio_attention(self.audio_norm(tokens), context.audio)
-            tokens = tokens + self._gain * heard
+            sounds = self.audio_attention.keys_values(context.audio)
+            tokens = tokens + self._gain * self.audio_attention(self.audio_norm(tokens), sounds)
         tokens = tokens + self.feed_forward(self.feed_norm(tokens))
         return torch.as_tensor(
             x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (size[0], size[1])))
         )
 
     def _look_around(self, tokens: Tensor, context: Context) -> Tensor:
+        attention = self.self_attention
+        seen = attention.keys_values(tokens)
         if context.references is None:
-            return torch.as_tensor(self.self_attention(tokens, tokens))
-        reference = context.references[self.place].to(tokens)
+            return torch.as_tensor(attention(tokens, seen))
+        # The reference is the same for all frames of a clip: projected once, not once a frame.
+        reference = attention.keys_values(context.references[self.place].to(tokens))
         mask = None
         if context.has_reference is not None:
-            seen = context.has_reference[:, None].expand(-1, reference.shape[1])
-            own = torch.ones_like(seen[:, :1]).expand(-1, tokens.shape[1])
-            mask = repeat_rows(torch.cat([own, seen], dim=1), context.frames)[:, None, None]
-        return torch.as_tensor(self.self_attention(tokens, tokens, mask, reference, context.frames))
+            visible = context.has_reference[:, None].expand(-1, reference.shape[1])
+            own = torch.ones_like(visible[:, :1]).expand(-1, tokens.shape[1])
+            mask = repeat_rows(torch.cat([own, visible], dim=1), context.frames)[:, None, None]
+        seen = torch.cat([seen, repeat_rows(reference, context.frames)], dim=1)
+        return torch.as_tensor(attention(tokens, seen, mask))
 
 
 def repeat_rows(x: Tensor, rows: int) -> Tensor:

@@ -18,8 +18,6 @@ from model.video.attention import Context, SpatialTransformer
 from model.video.config import UNetConfig
 from model.video.motion_module import TemporalTransformer
 
-Bank = dict[str, Tensor]  # place → features (B, L, C)
-
 
 class ResnetBlock(nn.Module):
     """Two convolutions with a residual (arXiv 1512.03385); ``time_width`` None: no time is told."""
@@ -64,12 +62,12 @@ class Layer(nn.Module):
                 width, heads, config.groups, place, config.audio_width, config.audio_gain
             )
         if temporal and config.motion is not None:
-            self.temporal = TemporalTransformer(width, config.motion)
+            self.temporal = TemporalTransformer(width, config.motion, place)
 
-    def forward(self, x: Tensor, time: Tensor, context: Context, bank: Bank | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         x = self.resnet(x, time)
         if self.spatial is not None:
-            x = self.spatial(x, context, bank)
+            x = self.spatial(x, context)
         if self.temporal is not None:
             x = self.temporal(x, context)
         return x
@@ -107,21 +105,21 @@ class Backbone(nn.Module):
             self.time(sinusoid(index, self.config.channels[0]).to(self.conv_in.weight.dtype))
         )
 
-    def run(self, x: Tensor, time: Tensor, context: Context, bank: Bank | None = None) -> Tensor:
+    def run(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         """``x`` (N, C_0, H, W) after the first convolution → the same shape before the last."""
         skips = [x]
         for level in cast(Iterable[Level], self.down):
             for layer in level.layers:
-                x = layer(x, time, context, bank)
+                x = layer(x, time, context)
                 skips.append(x)
             if level.resize is not None:
                 x = level.resize(x)
                 skips.append(x)
         for layer in self.mid:
-            x = layer(x, time, context, bank)
+            x = layer(x, time, context)
         for level in cast(Iterable[Level], self.up):
             for layer in level.layers:
-                x = layer(torch.cat([x, skips.pop()], dim=1), time, context, bank)
+                x = layer(torch.cat([x, skips.pop()], dim=1), time, context)
             if level.resize is not None:
                 # To the size of what it is joined with: an odd side was rounded on the way down.
                 x = F.interpolate(x, size=skips[-1].shape[-2:], mode="nearest")

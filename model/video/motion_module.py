@@ -15,78 +15,80 @@ from model.video.config import MotionConfig
 
 
 class TimeAttention(nn.Module):
-    """Self-attention over frames, which are told their place in time."""
+    """Self-attention over frames, which are told their place in time.
 
-    def __init__(self, width: int, heads: int, positions: int | None) -> None:
+    Frames see each other and those before them, if any (``Context.past``); those before see
+    nothing that came later. So what they leave to be seen depends neither on the frames after them
+    nor on the sampler's step, and is made once a window.
+    """
+
+    def __init__(self, width: int, heads: int, positions: int | None, place: str) -> None:
         super().__init__()
+        self.place = place
         self.norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.positions: Tensor | None
         table = None if positions is None else torch.tensor(sinusoid_table(positions, width)[None])
         self.register_buffer("positions", table)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """``x`` (M, T, W) → (M, T, W); ``mask`` (T, T): who may look (rows) at whom."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``x`` (B, H · W, T, W) → the same shape."""
+        past = None if context.past is None else context.past[self.place]
         normed = self.norm(x)
         if self.positions is not None:
-            frames, longest = x.shape[1], self.positions.shape[1]
-            if frames > longest:
-                raise ValueError(f"{frames} frames, this network knows at most {longest}")
-            normed = normed + self.positions[:, :frames]
-        return x + torch.as_tensor(self.attention(normed, normed, mask))
+            first = 0 if past is None else past.shape[2]
+            last, longest = first + x.shape[2], self.positions.shape[1]
+            if last > longest:
+                raise ValueError(f"{last} frames, this network knows at most {longest}")
+            normed = normed + self.positions[:, first:last]
+        normed = normed.flatten(0, 1)
+        seen = self.attention.keys_values(normed)
+        if context.kept is not None:
+            context.kept[self.place] = seen.reshape(*x.shape[:3], -1)
+        if past is not None:
+            seen = torch.cat([past.flatten(0, 1), seen], dim=1)
+        return x + self.attention(normed, seen).reshape(x.shape)
 
 
 class TimeBlock(nn.Module):
-    def __init__(self, width: int, config: MotionConfig) -> None:
+    def __init__(self, width: int, config: MotionConfig, place: str) -> None:
         super().__init__()
         self.attentions = nn.ModuleList(
-            TimeAttention(width, config.heads, config.positions) for _ in range(config.attentions)
+            TimeAttention(width, config.heads, config.positions, f"{place}.{i}")
+            for i in range(config.attentions)
         )
         self.feed_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         for attention in self.attentions:
-            x = attention(x, mask)
+            x = attention(x, context)
         return torch.as_tensor(x + self.feed_forward(self.feed_norm(x)))
 
 
 class TemporalTransformer(nn.Module):
-    """Each pixel's features attend along time. Starts as the identity: its last layer is zero.
+    """Each pixel's features attend along time. Starts as the identity: its last layer is zero."""
 
-    Frames of the prefix look only at each other, so that what they become does not depend on the
-    window and may be kept for all sampler steps of one window.
-    """
-
-    def __init__(self, width: int, config: MotionConfig) -> None:
+    def __init__(self, width: int, config: MotionConfig, place: str) -> None:
         super().__init__()
         inner = width // config.width_divisor
         self.norm = nn.GroupNorm(config.groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, inner)
-        self.blocks = nn.ModuleList(TimeBlock(inner, config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(
+            TimeBlock(inner, config, f"{place}.{i}") for i in range(config.blocks)
+        )
         self.proj_out = nn.Linear(inner, width)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """``x`` (B · T, C, H, W) → the same shape."""
-        height, width = x.shape[-2:]
-        tokens = self.norm(x).unflatten(0, (-1, context.frames))
-        tokens = tokens.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B · H · W, T, C)
-        tokens = self.proj_in(tokens)
-        mask = prefix_mask(context.frames, context.prefix, x.device)
+        tokens = self.norm(x).unflatten(0, (-1, context.frames)).flatten(3)
+        tokens = self.proj_in(tokens.permute(0, 3, 1, 2))  # (B, H · W, T, C)
         for block in self.blocks:
-            tokens = block(tokens, mask)
-        moved = self.proj_out(tokens).unflatten(0, (-1, height, width))
-        return x + torch.as_tensor(moved).permute(0, 3, 4, 1, 2).flatten(0, 1)
-
-
-def prefix_mask(frames: int, prefix: int, device: torch.device) -> Tensor | None:
-    """(frames, frames): every frame may look at the prefix, only new frames at new ones."""
-    if prefix == 0:
-        return None
-    new = torch.arange(frames, device=device) >= prefix
-    return new[:, None] | ~new[None, :]
+            tokens = block(tokens, context)
+        moved = self.proj_out(tokens).permute(0, 2, 3, 1).flatten(0, 1)
+        return x + moved.reshape(x.shape)
 
 
 def sinusoid_table(positions: int, width: int) -> Floats:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.video.attention import Context
-from model.video.blocks import Backbone, Bank
+from model.video.attention import Context, Notes
+from model.video.blocks import Backbone
 from model.video.config import UNetConfig
 
 
@@ -21,12 +21,12 @@ class ReferenceUNet(Backbone):
             raise ValueError("a reference UNet has neither audio attention nor motion modules")
         super().__init__(config)
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Bank]:
+    def forward(self, latents: Tensor) -> tuple[Tensor, Notes]:
         """``latents`` (B, 4, H, W) → the last features (B, C_0, H, W), and the bank.
 
         The bank holds, for each of `reference_places`, (B, L, C) with L pixels at that level.
         """
-        bank: Bank = {}
+        bank: Notes = {}
         x = self.conv_in(latents.to(self.conv_in.weight.dtype))
-        time = self.embed_time(torch.zeros(len(x), device=x.device))
-        return self.run(x, time, Context(), bank), bank
+        time = self.embed_time(torch.zeros(x.shape[0], device=x.device))
+        return self.run(x, time, Context(bank=bank)), bank

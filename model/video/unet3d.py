@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.diffusion.denoiser import Conditions
-from model.video.attention import Context, repeat_rows
+from model.video.attention import Context, Notes, repeat_rows
 from model.video.blocks import Backbone, reference_places, sinusoid
 from model.video.config import UNetConfig
+from model.video.motion_module import TimeAttention
 
 TRAIN_STEPS = 1000  # t = 1 is diffusion step 999, the last
 
@@ -42,7 +43,8 @@ class ScaleToken(nn.Module):
 class DenoisingUNet(Backbone):
     """EchoMimic's denoising UNet (arXiv 2407.08136), and a student's, with tokens for guidance.
 
-    Latents stay in the caller's precision; inside, the network runs in that of its weights.
+    Latents stay in the caller's precision; inside, the network runs in that of its weights. Its
+    forward has two halves, so that an engine may run the first once a window: `context`, `denoise`.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -53,11 +55,21 @@ class DenoisingUNet(Backbone):
         self.norm_out = nn.GroupNorm(config.groups, first, eps=config.eps)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
         self._levels = {place: level for place, (level, _) in reference_places(config).items()}
+        self._parts = self._context_names()
         if config.guided:
             self.audio_scale = ScaleToken(config.audio_width)
             self.reference_scale = nn.ModuleDict(
                 {str(level): ScaleToken(wide) for level, wide in reference_places(config).values()}
             )
+
+    def _context_names(self) -> tuple[str, ...]:
+        names = ["audio", "face", *(f"reference.{place}" for place in self._levels)]
+        if not self.config.guided:
+            names.append("has_reference")
+        if self.config.prefix_frames:
+            times = (m for m in self.modules() if isinstance(m, TimeAttention))
+            names += [f"past.{attention.place}" for attention in times]
+        return tuple(names)
 
     @property
     def condition_names(self) -> tuple[str, ...]:
@@ -79,33 +91,63 @@ class DenoisingUNet(Backbone):
         ``has_reference`` where it is not given: guidance switches both together.
         A student takes ``guidance`` (B, 2) (audio scale, reference scale) in place of the flags.
         """
-        prefix = self.config.prefix_frames
         self._check(x_t, cond)
-        batch, frames = x_t.shape[0], x_t.shape[1] + prefix
-        dtype = self.conv_in.weight.dtype
-        index = (t.float() * TRAIN_STEPS - 1)[:, None].expand(-1, x_t.shape[1])
-        x = x_t
-        if prefix:
-            x = torch.cat([cond["prefix"].to(x_t), x_t], dim=1)
-            # What is clean is told the cleanest time that was trained.
-            index = torch.cat([torch.zeros_like(index[:, :1]).expand(-1, prefix), index], dim=1)
-        face = cond["face"].to(dtype)
-        if not self.config.guided:
-            has_face = cond.get("has_face", cond["has_reference"])
-            face = face * has_face.to(dtype)[:, None, None, None]
-        x = self.conv_in(x.flatten(0, 1).to(dtype)) + repeat_rows(face, frames)
-        x = self.run(x, self.embed_time(index.flatten()), self._context(cond, frames))
-        x = self.conv_out(F.silu(self.norm_out(x)))
-        return x.reshape(batch, frames, *x.shape[1:])[:, prefix:].to(x_t.dtype)
+        return self.denoise(x_t, t, self.context(cond))
 
-    def _context(self, cond: Conditions, frames: int) -> Context:
+    def context(self, cond: Conditions) -> tuple[Tensor, ...]:
+        """What `denoise` needs of the conditions of `forward`: made once for all sampler steps.
+
+        With a prefix this is a pass over its frames. Every tensor is (B, ...).
+        """
+        parts = self._told(cond)
+        prefix = self.config.prefix_frames
+        if prefix:
+            clean = cond["prefix"]
+            # Copies: a view's layout would tell a batch of one apart, and so an exported graph.
+            places = torch.arange(parts["audio"].shape[1], device=clean.device)
+            before = parts | {"audio": parts["audio"].index_select(1, places[:prefix])}
+            kept: Notes = {}
+            # What is clean is told the cleanest step that was trained, 0.
+            step = torch.zeros(clean.shape[0], device=clean.device)
+            self._features(clean, step, before, kept)
+            parts |= {f"past.{place}": seen for place, seen in kept.items()}
+            parts["audio"] = parts["audio"].index_select(1, places[prefix:])
+        return tuple(parts[name] for name in self._parts)
+
+    def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        """``x_t``, ``t`` and the `context` of the same rows → the prediction, like ``x_t``."""
+        parts = dict(zip(self._parts, context, strict=True))
+        x = self._features(x_t, t.float() * TRAIN_STEPS - 1, parts)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return x.reshape(x_t.shape[0], x_t.shape[1], *x.shape[1:]).to(x_t.dtype)
+
+    def _features(
+        self, x: Tensor, index: Tensor, parts: Notes, kept: Notes | None = None
+    ) -> Tensor:
+        """``x`` (B, T, C, H, W) at diffusion step ``index`` (B,) → (B · T, C_0, H, W)."""
+        frames = x.shape[1]
+        past = {p.removeprefix("past."): v for p, v in parts.items() if p.startswith("past.")}
+        context = Context(
+            frames=frames,
+            audio=parts["audio"].flatten(0, 1),
+            references={place: parts[f"reference.{place}"] for place in self._levels},
+            has_reference=None if self.config.guided else parts["has_reference"] > 0.5,
+            past=past or None,
+            kept=kept,
+        )
+        x = self.conv_in(x.flatten(0, 1).to(self.conv_in.weight.dtype))
+        x = x + repeat_rows(parts["face"], frames)
+        return self.run(x, repeat_rows(self.embed_time(index), frames), context)
+
+    def _told(self, cond: Conditions) -> Notes:
+        """The conditions, with what is off left out and a student's scales as tokens."""
         dtype = self.conv_in.weight.dtype
-        audio = cond["audio"].to(dtype)
+        audio, face = cond["audio"].to(dtype), cond["face"].to(dtype)
         references = {place: cond[f"reference.{place}"].to(dtype) for place in self._levels}
-        has_reference = None
+        parts: Notes = {}
         if self.config.guided:
             s_aud, s_ref = cond["guidance"].unbind(1)
-            token = self.audio_scale(s_aud)[:, None].expand(-1, frames, -1, -1)
+            token = self.audio_scale(s_aud)[:, None].expand(-1, audio.shape[1], -1, -1)
             audio = torch.cat([audio, token], dim=2)
             tokens = {name: net(s_ref) for name, net in self.reference_scale.items()}
             references = {
@@ -113,15 +155,12 @@ class DenoisingUNet(Backbone):
                 for place, features in references.items()
             }
         else:
+            has_face = cond.get("has_face", cond["has_reference"])
             audio = audio * cond["has_audio"].to(dtype)[:, None, None, None]
-            has_reference = cond["has_reference"] > 0.5
-        return Context(
-            frames=frames,
-            audio=audio.flatten(0, 1),
-            references=references,
-            has_reference=has_reference,
-            prefix=self.config.prefix_frames,
-        )
+            face = face * has_face.to(dtype)[:, None, None, None]
+            parts["has_reference"] = cond["has_reference"]
+        parts |= {"audio": audio, "face": face}
+        return parts | {f"reference.{place}": kept for place, kept in references.items()}
 
     def _check(self, x_t: Tensor, cond: Conditions) -> None:
         missing = [name for name in self.condition_names if name not in cond]

@@ -143,21 +143,46 @@ def test_a_new_network_does_not_move_yet(make_config: MakeConfig, make_inputs: M
     assert far_frames_change(net, make_inputs(net.config, 1)) == 0.0
 
 
-def test_the_window_follows_its_prefix_and_the_prefix_sees_no_window(
+def test_the_window_follows_its_prefix_through_motion_modules(
     make_net: MakeNet, make_inputs: MakeInputs
 ) -> None:
     net = make_net(prefix_frames=2)
     x_t, t, cond = make_inputs(net.config, 1)
     other = cond | {"prefix": cond["prefix"] + 1.0}
     assert gap(net(x_t, t, cond), net(x_t, t, other)) > 1e-3
+    for name, parameter in net.named_parameters():
+        if "temporal.proj_out" in name:
+            parameter.zero_()
+    assert gap(net(x_t, t, cond), net(x_t, t, other)) == 0.0
 
-    seen: list[Tensor] = []
-    handle = net.up[-1].layers[-1].register_forward_hook(lambda m, a, out: seen.append(out))
-    net(x_t, t, cond)
-    net(x_t + 1.0, t * 0.5, cond)
-    handle.remove()
-    assert gap(seen[0][:2], seen[1][:2]) < CLOSE  # so it may be kept for all steps of a window
-    assert gap(seen[0][2:], seen[1][2:]) > 1e-3
+
+def test_a_window_after_its_prefix_is_the_end_of_one_long_clip(
+    make_net: MakeNet, make_inputs: MakeInputs
+) -> None:
+    """With one look along time, what a prefix did not see of later frames cannot matter yet."""
+    once = MotionConfig(
+        down=(False, False), up=(False, False), heads=2, attentions=1, groups=2, positions=9
+    )
+    late = make_net(prefix_frames=2, motion=once)
+    plain = DenoisingUNet(replace(late.config, prefix_frames=0)).eval().requires_grad_(False)
+    plain.load_state_dict(late.state_dict())
+    x_t, _, cond = make_inputs(late.config, 2)
+    first_step = torch.full((2,), 0.001)  # what the prefix is told, too
+    whole = plain(torch.cat([cond["prefix"], x_t], dim=1), first_step, cond)
+    assert gap(late(x_t, first_step, cond), whole[:, 2:]) < CLOSE
+
+
+def test_what_the_conditions_decide_is_made_once_for_all_steps(
+    make_net: MakeNet, make_inputs: MakeInputs
+) -> None:
+    for variant in ("plain", "student with prefix"):
+        net = make_net(**VARIANTS[variant])
+        x_t, t, cond = make_inputs(net.config, 2)
+        context = net.context(cond)
+        assert {part.shape[0] for part in context} == {2}
+        for share in (1.0, 0.5):
+            made = net.denoise(share * x_t, share * t, context)
+            assert gap(made, net(share * x_t, share * t, cond)) < CLOSE
 
 
 def test_a_prefix_off_is_the_plain_network(make_net: MakeNet) -> None:
