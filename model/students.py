@@ -12,8 +12,8 @@ from typing import cast
 import torch
 
 from model.conditioning import FPS, Guidance
-from model.diffusion.denoiser import Forward, X0Denoiser
-from model.diffusion.guidance import CFGTokenDenoiser
+from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
+from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
 from model.diffusion.schedule import CosineSchedule
 from model.motion.net import MotionNet
 from model.motion.weights import Limits, MotionWeights, load_weights
@@ -53,19 +53,26 @@ def motion_pipeline(
     space: LatentSpace,
     engine: Callable[[MotionNet], Forward] | None = None,
 ) -> StudentPipeline:
-    """A pipeline around a student's ``weights``; `load_pipeline` for the ones that ship."""
+    """A pipeline around ``weights``; `load_pipeline` for the ones that ship.
+
+    A network that takes the guidance scales as tokens costs one evaluation a step, any other
+    three, one for each branch.
+    """
     steps = cast(int, weights.facts["steps"])
     audio, reference = cast("list[float]", weights.facts["guidance"])
-    forward: Forward = weights.net if engine is None else engine(weights.net)
+    forward = X0Denoiser(weights.net if engine is None else engine(weights.net))
+    guided = weights.net.config.guided
     info = StudentInfo(
         name=name,
         latent_space=space.name,
         steps=steps,
-        nfe_per_window=steps,
+        nfe_per_window=steps if guided else 3 * steps,
         fps=FPS,
         size=512,
         licence=LICENCE,
         guidance=Guidance(audio, reference),
     )
-    denoiser = CFGTokenDenoiser(X0Denoiser(forward), cast(Limits, weights.facts["limits"]))
+    denoiser: Denoiser = MultiCFGDenoiser(forward)
+    if guided:
+        denoiser = CFGTokenDenoiser(forward, cast(Limits, weights.facts["limits"]))
     return StudentPipeline(info, space, denoiser, CosineSchedule(), weights.mean, weights.std)

@@ -23,6 +23,7 @@ from server.settings import SECRET, Settings, describe
 _MOUNTED = {
     "train": "model.training.cli",
     "corpus": "model.training.corpus_cli",
+    "evaluate": "model.training.evaluation",
     "bench": "server.bench.cli",
 }
 
@@ -111,6 +112,7 @@ def _parser(first: str) -> argparse.ArgumentParser:
     for name, words in {
         "train": "train a teacher or a student",
         "corpus": "make synthetic speech to train on",
+        "evaluate": "judge a student's motion, or all in one table",
         "bench": "measure a running service",
     }.items():
         command = commands.add_parser(name, help=words)

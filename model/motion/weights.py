@@ -18,20 +18,37 @@ from model.motion.actions import MOTION_DIM
 from model.motion.net import MotionNet, NetConfig
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
+DEFAULT_GUIDANCE = (2.0, 1.0)  # audio, reference: what reads best
 
 
 @dataclass(frozen=True)
 class MotionWeights:
     """A network with what is needed to use it.
 
-    ``facts`` are plain values kept in the file's metadata: a student's ``steps``, default
-    ``guidance`` [audio, reference] and the ``limits`` of the scales that it was distilled in.
+    ``facts`` are plain values kept in the file's metadata, see `weights_facts`.
     """
 
     net: MotionNet
     mean: Tensor  # (58,) of the latents, physical units
     std: Tensor  # (58,)
     facts: dict[str, object]
+
+
+def weights_facts(
+    role: str, steps: int, trained_steps: int, limits: Limits | None = None
+) -> dict[str, object]:
+    """What a file says beside its parameters: the sampler's ``steps``, default ``guidance``
+    [audio, reference] and, of a student that takes the scales as tokens, the ``limits`` that it
+    was distilled in."""
+    facts: dict[str, object] = {
+        "role": role,
+        "steps": steps,
+        "guidance": list(DEFAULT_GUIDANCE),
+        "trained_steps": trained_steps,
+    }
+    if limits is not None:
+        facts["limits"] = [list(side) for side in limits]
+    return facts
 
 
 def save_weights(path: Path, weights: MotionWeights) -> None:

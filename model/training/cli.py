@@ -28,7 +28,11 @@ from model.training.trainer import RunOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fada train``."""
-    parser.add_argument("role", choices=("teacher", "student"), help="which network to train")
+    parser.add_argument(
+        "role",
+        choices=("teacher", "student", "balanced"),
+        help="which network: the teacher, a student with guidance tokens, or one without",
+    )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the tracked GRID clips (motion.npz)"
     )
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
         raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
-    if args.role == "student" and args.teacher is None:
+    if args.role != "teacher" and args.teacher is None:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
     torch.set_num_threads(args.threads)
     phones = args.out / "phones.json"
@@ -66,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if args.role == "teacher":
         path = train_teacher(corpus, options, args.seed, args.start)
     else:
-        path = train_student(corpus, args.teacher, options, args.seed, args.start)
+        guided = args.role == "student"
+        path = train_student(corpus, args.teacher, options, args.seed, args.start, guided)
     print(path)
     return 0
 

@@ -21,6 +21,10 @@ own blur and bias; a lost track or a badly aligned clip (d ≫ τ, w → 0) leav
 ``trust`` is the corpus's own opinion (1 tracked, less where motion was inferred). The cap of ½
 keeps the guided target in charge: the data alone knows nothing of scales.
 
+A student can also be distilled without tokens (``balanced``): it then learns each branch of the
+teacher by itself, conditions left out as in the teacher's own training, and is guided at run time
+by `MultiCFGDenoiser`, three evaluations a step.
+
 Lips that meet are asked of the data at any w (`MotionLoss.closure`, times 1.5): guidance opens the
 mouth further, and a teacher that is unsure of a /p/ in a new voice leaves it half open. A wrong
 closure is hardly seen; a missing one is.
@@ -33,15 +37,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.diffusion.denoiser import X0Denoiser
+from model.diffusion.denoiser import Denoiser, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.net import MotionNet, NetConfig
-from model.motion.weights import Limits, MotionWeights, load_weights, save_weights
+from model.motion.weights import Limits, MotionWeights, load_weights, save_weights, weights_facts
 from model.training.batches import Batch, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
 from model.training.losses import MotionLoss, dimension_weights
+from model.training.teacher import dropped
 from model.training.trainer import Losses, RunOptions, Trainer
 
 BATCH = 48
@@ -50,7 +55,6 @@ OWN_SHARE = 0.5  # of prefixes that the student made itself
 OWN_STEPS = 2
 TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
 LIMITS: Limits = ((1.0, 4.0), (1.0, 3.0))  # scales drawn: audio, reference
-DEFAULT_GUIDANCE = (2.0, 1.0)
 DATA_SHARE = 0.5
 CLOSURE_WEIGHT = 1.5
 _NOISE_LEVELS = 10
@@ -84,15 +88,19 @@ class StudentObjective:
         random: torch.Generator,
     ) -> None:
         self._student, self._windows, self._loss, self._random = student, windows, loss, random
-        self._teacher = MultiCFGDenoiser(X0Denoiser(teacher))
+        self._guided = student.config.guided
+        branch = X0Denoiser(teacher)
+        self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
         self._schedule = CosineSchedule()
         self._weight = AdaptiveTrust()
 
     def losses(self) -> Losses:
         before, batch = self._windows.draw_run(BATCH, 2)
-        guidance = {"guidance": self._draw_guidance()}
-        cond = batch.conditions() | guidance
-        cond["prefix"], off = self._own_prefix(before, batch, guidance)
+        scales = {"guidance": self._draw_guidance()} if self._guided else {}
+        cond = batch.conditions() | scales
+        cond["prefix"], off = self._own_prefix(before, batch, scales)
+        if not self._guided:
+            cond["has_audio"], cond["has_reference"] = dropped(BATCH, self._random)
         t = self._draw_times()
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
@@ -101,7 +109,7 @@ class StudentObjective:
         x0_hat = self._student(x_t, t, cond)
         from_teacher = self._loss(x0_hat, target)
         from_data = self._loss(x0_hat, batch.x0, off)
-        closure = self._loss.closure(x0_hat, batch.x0).mean()
+        closure = (self._loss.closure(x0_hat, batch.x0) * cond["has_audio"]).mean()
         mixed = ((1 - weight) * from_teacher + weight * from_data).mean()
         return {
             "loss": mixed + CLOSURE_WEIGHT * closure,
@@ -113,7 +121,7 @@ class StudentObjective:
 
     @torch.no_grad()
     def _own_prefix(
-        self, before: Batch, batch: Batch, guidance: dict[str, Tensor]
+        self, before: Batch, batch: Batch, scales: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """(B, PREFIX, 58) prefixes, half of them what the student itself just made, and (B, 58)
         by how much those end off the recording.
@@ -123,7 +131,7 @@ class StudentObjective:
         """
         noise = torch.randn(batch.x0.shape, generator=self._random)
         grid = uniform_timesteps(OWN_STEPS)
-        cond = before.conditions() | guidance
+        cond = before.conditions() | scales
         made = sample(X0Denoiser(self._student), noise, grid, cond, self._schedule)
         own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
         chosen = torch.rand(BATCH, 1, 1, generator=self._random) < OWN_SHARE
@@ -154,9 +162,9 @@ class StudentObjective:
         return torch.where(torch.rand(BATCH, generator=self._random) < 0.5, own, anywhere)
 
 
-def student_of(teacher: MotionNet) -> MotionNet:
-    """A student with the teacher's parameters and fresh scale tokens."""
-    config = NetConfig(**{**vars(teacher.config), "guided": True, "visemes": 0})
+def student_of(teacher: MotionNet, guided: bool) -> MotionNet:
+    """A student with the teacher's parameters and, if ``guided``, fresh scale tokens."""
+    config = NetConfig(**{**vars(teacher.config), "guided": guided, "visemes": 0})
     if teacher.config.guided:
         raise ValueError("not a teacher's network: it takes guidance scales")
     student = MotionNet(config)
@@ -166,28 +174,24 @@ def student_of(teacher: MotionNet) -> MotionNet:
     return student
 
 
-def student_facts(trained_steps: int) -> dict[str, object]:
-    """What a student's weights file says beside its parameters."""
-    return {
-        "role": "student",
-        "steps": STEPS,
-        "guidance": list(DEFAULT_GUIDANCE),
-        "limits": [list(side) for side in LIMITS],
-        "trained_steps": trained_steps,
-    }
-
-
 def train_student(
-    corpus: Corpus, teacher_path: Path, options: RunOptions, seed: int, start: Path | None
+    corpus: Corpus,
+    teacher_path: Path,
+    options: RunOptions,
+    seed: int,
+    start: Path | None,
+    guided: bool = True,
 ) -> Path:
     """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors.
 
+    ``guided``: the student takes the scales as tokens (``fast``), else it is run in three branches
+    (``balanced``).
     ``start``: a student's weights to go on from; fresh ones take the teacher's parameters.
     """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     teacher = load_weights(teacher_path)
-    student = student_of(teacher.net)
+    student = student_of(teacher.net, guided)
     if start is not None:
         student = load_weights(start).net
     student.train().requires_grad_(True)
@@ -198,7 +202,8 @@ def train_student(
     path = options.folder / "student.safetensors"
 
     def keep() -> None:
-        facts = student_facts(trainer.step)
+        limits = LIMITS if student.config.guided else None
+        facts = weights_facts("student", STEPS, trainer.step, limits)
         save_weights(path, MotionWeights(trainer.averaged, teacher.mean, teacher.std, facts))
 
     trainer.run(objective.losses, keep)

@@ -35,7 +35,15 @@ from model.training.corpus import (
     log_power,
 )
 from model.training.losses import CLOSED_GAP
-from model.training.phones import BILABIAL, Aligner, Phone, frames_of, visemes
+from model.training.phones import (
+    BILABIAL,
+    LOUD_SILENCE_DB,
+    Aligner,
+    Phone,
+    frames_of,
+    loud_silence_db,
+    visemes,
+)
 from model.training.synthesis import read_phones, read_rows
 
 TRUST = 0.6
@@ -212,7 +220,7 @@ Speeches = Mapping[str, tuple[Floats, list[Phone]]]  # samples in whole frames, 
 
 
 def heard_speeches(folder: Path, cache: Path) -> Speeches:
-    """The recordings of ``folder`` that may be learned from and whose alignment succeeds.
+    """The recordings of ``folder`` that may be learned from and whose alignment is credible.
 
     Raises ``ValueError`` when one is not at 16 kHz.
     """
@@ -221,7 +229,11 @@ def heard_speeches(folder: Path, cache: Path) -> Speeches:
         for entry in speeches(folder)[0]
     }
     phones = aligned(sounds, cache)
-    return {name: (sounds[name][0], phones[name]) for name in phones}
+    return {
+        name: (sounds[name][0], said)
+        for name, said in phones.items()
+        if loud_silence_db(sounds[name][0], said) < LOUD_SILENCE_DB
+    }
 
 
 def synthetic_speeches(folder: Path) -> Speeches:

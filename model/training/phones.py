@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pocketsphinx import Decoder
 
-from model.conditioning import FPS, SAMPLE_RATE, Floats
+from model.conditioning import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 
 _HOP_S = 0.01  # the recogniser's frame
+_MARGIN_S = 0.2  # of a silence: where its neighbours may still sound
+LOUD_SILENCE_DB = -10.0  # an alignment with a louder silence than this is not believed
 
 BILABIAL = frozenset({"P", "B", "M"})
 OPEN_VOWELS = frozenset({"AA", "AE", "AH", "AY", "AW", "EH", "EY", "AO", "OW"})
@@ -108,6 +110,21 @@ class Aligner:
     @staticmethod
     def _name(name: str) -> str:
         return name if name in OPENNESS else "SIL"
+
+
+def loud_silence_db(samples: Floats, phones: list[Phone]) -> float:
+    """How loud the loudest frame is in which nobody is said to speak, against the loudest speech;
+    -inf without silence. Near 0 the alignment has skipped words."""
+    frames = len(samples) // SAMPLES_PER_FRAME
+    power = (samples[: frames * SAMPLES_PER_FRAME].reshape(frames, -1) ** 2).mean(1) + 1e-12
+    silent = np.zeros(frames, bool)
+    for p in phones:
+        if p.name == "SIL":
+            start, end = (round(s * FPS) for s in (p.start_s + _MARGIN_S, p.end_s - _MARGIN_S))
+            silent[start : max(0, end)] = True
+    if not silent.any():
+        return -np.inf
+    return float(10 * np.log10(power[silent].max() / np.quantile(power, 0.95)))
 
 
 def _overlap(phones: list[Phone], frames: int) -> NDArray[np.float64]:

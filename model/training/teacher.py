@@ -14,13 +14,14 @@ from torch import Tensor
 from model.diffusion.denoiser import Conditions
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.net import MotionNet, NetConfig
-from model.motion.weights import MotionWeights, load_weights, save_weights
+from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
 from model.training.batches import Batch, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap, motion_statistics
 from model.training.losses import MotionLoss, dimension_weights
 from model.training.phones import VISEMES
 from model.training.trainer import Losses, RunOptions, Trainer
 
+STEPS = 25  # of the sampler
 BATCH = 64
 # shares of windows per guidance branch; the remaining 79 % have everything
 NO_CONDITIONS = 0.08
@@ -128,7 +129,7 @@ def train_teacher(corpus: Corpus, options: RunOptions, seed: int, start: Path | 
     path = options.folder / "teacher.safetensors"
 
     def keep() -> None:
-        facts: dict[str, object] = {"role": "teacher", "trained_steps": trainer.step}
+        facts = weights_facts("teacher", STEPS, trainer.step)
         save_weights(path, MotionWeights(trainer.averaged, mean, std, facts))
 
     trainer.run(objective.losses, keep)

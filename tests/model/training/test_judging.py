@@ -7,7 +7,8 @@ import pytest
 
 from model.conditioning import FPS, SAMPLE_RATE
 from model.motion.actions import ACTIONS, MOTION_DIM
-from model.training.evaluation import (
+from model.training.inferred import ClosedMouths, spoken_features, with_closures
+from model.training.judging import (
     best_lag,
     blinks_per_minute,
     border_jerk,
@@ -15,7 +16,6 @@ from model.training.evaluation import (
     open_share,
     silence_share,
 )
-from model.training.inferred import ClosedMouths, spoken_features, with_closures
 from model.training.phones import (
     OPENNESS,
     VISEMES,
@@ -51,6 +51,12 @@ def test_a_good_mouth_scores_full_and_a_lazy_one_does_not() -> None:
         assert judge([good], [WORD]) == 1.0 and judge([lazy], [WORD]) == 0.0
     assert open_share([good], [WORD]) == 1.0
     assert open_share([np.zeros(50, np.float32)], [WORD]) == 0.0
+
+
+def test_a_silence_too_short_to_settle_in_does_not_count() -> None:
+    hurried = [Phone("SIL", 0.0, 0.1), Phone("AA", 0.1, 1.0), Phone("SIL", 1.0, 2.0)]
+    gap = np.where(np.arange(50) < 25, 0.1, 0.0).astype(np.float32)
+    assert silence_share([gap], [hurried]) == 1.0
 
 
 @pytest.mark.parametrize("late", [-2, 0, 3])
