@@ -46,12 +46,11 @@ def motions(renderer: PortraitRenderer, count: int) -> list[tuple[np.ndarray, np
 def compiled_mesh(renderer: PortraitRenderer) -> Draw:
     out = np.empty_like(renderer.portrait)
     source = np.ascontiguousarray(renderer.mesh.rest[:, :2])
-    scratch = np.empty((2, *out.shape[:2]), np.int32)
 
     def draw(actions: np.ndarray, pose: np.ndarray) -> None:
         out[...] = renderer.portrait
         target = renderer.vertices(actions, pose)
-        draw_triangles(renderer.mesh.triangles, target, source, renderer.texture, scratch, out)
+        draw_triangles(renderer.mesh.triangles, target, source, renderer.texture, out)
 
     return draw
 

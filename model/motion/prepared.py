@@ -32,7 +32,7 @@ class PreparedRenderers:
         self._lock = Lock()
 
     def renderer(self, reference: Reference, size: int, framing: str) -> PortraitRenderer:
-        """A renderer of the caller's own. Raises what ``prepare`` raises."""
+        """A renderer that others may draw with, too. Raises what ``prepare`` raises."""
         key = (_digest(reference), size, framing)
         with self._lock:
             kept = self._kept.get(key)
@@ -44,7 +44,7 @@ class PreparedRenderers:
                 self._kept[key] = kept
                 while len(self._kept) > self._most:
                     self._kept.popitem(last=False)
-        return kept.twin()
+        return kept
 
 
 def _digest(reference: Reference) -> bytes:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Packed = NDArray[np.uint32]
 
+BAND = 64  # rows: a quarter of a megabyte between two passes at 512 pixels
+
 
 def pack_rgb(picture: NDArray[np.uint8]) -> Packed:
     """(H, W, 3) RGB → (H, W) packed, opaque."""
@@ -63,22 +65,29 @@ def drawable(packed: Packed) -> Packed:
 
 
 @njit(cache=True, nogil=True)
-def draw_triangles(triangles, target, source, texture, scratch, out):  # type: ignore[no-untyped-def]
+def draw_triangles(triangles, target, source, texture, out):  # type: ignore[no-untyped-def]
     """Draw each triangle of ``target`` (V, 2) filled with ``texture`` at ``source`` (V, 2).
 
     ``source`` is in texture pixels, ``target`` in pixels of ``out`` (H, W, 3). The colours of the
     texture (`drawable`) are premultiplied by its alpha and drawn over what is there. Shared edges
     are drawn exactly once, so that neighbours neither overlap nor leave a gap; where triangles
-    overlap the last one is seen. ``scratch`` is (2, H, W) int32, for the call alone.
+    overlap the last one is seen.
 
     Two passes, for the compiler makes vector code of straight loops only: first each pixel learns
-    its place in the texture, triangle by triangle, then it gets its colour, row by row.
+    its place in the texture, triangle by triangle, then it gets its colour, row by row. Band by
+    band, so that what lies between the passes stays in a core's own cache: other sessions and the
+    network compete for the one behind it.
     """
     height, width = out.shape[0], out.shape[1]
-    lefts = np.full(height, width)
-    rights = np.zeros(height, np.int64)
-    _find_texels(triangles, target, source, texture, scratch[0], scratch[1], lefts, rights)
-    _paint_texels(texture, scratch[0], scratch[1], lefts, rights, out)
+    texel = np.empty((BAND, width), np.int32)
+    share = np.empty((BAND, width), np.int32)
+    lefts, rights = np.empty(BAND, np.int64), np.empty(BAND, np.int64)
+    for first in range(0, height, BAND):
+        rows = min(BAND, height - first)
+        some = texel[:rows]
+        lefts[:], rights[:] = width, 0
+        _find_texels(triangles, target, source, texture, first, some, share, lefts, rights)
+        _paint_texels(texture, some, share, lefts, rights, out[first : first + rows])
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -92,13 +101,17 @@ def _edge(x1, ya, x2, yb):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _find_texels(triangles, target, source, texture, texel, share, lefts, rights):  # type: ignore[no-untyped-def]
+def _find_texels(  # type: ignore[no-untyped-def]
+    triangles, target, source, texture, first, texel, share, lefts, rights
+):
     """Which texel (flat index of the upper left of four) each pixel shows, and its shares.
 
     ``share`` holds how far right of it, in 1/256 in the low byte, and how far below, in the next.
-    ``lefts`` and ``rights`` (H,) are each row's extent.
+    ``lefts`` and ``rights`` are each row's extent. Row 0 of all of them is row ``first`` of the
+    picture.
     """
     height, width = texel.shape
+    last = first + height
     deep, wide = texture.shape[0] - 2, np.int32(texture.shape[1])
     last_u, last_v = np.int32((wide - 1) * 65536 - 1), np.int32((deep - 1) * 65536 - 1)
     texel[:, :] = np.int32(deep * wide)  # nothing
@@ -107,6 +120,10 @@ def _find_texels(triangles, target, source, texture, texel, share, lefts, rights
         i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
         ax, ay, bx, by = target[i, 0], target[i, 1], target[j, 0], target[j, 1]
         cx, cy = target[k, 0], target[k, 1]
+        top, bottom = min(ay, by, cy), max(ay, by, cy)
+        y0, y1 = max(first, int(np.ceil(top - 0.5))), min(last, int(np.ceil(bottom - 0.5)))
+        if y0 >= y1:
+            continue
         sax, say, sbx, sby = source[i, 0], source[i, 1], source[j, 0], source[j, 1]
         scx, scy = source[k, 0], source[k, 1]
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
@@ -121,8 +138,6 @@ def _find_texels(triangles, target, source, texture, texel, share, lefts, rights
         top_a, end_a, from_a, slope_a = _edge(ax, ay, bx, by)
         top_b, end_b, from_b, slope_b = _edge(bx, by, cx, cy)
         top_c, end_c, from_c, slope_c = _edge(cx, cy, ax, ay)
-        top, bottom = min(ay, by, cy), max(ay, by, cy)
-        y0, y1 = max(0, int(np.ceil(top - 0.5))), min(height, int(np.ceil(bottom - 0.5)))
         for y in range(y0, y1):
             py = y + 0.5
             left, right = 1e9, -1e9
@@ -138,11 +153,12 @@ def _find_texels(triangles, target, source, texture, texel, share, lefts, rights
             xs, xe = max(0, int(np.ceil(left - 0.5))), min(width, int(np.ceil(right - 0.5)))
             if xs >= xe:
                 continue
-            lefts[y], rights[y] = min(lefts[y], xs), max(rights[y], xe)
+            row = np.uint64(y - first)
+            lefts[row], rights[row] = min(lefts[row], xs), max(rights[row], xe)
             u = sax + dudx * (xs + 0.5 - ax) + dudy * (py - ay) - 0.5
             v = say + dvdx * (xs + 0.5 - ax) + dvdy * (py - ay) - 0.5
             ui, vi = np.int32(u * 65536.0 + 128.0), np.int32(v * 65536.0 + 128.0)
-            texels, shares = texel[y, xs:xe], share[y, xs:xe]
+            texels, shares = texel[row, xs:xe], share[row, xs:xe]
             for x in range(xe - xs):
                 uc, vc = min(max(ui, none), last_u), min(max(vi, none), last_v)
                 texels[x] = (vc >> 16) * wide + (uc >> 16)

@@ -8,7 +8,6 @@ Knows the portrait's pixels and geometry; does not know networks, time or video.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 
 import cv2
 import numpy as np
@@ -43,7 +42,7 @@ DOWN = np.array([1.0, -1.0, -1.0])  # latent axes (y up, z to the viewer) → pi
 
 
 class PortraitRenderer:
-    """Draws one portrait at one size. Not safe to share between threads: it reuses its buffers.
+    """Draws one portrait at one size; many threads may at once, for it keeps no buffers.
 
     ``portrait`` (H, W, 3) is the framed picture; ``rest`` (52,) are the coefficients with which,
     and no head movement, it is what is drawn.
@@ -80,24 +79,16 @@ class PortraitRenderer:
         self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
         inner = slice(self.pad, -self.pad) if self.pad else slice(None)
         self.portrait = np.ascontiguousarray(padded[inner, inner])
-        self._out = np.empty_like(self.portrait)
         moving, still = _moving(self.mesh, layers.alpha)
         self._moving = moving
         # What never moves is drawn once.
         self._still = np.ascontiguousarray(layers.plate[inner, inner])
         at_rest = self._source - np.float32(self.pad)
-        self._scratch = np.empty((2, self.height, self.width), np.int32)
-        draw_triangles(still, at_rest, self._source, self.texture, self._scratch, self._still)
+        draw_triangles(still, at_rest, self._source, self.texture, self._still)
         self._points = placed
         self._eyes = [Eyeball.of(padded, placed, eye) for eye in EYES]
         self._mouth = Mouth.of(padded, placed, self._shape)
         self.rest = self._shape.rest
-
-    def twin(self) -> PortraitRenderer:
-        """Another one of the same portrait: what is prepared is shared, the buffers are its own."""
-        other = copy(self)
-        other._out, other._scratch = np.empty_like(self._out), np.empty_like(self._scratch)
-        return other
 
     def render(
         self, coefficients: Floats, pose: Floats, out: NDArray[np.uint8] | None = None
@@ -105,16 +96,15 @@ class PortraitRenderer:
         """Draw ``coefficients`` (52,) absolute, 0..1, and ``pose`` (6,) relative to the portrait.
 
         ``pose`` is a rotation vector (radians) and a translation (eye distances), axes x right,
-        y up, z to the viewer. Returns (H, W, 3) uint8 RGB: ``out`` if given, else a buffer that
-        the next call overwrites.
+        y up, z to the viewer. Returns (H, W, 3) uint8 RGB: ``out`` if given, else a new array.
         """
-        out = self._out if out is None else out
+        if out is None:
+            out = np.empty_like(self.portrait)
         face = self._shape.deform(np.asarray(coefficients, np.float32))
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         target = self.project(face, turn, shift, grow)
         out[...] = self._still
-        vertices = target[: len(self._source)]
-        draw_triangles(self._moving, vertices, self._source, self.texture, self._scratch, out)
+        draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
         rigid = self._rigid(turn, shift, grow)
         self._mouth.draw(face, target, rigid, out)
         for eyeball in self._eyes:
@@ -124,8 +114,9 @@ class PortraitRenderer:
     def decode(self, latents: Floats) -> Iterator[NDArray[np.uint8]]:
         """Motion latents (T, 58) → T frames; each is valid until the next is asked for."""
         coefficients, poses = from_motion(np.asarray(latents, np.float32), self.rest)
+        out = np.empty_like(self.portrait)
         for actions, pose in zip(coefficients, LIVELINESS * poses, strict=True):
-            yield self.render(actions, pose)
+            yield self.render(actions, pose, out)
 
     def vertices(self, coefficients: Floats, pose: Floats) -> Floats:
         """(V, 2): where the mesh's vertices come to lie, in pixels of the frame."""
