@@ -64,12 +64,25 @@ class UNetConfig:
                 raise ValueError(
                     f"{name} has {len(values)} entries, expected {levels}, one a level"
                 )
+        if self.prefix_frames < 0 or (self.prefix_frames and self.motion is None):
+            raise ValueError(
+                f"prefix_frames = {self.prefix_frames}, expected 0, or more with motion modules, "
+                "which alone look at them"
+            )
         for width, heads in zip(self.channels, self.heads, strict=True):
             if width % heads or width % self.groups:
                 raise ValueError(
                     f"channels = {width}, expected a multiple of heads = {heads} "
                     f"and groups = {self.groups}"
                 )
+            if self.motion is not None:
+                inner = width // self.motion.width_divisor
+                if inner % self.motion.heads or width % self.motion.groups:
+                    raise ValueError(
+                        f"channels = {width}, expected a multiple of motion.groups = "
+                        f"{self.motion.groups}, and within motion modules {inner}, of "
+                        f"motion.heads = {self.motion.heads}"
+                    )
 
     @property
     def time_width(self) -> int:

@@ -91,7 +91,6 @@ class DenoisingUNet(Backbone):
         ``has_reference`` where it is not given: guidance switches both together.
         A student takes ``guidance`` (B, 2) (audio scale, reference scale) in place of the flags.
         """
-        self._check(x_t, cond)
         return self.denoise(x_t, t, self.context(cond))
 
     def context(self, cond: Conditions) -> tuple[Tensor, ...]:
@@ -99,6 +98,9 @@ class DenoisingUNet(Backbone):
 
         With a prefix this is a pass over its frames. Every tensor is (B, ...).
         """
+        missing = [name for name in self.condition_names if name not in cond]
+        if missing:
+            raise ValueError(f"conditions are missing: {', '.join(missing)}")
         parts = self._told(cond)
         prefix = self.config.prefix_frames
         if prefix:
@@ -117,6 +119,13 @@ class DenoisingUNet(Backbone):
     def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """``x_t``, ``t`` and the `context` of the same rows → the prediction, like ``x_t``."""
         parts = dict(zip(self._parts, context, strict=True))
+        told, frames = parts["audio"].shape[1], x_t.shape[1]
+        if told != frames:
+            prefix = self.config.prefix_frames
+            raise ValueError(
+                f"audio has tokens of {prefix + told} frames, expected {prefix + frames}: "
+                f"{prefix} of the prefix and {frames} of the window"
+            )
         x = self._features(x_t, t.float() * TRAIN_STEPS - 1, parts)
         x = self.conv_out(F.silu(self.norm_out(x)))
         return x.reshape(x_t.shape[0], x_t.shape[1], *x.shape[1:]).to(x_t.dtype)
@@ -161,17 +170,6 @@ class DenoisingUNet(Backbone):
             parts["has_reference"] = cond["has_reference"]
         parts |= {"audio": audio, "face": face}
         return parts | {f"reference.{place}": kept for place, kept in references.items()}
-
-    def _check(self, x_t: Tensor, cond: Conditions) -> None:
-        missing = [name for name in self.condition_names if name not in cond]
-        if missing:
-            raise ValueError(f"conditions are missing: {', '.join(missing)}")
-        wanted = x_t.shape[1] + self.config.prefix_frames
-        if cond["audio"].shape[1] != wanted:
-            raise ValueError(
-                f"audio has tokens of {cond['audio'].shape[1]} frames, expected {wanted}: "
-                f"{self.config.prefix_frames} of the prefix and {x_t.shape[1]} of the window"
-            )
 
 
 def student_of(teacher: DenoisingUNet, prefix_frames: int) -> DenoisingUNet:

@@ -343,6 +343,10 @@ def test_wrong_sizes_are_named(make_config: MakeConfig) -> None:
         make_config(heads=(3,))
     with pytest.raises(ValueError, match="channels = 12, expected a multiple of heads = 5"):
         make_config(heads=(5, 5))
+    with pytest.raises(ValueError, match=r"motion.groups = 32, .* 12, of motion.heads = 8"):
+        make_config(motion=MotionConfig((True, True), True, (True, True)))
+    with pytest.raises(ValueError, match="prefix_frames = 2, expected 0, or more with motion"):
+        make_config(motion=None, prefix_frames=2)
     with pytest.raises(ValueError, match="audio_width = None"):
         DenoisingUNet(make_config(audio_width=None))
     with pytest.raises(ValueError, match="neither audio attention"):
