@@ -18,10 +18,12 @@ class _Message(BaseModel):
 
 
 class Beat(_Message):
-    """What a worker says of itself: what it has loaded, how many live sessions it can hold."""
+    """What a worker says of itself: what it has loaded, how many live sessions it can hold and
+    does hold."""
 
     models: list[ModelView]
     live_places: int
+    live_running: int = 0
 
 
 class _Request(_Message):

@@ -87,9 +87,10 @@ class Work:
         """Stop being counted; jobs in hand may be finished, or `let_go`."""
         await liveness.strike_off(self.connection, self.worker_id)
 
-    async def others(self) -> int:
-        """How many other workers live."""
-        return len(set(await liveness.live_workers(self.connection)) - {self.worker_id})
+    async def others(self) -> list[messages.Beat]:
+        """What the other workers that live say of themselves."""
+        workers = await liveness.live_workers(self.connection)
+        return [beat for name, beat in workers.items() if name != self.worker_id]
 
     async def claim(self, kind: str) -> Claim | None:
         """The next queued job; ``None`` when none came within a quarter of a second."""

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from model.pipeline import AvatarPipeline
@@ -35,6 +35,7 @@ _BEAT_S = 0.5
 _RETRY_S = 0.5
 _LOOK_S = 0.15  # several looks a lease
 _AVATARS_AT_ONCE = 2
+_GENEROUS_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Worker:
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
         self._leaving = False
+        self._generous_until_s = 0.0
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Work until ``stop``, then hand over what is in hand, or finish it in the drain time."""
@@ -102,9 +104,20 @@ class Worker:
         return running < max(1, self._settings.sessions_per_worker - live)
 
     async def _beat(self) -> None:
-        live_places = self._capacity.places(self._running("live"))
+        running = self._running("live")
+        places = self._capacity.places(running)
         self._changed.set()  # room comes and goes with the capacity, too
-        await self._work.beat(messages.Beat(models=self._models, live_places=live_places))
+        beat = messages.Beat(models=self._models, live_places=places, live_running=running)
+        await self._work.beat(beat)
+        if running > places:
+            await self._share()
+
+    async def _share(self) -> None:
+        """More was taken over than fits: whoever has room now gets a session, one a beat."""
+        if any(other.live_running < other.live_places for other in await self._work.others()):
+            live = [one for one in self._held.values() if one.claim.request.kind == "live"]
+            self._generous_until_s = time.monotonic() + _GENEROUS_S
+            await self._hand_over(live[-1:])
 
     async def _again(self, pause_s: float, step: Callable[[], Awaitable[None]]) -> None:
         """``step`` for ever; while the broker is away nothing comes of it."""
@@ -133,7 +146,7 @@ class Worker:
     async def _look(self) -> None:
         """Own leases first: who was held up must not take his own jobs for another's."""
         await self._renew()
-        if not self._leaving:
+        if not self._leaving and time.monotonic() > self._generous_until_s:
             await self._take_over()
 
     async def _take_over(self) -> None:
@@ -212,13 +225,12 @@ class Worker:
             await self._work.leave()
             while self._held and time.monotonic() < give_up_s:
                 if await self._work.others():
-                    await self._hand_over()
+                    await self._hand_over(list(self._held.values()))
                     return
                 tasks = [held.task for held in self._held.values()]
                 await asyncio.wait(tasks, timeout=_LOOK_S)
 
-    async def _hand_over(self) -> None:
-        held = list(self._held.values())
+    async def _hand_over(self, held: Sequence[_Held]) -> None:
         await cancelled([one.task for one in held])
         await self._work.let_go([one.claim for one in held])
 

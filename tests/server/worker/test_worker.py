@@ -1,0 +1,167 @@
+"""Workers side by side over a real broker, in this process: who takes what, and who lets it go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from server.broker import messages, redis
+from server.broker.client import Client
+from server.broker.embedded import embedded_server, valkey_program
+from server.broker.work import Limits, Work
+from server.protocol import AnimationOptions
+from server.settings import Settings
+from server.worker.capacity import Capacity
+from server.worker.worker import Worker
+from tests.server.fake_pipeline import FakePipeline
+from tests.server.media_files import picture, sound
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with embedded_server(valkey_program()) as server:
+        yield server.url
+
+
+@asynccontextmanager
+async def clients(url: str) -> AsyncIterator[Client]:
+    async with redis.connect(url) as connection:
+        await connection.redis.flushall()
+        yield Client(connection, 16, 100)
+
+
+@asynccontextmanager
+async def working(
+    client: Client, name: str, places: int = 8, drain_s: float = 5.0
+) -> AsyncIterator[asyncio.Event]:
+    """A worker with places for so many live sessions; setting the event tells it to stop."""
+    settings = Settings(sessions_per_worker=places, drain_s=drain_s)  # type: ignore[call-arg]
+    work = Work(client.connection, name, Limits(100, 100, max_avatars=8, max_videos=8))
+    capacity = Capacity(cores=1.0, window_s=0.001, most=places)
+    stop = asyncio.Event()
+    worker = Worker(settings, work, {"fake": FakePipeline("fake")}, capacity)
+    serving = asyncio.create_task(worker.serve(stop))
+    try:
+        await until(client, lambda holders: True, name)
+        yield stop
+    finally:
+        stop.set()
+        await serving
+
+
+async def until(
+    client: Client, true: Callable[[list[str]], bool], living: str | None = None
+) -> None:
+    """Wait until the holders of live sessions are as wanted, and that worker lives."""
+    queue = redis.queue_key("live")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if living is None or await client.connection.redis.exists(redis.worker_key(living)):
+            held: list[dict[str, bytes]] = []
+            if await client.connection.redis.exists(queue):
+                held = await client.connection.redis.xpending_range(
+                    queue, redis.GROUP, "-", "+", 100
+                )
+            if true(sorted(one["consumer"].decode() for one in held)):
+                return
+        await asyncio.sleep(0.02)
+    pytest.fail("it did not come about within ten seconds")
+
+
+def live(seed: int) -> messages.LiveRequest:
+    options = AnimationOptions(size=128)
+    return messages.LiveRequest(
+        options=options, model="fake", seed=seed, sample_rate=16_000, idle=True
+    )
+
+
+async def talk(client: Client, seed: int) -> str:
+    return await client.submit(live(seed), {"portrait": picture()})
+
+
+async def watch(client: Client, job_id: str) -> list[messages.AnyEvent]:
+    return [event async for event in client.follow(job_id, consume=True)]
+
+
+def check(events: list[messages.AnyEvent]) -> None:
+    fragments = [event for event in events if isinstance(event, messages.Fragment)]
+    assert [f.index for f in fragments] == list(range(len(fragments)))
+    assert isinstance(events[-1], messages.Done), events[-1]
+
+
+async def test_who_is_told_to_stop_hands_his_sessions_over(url: str) -> None:
+    async with clients(url) as client, working(client, "w1") as stop:
+        job_id = await talk(client, 1)
+        watching = asyncio.create_task(watch(client, job_id))
+        await until(client, lambda holders: holders == ["w1"])
+        async with working(client, "w2"):
+            stop.set()
+            await until(client, lambda holders: holders == ["w2"])
+            await client.tell(job_id, 1, messages.End())
+            check(await watching)
+
+
+async def test_the_last_one_finishes_what_he_can(url: str) -> None:
+    async with clients(url) as client, working(client, "w1") as stop:
+        job_id = await talk(client, 1)
+        watching = asyncio.create_task(watch(client, job_id))
+        await until(client, lambda holders: holders == ["w1"])
+        stop.set()
+        await client.tell(job_id, 1, messages.End())
+        check(await watching)
+
+
+async def test_what_cannot_be_finished_in_the_drain_time_ends_with_an_error(url: str) -> None:
+    async with clients(url) as client, working(client, "w1", drain_s=0.3) as stop:
+        watching = asyncio.create_task(watch(client, await talk(client, 1)))
+        await until(client, lambda holders: holders == ["w1"])
+        stop.set()
+        ending = (await watching)[-1]
+        assert isinstance(ending, messages.Failed) and "stopping" in ending.detail
+
+
+async def test_too_many_that_were_taken_over_are_shared_with_who_comes(url: str) -> None:
+    async with clients(url) as client, working(client, "w0", places=3) as stop:
+        jobs = [await talk(client, seed) for seed in range(3)]
+        watching = [asyncio.create_task(watch(client, job_id)) for job_id in jobs]
+        await until(client, lambda holders: holders == ["w0"] * 3)
+        async with working(client, "w1", places=1):
+            stop.set()
+            await until(client, lambda holders: holders == ["w1"] * 3)
+            async with working(client, "w2", places=2):
+                await until(client, lambda holders: holders == ["w1", "w2", "w2"])
+                for job_id in jobs:
+                    await client.tell(job_id, 1, messages.End())
+                for task in watching:
+                    check(await task)
+
+
+async def test_a_portrait_does_not_wait_behind_sessions(url: str) -> None:
+    async with clients(url) as client, working(client, "w1", places=1):
+        held = await talk(client, 1)
+        request = messages.AnimateRequest(
+            options=AnimationOptions(size=1024), model="fake", seed=1, keep=True
+        )
+        long = await client.submit(request, {"portrait": picture(), "audio": sound(60.0)})
+        await until(client, lambda holders: holders == ["w1"])
+        asked = messages.AvatarRequest(model="fake", avatar_id="a")
+        job_id = await client.submit(asked, {"portrait": picture()})
+        events = await asyncio.wait_for(watch(client, job_id), 5.0)
+        assert isinstance(events[-1], messages.AvatarMade)
+        for job in (held, long):
+            await client.cancel(job)
+
+
+async def test_cancelling_frees_the_worker_soon(url: str) -> None:
+    async with clients(url) as client, working(client, "w1", places=1):
+        for seed in range(3):
+            job_id = await talk(client, seed)
+            await until(client, lambda holders: holders == ["w1"])
+            assert await client.cancel(job_id)
+            await until(client, lambda holders: holders == [])
