@@ -38,7 +38,7 @@ from model.training.rollout import MotionOnly, roll_out
 
 
 @dataclass(frozen=True)
-class TestSet:
+class HeldOut:
     """What motions are judged on; nothing of it was trained on."""
 
     clips: list[Spoken]  # held-out GRID clips whose words can be aligned
@@ -48,7 +48,7 @@ class TestSet:
     lip_gap: LipGap
 
 
-def test_set(data: Path, speech: Path, clips: int, voices: int) -> TestSet:
+def held_out_set(data: Path, speech: Path, clips: int, voices: int) -> HeldOut:
     """The first ``clips`` held-out clips and about ``voices`` speeches."""
     grid = load_grid(data)
     kept = held_out(len(grid.texts))
@@ -66,7 +66,7 @@ def test_set(data: Path, speech: Path, clips: int, voices: int) -> TestSet:
             spoken.append(Spoken(grid.samples[c], phones, corpus.reference[i].numpy()))
             real.append(motion[i])
     unheard = unheard_spoken(speech, voices)
-    return TestSet(spoken, real, unheard, training, fit_lip_gap(training))
+    return HeldOut(spoken, real, unheard, training, fit_lip_gap(training))
 
 
 def unheard_spoken(folder: Path, count: int) -> list[Spoken]:
@@ -104,7 +104,7 @@ def describe(title: str, values: dict[str, float]) -> None:
 
 
 def evaluate_grid(
-    pipeline: StudentPipeline, tests: TestSet, seeds: int, guidance: Guidance, steps: int
+    pipeline: StudentPipeline, tests: HeldOut, seeds: int, guidance: Guidance, steps: int
 ) -> None:
     """Held-out clips against what the speaker did."""
     takes = [
@@ -176,7 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judges the student, or all rows of a table. Returns the exit code."""
     torch.set_num_threads(args.threads)
-    tests = test_set(args.data, args.speech, args.clips, args.voices)
+    tests = held_out_set(args.data, args.speech, args.clips, args.voices)
     if args.table is not None:
         from model.training.table import write_table  # plots: only where a table is wanted
 

@@ -22,7 +22,7 @@ from model.motion.weights import load_weights
 from model.pipeline import StudentPipeline, WindowTask
 from model.students import WEIGHTS, motion_pipeline
 from model.training.corpus import Corpus
-from model.training.evaluation import TestSet, run_speeches
+from model.training.evaluation import HeldOut, run_speeches
 from model.training.judging import (
     JAW,
     MotionFeatures,
@@ -58,7 +58,7 @@ class Row:
     pipeline: StudentPipeline | None = None  # whose scales and cost are measured
 
 
-def write_table(tests: TestSet, named: Sequence[str], seeds: int, path: Path) -> None:
+def write_table(tests: HeldOut, named: Sequence[str], seeds: int, path: Path) -> None:
     """Judges all rows and writes ``path`` (.md) with a plot beside it (.png).
 
     ``named``: rows as NAME=WEIGHTS or NAME=WEIGHTS:STEPS; the shipped student at 6, 4, 2 and 1
@@ -132,7 +132,7 @@ def _neighbours(rows: Floats) -> Floats:
     return np.concatenate([padded[i : i + len(rows)] for i in range(2 * _RIDGE_REACH + 1)], axis=1)
 
 
-def _judge(row: Row, tests: TestSet) -> Values:
+def _judge(row: Row, tests: HeldOut) -> Values:
     truth = np.concatenate([m[:, JAW] for m in tests.real])
     corpus = tests.training
     spans = zip(corpus.first.tolist(), corpus.frames.tolist(), strict=True)
@@ -163,7 +163,7 @@ def _judge(row: Row, tests: TestSet) -> Values:
     return values
 
 
-def _chosen(made: list[Floats], spoken: list[Spoken], tests: TestSet) -> dict[str, float]:
+def _chosen(made: list[Floats], spoken: list[Spoken], tests: HeldOut) -> dict[str, float]:
     every = figures(made, spoken, tests.lip_gap)
     return {name: every[name] for name in _PER_TAKE}
 
@@ -182,7 +182,7 @@ def seconds_a_second(pipeline: StudentPipeline, speech: Spoken) -> float:
     return float(np.median(spent))
 
 
-def _responses(pipeline: StudentPipeline, tests: TestSet) -> Values:
+def _responses(pipeline: StudentPipeline, tests: HeldOut) -> Values:
     """How much two knobs do: the jaw's spread at audio scale 3 against that at 1, and how far the
     motion moves, in units of its own spread, between reference scale 1 and 3."""
     own = pipeline.info.guidance
@@ -195,12 +195,12 @@ def _responses(pipeline: StudentPipeline, tests: TestSet) -> Values:
     }
 
 
-def _run(pipeline: StudentPipeline, tests: TestSet, guidance: Guidance) -> Floats:
+def _run(pipeline: StudentPipeline, tests: HeldOut, guidance: Guidance) -> Floats:
     clips = tests.clips[:10]
     return np.concatenate(run_speeches(pipeline, clips, 0, guidance, pipeline.info.steps))
 
 
-def plot_scales(rows: Sequence[Row], tests: TestSet, path: Path) -> None:
+def plot_scales(rows: Sequence[Row], tests: HeldOut, path: Path) -> None:
     """What each scale does to the motion, curve by curve: smooth and monotonic, or not."""
     import matplotlib
 

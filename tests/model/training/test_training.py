@@ -49,6 +49,11 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     assert LIMITS[0][0] <= info.guidance.audio <= LIMITS[0][1]
     assert list(out.glob("events.out.tfevents.*"))
 
+    words = ("balanced", *data, "--out", tmp_path / "three", "--steps", 2, "--teacher", weights)
+    assert run(parsed(*words)) == 0
+    balanced = load_weights(tmp_path / "three" / "student.safetensors")
+    assert motion_pipeline("new", balanced, MotionOnly()).info.nfe_per_window == 18
+
 
 def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs --teacher"):
