@@ -275,14 +275,27 @@ def test_workers_that_are_told_to_stop_hand_over(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_a_redis_that_stands_still_for_a_while_is_waited_for(world: World) -> None:
+def test_workers_that_were_only_asleep_do_no_harm(world: World) -> None:
+    world.ready()
+    talkers = party(world, 3, seconds=9.0)
+    for worker in world.service.workers():
+        time.sleep(1.0)
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(2.0)  # beyond its lease
+        os.kill(worker, signal.SIGCONT)
+    finish(world, talkers, 40.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("still_s", [2.5, 8.0])  # below and above what a call waits for an answer
+def test_a_redis_that_stands_still_for_a_while_is_waited_for(world: World, still_s: float) -> None:
     world.ready()
     talkers = party(world, 2, seconds=6.0)
     time.sleep(2.0)
     with redis.Redis(unix_socket_path=str(world.path)) as client:
         server = client.info("server")["process_id"]
     os.kill(server, signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(still_s)
     os.kill(server, signal.SIGCONT)
     finish(world, talkers, 40.0)
 
