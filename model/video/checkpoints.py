@@ -7,10 +7,11 @@ things, and what they leave open. Does not know: how a network works, nor how a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -336,13 +337,11 @@ def load_echomimic(
 
 def joined(parts: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     """Several files as one. A key in two of them is an error that names it."""
-    whole: dict[str, Tensor] = {}
-    for part in parts:
-        twice = sorted(set(whole) & set(part))
-        if twice:
-            raise ValueError(f"{len(twice)} keys are in two files, {twice[0]} is one")
-        whole |= part
-    return whole
+    counts = Counter(key for part in parts for key in part)
+    twice = [key for key, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} keys are in two files, {twice[0]} is one")
+    return ChainMap(*(cast(MutableMapping[str, Tensor], part) for part in parts))
 
 
 def load_vae(path: Path, config: VAEConfig | None = None, dtype: torch.dtype | None = None) -> VAE:
@@ -358,7 +357,7 @@ def load_whisper(
     path: Path, config: WhisperConfig | None = None, dtype: torch.dtype | None = None
 ) -> WhisperEncoder:
     """OpenAI's file (its decoder is left out), or its encoder alone, whose sizes must be told."""
-    tensors: Mapping[str, Any] = read_tensors(path)
+    tensors = read_tensors(path)
     if "dims" in tensors:
         config = config or whisper_config(tensors["dims"])
         tensors = tensors["model_state_dict"]

@@ -4,8 +4,8 @@ Knows: safetensors and torch files, keys, shapes. Does not know: anybody else's 
 (`model.video.checkpoints`).
 
 A network is built on the meta device, without memory, and takes the file's tensors as its
-parameters. These are views of the mapped file where no other precision is asked for, so loading
-costs the size of the file and no more.
+parameters. These are views of the mapped file where no other precision is asked for, and else
+copies made one by one: either way loading costs the size of the network and hardly more.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from model.video.vae import VAE
 Net = TypeVar("Net", bound=nn.Module)
 VideoNet = DenoisingUNet | ReferenceUNet | FaceLocator | VAE
 _NAMED = 8  # so many keys an error names, then their number
+_REMAPPED_BYTES = 128 * 2**20
 
 
 Rules = tuple[tuple[str, str], ...]  # (foreign, own) keys, # for any number, in order
@@ -100,8 +101,33 @@ class _SafeTensors(Mapping[str, Tensor]):
         return len(self._keys)
 
 
-def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, mapped, not read.
+class _Mapped(Mapping[str, Any]):
+    """A mapped file that is mapped anew now and then.
+
+    Pages that were read stay resident as long as their mapping does: whoever only copies from the
+    tensors would otherwise end up with the whole file beside the copies.
+    """
+
+    def __init__(self, open_file: Callable[[], Mapping[str, Any]]) -> None:
+        self._open_file = open_file
+        self._content, self._read_bytes = open_file(), 0
+
+    def __getitem__(self, key: str) -> Any:
+        if self._read_bytes > _REMAPPED_BYTES:
+            self._content, self._read_bytes = self._open_file(), 0
+        value = self._content[key]
+        self._read_bytes += value.nbytes if isinstance(value, Tensor) else 0
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+
+def read_tensors(path: Path) -> Mapping[str, Any]:
+    """What a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file names: mapped, not read.
 
     Nothing but tensors and plain values is unpickled. Raises ``ValueError`` for a file that is
     missing or holds something else.
@@ -109,11 +135,15 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights at {path}")
     if path.suffix == ".safetensors":
-        return _SafeTensors(path)
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected named tensors")
-    return content
+        return _Mapped(lambda: _SafeTensors(path))
+
+    def load() -> Mapping[str, Any]:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}, expected named tensors")
+        return content
+
+    return _Mapped(load)
 
 
 def fill(
