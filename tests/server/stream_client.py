@@ -94,10 +94,12 @@ class Stream:
 
 
 @contextmanager
-def stream_to(url: str) -> Iterator[Stream]:
+def stream_to(url: str, headers: dict[str, str] | None = None) -> Iterator[Stream]:
     """Connect to the service at ``url``, whose scheme is http."""
     address = url.replace("http://", "ws://") + "/stream"
-    with connect(address, max_size=None, compression=None, close_timeout=5.0) as socket:
+    with connect(
+        address, additional_headers=headers, max_size=None, compression=None, close_timeout=5.0
+    ) as socket:
         yield Stream(socket)
 
 
