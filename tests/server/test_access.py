@@ -233,8 +233,10 @@ def until_free(service: Service, headers: dict[str, str]) -> None:
 
 
 def test_without_keys_the_address_counts() -> None:
-    settings = {**FAKE, "FADA_REQUESTS_PER_MINUTE": "2", "FADA_TRUSTED_PROXIES": "127.0.0.1"}
-    with running(settings) as service:
+    with ExitStack() as stack:
+        broker = stack.enter_context(embedded_server(valkey_program()))
+        settings = {"FADA_REDIS_URL": broker.url, "FADA_REQUESTS_PER_MINUTE": "2"}
+        service = stack.enter_context(running(settings, "api"))
         assert [ask(service, {}).status_code for _ in range(3)] == [200, 200, 429]
         assert ask(service, {"X-Forwarded-For": "203.0.113.9"}).status_code == 200
         with service.client() as client:
