@@ -87,7 +87,6 @@ async def _job(here: Context, upload: Upload, *, keep: bool) -> messages.Animate
         seed=seed,
         avatar_id=avatar_id,
         keep=keep,
-        trace=traces.here(),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server import logs, traces
+from server import logs
 from server.broker import messages
 from server.broker.client import give_up
 from server.errors import ServiceError
@@ -50,8 +50,7 @@ async def create(request: Request, response: Response) -> AvatarView:
         raise ServiceError("bad_request", "the file 'portrait' is missing")
     check_portrait(upload.files["portrait"], here.settings.max_portrait_bytes)
     model = await choose_model(here.client, None)
-    avatar_id = secrets.token_hex(12)
-    job = messages.AvatarRequest(model=model.name, avatar_id=avatar_id, trace=traces.here())
+    job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
     job_id = await here.client.submit(job, upload.files)
     logs.bind(job=job_id)
     leave = partial(give_up, here.client, job_id)

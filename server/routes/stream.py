@@ -293,7 +293,6 @@ async def _request(
         sample_rate=start.sample_rate,
         idle=start.idle,
         avatar_id=start.avatar_id,
-        trace=traces.here(),
     )
     return request, parts
 
