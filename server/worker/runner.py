@@ -35,6 +35,7 @@ from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from server.protocol import AnimationOptions
 from server.sessions import Snapshot
 from server.worker.batcher import Batcher
+from server.worker.tasks import cancelled
 
 _OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 # A windower that begins so many windows early knows the whole past of the one that is wanted.
@@ -219,13 +220,17 @@ async def run(
     if left is not None and left.closed:
         return _done(left)
     ready: _Ready = asyncio.Queue(maxsize=1)
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_think(animation, session, deadline_s, batcher, pool, ready, room))
-            drawing = group.create_task(_draw(animation, pool, ready, emit))
-    except BaseExceptionGroup as several:
-        raise several.exceptions[0] from several
-    return drawing.result()
+    thinking = asyncio.create_task(
+        _think(animation, session, deadline_s, batcher, pool, ready, room)
+    )
+    drawing = asyncio.create_task(_draw(animation, pool, ready, emit))
+    try:  # no TaskGroup: it cancels once, which can get lost, and then waits for ever
+        done, _ = await asyncio.wait({thinking, drawing}, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return drawing.result()
+    finally:
+        await cancelled([thinking, drawing])
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,42 @@ def test_the_first_failure_ends_the_video_and_is_raised_as_it_is() -> None:
         animate([FakePipeline("fake")], [Speech(None, broken())], AnimationOptions(size=128))
 
 
+def test_a_failure_ends_the_video_even_where_a_cancellation_gets_lost() -> None:
+    pipeline = FakePipeline("fake")
+    picture = np.full((8, 8, 3), (0, 0, 255), np.uint8)  # its third window is poisoned
+    reference = pipeline.space.encode_reference(picture)
+    lost: list[asyncio.CancelledError] = []
+
+    async def emit(event: Started | Fragment, snapshot: Snapshot) -> None:
+        if isinstance(event, Started):
+            return
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError as error:  # as some clients do when their answer comes
+            if lost:
+                raise
+            lost.append(error)
+
+    async def room() -> None:
+        return None
+
+    async def everything() -> None:
+        with ThreadPoolExecutor(1) as network, ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(pipeline, network)
+            serving = asyncio.create_task(batcher.run())
+            speech, options = speech_of(4 * MODEL_RATE), AnimationOptions()
+            animation = prepare(pipeline, reference, speech, options, seed=1)
+            try:
+                async with asyncio.timeout(20):
+                    await run(animation, "s", 0.0, batcher, pool, emit, room)
+            finally:
+                serving.cancel()
+
+    with pytest.raises(ArithmeticError, match="poisoned"):
+        asyncio.run(everything())
+    assert lost
+
+
 def test_an_avatar_of_another_latent_space_is_an_invalid_option() -> None:
     pipeline = FakePipeline("fake")
     reference = pipeline.space.encode_reference(np.zeros((48, 32, 3), np.uint8))
