@@ -19,11 +19,13 @@ class _Message(BaseModel):
 
 class Beat(_Message):
     """What a worker says of itself: what it has loaded, how many live sessions it can hold and
-    does hold."""
+    does hold, and whether they need all of its cores. ``host`` says whose those are."""
 
     models: list[ModelView]
     live_places: int
     live_running: int = 0
+    busy: bool = False
+    host: str = ""
 
 
 class _Request(_Message):

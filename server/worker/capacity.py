@@ -6,8 +6,10 @@ who asks for a place (`server.broker.client`).
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,11 @@ _TOGETHER = 4  # sessions: what they share of the network's time belongs to the 
 # Of a core's time, what windows may take: snapshots, the broker, the API need some, too.
 _SHARE = 0.7
 # Parts of its media time that making a window takes. A session makes one at a time: at 1 it falls
-# behind. Above the first no more sessions are taken, below the second one more than was reckoned.
-_STRAINED, _EASY = 0.8, 0.4
-_MEMORY = 20  # windows
+# behind. Above the first no more sessions are taken; above the second offline jobs wait; below the
+# third there may be one session more than was reckoned.
+_FULL, _BUSY, _EASY = 0.8, 0.6, 0.4
+_MEMORY = 8  # windows
+_STALE_S = 2.0
 
 
 def window_cost_s(pipeline: AvatarPipeline) -> float:
@@ -68,28 +72,47 @@ def own_cores(workers: int) -> float:
 class Capacity:
     """``cores`` of which a window of a session takes ``window_s``; never more than ``most``."""
 
-    def __init__(self, cores: float, window_s: float, most: int) -> None:
-        self._most = most
+    def __init__(
+        self, cores: float, window_s: float, most: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most, self._clock = most, clock
         self._reckoned = max(1, min(most, int(cores * HOP_S * _SHARE / window_s)))
-        self._pace: float | None = None
+        self._last_pace, self._made_s = _EASY, -math.inf
+        self._beside_busy = False
 
     def made(self, took_s: float, media_s: float) -> None:
         """A live fragment of ``media_s`` was made in ``took_s``, without what was waited for."""
-        pace = took_s / media_s
-        before = pace if self._pace is None else self._pace
-        self._pace = before + (pace - before) / _MEMORY
+        # A first window is dearer than those that follow: it says little.
+        before = _EASY if self._pace is None else self._pace
+        self._last_pace = before + (took_s / media_s - before) / _MEMORY
+        self._made_s = self._clock()
 
     @property
-    def strained(self) -> bool:
-        """Whether live sessions are about to fall behind: offline jobs must wait."""
-        return self._pace is not None and self._pace > _STRAINED
+    def _pace(self) -> float | None:
+        """``None`` when nothing was made of late: sessions that are silent need nothing."""
+        return self._last_pace if self._clock() - self._made_s < _STALE_S else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether this worker's live sessions need all that there is."""
+        return self._pace is not None and self._pace > _BUSY
+
+    def beside(self, *, busy: bool) -> None:
+        """Whether those of other workers on the same cores do."""
+        self._beside_busy = busy
+
+    @property
+    def spare(self) -> bool:
+        """Whether anything is left over for offline jobs."""
+        return not (self.busy or self._beside_busy)
 
     def places(self, running: int) -> int:
         """How many live sessions there may be, given that so many are running."""
-        if running == 0:
-            self._pace = None
-        if self.strained:
+        pace = self._pace
+        if pace is None or running == 0:
+            return self._reckoned
+        if pace > _FULL:
             return min(running, self._reckoned)
-        if running >= self._reckoned and self._pace is not None and self._pace < _EASY:
+        if pace < _EASY and running >= self._reckoned:
             return min(running + 1, self._most)
         return self._reckoned

@@ -155,7 +155,7 @@ class Animation(_Video):
         )
 
         async def room() -> None:
-            while shop.capacity.strained:  # what is left over is for this, and nothing is
+            while not shop.capacity.spare:  # live sessions need it all
                 await asyncio.sleep(_LOOK_S)
             if not request.keep:
                 await self._pace.room()

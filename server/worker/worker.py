@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -107,14 +108,18 @@ class Worker:
         running = self._running("live")
         places = self._capacity.places(running)
         self._changed.set()  # room comes and goes with the capacity, too
-        beat = messages.Beat(models=self._models, live_places=places, live_running=running)
+        beat = messages.Beat(
+            models=self._models,
+            live_places=places,
+            live_running=running,
+            busy=self._capacity.busy,
+            host=socket.gethostname(),
+        )
         await self._work.beat(beat)
-        if running > places:
-            await self._share()
-
-    async def _share(self) -> None:
-        """More was taken over than fits: whoever has room now gets a session, one a beat."""
-        if any(other.live_running < other.live_places for other in await self._work.others()):
+        others = await self._work.others()
+        self._capacity.beside(busy=any(o.busy for o in others if o.host == beat.host))
+        if running > places and any(o.live_running < o.live_places for o in others):
+            # More was taken over than fits: who has room now gets a session, one a beat.
             live = [one for one in self._held.values() if one.claim.request.kind == "live"]
             self._generous_until_s = time.monotonic() + _GENEROUS_S
             await self._hand_over(live[-1:])
@@ -221,6 +226,7 @@ class Worker:
     async def _drain(self) -> None:
         """Let others go on with what is in hand; who is the last finishes what he can."""
         give_up_s = time.monotonic() + self._settings.drain_s
+        self._capacity.beside(busy=False)  # of which nobody tells any more
         with contextlib.suppress(*BROKER_LOST):
             await self._work.leave()
             while self._held and time.monotonic() < give_up_s:

@@ -19,15 +19,19 @@ def test_places_follow_from_what_a_window_costs() -> None:
 
 def test_when_sessions_are_about_to_fall_behind_no_more_are_taken() -> None:
     capacity = Capacity(cores=2.0, window_s=0.05, most=64)
-    for _ in range(40):
-        capacity.made(0.3 * HOP_S, HOP_S)
-    assert (capacity.places(5), capacity.strained) == (8, False)
-    for _ in range(60):
-        capacity.made(0.95 * HOP_S, HOP_S)
-    assert (capacity.places(5), capacity.strained) == (5, True)
-    for _ in range(60):
-        capacity.made(0.5 * HOP_S, HOP_S)
-    assert (capacity.places(5), capacity.strained) == (8, False)
+    for pace, places, spare in [(0.3, 8, True), (0.7, 8, False), (0.95, 5, False), (0.5, 8, True)]:
+        for _ in range(40):
+            capacity.made(pace * HOP_S, HOP_S)
+        assert (capacity.places(5), capacity.spare) == (places, spare)
+
+
+def test_offline_jobs_wait_for_the_live_sessions_next_door_too() -> None:
+    capacity = Capacity(cores=2.0, window_s=0.05, most=64)
+    assert capacity.spare
+    capacity.beside(busy=True)
+    assert not capacity.spare and not capacity.busy
+    capacity.beside(busy=False)
+    assert capacity.spare
 
 
 def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting() -> None:
@@ -39,11 +43,15 @@ def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting(
     assert capacity.places(9) == 9
 
 
-def test_an_empty_worker_forgets_how_strained_it_was() -> None:
-    capacity = Capacity(cores=2.0, window_s=0.05, most=64)
-    capacity.made(2 * HOP_S, HOP_S)
-    assert capacity.places(0) == 8
-    assert not capacity.strained
+def test_sessions_that_fell_silent_need_nothing() -> None:
+    now_s = 100.0
+    capacity = Capacity(cores=2.0, window_s=0.05, most=64, clock=lambda: now_s)
+    for _ in range(40):
+        capacity.made(2 * HOP_S, HOP_S)
+    assert (capacity.places(5), capacity.spare) == (5, False)
+    assert capacity.places(0) == 8  # and an empty worker has all of its places
+    now_s += 3.0
+    assert (capacity.places(5), capacity.spare) == (8, True)
 
 
 @given(st.lists(st.floats(0.0, 5.0), max_size=50), st.integers(0, 80))
