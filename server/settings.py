@@ -32,8 +32,12 @@ class Settings(BaseSettings):
         min_length=1,
         description="students to load, comma-separated; first: default",
     )
-    workers: int = Field(1, ge=1, le=64, description="worker processes of `fada serve`")
-    sessions_per_worker: int = Field(8, ge=1, le=256, description="jobs one worker runs at once")
+    workers: int = Field(
+        1, ge=1, le=64, description="worker processes on this machine, which share its cores"
+    )
+    sessions_per_worker: int = Field(
+        8, ge=1, le=256, description="most jobs of a worker at once; live ones: what it measures"
+    )
     max_jobs: int = Field(32, ge=1, le=10_000, description="jobs queued and running; more: busy")
     max_upload_bytes: int = Field(64 << 20, ge=1, le=256 << 20, description="one request's body")
     max_portrait_bytes: int = Field(20 << 20, ge=1, description="one portrait file")

@@ -24,7 +24,6 @@ API_ONLY = {
     "api_keys", "requests_per_minute", "sessions_per_client", "cors_origins", "trusted_proxies",
     "max_jobs", "max_upload_bytes", "max_portrait_bytes",
 }  # fmt: skip
-NOWHERE = {"workers"}  # of `fada serve`; here it is --scale
 BOTH = {"redis_url", "log_format", "drain_s", "job_ttl_s"}
 
 
@@ -85,7 +84,7 @@ def test_every_setting_reaches_its_role(services: dict[str, Any]) -> None:
         for role in ("api", "worker", "worker-gpu")
     }  # fmt: skip
     assert given["api"] == API_ONLY | BOTH
-    assert given["worker"] == given["worker-gpu"] == every - API_ONLY - NOWHERE
+    assert given["worker"] == given["worker-gpu"] == every - API_ONLY
 
 
 def test_settings_come_from_the_caller_and_defaults_stay_the_services() -> None:
@@ -95,6 +94,12 @@ def test_settings_come_from_the_caller_and_defaults_stay_the_services() -> None:
     assert api["stop_grace_period"] == "40s"
     assert api["ports"][0]["host_ip"] == "0.0.0.0"
     assert compose()["services"]["api"]["environment"]["FADA_API_KEYS"] is None  # not set at all
+
+
+def test_workers_know_how_many_share_the_machine() -> None:
+    model = compose(WORKERS="3")
+    assert model["services"]["worker"]["scale"] == 3
+    assert model["services"]["worker"]["environment"]["FADA_WORKERS"] == "3"
 
 
 def test_there_is_time_to_drain(services: dict[str, Any]) -> None:

@@ -114,6 +114,9 @@ def test_the_constraints_pin_what_the_images_need() -> None:
         need = Requirement(text)
         if need.name == "torch":  # its index decides which build it is
             continue
+        assert canonicalize_name(need.name) in pins, (
+            f"docker/constraints.txt wants a pin for {text}"
+        )
         pin = pins[canonicalize_name(need.name)]
         assert need.specifier.contains(str(pin.specifier).removeprefix("==")), text
 
