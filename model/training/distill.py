@@ -12,14 +12,16 @@ distillation, arXiv 2202.00512). The student gets t, the conditions and the two 
 
 Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`:
 
-    L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),   w = ½ · trust · exp(-d(x0*, x0) / τ(t))
+    L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),   w = 0.7 · q · exp(-(1.2 - q) · d(x0*, x0) / τ(t))
 
-d(x0*, x0) says how far the data lies from what the teacher, who has heard everything, holds for
-right; τ(t) is its running mean at that noise level, as at high noise even good data is far from
-any estimate. Data that the teacher finds likely (w → ½) pulls the student back from the teacher's
-own blur and bias; a lost track or a badly aligned clip (d ≫ τ, w → 0) leaves it to the teacher.
-``trust`` is the corpus's own opinion (1 tracked, less where motion was inferred). The cap of ½
-keeps the guided target in charge: the data alone knows nothing of scales.
+q is the corpus's own opinion of the sample (`Corpus.trust`: 1 tracked, less where motion was
+inferred). d(x0*, x0) says how far the data lies from what the teacher, who has heard everything,
+holds for right; τ(t) is its running mean at that noise level, as at high noise even good data is
+far from any estimate. Where q is low, data that the teacher finds unlikely (a badly aligned word,
+d ≫ τ) is left to the teacher. Where q is high it is mostly the teacher that is off, above all
+after a prefix of the student's own making, whose errors it has never seen: there the data is
+believed, almost whatever the teacher says. The cap of 0.7 keeps the guided target in play: the
+data alone knows nothing of scales.
 
 A student can also be distilled without tokens (``balanced``): it then learns each branch of the
 teacher by itself, conditions left out as in the teacher's own training, and is guided at run time
@@ -51,11 +53,12 @@ from model.training.trainer import Losses, RunOptions, Trainer
 
 BATCH = 48
 STEPS = 6
-OWN_SHARE = 0.5  # of prefixes that the student made itself
+OWN_SHARE = 0.75  # of prefixes that the student made itself
 OWN_STEPS = 2
 TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
 LIMITS: Limits = ((1.0, 4.0), (1.0, 3.0))  # scales drawn: audio, reference
-DATA_SHARE = 0.5
+DATA_SHARE = 0.7
+DOUBT = 1.2  # the data's weight falls with the distance at the rate DOUBT - trust
 CLOSURE_WEIGHT = 1.5
 _NOISE_LEVELS = 10
 
@@ -73,7 +76,8 @@ class AdaptiveTrust:
             now = distance[level == i].mean()
             before = self._typical[i]
             self._typical[i] = now if bool(before.isnan()) else torch.lerp(before, now, 0.02)
-        return DATA_SHARE * trust * torch.exp(-distance / self._typical[level])
+        unlikely = distance / self._typical[level]
+        return DATA_SHARE * trust * torch.exp(-(DOUBT - trust) * unlikely)
 
 
 class StudentObjective:
@@ -123,7 +127,7 @@ class StudentObjective:
     def _own_prefix(
         self, before: Batch, batch: Batch, scales: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(B, PREFIX, 58) prefixes, half of them what the student itself just made, and (B, 58)
+        """(B, PREFIX, 58) prefixes, most of them what the student itself just made, and (B, 58)
         by how much those end off the recording.
 
         In service every prefix is the student's own; taught on recordings only, it would trust
