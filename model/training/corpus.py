@@ -1,7 +1,8 @@
 """Training data in memory: motion latents and the spectra of the sound they go with.
 
-Knows: the layout of the tracked GRID folder (`motion.npz`, `audio.opus`), which clips are held
-out, and how a clip's rest is found. Does not know: networks or losses.
+Knows: the layout of a folder of tracked clips (`motion.npz`, `audio.opus`), GRID's or one that
+`fada track` wrote, which clips are held out, and how a clip's rest is found. Does not know:
+networks or losses.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ EYE_CORNERS_CM = 8.9
 # Held out for evaluation, decided before any training: every tenth clip of the file's order.
 HOLD_OUT_EVERY = 10
 LEAST_LOG_POWER = float(np.log(1e-12))
-_PICTURE = np.array([360.0, 288.0])  # the 62 landmarks are fractions of these pixels
+_GRID_PICTURE = np.array([360.0, 288.0])  # its landmarks are fractions of these pixels
 
 
 def held_out(clips: int) -> NDArray[np.bool_]:
@@ -46,58 +47,83 @@ def held_out(clips: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tracked clips as they lie on disk; T = 75 frames a clip."""
+    """The tracked clips as they lie on disk: C clips of one speaker, each of its own T frames."""
 
-    coefficients: Floats  # (C, T, 52)
-    pose: Floats  # (C, T, 6) rotation vector, translation in eye-corner distances
-    usable: NDArray[np.bool_]  # (C, T) the tracker found a face
-    lip_gap: Floats  # (C, T) between the inner lips, in eye-corner distances
-    samples: Floats  # (C, T * 640)
-    texts: list[str]
-    landmarks: Floats  # (478, 3) pixels of a common frame, for the speaker's geometry
+    coefficients: list[Floats]  # (T, 52) each
+    pose: list[Floats]  # (T, 6) rotation vector, translation in eye-corner distances
+    usable: NDArray[np.bool_]  # (C, longest T) the tracker found a face; True beyond a clip's end
+    lip_gap: list[Floats]  # (T,) between the inner lips, in eye-corner distances
+    samples: list[Floats]  # (T * 640,)
+    texts: list[str]  # empty where nobody wrote down what is said
+    landmarks: Floats | None  # (478, 3) in one unit, for the speaker's geometry; None for captures
 
 
 def load_grid(folder: Path) -> Grid:
-    """Reads ``folder``; raises ``ValueError`` when a file is missing or its parts disagree."""
-    for name in ("motion.npz", "audio.opus", "landmarks478_sample.npz"):
+    """Reads ``folder``; raises ``ValueError`` when a file is missing or its parts disagree.
+
+    ``motion.npz`` holds either ``landmarks62_xy``, fractions of ``picture`` (360 × 288 where that
+    is not said), or, of a capture without landmarks, ``lip_gap`` itself.
+    """
+    for name in ("motion.npz", "audio.opus"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: expected the tracked GRID folder")
+            raise ValueError(f"{folder} holds no {name}: expected a folder of tracked clips")
     with np.load(folder / "motion.npz") as data:
         names = [str(n) for n in data["blendshape_names"]]
         tracked = data["blendshapes"].astype(np.float32)
         matrices = data["pose"].astype(np.float64)
-        usable, points = data["ok"], data["landmarks62_xy"].astype(np.float32)
-        index, starts = data["landmark_index"].tolist(), data["start"]
+        usable, starts = data["ok"], data["start"]
+        captured = "lip_gap" in data
+        gap = data["lip_gap"] if captured else _measured_gap(data)
         texts = [str(t) for t in data["text"]]
-    frames = int(starts[1] - starts[0])
     order = [names.index(a) if a in names else -1 for a in ACTIONS]
     coefficients = np.where(np.array(order) < 0, 0.0, tracked[:, order]).astype(np.float32)
     pose = np.concatenate(
         [rotation_vectors(matrices[:, :, :3]), matrices[:, :, 3] / EYE_CORNERS_CM], axis=1
     ).astype(np.float32)
-    points = points * _PICTURE
-    place = {p: i for i, p in enumerate(index)}
-    # frames without a face hold zeros: one pixel keeps them finite, `usable` keeps them out
-    unit = np.maximum(np.linalg.norm(points[:, place[33]] - points[:, place[263]], axis=1), 1.0)
-    gap = np.linalg.norm(points[:, place[13]] - points[:, place[14]], axis=1) / unit
     samples, rate = soundfile.read(folder / "audio.opus", dtype="float32")
-    clips = len(starts)
-    # one clip lacks a frame at its end: hold the last one so that all clips are as long
-    rows = np.minimum(starts[:, None] + np.arange(frames), len(coefficients) - 1)
-    if rate != SAMPLE_RATE or len(samples) < (len(coefficients) - 1) * SAMPLES_PER_FRAME:
-        raise ValueError(f"audio.opus holds {len(samples)} samples at {rate} Hz, expected 16 kHz")
-    samples = np.pad(samples, (0, max(0, clips * frames * SAMPLES_PER_FRAME - len(samples))))
-    with np.load(folder / "landmarks478_sample.npz") as data:
-        mesh = np.median(data["landmarks"].astype(np.float32), axis=0)
+    if rate != SAMPLE_RATE or len(samples) != len(coefficients) * SAMPLES_PER_FRAME:
+        raise ValueError(
+            f"audio.opus holds {len(samples)} samples at {rate} Hz, "
+            f"expected {len(coefficients) * SAMPLES_PER_FRAME} at {SAMPLE_RATE}"
+        )
+    borders = starts[1:]
+    lengths = np.diff(starts, append=len(coefficients))
+    longest = np.ones((len(starts), lengths.max()), bool)
+    for row, ok in zip(longest, np.split(usable, borders), strict=True):
+        row[: len(ok)] = ok
     return Grid(
-        coefficients[rows],
-        pose[rows],
-        usable[rows],
-        gap[rows].astype(np.float32),
-        samples[: clips * frames * SAMPLES_PER_FRAME].reshape(clips, -1),
+        np.split(coefficients, borders),
+        np.split(pose, borders),
+        longest,
+        np.split(gap.astype(np.float32), borders),
+        np.split(samples, borders * SAMPLES_PER_FRAME),
         texts,
-        mesh * np.array([_PICTURE[0], _PICTURE[1], _PICTURE[0]], np.float32),
+        None if captured else _speaker_geometry(folder / "landmarks478_sample.npz"),
     )
+
+
+def _measured_gap(data: Mapping[str, NDArray[np.floating]]) -> Floats:
+    """(N,) distance of the inner lips' middles over that of the outer eye corners."""
+    points = data["landmarks62_xy"].astype(np.float32) * _picture(data)
+    place = {p: i for i, p in enumerate(data["landmark_index"].tolist())}
+    unit = np.linalg.norm(points[:, place[33]] - points[:, place[263]], axis=1)
+    gap = np.linalg.norm(points[:, place[13]] - points[:, place[14]], axis=1)
+    # frames without a face hold zeros: any unit keeps them finite, `usable` keeps them out
+    return np.asarray(gap / np.where(unit > 0, unit, 1.0))
+
+
+def _speaker_geometry(file: Path) -> Floats:
+    """(478, 3) the median of the sampled meshes; their depth is a fraction of the width."""
+    if not file.is_file():
+        raise ValueError(f"{file.parent} holds no {file.name}: expected a folder of tracked clips")
+    with np.load(file) as data:
+        mesh = np.median(data["landmarks"].astype(np.float32), axis=0)
+        width, height = _picture(data)
+    return np.asarray(mesh * np.array([width, height, width], np.float32))
+
+
+def _picture(data: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
+    return data.get("picture", _GRID_PICTURE)
 
 
 def clip_rest(coefficients: Floats) -> Floats:

@@ -57,7 +57,7 @@ def held_out_set(data: Path, speech: Path, clips: int, voices: int) -> HeldOut:
     chosen = np.zeros_like(kept)
     chosen[index] = True
     corpus = grid_corpus(grid, chosen)
-    motion = corpus.motion.numpy().reshape(len(index), -1, corpus.motion.shape[1])
+    motion = np.split(corpus.motion.numpy(), corpus.first[1:].tolist())
     align = Aligner()
     spoken, real = [], []
     for i, c in enumerate(index):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.audio.features import HOPS_PER_FRAME, MEL_BINS, ROW_DIM, SPECTRUM_BINS, log_mel
 from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
+from model.conditioning import SAMPLES_PER_FRAME
 from model.motion.actions import ACTIONS, MOTION_DIM, MOUTH
 from model.training.augment import VoiceAugmenter
 from model.training.batches import WindowSampler
@@ -133,3 +136,30 @@ def test_an_unchanged_voice_is_what_the_live_front_end_hears(corpus: Corpus) -> 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no motion"):
         load_grid(tmp_path)
+
+
+def test_clips_of_different_lengths_keep_their_own_sound(grid_folder: Path, tmp_path: Path) -> None:
+    with np.load(grid_folder / "motion.npz") as data:
+        motion = dict(data)
+    samples, rate = soundfile.read(grid_folder / "audio.opus", dtype="float32")
+    # every third clip lacks its last frame
+    starts = motion["start"]
+    kept = np.setdiff1d(np.arange(len(motion["ok"])), starts[::3] + 74)
+    for name in ("blendshapes", "pose", "ok", "landmarks62_xy"):
+        motion[name] = motion[name][kept]
+    motion["start"] = np.cumsum([0] + [75 - (c % 3 == 0) for c in range(len(starts) - 1)])
+    np.savez(tmp_path / "motion.npz", **motion)
+    shorter = samples.reshape(-1, SAMPLES_PER_FRAME)[kept].reshape(-1)
+    soundfile.write(tmp_path / "audio.opus", shorter, rate, format="OGG", subtype="OPUS")
+    shutil.copy(grid_folder / "landmarks478_sample.npz", tmp_path)
+    grid = load_grid(tmp_path)
+    assert [len(c) for c in grid.coefficients] == [75 - (c % 3 == 0) for c in range(len(starts))]
+    for coefficients, sound in zip(grid.coefficients, grid.samples, strict=True):
+        assert len(sound) == len(coefficients) * SAMPLES_PER_FRAME
+        loud = np.abs(sound).reshape(len(coefficients), -1).mean(1)
+        shifted = [
+            np.corrcoef(loud[2:-2], coefficients[2 + lag : len(loud) - 2 + lag, JAW])[0, 1]
+            for lag in (-1, 0, 1)
+        ]
+        assert int(np.argmax(shifted)) == 1
+    assert len(grid_corpus(grid, np.ones(len(starts), bool)).motion) == len(kept)
