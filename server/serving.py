@@ -13,9 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -34,8 +36,29 @@ _STOP_MARGIN_S = 5.0
 
 
 class _Server(uvicorn.Server):
-    """uvicorn would raise the signal again when it is done, and so kill what is left to stop."""
+    """uvicorn that drains live sessions, too, within ``drain_s``, and leaves the rest to stop."""
 
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self._drain_s = drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take nothing new and wait; uvicorn alone would cut every WebSocket at once."""
+        end_s = time.monotonic() + self._drain_s
+        for server in self.servers:
+            server.close()
+        for connection in self.server_state.connections - self._live():
+            connection.shutdown()  # those that answer go on until they have
+        while self._live() and not self.force_exit and time.monotonic() < end_s:
+            await asyncio.sleep(_LOOK_S)
+        self.config.timeout_graceful_shutdown = max(1, round(end_s - time.monotonic()))
+        await super().shutdown(sockets)
+
+    def _live(self) -> set[Any]:
+        kind = self.config.ws_protocol_class
+        return {c for c in self.server_state.connections if kind and isinstance(c, kind)}
+
+    # uvicorn would raise the signal again when it is done, and so kill what is left to stop.
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -157,10 +180,9 @@ def _server(settings: Settings, url: str) -> _Server:
         log_level="warning",
         access_log=False,  # `server.observe` writes it
         forwarded_allow_ips=settings.trusted_proxies,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         ws="websockets-sansio",
         # Beyond it the connection is cut without a word; up to it the route says what is allowed.
         ws_max_size=2 * MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # video and speech do not get smaller
     )
-    return _Server(config)
+    return _Server(config, settings.drain_s)

@@ -19,6 +19,7 @@ from server.broker.embedded import embedded_server, valkey_program
 from tests.server.media_files import picture, sound
 from tests.server.media_probe import probe
 from tests.server.service import FAKE, Service, environment, running, working
+from tests.server.stream_client import pcm, stream_to
 
 LONG = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(60.0))}
 SHORT = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(0.2))}
@@ -94,6 +95,40 @@ def test_an_answer_that_is_too_long_for_the_drain_time_is_cut() -> None:
             list(chunks)
         assert service.process.wait(20) == 0
         assert not any(alive(child) for child in children)
+
+
+def test_a_live_session_may_end_within_the_drain_time_and_no_new_one_begins() -> None:
+    with (
+        running({**FAKE, "FADA_DRAIN_S": "60"}) as service,
+        stream_to(service.url) as stream,
+    ):
+        stream.start(idle=True)
+        stream.until("fragment")
+        service.process.send_signal(signal.SIGTERM)
+        assert until(lambda: not accepts(service.url))
+        stream.speak(pcm(1.0))
+        done = stream.finish()
+        assert done["duration_s"] > 1.0
+        assert stream.video().video_s == pytest.approx(done["duration_s"], abs=0.041)
+        assert service.process.wait(20) == 0
+
+
+def test_a_live_session_that_does_not_end_is_cut_after_the_drain_time() -> None:
+    with running({**FAKE, "FADA_DRAIN_S": "1"}) as service, stream_to(service.url) as stream:
+        stream.start(idle=True)
+        stream.until("fragment")
+        service.process.send_signal(signal.SIGTERM)
+        told_s = time.monotonic()
+        assert stream.close_code() == 1012  # service restart
+        assert time.monotonic() - told_s > 0.9
+        assert service.process.wait(20) == 0
+
+
+def accepts(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=5.0).is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_no_child_outlives_a_killed_service() -> None:
