@@ -26,10 +26,18 @@ class Playback:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What the workers tell of one stage: its mean, and how many threads were in it at a time."""
+
+    mean_s: float
+    busy: float
+
+
+@dataclass(frozen=True)
 class Load:
     """One run with ``sessions`` at once; times in seconds, ``None`` where nothing was seen.
 
-    ``pace`` is the video made over the time it took: 1 is real time.
+    ``pace`` is the video made over the time it took: 1 is real time. ``cpu`` is in cores.
     """
 
     sessions: int
@@ -46,6 +54,7 @@ class Load:
     kbit_per_s: float
     client_lag_s: float
     cpu: dict[str, float] | None
+    stages: dict[str, Stage]
 
     @property
     def real_time(self) -> bool:
@@ -106,8 +115,26 @@ def unbroken(fragments: Sequence[Seen]) -> bool:
     )
 
 
+def stages_between(
+    before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]], seconds: float
+) -> dict[str, Stage]:
+    """From two looks at the workers' own sums, ``seconds`` apart; none of what did not happen."""
+    made = {}
+    for name, (total_s, count) in after.items():
+        earlier_s, earlier = before.get(name, (0.0, 0.0))
+        if count > earlier:
+            spent_s = total_s - earlier_s
+            made[name] = Stage(spent_s / (count - earlier), spent_s / seconds)
+    return made
+
+
 def summary(
-    records: Sequence[Record], begin_s: float, end_s: float, cpu: dict[str, float] | None, fps: int
+    records: Sequence[Record],
+    begin_s: float,
+    end_s: float,
+    fps: int,
+    cpu: dict[str, float] | None = None,
+    stages: dict[str, Stage] | None = None,
 ) -> Load:
     """The figures of the time from ``begin_s`` to ``end_s``, in which all sessions ran."""
     seconds = end_s - begin_s
@@ -142,4 +169,5 @@ def summary(
         / (seconds * max(1, len(running))),
         client_lag_s=max(r.lag_s for r in records),
         cpu=cpu,
+        stages=stages or {},
     )

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.bench.client import Record, Voice, first_fragment, hold
-from server.bench.figures import Load, quantiles, summary
-from server.bench.service import Service, cpu_seconds
+from server.bench.figures import Load, quantiles, stages_between, summary
+from server.bench.service import Service, cpu_seconds, stage_seconds
 
 FPS = 25
 PROBES = 8
@@ -35,6 +35,12 @@ class Plan:
         return {"avatar_id": self.avatar, "size": self.size, **fields}
 
 
+@dataclass(frozen=True)
+class _Look:
+    cpu: dict[str, float] | None
+    stages: dict[str, tuple[float, float]]
+
+
 async def first_fragments(plan: Plan) -> dict[str, float]:
     """Seconds to the first fragment of a lone session, sound at hand; the first try warms up."""
     took = [
@@ -51,7 +57,7 @@ async def load(plan: Plan, sessions: int, seconds: float) -> Load:
     """
     ramp_s = sessions * _APART_S + _SETTLE_S
     began_s = time.monotonic()
-    spent: list[dict[str, float] | None] = []
+    looks: list[_Look] = []
 
     async def talk(place: int) -> Record:
         await asyncio.sleep(place * _APART_S)
@@ -60,20 +66,23 @@ async def load(plan: Plan, sessions: int, seconds: float) -> Load:
         return await hold(plan.service.stream_url, start, plan.voice, speak_s)
 
     async def watch() -> None:
-        await asyncio.sleep(began_s + ramp_s - time.monotonic())
-        spent.append(cpu_seconds(plan.service.pid))
-        await asyncio.sleep(began_s + ramp_s + seconds - time.monotonic())
-        spent.append(cpu_seconds(plan.service.pid))
+        for at_s in (ramp_s, ramp_s + seconds):
+            await asyncio.sleep(began_s + at_s - time.monotonic())
+            cpu = cpu_seconds(plan.service.pid)
+            looks.append(_Look(cpu, await asyncio.to_thread(stage_seconds, plan.service.url)))
 
     async with asyncio.TaskGroup() as group:
         talks = [group.create_task(talk(place)) for place in range(sessions)]
         group.create_task(watch())
     begin_s = began_s + ramp_s
-    before, after = spent
+    before, after = looks
     shares = None
-    if before is not None and after is not None:
-        shares = {role: (after[role] - before.get(role, 0.0)) / seconds for role in after}
-    return summary([t.result() for t in talks], begin_s, begin_s + seconds, shares, FPS)
+    if before.cpu is not None and after.cpu is not None:
+        spent = before.cpu
+        shares = {role: (now - spent.get(role, 0.0)) / seconds for role, now in after.cpu.items()}
+    stages = stages_between(before.stages, after.stages, seconds)
+    records = [t.result() for t in talks]
+    return summary(records, begin_s, begin_s + seconds, FPS, shares, stages)
 
 
 async def search(plan: Plan, seconds: float, most: int) -> list[Load]:

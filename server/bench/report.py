@@ -66,6 +66,12 @@ def lines(run: Load) -> list[str]:
             f"  cores              {shares}; the client was late by up to "
             f"{1e3 * run.client_lag_s:.0f} ms"
         )
+    if run.stages:
+        told = ", ".join(
+            f"{name} {1e3 * stage.mean_s:.0f} ms ({stage.busy:.2f})"
+            for name, stage in sorted(run.stages.items())
+        )
+        text.append(f"  stages, mean       {told}; in brackets how many at a time")
     return text
 
 

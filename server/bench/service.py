@@ -1,13 +1,14 @@
 """A service of the bench's own, and what its processes cost.
 
-Knows: how `fada serve` is started and says that it is ready, and where Linux tells the processor
-time of a process. Does not know what is measured.
+Knows: how `fada serve` is started and says that it is ready, what `GET /metrics` calls a stage, and
+where Linux tells the processor time of a process. Does not know what is measured.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from pathlib import Path
 
 _STOP_S = 20.0
 _READY = "fada is ready on "
+_STAGE = re.compile(
+    r'^fada_stage_seconds_(?P<kind>sum|count)\{[^}]*stage="(?P<stage>\w+)"[^}]*\} (?P<value>\S+)$',
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,20 @@ def store_avatar(url: str, portrait: Path) -> str:
         return str(json.load(reply)["avatar_id"])
 
 
-def worker_pids(pid: int) -> list[int]:
-    """The worker processes among the descendants of ``pid``."""
-    return [child for child in _family(pid) if _role(child) == "worker"]
+def stage_seconds(url: str) -> dict[str, tuple[float, float]]:
+    """Seconds and count of each stage of all workers so far, by `GET /metrics`."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    found: dict[str, tuple[float, float]] = {}
+    for match in _STAGE.finditer(text):
+        name, seconds, count = match["stage"], 0.0, 0.0
+        if match["kind"] == "sum":
+            seconds = float(match["value"])
+        else:
+            count = float(match["value"])
+        before = found.get(name, (0.0, 0.0))
+        found[name] = before[0] + seconds, before[1] + count
+    return found
 
 
 def cpu_seconds(pid: int | None) -> dict[str, float] | None:

@@ -38,6 +38,7 @@ def test_it_brings_its_own_service_and_writes_what_it_saw(tmp_path: Path) -> Non
     # A window and its look-ahead are heard before its first frame is made.
     assert run["mic_to_fragment_s"]["p50"] > 0.48
     assert run["real_time"] == (done.returncode == 0)
+    assert set(run["stages"]) >= {"think", "draw", "encode"}
     if sys.platform == "linux":
         assert set(run["cpu"]) >= {"api", "worker", "broker", "client"}
     assert "<svg" in picture.read_text()
