@@ -99,9 +99,17 @@ redis.call('EXPIRE', KEYS[3], ARGV[5])
 return 1
 """
 
+# KEYS workers, worker; ARGV id, what it says of itself, TTL. Without memory, too: else a full
+# server would look like one without workers.
+_BEAT = """#!lua flags=allow-oom
+redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
+redis.call('SADD', KEYS[1], ARGV[1])
+"""
+
 # KEYS queue, job, in; ARGV entry, group, first command, TTL. Request, token, seq, tries; or
-# nothing for a job that has ended. Commands to a live session may be there before.
-_CLAIM = """
+# nothing for a job that has ended. Commands to a live session may be there before. Without memory,
+# too: what waits for a worker gives it back only once it has one.
+_CLAIM = """#!lua flags=allow-oom
 local status = redis.call('HGET', KEYS[2], 'status')
 if status ~= 'queued' and status ~= 'running' then
   redis.call('XACK', KEYS[1], ARGV[2], ARGV[1])
@@ -206,6 +214,7 @@ class Connection:
     redis: Any
     blocking: Any
     submit: AsyncScript
+    beat: AsyncScript
     claim: AsyncScript
     tell: AsyncScript
     publish: AsyncScript
@@ -238,7 +247,7 @@ async def connect(url: str) -> AsyncIterator[Connection]:
         )
 
     redis, blocking = client(_ANSWER_S), client(_BLOCKED_S)
-    scripts = (_SUBMIT, _CLAIM, _TELL, _PUBLISH, _LEASE, _BURY, _END)
+    scripts = (_SUBMIT, _BEAT, _CLAIM, _TELL, _PUBLISH, _LEASE, _BURY, _END)
     try:
         yield Connection(redis, blocking, *(redis.register_script(text) for text in scripts))
     finally:

@@ -79,9 +79,8 @@ class Work:
 
     async def beat(self, beat: messages.Beat) -> None:
         """Say that this worker lives; due again within some seconds."""
-        key = redis.worker_key(self.worker_id)
-        await self.connection.redis.set(key, beat.model_dump_json(), ex=_WORKER_TTL_S)
-        await self.connection.redis.sadd(redis.WORKERS, self.worker_id)
+        keys = [redis.WORKERS, redis.worker_key(self.worker_id)]
+        await self.connection.beat(keys, [self.worker_id, beat.model_dump_json(), _WORKER_TTL_S])
 
     async def leave(self) -> None:
         """Stop being counted; jobs in hand may be finished, or `let_go`."""

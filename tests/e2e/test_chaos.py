@@ -262,6 +262,7 @@ def test_rude_clients_disturb_nobody(world: World) -> None:
     patiently(lambda: not world.keys())
 
 
+@pytest.mark.slow
 def test_workers_that_are_told_to_stop_hand_over(world: World) -> None:
     world.ready()
     talkers = party(world, 2, seconds=5.0)

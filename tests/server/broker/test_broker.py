@@ -214,6 +214,13 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
                     await full
                 assert caught.value.code == "busy"
             assert await client.avatar("a") is None
+            # A full server is no server without workers, and jobs can change hands.
+            await work.beat(messages.Beat(models=[MODEL], live_places=2))
+            assert await work.renew([claim]) == [True]
+            await work.let_go([claim])
+            again = await work.take_over("animate")
+            assert again is not None
+            claim = again
             # What was taken can still be given back.
             await work.end(claim, messages.Failed(code="busy", detail="full"))
             await client.forget(running)

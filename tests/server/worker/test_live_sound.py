@@ -39,7 +39,7 @@ class Player:
     def make(self, turn: Turn) -> None:
         left = turn.frames
         while left:
-            self.now_s = max(self.now_s, self.director.begin_s)
+            self.now_s = max(self.now_s, self.director.begin_s(speech=turn.speech))
             if left < turn.frames and self.director.gives_way(turn):
                 return
             frames = min(FRAGMENT_FRAMES, left)
@@ -123,13 +123,13 @@ def test_late_sound_is_waited_for_and_then_counts_as_ended() -> None:
     turn = player.director.next(player.now_s)
     assert turn == Turn(True, 8)
     player.make(Turn(True, 8))
-    player.now_s = player.director.begin_s
+    player.now_s = player.director.begin_s(speech=False)
     step = player.director.next(player.now_s)
     assert isinstance(step, Wait) and step.until_s == pytest.approx(player.now_s + 0.2)
     player.now_s = step.until_s or 0.0
     assert player.director.next(player.now_s) == Turn(True, 7)  # 0.28 s were left
     player.make(Turn(True, 7))
-    player.now_s = player.director.begin_s
+    player.now_s = player.director.begin_s(speech=False)
     assert player.director.next(player.now_s) == Turn(False, 8)
 
 
@@ -141,6 +141,47 @@ def test_who_was_late_does_not_hurry() -> None:
     player.run(resumed_s + 1.0)
     again_s = sum(frames for _, _, frames in player.made[made:]) / FPS
     assert again_s <= 1.0 + HOP_S + 1e-9
+
+
+def spoken_to(player: Player, seconds: float, stall_at_s: float, stall_s: float) -> list[float]:
+    """A microphone that never pauses, and a worker that stands still once.
+
+    Returns how long each fragment of speech came after the first sample of its sound.
+    """
+    began_s, shown_s, waits = player.now_s, 0.0, []
+    sound, step = pcm(seconds), round(0.02 * 16_000) * 2
+    for n, start in enumerate(range(0, len(sound), step), 1):
+        before = len(player.made)
+        player.director.heard(sound[start : start + step], began_s + n * 0.02)
+        if began_s + n * 0.02 >= player.now_s:
+            player.now_s = began_s + n * 0.02
+            player.run(player.now_s + 1e-6)
+        for at_s, speech, frames in player.made[before:]:
+            if speech:
+                waits.append(at_s - (began_s + shown_s))
+                shown_s += frames / FPS
+        if n == round(stall_at_s / 0.02):
+            player.now_s += stall_s
+    return waits
+
+
+def test_speech_is_begun_as_soon_as_it_is_there() -> None:
+    for offset_s in np.arange(0.0, 0.32, 0.04):
+        player = Player(idle=True)
+        player.run(101.0 + offset_s)
+        waits = spoken_to(player, 4.0, 99.0, 0.0)
+        # A window with its look-ahead, what the resamplers hold back, and one chunk.
+        assert max(waits) <= HOP_S + 0.16 + 0.05, offset_s
+
+
+def test_a_hiccup_delays_what_is_said_then_and_not_for_ever() -> None:
+    for stall_s in (0.1, 0.5, 2.0):
+        player = Player(idle=True)
+        waits = spoken_to(player, 8.0, 3.0, stall_s)
+        assert max(waits) >= stall_s
+        assert max(waits[-10:]) <= HOP_S + 0.16 + 0.05
+        kinds = [speech for _, speech, _ in player.made]
+        assert all(kinds[kinds.index(True) :])  # no rest was put into it
 
 
 def test_an_interrupt_drops_all_that_waits_and_rests_once() -> None:

@@ -189,13 +189,13 @@ def check(make: Callable[[Deaths], tuple[Tape, messages.Done]], deaths: Deaths) 
 DEATHS = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(deaths=DEATHS)
 def test_an_animation_goes_on_wherever_its_workers_die(deaths: Deaths) -> None:
     check(animate, deaths)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(deaths=DEATHS)
 def test_a_conversation_goes_on_wherever_its_workers_die(deaths: Deaths) -> None:
     check(converse, deaths)
