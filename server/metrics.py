@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from server.broker import redis
+from server.broker.liveness import live_workers
 from server.broker.redis import Connection
 
 log = logging.getLogger("fada.metrics")
@@ -232,9 +233,17 @@ async def _service(connection: Connection) -> list[Metric]:
             running = (await connection.redis.xpending(queue, redis.GROUP))["pending"]
         jobs.add_metric([kind, "queued"], max(0, length - running))
         jobs.add_metric([kind, "running"], running)
+    beats = (await live_workers(connection)).values()
+    places = GaugeMetricFamily(
+        "fada_live_places", "Places for live sessions, by the workers' measure.", labels=["state"]
+    )
+    places.add_metric(["taken"], sum(beat.live_running for beat in beats))
+    places.add_metric(["all"], sum(beat.live_places for beat in beats))
     used = int((await connection.redis.info("memory"))["used_memory"])
     return [
         jobs,
+        places,
+        GaugeMetricFamily("fada_workers", "Workers that live.", len(beats)),
         GaugeMetricFamily(
             "fada_avatars", "Avatars kept.", await connection.redis.zcard(redis.AVATARS)
         ),

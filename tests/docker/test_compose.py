@@ -151,7 +151,13 @@ def test_the_dashboard_asks_for_figures_that_exist() -> None:
         ends = ("_bucket", "_count", "_sum") if family.type == "histogram" else ("",)
         ends = ("_total",) if family.type == "counter" else ends
         names |= {family.name.removesuffix("_total") + end for end in ends}
-    names |= {"fada_queue_jobs", "fada_avatars", "fada_broker_memory_bytes"}  # of the service
+    names |= {
+        "fada_queue_jobs",
+        "fada_live_places",
+        "fada_workers",
+        "fada_avatars",
+    }  # the service's
+    names |= {"fada_broker_memory_bytes"}
     names |= {"process_cpu_seconds_total", "process_resident_memory_bytes"}
     dashboard = json.loads((ROOT / "docker/grafana/fada.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
