@@ -242,11 +242,14 @@ class LiveSession:
     async def _still_wanted(self, turn: Turn, *, begun: bool) -> bool:
         await self._room()
         director, clock = self._input.director, self._input.clock
-        while self._input.interrupts == self._interrupts and clock() < director.begin_s:
-            await self._input.news(director.begin_s)
-        if self._input.interrupts != self._interrupts:
-            return False
-        return not (begun and director.gives_way(turn))
+        while self._input.interrupts == self._interrupts:
+            if begun and director.gives_way(turn):
+                return False
+            begin_s = director.begin_s(speech=turn.speech)
+            if clock() >= begin_s:
+                return True
+            await self._input.news(begin_s)
+        return False
 
     async def _encode(self, video: _Video, turn: Turn, latents: Floats) -> bytes:
         frames = len(latents)

@@ -239,8 +239,10 @@ class Wait:
 class Director:
     """Decides what comes next; times are seconds on one clock of the caller's.
 
-    With ``idle`` the video goes on in real time, at most `HOP_S` ahead of it. Without, speech is
-    made as it comes, and after an interrupt one window lets the face settle.
+    With ``idle`` the video goes on in real time, at most `HOP_S` ahead of it. Speech that was late
+    is made up for, as fast as may be, so that a hiccup does not delay all that is said after it;
+    late rest is not. Without ``idle``, speech is made as it comes, and after an interrupt one
+    window lets the face settle.
     """
 
     def __init__(self, sound: LiveSound, idle: bool, now_s: float) -> None:
@@ -275,10 +277,12 @@ class Director:
         """Whether all sound that will ever come was shown."""
         return self._ended and not self._sound.waiting
 
-    @property
-    def begin_s(self) -> float:
-        """When the next fragment may be begun."""
-        return self._seen_s - _LEAD_S if self._idle else 0.0
+    def begin_s(self, *, speech: bool) -> float:
+        """When the next fragment may be begun; of speech that is there, a window before its time.
+
+        Rest waits longer, for what is said meanwhile comes after it.
+        """
+        return self._seen_s - (HOP_S if speech else _LEAD_S) if self._idle else 0.0
 
     def heard(self, pcm: bytes, now_s: float) -> None:
         self._sound.push(pcm)
@@ -292,9 +296,11 @@ class Director:
         self._ended = True
 
     def shown(self, turn: Turn, frames: int, now_s: float) -> None:
-        """``frames`` of ``turn`` were made; who was late does not hurry afterwards."""
+        """``frames`` of ``turn`` are made at ``now_s``."""
+        if not (self._speaking and turn.speech):
+            self._seen_s = max(self._seen_s, now_s)
+        self._seen_s += frames / FPS
         self._speaking = turn.speech
-        self._seen_s = max(self._seen_s, now_s) + frames / FPS
 
     def gives_way(self, turn: Turn) -> bool:
         """Whether the rest of ``turn`` is not wanted: speech is there whole."""
@@ -305,9 +311,10 @@ class Director:
 
     def next(self, now_s: float) -> Turn | Wait | None:
         """What to do now; ``None`` when all is said."""
-        if now_s < self.begin_s:
-            return Wait(self.begin_s)
         rows = self._sound.fill()
+        begin_s = self.begin_s(speech=self._sound.whole)
+        if now_s < begin_s:
+            return Wait(begin_s)
         if self._sound.whole:
             return Turn(True, HOP)
         if self._ended:
@@ -329,7 +336,7 @@ class Director:
         """Speech that is not whole: late, just beginning, at its end, or none at all."""
         if not self._sound.waiting:
             return Turn(False, HOP)
-        late_s = self.begin_s + _WAIT_S
+        late_s = self.begin_s(speech=False) + _WAIT_S
         if self._speaking and now_s < late_s:
             return Wait(late_s)
         if self._speaking or now_s - self._news_s >= HOP_S:

@@ -143,7 +143,8 @@ def test_idle_goes_on_in_real_time_and_gives_way_to_speech(stream: Stream) -> No
     assert sum(speech) == pytest.approx(1.0, abs=0.041)
     media = np.cumsum([f["duration_s"] for f in stream.of("fragment")])
     elapsed = np.array(stream.times_s) - stream.times_s[0]
-    assert (media[: len(elapsed)] - elapsed).max() < 0.32 + 0.1
+    # Speech is begun a window before its time, and a fragment is half as long.
+    assert (media[: len(elapsed)] - elapsed).max() < 0.32 + 0.16 + 0.1
     assert stream.video().video_s == pytest.approx(done["duration_s"], abs=0.041)
 
 
