@@ -215,21 +215,34 @@ def _paint_texels(texture, texel, share, lefts, rights, out):  # type: ignore[no
             row[3 * x + 2] = np.uint8(min(byte, b))
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _inside(ring, x, y):  # type: ignore[no-untyped-def]
-    """Signed distance of a point to a closed polygon (N, 2), positive inside, pixels."""
-    nearest = 1e18
-    inside = False
+@njit(cache=True, nogil=True)
+def _sides(ring):  # type: ignore[no-untyped-def]
+    """(N, 6) of a closed polygon (N, 2): start, way to the next corner, and the two quotients that
+    `_inside` wants: 1 / length², and x over y of the way; 0 where there is none."""
     count = ring.shape[0]
+    sides = np.zeros((count, 6))
     for i in range(count):
         j = i + 1 if i + 1 < count else 0
-        ax, ay, bx, by = ring[i, 0], ring[i, 1], ring[j, 0], ring[j, 1]
-        ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+        ex, ey = ring[j, 0] - ring[i, 0], ring[j, 1] - ring[i, 1]
         length = ex * ex + ey * ey
-        t = 0.0 if length < 1e-12 else min(1.0, max(0.0, (px * ex + py * ey) / length))
+        sides[i, 0], sides[i, 1], sides[i, 2], sides[i, 3] = ring[i, 0], ring[i, 1], ex, ey
+        sides[i, 4] = 0.0 if length < 1e-12 else 1.0 / length
+        sides[i, 5] = 0.0 if ey == 0.0 else ex / ey
+    return sides
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _inside(sides, x, y):  # type: ignore[no-untyped-def]
+    """Signed distance of a point to the polygon of ``sides``, positive inside, pixels."""
+    nearest = 1e18
+    inside = False
+    for i in range(sides.shape[0]):
+        ex, ey = sides[i, 2], sides[i, 3]
+        px, py = x - sides[i, 0], y - sides[i, 1]
+        t = min(1.0, max(0.0, (px * ex + py * ey) * sides[i, 4]))
         dx, dy = px - t * ex, py - t * ey
         nearest = min(nearest, dx * dx + dy * dy)
-        if (ay > y) != (by > y) and x < (bx - ax) * (y - ay) / (by - ay) + ax:
+        if (py < 0.0) != (py < ey) and px < py * sides[i, 5]:
             inside = not inside
     distance = np.sqrt(nearest)
     return distance if inside else -distance
@@ -239,8 +252,9 @@ def _inside(ring, x, y):  # type: ignore[no-untyped-def]
 def distances_inside(ring, points):  # type: ignore[no-untyped-def]
     """(M,) signed distance of ``points`` (M, 2) to the polygon ``ring``, positive inside."""
     out = np.empty(points.shape[0], np.float64)
+    sides = _sides(ring)
     for n in range(points.shape[0]):
-        out[n] = _inside(ring, points[n, 0], points[n, 1])
+        out[n] = _inside(sides, points[n, 0], points[n, 1])
     return out
 
 
@@ -258,14 +272,13 @@ def _over(out, y, x, r, g, b, alpha):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _below(ring, x, y):  # type: ignore[no-untyped-def]
-    """How far (x, y) is from the upper half of ``ring``: its first half, corner to corner."""
+def _below(sides, x, y):  # type: ignore[no-untyped-def]
+    """How far (x, y) is from the upper half of a ring: its first half, corner to corner."""
     nearest = 1e18
-    for i in range(ring.shape[0] // 2):
-        ax, ay = ring[i, 0], ring[i, 1]
-        ex, ey, px, py = ring[i + 1, 0] - ax, ring[i + 1, 1] - ay, x - ax, y - ay
-        length = ex * ex + ey * ey
-        t = 0.0 if length < 1e-12 else min(1.0, max(0.0, (px * ex + py * ey) / length))
+    for i in range(sides.shape[0] // 2):
+        ex, ey = sides[i, 2], sides[i, 3]
+        px, py = x - sides[i, 0], y - sides[i, 1]
+        t = min(1.0, max(0.0, (px * ex + py * ey) * sides[i, 4]))
         nearest = min(nearest, (px - t * ex) ** 2 + (py - t * ey) ** 2)
     return np.sqrt(nearest)
 
@@ -286,10 +299,11 @@ def draw_mouth(  # type: ignore[no-untyped-def]
     height, width = out.shape[0], out.shape[1]
     x0, x1 = max(0, int(ring[:, 0].min()) - 1), min(width, int(ring[:, 0].max()) + 2)
     y0, y1 = max(0, int(ring[:, 1].min()) - 1), min(height, int(ring[:, 1].max()) + 2)
+    sides = _sides(ring)
     for y in range(y0, y1):
         for x in range(x0, x1):
             px, py = x + 0.5, y + 0.5
-            depth = _inside(ring, px, py)
+            depth = _inside(sides, px, py)
             alpha = min(1.0, depth + 0.5)
             if alpha <= 0.0:
                 continue
@@ -298,7 +312,7 @@ def draw_mouth(  # type: ignore[no-untyped-def]
             r, g, b = cavity[0], cavity[1], cavity[2]
             # Light falls in from the front and is kept out by the upper lip and the corners.
             side = abs(2.0 * u / upper.shape[1] - 1.0)
-            lit = 0.6 + 0.4 * _smooth(_below(ring, px, py) / shadow)
+            lit = 0.6 + 0.4 * _smooth(_below(sides, px, py) / shadow)
             lit *= 1.0 - 0.7 * _smooth(side * 1.25 - 0.3)
             for jaw in range(2):
                 layer = lower if jaw == 0 else upper
@@ -338,10 +352,11 @@ def draw_eye(ring, eyeball, to_eyeball, iris, gaze, out):  # type: ignore[no-unt
     height, width = out.shape[0], out.shape[1]
     x0, x1 = max(0, int(ring[:, 0].min()) - 1), min(width, int(ring[:, 0].max()) + 2)
     y0, y1 = max(0, int(ring[:, 1].min()) - 1), min(height, int(ring[:, 1].max()) + 2)
+    sides = _sides(ring)
     for y in range(y0, y1):
         for x in range(x0, x1):
             px, py = x + 0.5, y + 0.5
-            alpha = min(1.0, _inside(ring, px, py) + 0.5)
+            alpha = min(1.0, _inside(sides, px, py) + 0.5)
             if alpha <= 0.0:
                 continue
             u = to_eyeball[0, 0] * px + to_eyeball[0, 1] * py + to_eyeball[0, 2] - 0.5
