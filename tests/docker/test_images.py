@@ -34,8 +34,11 @@ SLIM = {
     "ld-linux-x86-64.so.2", "libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libmvec.so.1",
     "libpthread.so.0", "librt.so.1", "libstdc++.so.6", "libutil.so.1", "libz.so.1",
 }  # fmt: skip
-# Parts that are not used: LiteRT's plugins for accelerators, two of Numba's ways to use threads.
-UNUSED = re.compile(r"/ai_edge_litert/vendors/|/numba/np/ufunc/(tbb|omp)pool")
+# Parts that are not used: for accelerators, in LiteRT and OpenVINO; two of Numba's ways to thread.
+UNUSED = re.compile(
+    r"/ai_edge_litert/vendors/|/libopenvino_intel_gpu_plugin"
+    r"|/numba/np/ufunc/(tbb|omp)pool"
+)
 
 
 def project() -> dict[str, list[str]]:
