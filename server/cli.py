@@ -21,6 +21,7 @@ from server.settings import SECRET, Settings, describe
 
 # Commands whose flags are their own module's: loaded only when they are meant.
 _MOUNTED = {
+    "track": "server.track",
     "train": "model.training.cli",
     "corpus": "model.training.corpus_cli",
     "evaluate": "model.training.evaluation",
@@ -110,6 +111,7 @@ def _parser(first: str) -> argparse.ArgumentParser:
     health.add_argument("role", choices=["api", "worker"])
     health.add_argument("--port", type=int, default=8000, help="the API's [%(default)s]")
     for name, words in {
+        "track": "turn recordings of a speaker into data to train on",
         "train": "train a teacher or a student",
         "corpus": "make synthetic speech to train on",
         "evaluate": "judge a student's motion, or all in one table",

@@ -94,6 +94,21 @@ class FaceTracker:
                     return Face(landmarks, self._read(landmarks), box, score)
         raise NoFaceError("no human face was found in the picture")
 
+    def follow(self, picture: NDArray[np.uint8], previous: Face) -> Face:
+        """The face that was ``previous`` a moment earlier in a video, (H, W, 3) RGB.
+
+        Its mesh frames the next look, so the detector runs only when the face is no longer there;
+        the largest face is then looked for. ``confidence`` is the mesh's own. Raises
+        `NoFaceError`.
+        """
+        with self._lock:
+            landmarks, presence = self._refit_mesh(picture, previous.landmarks)
+            if presence >= MIN_PRESENCE:
+                (x0, y0), (x1, y1) = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
+                box = (float(x0), float(y0), float(x1), float(y1))
+                return Face(landmarks, self._read(landmarks), box, presence)
+        return self.find(picture)
+
     def person(self, picture: NDArray[np.uint8], face: Face) -> PersonMask:
         """Where the person is: in the whole picture, and more finely around head and shoulders."""
         height, width = picture.shape[:2]
