@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--url", help="a service that runs already, ws:// or http:// [one of the bench's own]"
     )
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="of the bench's own service [one a core, %(default)s]",
+    )
     command.add_argument("--seconds", type=float, default=20.0, help="of each run [%(default)s]")
     command.add_argument("--size", type=int, default=512, help="pixels [%(default)s]")
     command.add_argument("--portrait", type=Path, default=_EXAMPLES / "presenter.jpg")
@@ -46,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.seconds < 1:
         raise OSError(f"--seconds is {options.seconds:g}, at least 1 is needed")
     service = (
-        own_service(options.sessions)
+        own_service(options.sessions, options.workers)
         if options.url is None
         else nullcontext(Service(options.url.replace("ws", "http", 1).rstrip("/"), None))
     )

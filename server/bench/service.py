@@ -39,13 +39,13 @@ class Service:
 
 
 @contextmanager
-def own_service(sessions: int) -> Iterator[Service]:
-    """Run `fada serve` with room for ``sessions`` until the block ends.
+def own_service(sessions: int, workers: int) -> Iterator[Service]:
+    """Run `fada serve` with ``workers`` and room for ``sessions`` until the block ends.
 
     Raises ``RuntimeError`` when it ends before it is ready.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "serve", "--port", "0"],
+        [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--workers", str(workers)],
         env={**os.environ, "FADA_SESSIONS_PER_WORKER": str(max(8, sessions + 1))},
         stdout=subprocess.PIPE,
         text=True,
