@@ -37,6 +37,7 @@ _RETRY_S = 0.5
 _LOOK_S = 0.15  # several looks a lease
 _AVATARS_AT_ONCE = 2
 _GENEROUS_S = 1.5
+_LAST_CLAIM_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Worker:
         self._shop = Workshop(work, pipelines, settings.max_audio_s, capacity)
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
+        self._ending: set[str] = set()
         self._leaving = False
         self._generous_until_s = 0.0
 
@@ -75,20 +77,23 @@ class Worker:
             asyncio.create_task(self._shop.serve()),
             asyncio.create_task(self._again(_LOOK_S, self._look)),
         ]
+        beating = asyncio.create_task(self._again(_BEAT_S, self._beat))
         taking = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
-        taking.append(asyncio.create_task(self._again(_BEAT_S, self._beat)))
         told = asyncio.create_task(stop.wait())
         try:
             done, _ = await asyncio.wait(
-                {told, *keeping, *taking}, return_when=asyncio.FIRST_COMPLETED
+                {told, beating, *keeping, *taking}, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done - {told}:
                 task.result()  # none of them ends but by a bug
             self._leaving = True
-            await cancelled(taking)
+            self._changed.set()
+            # What is being claimed at this moment is not dropped half-way.
+            await asyncio.wait(taking, timeout=_LAST_CLAIM_S)
+            await cancelled([beating, *taking])
             await self._drain()
         finally:
-            await cancelled([told, *taking, *keeping])
+            await cancelled([told, beating, *taking, *keeping])
             await self._end_all()
             self._shop.close()
 
@@ -135,10 +140,11 @@ class Worker:
 
     async def _claim(self, kind: str) -> None:
         """Take queued jobs of one kind, as long as there is room."""
-        while True:
-            while not self._room(kind):
+        while not self._leaving:
+            if not self._room(kind):
                 self._changed.clear()
                 await self._changed.wait()
+                continue
             try:
                 claim = await self._work.claim(kind)
             except BROKER_LOST as error:
@@ -166,7 +172,7 @@ class Worker:
         held = list(self._held.values())
         kept = await self._work.renew([one.claim for one in held])
         for one, still in zip(held, kept, strict=True):
-            if not still:
+            if not still and one.claim.job_id not in self._ending:
                 one.task.cancel()
 
     def _begin(self, claim: Claim) -> None:
@@ -218,10 +224,13 @@ class Worker:
         return outcome
 
     async def _say(self, claim: Claim, ending: messages.Ending) -> None:
+        self._ending.add(claim.job_id)  # its lease ends in the midst of this
         try:
             await self._work.end(claim, ending)
         except BROKER_LOST as error:
             log.warning("job %s: nobody can be told that it ended: %s", claim.job_id, error)
+        finally:
+            self._ending.discard(claim.job_id)
 
     async def _drain(self) -> None:
         """Let others go on with what is in hand; who is the last finishes what he can."""
@@ -230,11 +239,12 @@ class Worker:
         with contextlib.suppress(*BROKER_LOST):
             await self._work.leave()
             while self._held and time.monotonic() < give_up_s:
-                if await self._work.others():
-                    await self._hand_over(list(self._held.values()))
-                    return
-                tasks = [held.task for held in self._held.values()]
-                await asyncio.wait(tasks, timeout=_LOOK_S)
+                others = await self._work.others()
+                held = list(self._held.values())
+                if others:
+                    await self._hand_over(held)
+                elif held:
+                    await asyncio.wait([one.task for one in held], timeout=_LOOK_S)
 
     async def _hand_over(self, held: Sequence[_Held]) -> None:
         await cancelled([one.task for one in held])

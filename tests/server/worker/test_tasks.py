@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.worker.tasks import cancelled
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_swallows_a_cancellation_ends_with_the_next() -> None:
+    lost: list[str] = []
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            lost.append("once")
+        await asyncio.sleep(3600)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await cancelled([task])
+    assert task.cancelled() and lost == ["once"]
+
+
+async def test_nothing_is_left_behind_by_who_is_cancelled_while_he_waits() -> None:
+    ended = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            try:
+                await asyncio.sleep(0.05)
+            finally:
+                ended.set()
+                raise ArithmeticError("which nobody looks at")
+
+    inner = asyncio.create_task(slow())
+    await asyncio.sleep(0)
+    outer = asyncio.create_task(cancelled([inner]))
+    await asyncio.sleep(0)
+    outer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    assert ended.is_set() and inner.done()
