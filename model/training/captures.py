@@ -57,50 +57,52 @@ def read_capture(path: Path) -> Capture:
         raise ValueError(f"{path} is not a file")
     try:
         capture = read(path)
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        _check(capture)
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a capture: {error!r}") from error
-    if len(capture.time_s) < 2:
-        raise ValueError(f"{path} holds {len(capture.time_s)} rows, expected two or more")
-    back = np.flatnonzero(np.diff(capture.time_s) <= 0)
-    if len(back):
-        row = int(back[0]) + 2
-        raise ValueError(f"{path}, row {row}: its time is not later than that of the row before")
-    _check_scale(path, capture.coefficients)
+    except ValueError as error:  # also of text that is no UTF-8, no JSON or no number
+        raise ValueError(f"{path}: {error}") from error
     return capture
 
 
-def _check_scale(path: Path, coefficients: Floats) -> None:
-    wrong = ~np.isfinite(coefficients) | (coefficients < 1 - _MOST) | (coefficients > _MOST)
+def _check(capture: Capture) -> None:
+    if len(capture.time_s) < 2:
+        raise ValueError(f"{len(capture.time_s)} rows, expected two or more")
+    back = np.flatnonzero(np.diff(capture.time_s) <= 0)
+    if len(back):
+        raise ValueError(f"row {back[0] + 2}: its time is not later than that of the row before")
+    values = capture.coefficients
+    wrong = ~np.isfinite(values) | (values < 1 - _MOST) | (values > _MOST)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        value = float(coefficients[row, column])
-        raise ValueError(f"{path}, row {row + 1}: {ACTIONS[column]} is {value:g}, expected 0 to 1")
+        value = float(values[row, column])
+        raise ValueError(f"row {row + 1}: {ACTIONS[column]} is {value:g}, expected 0 to 1")
 
 
-def _check_names(path: Path, given: Iterable[str], needed: Sequence[str], more: set[str]) -> None:
+def _check_names(given: Iterable[str], needed: Sequence[str], more: set[str]) -> None:
     names = set(given)
     missing = [name for name in needed if name not in names]
     unknown = sorted(names - set(needed) - more)
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+        raise ValueError(f"lacks {', '.join(missing)}")
     if unknown:
-        raise ValueError(f"{path} holds unknown names: {', '.join(unknown)}")
+        raise ValueError(f"unknown names: {', '.join(unknown)}")
 
 
 def _read_csv(path: Path) -> Capture:
     with path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file)
         others = {"BlendShapeCount", *HEAD, *_EYES}
-        _check_names(path, table.fieldnames or (), ("Timecode", *_CSV_NAMES), others)
+        _check_names(table.fieldnames or (), ("Timecode", *_CSV_NAMES), others)
         rows = list(table)
     turned = bool(rows) and all(name in rows[0] for name in HEAD)
     values = [[float(row[name]) for name in _CSV_NAMES] for row in rows]
     head = [[float(row[name]) for name in HEAD] if turned else [0.0] * 3 for row in rows]
     angles = np.array(head).reshape(-1, 3)
     if (np.abs(angles) > np.pi).any():
-        raise ValueError(f"{path}: the head is turned by {np.abs(angles).max():g}, not in radians")
+        raise ValueError(f"the head is turned by {np.abs(angles).max():g}, not in radians")
     return Capture(
-        _timecodes(path, [row["Timecode"] for row in rows]),
+        _timecodes([row["Timecode"] for row in rows]),
         np.array(values, np.float32).reshape(-1, ACTION_COUNT),
         head_rotations(angles),
     )
@@ -116,7 +118,7 @@ def head_rotations(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(turns[0] @ turns[1] @ turns[2])
 
 
-def _timecodes(path: Path, codes: Sequence[str]) -> NDArray[np.float64]:
+def _timecodes(codes: Sequence[str]) -> NDArray[np.float64]:
     """Seconds from the first. The rate is not written down: it is the smallest usual one that
     the frame numbers fit in."""
     parts = []
@@ -127,12 +129,12 @@ def _timecodes(path: Path, codes: Sequence[str]) -> NDArray[np.float64]:
         except ValueError:
             parts.append([])
         if len(parts[-1]) != 4:
-            raise ValueError(f"{path}, row {row}: timecode {code!r}, expected HH:MM:SS:FF")
+            raise ValueError(f"row {row}: timecode {code!r}, expected HH:MM:SS:FF")
     table = np.array(parts).reshape(-1, 4)
     most = float(table[:, 3].max(initial=0.0))
     rate = next((r for r in _RATES if most < r), None)
     if rate is None:
-        raise ValueError(f"{path}: a timecode has frame {most:g}, at most {_RATES[-1]} a second")
+        raise ValueError(f"a timecode has frame {most:g}, at most {_RATES[-1]} a second")
     seconds = table @ np.array([3600.0, 60.0, 1.0, 1.0 / rate])
     # a capture may run past midnight
     days = np.cumsum(np.diff(seconds, prepend=seconds[:1]) < -_DAY_S / 2)
@@ -142,10 +144,10 @@ def _timecodes(path: Path, codes: Sequence[str]) -> NDArray[np.float64]:
 def _read_json(path: Path) -> Capture:
     rows = json.loads(path.read_text("utf-8"))
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}, expected a list of rows")
+        raise ValueError(f"a {type(rows).__name__}, expected a list of rows")
     for row in rows:
-        _check_names(path, row, ("time", "coefficients"), {"rotation"})
-        _check_names(path, row["coefficients"], ACTIONS, set())
+        _check_names(row, ("time", "coefficients"), {"rotation"})
+        _check_names(row["coefficients"], ACTIONS, set())
     times = np.array([row["time"] for row in rows], np.float64)
     turns = np.array([row.get("rotation", (0.0, 0.0, 0.0)) for row in rows], np.float32)
     values = [[row["coefficients"][name] for name in ACTIONS] for row in rows]

@@ -23,7 +23,7 @@ from model.training.track import LANDMARK_INDEX, Look
 LONGEST_CLIP = 250  # frames
 # Two training windows with their past at the fastest pace take 35 frames.
 SHORTEST_CLIP = 50
-SHAPE_EVERY = 50  # frames between the meshes that are kept for the speaker's geometry
+SHAPE_EVERY = 50  # of tracked frames, one mesh of so many tells the speaker's geometry
 _LEAD_S = 0.3  # of silence around a subtitle that belongs to its clip
 _PAUSE_S = 1.0  # subtitles further apart than this are never of one clip
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
@@ -78,19 +78,26 @@ class Recording:
 
 
 def take_of(looks: Iterable[Look | None]) -> Take:
-    """A video's looks, 25 a second, as a take."""
-    found = list(looks)
-    ok = np.array([look is not None for look in found], bool)
-    coefficients = np.zeros((len(found), ACTION_COUNT), np.float32)
-    pose = np.tile(np.eye(3, 4), (len(found), 1, 1))
-    points = np.zeros((len(found), len(LANDMARK_INDEX), 2), np.float32)
-    shapes = []
-    for i, look in enumerate(found):
+    """A video's looks, 25 a second, as a take; few of their meshes are held."""
+    ok: list[bool] = []
+    coefficients, pose, points, shapes = [], [], [], []
+    tracked = 0
+    for look in looks:
+        ok.append(look is not None)
+        coefficients.append(np.zeros(ACTION_COUNT) if look is None else look.coefficients)
+        pose.append(np.eye(3, 4) if look is None else look.pose)
+        points.append(np.zeros((len(LANDMARK_INDEX), 2)) if look is None else look.points)
         if look is not None:
-            coefficients[i], pose[i], points[i] = look.coefficients, look.pose, look.points
-            if i % SHAPE_EVERY == 0:
+            if tracked % SHAPE_EVERY == 0:
                 shapes.append(look.shape)
-    return Take(coefficients, pose, ok, points, np.array(shapes, np.float32).reshape(-1, 478, 3))
+            tracked += 1
+    return Take(
+        np.array(coefficients, np.float32).reshape(-1, ACTION_COUNT),
+        np.array(pose, np.float64).reshape(-1, 3, 4),
+        np.array(ok, bool),
+        np.array(points, np.float32).reshape(-1, len(LANDMARK_INDEX), 2),
+        np.array(shapes, np.float32).reshape(-1, 478, 3),
+    )
 
 
 def read_cues(path: Path) -> list[Cue]:
