@@ -6,7 +6,7 @@ latent space it is, nor anything of media containers, sockets or queues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,8 @@ from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import NoiseSchedule
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
+# (B, PREFIX, D) latents before, (B, HOP, D) sampled -> (B, HOP, D), physical units
+Finish = Callable[[Floats, Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class StudentPipeline:
     """An `AvatarPipeline` around one few-step student.
 
     ``mean`` and ``std`` (D,) take latents between physical units, in which they are handed out and
-    kept in `SessionState.prefix`, and the network's.
+    kept in `SessionState.prefix`, and the network's. ``finish``, if given, has the last word on
+    every window's latents.
     """
 
     def __init__(
@@ -127,12 +130,13 @@ class StudentPipeline:
         schedule: NoiseSchedule,
         mean: Tensor,
         std: Tensor,
+        finish: Finish | None = None,
     ) -> None:
         if mean.shape != (space.dim,) or std.shape != (space.dim,):
             raise ValueError(f"mean has shape {tuple(mean.shape)}, expected ({space.dim},)")
         self.info, self.space = info, space
         self._denoiser, self._schedule = denoiser, schedule
-        self._mean, self._std = mean, std
+        self._mean, self._std, self._finish = mean, std, finish
 
     def start(self, seed: int) -> SessionState:
         """The state before a session's first window: the face has been at rest until now."""
@@ -172,7 +176,10 @@ class StudentPipeline:
                 self._conditions(tasks),
                 self._schedule,
             )
-            return np.asarray((latents * self._std + self._mean).cpu().numpy(), np.float32)
+            made = np.asarray((latents * self._std + self._mean).cpu().numpy(), np.float32)
+        if self._finish is None:
+            return made
+        return self._finish(np.stack([task.state.prefix for task in tasks]), made)
 
     def _conditions(self, tasks: list[WindowTask]) -> Conditions:
         prefix = torch.from_numpy(np.stack([k.state.prefix for k in tasks])).to(self._mean)

@@ -16,6 +16,7 @@ from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
 from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
 from model.diffusion.schedule import CosineSchedule
 from model.motion.net import MotionNet
+from model.motion.steady import steadied
 from model.motion.weights import Limits, MotionWeights, load_weights
 from model.pipeline import LatentSpace, StudentInfo, StudentPipeline
 
@@ -75,4 +76,5 @@ def motion_pipeline(
     denoiser: Denoiser = MultiCFGDenoiser(forward)
     if guided:
         denoiser = CFGTokenDenoiser(forward, cast(Limits, weights.facts["limits"]))
-    return StudentPipeline(info, space, denoiser, CosineSchedule(), weights.mean, weights.std)
+    schedule = CosineSchedule()
+    return StudentPipeline(info, space, denoiser, schedule, weights.mean, weights.std, steadied)

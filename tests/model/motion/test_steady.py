@@ -1,0 +1,56 @@
+"""A steadied head glides: jitter goes, real movement and the mouth stay, borders do not show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.audio.windows import HOP, PREFIX
+from model.conditioning import Floats
+from model.motion.actions import ACTION_COUNT, MOTION_DIM
+from model.motion.steady import steadied
+
+
+def in_windows(motion: Floats) -> Floats:
+    """(T, 58) steadied window by window, each after what came out before it."""
+    done = np.zeros((PREFIX, MOTION_DIM), np.float32)
+    for start in range(0, len(motion), HOP):
+        window = motion[start : start + HOP]
+        done = np.concatenate([done, steadied(done[-PREFIX:], window)])
+    return np.asarray(done[PREFIX:])
+
+
+def jerk(motion: Floats) -> float:
+    return float(np.abs(np.diff(motion[:, ACTION_COUNT:], 3, axis=0)).mean())
+
+
+def test_the_mouth_is_left_alone_and_a_batch_is_its_rows() -> None:
+    random = np.random.default_rng(0)
+    prefix = random.standard_normal((4, PREFIX, MOTION_DIM)).astype(np.float32)
+    latents = random.standard_normal((4, HOP, MOTION_DIM)).astype(np.float32)
+    out = steadied(prefix, latents)
+    np.testing.assert_array_equal(out[..., :ACTION_COUNT], latents[..., :ACTION_COUNT])
+    for row in range(4):
+        np.testing.assert_allclose(out[row], steadied(prefix[row], latents[row]), atol=1e-5)
+
+
+def test_a_turn_of_the_head_goes_through_and_jitter_does_not() -> None:
+    random = np.random.default_rng(1)
+    t = np.arange(50 * HOP) / 25
+    turn = 0.05 * np.sin(2 * np.pi * 0.7 * t)[:, None] * np.ones(MOTION_DIM)
+    turn[:PREFIX] *= np.linspace(0, 1, PREFIX)[:, None] ** 2
+    clean = turn.astype(np.float32)
+    noisy = clean + 0.003 * random.standard_normal(clean.shape).astype(np.float32)
+    out = in_windows(noisy)
+    assert jerk(out) < 0.15 * jerk(noisy)
+    error = (out - clean)[:, ACTION_COUNT:]
+    assert np.sqrt((error**2).mean()) < 0.003  # nearer to the truth than what went in
+    moved = in_windows(clean)[4 * HOP :, ACTION_COUNT:]
+    assert np.abs(moved - clean[4 * HOP :, ACTION_COUNT:]).max() < 0.004
+
+
+@pytest.mark.parametrize("value", [0.0, 0.05])
+def test_what_stands_still_stays_where_it_is(value: float) -> None:
+    still = np.full((400, MOTION_DIM), value, np.float32)
+    out = in_windows(still)
+    np.testing.assert_allclose(out[200:], still[200:], atol=1e-3)
