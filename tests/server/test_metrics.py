@@ -134,7 +134,7 @@ def given_up(figures: Figures) -> float:
 def test_a_dead_workers_figures_go_and_every_api_shows_all() -> None:
     with embedded_server(valkey_program()) as broker, ExitStack() as stack:
         settings = {**FAKE, "FADA_REDIS_URL": broker.url}
-        workers = [stack.enter_context(working(settings)) for _ in range(2)]
+        worker = stack.enter_context(working(settings))
         apis = [stack.enter_context(running(settings, "api")) for _ in range(2)]
 
         def seen(service: Service) -> set[str]:
@@ -142,14 +142,14 @@ def test_a_dead_workers_figures_go_and_every_api_shows_all() -> None:
             return names - {""}
 
         deadline = time.monotonic() + 20
-        while not all(len(seen(api)) == 4 for api in apis):
+        while not all(len(seen(api)) == 3 for api in apis):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        workers[0].send_signal(signal.SIGKILL)
-        while not all(len(seen(api)) == 3 for api in apis):
+        worker.send_signal(signal.SIGKILL)
+        while not all(len(seen(api)) == 2 for api in apis):
             assert time.monotonic() < deadline + 20
             time.sleep(0.5)
-        assert not any(name.endswith(f"-{workers[0].pid}") for name in seen(apis[0]))
+        assert not any(name.endswith(f"-{worker.pid}") for name in seen(apis[0]))
 
 
 @pytest.fixture
