@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import HTTPConnection
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from server.access import Access
 from server.broker.embedded import embedded_server, valkey_program
+from server.broker.redis import connect as connect_to
+from server.errors import ServiceError
+from server.settings import Settings
 from tests.server.media_files import picture, sound
 from tests.server.service import FAKE, Service, environment, running, working
 from tests.server.stream_client import Stream, pcm
@@ -241,3 +248,32 @@ def test_without_keys_the_address_counts() -> None:
         assert ask(service, {"X-Forwarded-For": "203.0.113.9"}).status_code == 200
         with service.client() as client:
             assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("server", ["valkey", "redis-server"])
+async def test_the_counts_are_kept_by_valkey_and_redis_even_when_full(server: str) -> None:
+    program = valkey_program() if server == "valkey" else shutil.which(server)
+    if program is None:
+        pytest.skip("no redis-server on the PATH")
+    request = HTTPConnection({"type": "http", "headers": [], "client": ("192.0.2.1", 1)})
+    settings = Settings(requests_per_minute=2, sessions_per_client=1)
+    with embedded_server(Path(program)) as broker:
+        async with connect_to(broker.url) as connection:
+            access = Access(connection, settings)
+            await connection.redis.config_set("maxmemory", 1)  # no memory is left
+            client = await access.admit(request)
+            assert await access.admit(request) == client == "address:192.0.2.1"
+            with pytest.raises(ServiceError) as refused:
+                await access.admit(request)
+            assert refused.value.code == "busy" and 1 <= (refused.value.retry_after_s or 0) <= 30
+            async with access.session(client):
+                with pytest.raises(ServiceError, match="at most 1 live sessions"):
+                    async with access.session(client):
+                        pytest.fail("there is one place")
+                async with access.session("another"):
+                    pass
+            async with access.session(client):
+                pass
+            async for key in connection.redis.scan_iter("fada:*"):
+                assert 0 < await connection.redis.ttl(key) <= 61
