@@ -26,10 +26,10 @@ _PORTRAIT = Path(__file__).parents[1] / "static" / "examples" / "presenter.jpg"
 _ROUNDS = 3
 _TOGETHER = 4  # sessions: what they share of the network's time belongs to the cost
 
-# Of a core's time, what windows may take. Snapshots, the broker and the API need some, too, and side
-# by side a window takes nearly twice the time that it takes alone: eight sessions on two cores are
-# what keeps real time (docs/performance.md), and this is where they lie.
-_SHARE = 0.45
+# Of a core's time, what windows may take. Snapshots, the broker and the API need some, too, and
+# side by side a window takes nearly twice the time that it takes alone: eight sessions on two cores
+# are what keeps real time (docs/performance.md), and this is where they lie.
+SHARE = 0.45
 # Parts of its media time that making a window takes. A session makes one at a time: at 1 it falls
 # behind. Above the first no more sessions are taken; above the second offline jobs wait; below the
 # third there may be one session more than was reckoned.
@@ -78,7 +78,7 @@ class Capacity:
         self, cores: float, window_s: float, most: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._most, self._clock = most, clock
-        self._reckoned = max(1, min(most, int(cores * HOP_S * _SHARE / window_s)))
+        self._reckoned = max(1, min(most, int(cores * HOP_S * SHARE / window_s)))
         self._last_pace, self._made_s = _EASY, -math.inf
         self._beside_busy = False
 

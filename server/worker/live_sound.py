@@ -32,6 +32,7 @@ FRAGMENT_FRAMES = 4
 _LEAD_S = FRAGMENT_FRAMES / FPS
 # Speech that goes on but is late is waited for so long; then it counts as ended.
 _WAIT_S = 0.2
+_LONGEST_GAP_S = 5.0
 _FEED_BYTES = 8192
 # A resampler that begins so long before what is wanted of it has forgotten its beginning.
 _SETTLE_S = 0.05
@@ -262,8 +263,11 @@ class Director:
         }
 
     def resume(self, state: Mapping[str, Any], passed_s: float, now_s: float) -> None:
-        """Go on as the director that gave ``state``, ``passed_s`` before ``now_s``."""
-        self._seen_s = now_s + max(0.0, state["ahead_s"] - max(0.0, passed_s))
+        """Go on as the director that gave ``state``, ``passed_s`` before ``now_s``.
+
+        ``passed_s`` is by another machine's clock, perhaps, and so believed within bounds.
+        """
+        self._seen_s = now_s + state["ahead_s"] - min(max(0.0, passed_s), _LONGEST_GAP_S)
         self._speaking, self._settle = state["speaking"], state["settle"]
         self._ended = state["ended"]
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.worker.capacity import HOP_S, Capacity, own_cores, window_cost_s
+from server.worker.capacity import HOP_S, SHARE, Capacity, own_cores, window_cost_s
 from tests.server.fake_pipeline import FakePipeline
+
+WINDOW_S = 2 * HOP_S * SHARE / 8.5  # eight on two cores
 
 
 def test_places_follow_from_what_a_window_costs() -> None:

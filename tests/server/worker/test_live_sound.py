@@ -233,3 +233,14 @@ def test_sound_for_a_frame_is_a_frame_long() -> None:
     sound.push(pcm(1.0))
     sound.fill()
     assert len(sound.take(4)) == 4 * OUTPUT_SAMPLES_PER_FRAME
+
+
+@pytest.mark.parametrize(("passed_s", "late_s"), [(0.1, 0.1), (1.5, 1.5), (-7.0, 0.0), (1e6, 5.0)])
+def test_who_goes_on_for_another_knows_how_late_it_is(passed_s: float, late_s: float) -> None:
+    """Also by a clock that is wrong, and on a machine whose own begins anywhere."""
+    player = Player(idle=True)
+    player.run(103.0)
+    state = player.director.state(player.now_s)
+    again = Director(player.sound, True, 7.0)
+    again.resume(state, passed_s, 7.0)
+    assert again.due_s - 7.0 == pytest.approx(player.director.due_s - player.now_s - late_s)
