@@ -35,8 +35,10 @@ def test_it_brings_its_own_service_and_writes_what_it_saw(tmp_path: Path) -> Non
     assert run["sessions"] == 2
     assert run["refused"] == run["broken"] == 0
     assert run["frames_per_s"] > 10
-    # A window and its look-ahead are heard before its first frame is made.
-    assert run["mic_to_fragment_s"]["p50"] > 0.48
+    # A window and its look-ahead are heard before its first frame is made; the sound of its second
+    # fragment waits half a window less.
+    assert run["mic_to_fragment_s"]["p95"] > 0.48
+    assert run["mic_to_fragment_s"]["p50"] > 0.32
     assert run["real_time"] == (done.returncode == 0)
     assert set(run["stages"]) >= {"think", "draw", "encode"}
     if sys.platform == "linux":
