@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from model.conditioning import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from model.motion.actions import ACTIONS, rotation_matrices, rotation_vectors
 from model.motion.geometry import face_basis
+from model.motion.space import MotionSpace
 from model.portrait.landmarks import Face, FaceTracker
 from model.training.corpus import grid_corpus, load_grid
 from model.training.takes import (
@@ -114,6 +116,31 @@ def test_a_face_is_followed_and_found_again(examples: Path) -> None:
     # both looks at one face agree on what it does
     followed = tracker.follow(portrait, tracker.find(portrait))
     assert np.abs(followed.coefficients - first.coefficients).max() < 0.1
+
+
+def test_what_drove_a_portrait_is_tracked_from_its_pixels(examples: Path) -> None:
+    portrait = cv2.cvtColor(cv2.imread(str(examples / "presenter.jpg")), cv2.COLOR_BGR2RGB)
+    space = MotionSpace()
+    renderer = space.decoder(
+        space.encode_reference(np.asarray(portrait, np.uint8)), 384, "portrait"
+    )
+    frame = np.arange(50)
+    jaw = 0.2 * (1 - np.cos(frame / 3))
+    yaw = 0.1 * np.sin(frame / 5)
+
+    def pictures() -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        for i in frame.tolist():
+            actions = renderer.rest.copy()
+            actions[JAW] = jaw[i]
+            pose = np.array([0, yaw[i], 0, 0, 0, 0], np.float32)
+            yield i / FPS, renderer.render(actions, pose)
+
+    take = take_of(at_video_rate(looks(pictures(), FaceTracker())))
+    assert len(take) == 50 and take.ok.all()
+    assert np.corrcoef(take.coefficients[:, JAW], jaw)[0, 1] > 0.8
+    turned = rotation_vectors(take.pose[:, :, :3])[:, 1]
+    assert np.corrcoef(turned, yaw)[0, 1] > 0.98
+    assert 0.5 < np.ptp(turned) / np.ptp(yaw) < 1.5
 
 
 @given(st.lists(st.booleans(), max_size=1200).map(lambda b: np.repeat(np.array(b, bool), 7)))
