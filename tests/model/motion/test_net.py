@@ -85,7 +85,7 @@ def test_sound_of_its_own_frame_matters_most_from_the_start() -> None:
 def test_a_student_begins_near_its_teacher() -> None:
     x, t, cond = inputs(3)
     teacher = net()
-    student = student_of(teacher).eval()
+    student = student_of(teacher, guided=True).eval()
     difference = (student(x, t, cond) - teacher(x, t, cond)).std()
     assert difference < 0.2 * teacher(x, t, cond).std()
     with pytest.raises(ValueError, match="not a teacher"):
