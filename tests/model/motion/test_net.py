@@ -89,7 +89,7 @@ def test_a_student_begins_near_its_teacher() -> None:
     difference = (student(x, t, cond) - teacher(x, t, cond)).std()
     assert difference < 0.2 * teacher(x, t, cond).std()
     with pytest.raises(ValueError, match="not a teacher"):
-        student_of(net(guided=True))
+        student_of(net(guided=True), guided=True)
 
 
 def test_it_exports_with_a_dynamic_batch() -> None:
