@@ -13,14 +13,14 @@ WINDOW_S = 2 * HOP_S * SHARE / 8.5  # eight on two cores
 
 
 def test_places_follow_from_what_a_window_costs() -> None:
-    assert Capacity(cores=2.0, window_s=0.034, most=64).places(0) == 8
-    assert Capacity(cores=1.0, window_s=0.034, most=64).places(0) == 4
-    assert Capacity(cores=2.0, window_s=0.034, most=5).places(0) == 5
+    assert Capacity(cores=2.0, window_s=WINDOW_S, most=64).places(0) == 8
+    assert Capacity(cores=1.0, window_s=WINDOW_S, most=64).places(0) == 4
+    assert Capacity(cores=2.0, window_s=WINDOW_S, most=5).places(0) == 5
     assert Capacity(cores=2.0, window_s=10.0, most=8).places(0) == 1  # late, but not never
 
 
 def test_when_sessions_are_about_to_fall_behind_no_more_are_taken() -> None:
-    capacity = Capacity(cores=2.0, window_s=0.034, most=64)
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64)
     for pace, places, spare in [(0.3, 8, True), (0.7, 8, False), (0.95, 5, False), (0.5, 8, True)]:
         for _ in range(40):
             capacity.made(pace * HOP_S, HOP_S)
@@ -28,7 +28,7 @@ def test_when_sessions_are_about_to_fall_behind_no_more_are_taken() -> None:
 
 
 def test_offline_jobs_wait_for_the_live_sessions_next_door_too() -> None:
-    capacity = Capacity(cores=2.0, window_s=0.034, most=64)
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64)
     assert capacity.spare
     capacity.beside(busy=True)
     assert not capacity.spare and not capacity.busy
@@ -37,7 +37,7 @@ def test_offline_jobs_wait_for_the_live_sessions_next_door_too() -> None:
 
 
 def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting() -> None:
-    capacity = Capacity(cores=2.0, window_s=0.034, most=9)
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=9)
     assert capacity.places(8) == 8  # nothing was seen yet
     capacity.made(0.2 * HOP_S, HOP_S)
     assert capacity.places(7) == 8
@@ -47,7 +47,7 @@ def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting(
 
 def test_sessions_that_fell_silent_need_nothing() -> None:
     now_s = 100.0
-    capacity = Capacity(cores=2.0, window_s=0.034, most=64, clock=lambda: now_s)
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64, clock=lambda: now_s)
     for _ in range(40):
         capacity.made(2 * HOP_S, HOP_S)
     assert (capacity.places(5), capacity.spare) == (5, False)
