@@ -80,6 +80,12 @@ def sent(path: str) -> bool:
     return wanted
 
 
+def program(name: str) -> str | None:
+    """A tool that pip brings lies beside the interpreter, whose folder need not be on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return shutil.which(name, path=path)
+
+
 def install(dockerfile: Path, stage: str, root: Path, arguments: Mapping[str, str]) -> None:
     """Carry out COPY and RUN of the stage and of those before it, under ``root``."""
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(root)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import pytest
 
 from server import metrics
 from server.settings import Settings
-from tests.docker.images import ROOT, read
+from tests.docker.images import ROOT, program, read
 
-_COMPOSE = shutil.which("docker-compose")
+_COMPOSE = program("docker-compose")
 pytestmark = pytest.mark.skipif(_COMPOSE is None, reason="no docker-compose for this platform")
 
 # What a container has no use for, by role: it is started by other means, or the other's.

@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.docker.images import ROOT, Stage, chain, command, install, read, sent, under
+from tests.docker.images import ROOT, Stage, chain, command, install, program, read, sent, under
 from tests.server.media_probe import probe
 from tests.server.service import stopping
 
@@ -28,6 +28,7 @@ API, WORKER = ROOT / "docker/api.Dockerfile", ROOT / "docker/worker.Dockerfile"
 IMAGES = [(API, "final"), (WORKER, "cpu"), (WORKER, "gpu")]
 HEAVY = {"torch", "numpy", "numba", "av", "opencv-python-headless", "ai-edge-litert", "pillow"}
 _USER = 10001
+_HADOLINT = program("hadolint")
 
 # The libraries that python:slim on Debian 12 has, as far as wheels ask for them.
 SLIM = {
@@ -73,11 +74,11 @@ def test_the_apis_image_needs_nothing_heavy() -> None:
     assert closure(project()["worker"]) >= HEAVY  # the check can fail
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint for this platform")
+@pytest.mark.skipif(_HADOLINT is None, reason="no hadolint for this platform")
 @pytest.mark.parametrize("dockerfile", [API, WORKER])
 def test_hadolint_finds_nothing(dockerfile: Path) -> None:
     linted = subprocess.run(
-        ["hadolint", "--failure-threshold", "warning", str(dockerfile)], capture_output=True
+        [str(_HADOLINT), "--failure-threshold", "warning", str(dockerfile)], capture_output=True
     )
     assert linted.returncode == 0, linted.stdout.decode()
 
