@@ -38,6 +38,7 @@ class NetConfig:
     heads: int = 4
     blocks: int = 4
     reference_tokens: int = 4
+    audio_layers: int = 4
     guided: bool = False  # a student: takes the scales as tokens
     visemes: int = 0  # a teacher: visible classes of phones that its audio tokens are read for
 
@@ -146,15 +147,16 @@ class Block(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): residual convolutions over ±8 frames.
+    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): residual convolutions, each over ±2
+    frames.
 
     A mouth prepares for a sound and lingers after it, so a frame's token needs its neighbours.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.rows = nn.Linear(ROW_DIM, width)
-        self.layers = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(4))
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ class MotionNet(nn.Module):
         self.frames = nn.Linear(MOTION_DIM, width)
         self.prefix = nn.Linear(MOTION_DIM, width)
         self.positions = nn.Parameter(0.02 * torch.randn(PREFIX + HOP, width))
-        self.audio = AudioEncoder(width)
+        self.audio = AudioEncoder(width, config.audio_layers)
         self.aligned = nn.Linear(width, width)
         self.null_audio = nn.Parameter(0.02 * torch.randn(width))
         self.reference = nn.Sequential(

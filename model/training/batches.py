@@ -18,7 +18,7 @@ from model.training.augment import VoiceAugmenter
 from model.training.corpus import LEAST_LOG_POWER, Corpus
 from model.training.phones import Phone, visemes
 
-TRACKED_SHARE = 0.5  # of windows, where there are others
+TRACKED_SHARE = 0.5
 FIRST_WINDOW = 0.06  # share of windows that start a session, from the rest
 # Share of windows without any sound, the mouth closed and still: the recordings hold no silence
 # longer than half a second, a session may be silent for minutes.
@@ -61,7 +61,15 @@ class Batch:
 class WindowSampler:
     """Draws batches; the same generator state gives the same batch."""
 
-    def __init__(self, corpus: Corpus, mean: Tensor, std: Tensor, random: torch.Generator) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        mean: Tensor,
+        std: Tensor,
+        random: torch.Generator,
+        tracked_share: float = TRACKED_SHARE,
+    ) -> None:
+        """``tracked_share``: of windows with tracked motion, where there are others."""
         self._corpus, self._mean, self._std = corpus, mean, std
         self._random = random
         self._augment = VoiceAugmenter()
@@ -73,11 +81,11 @@ class WindowSampler:
         self._eyes = torch.tensor([a.startswith("eye") for a in ACTIONS] + [False] * 6)
         self._mouth = torch.zeros(MOTION_DIM, dtype=torch.bool)
         self._mouth[:ACTION_COUNT] = torch.tensor(MOUTH)
-        # a clip is drawn as often as it is long, tracked ones together half of the time
+        # a clip is drawn as often as it is long
         self._weights = corpus.frames.float()
         tracked = corpus.trust == 1
         if not bool(tracked.all()):
-            ratio = TRACKED_SHARE / (1 - TRACKED_SHARE)
+            ratio = tracked_share / (1 - tracked_share)
             others = self._weights[~tracked].sum()
             self._weights[tracked] *= ratio * others / self._weights[tracked].sum()
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
-from model.conditioning import Floats
+from model.conditioning import FPS, SAMPLE_RATE
+from model.motion.net import NetConfig
 from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
 from model.training.distill import train_student
 from model.training.inferred import (
+    Speech,
     closed_mouths,
     fit_mouths,
     grid_phones,
@@ -21,17 +23,21 @@ from model.training.inferred import (
     inferred_corpus,
     synthetic_speeches,
 )
-from model.training.phones import Phone
+from model.training.phones import VISEMES
+from model.training.quality import TRACKED, Quality, write_qualities
 from model.training.teacher import train_teacher
 from model.training.trainer import RunOptions
+
+AUDIO_LAYERS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fada train``."""
     parser.add_argument(
         "role",
-        choices=("teacher", "student", "balanced"),
-        help="which network: the teacher, a student with guidance tokens, or one without",
+        choices=("hearing", "teacher", "student", "balanced"),
+        help="which network: the teacher, only its audio encoder (to compare encoders), "
+        "a student with guidance tokens, or one without",
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the tracked GRID clips (motion.npz)"
@@ -47,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--teacher", type=Path, help="student: the teacher's weights")
     parser.add_argument("--start", type=Path, help="weights to begin from instead of fresh ones")
+    parser.add_argument(
+        "--audio-layers", type=int, default=AUDIO_LAYERS, help="teacher's encoder [%(default)s]"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate (%(default)s)")
@@ -61,14 +70,16 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
         raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
-    if args.role != "teacher" and args.teacher is None:
+    if args.role in ("student", "balanced") and args.teacher is None:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
     torch.set_num_threads(args.threads)
     phones = args.out / "phones.json"
     corpus = build_corpus(args.data, args.speech, args.synthetic, phones, args.seed)
     options = RunOptions(args.out, args.minutes, args.steps, peak_rate=args.rate)
-    if args.role == "teacher":
-        path = train_teacher(corpus, options, args.seed, args.start)
+    if args.role in ("hearing", "teacher"):
+        config = NetConfig(visemes=len(VISEMES), audio_layers=args.audio_layers)
+        hearing_only = args.role == "hearing"
+        path = train_teacher(corpus, options, args.seed, args.start, config, hearing_only)
     else:
         guided = args.role == "student"
         path = train_student(corpus, args.teacher, options, args.seed, args.start, guided)
@@ -82,7 +93,8 @@ def build_corpus(
     """GRID's training clips and, if given, other voices; never what is held out.
 
     ``speech``: recordings with transcripts. ``synthetic``: what `fada corpus build` wrote.
-    ``phones``: where the alignments are kept, as they take minutes.
+    ``phones``: where the alignments are kept, as they take minutes; ``quality.csv`` beside it says
+    how far each sample is believed.
     """
     grid = load_grid(data)
     chosen = ~held_out(len(grid.texts))
@@ -92,9 +104,22 @@ def build_corpus(
     tracked = grid_corpus(grid, chosen, said)
     mouths = fit_mouths(grid, said, seed)
     closed = closed_mouths(grid, said)
-    spoken: dict[str, tuple[Floats, list[Phone]]] = {}
+    spoken: dict[str, Speech] = {}
     if speech is not None:
         spoken |= heard_speeches(speech, phones)
     if synthetic is not None:
         spoken |= synthetic_speeches(synthetic)
+    write_qualities(phones.with_name("quality.csv"), _qualities(tracked, spoken))
     return joined([tracked, inferred_corpus(spoken, mouths, closed, fit_lip_gap(tracked))])
+
+
+def _qualities(tracked: Corpus, spoken: dict[str, Speech]) -> list[Quality]:
+    clips = [
+        Quality(f"tracked/{i}", "tracked", frames / FPS, TRACKED)
+        for i, frames in enumerate(tracked.frames.tolist())
+    ]
+    others = [
+        Quality(name, s.source, len(s.samples) / SAMPLE_RATE, s.quality)
+        for name, s in spoken.items()
+    ]
+    return clips + others

@@ -44,9 +44,9 @@ from model.training.phones import (
     loud_silence_db,
     visemes,
 )
+from model.training.quality import recorded_quality, synthetic_quality
 from model.training.synthesis import read_phones, read_rows
 
-TRUST = 0.6
 CONTEXT = 6  # frames to each side that shape a mouth: 0.24 s
 _SETTLE_S = 0.12  # lips take this long to come to rest, and to part before speech
 _FLOOR_DB, _SPAN_DB = -90.0, 20.0
@@ -55,18 +55,18 @@ _FLOOR_DB, _SPAN_DB = -90.0, 20.0
 LEARNED_FROM = ("ljspeech", "speechocean762_sample")
 HELD_OUT_SPEAKERS = 4  # speechocean762: speakers whose number is a multiple are never heard
 
-Speech = dict[str, str]  # a row of the manifest: file, transcript, source, license, seconds
+Row = dict[str, str]  # a row of the manifest: file, transcript, source, license, seconds
 
 
-def speeches(folder: Path) -> tuple[list[Speech], list[Speech]]:
+def speeches(folder: Path) -> tuple[list[Row], list[Row]]:
     """Transcribed speeches of ``folder``/manifest.csv: those to learn from, those never heard.
 
     Decided before training by collection and, in speechocean762, by speaker: no voice is in both.
     """
     with (folder / "manifest.csv").open() as file:
         rows = [r for r in csv.DictReader(file) if r["transcript"]]
-    learned: list[Speech] = []
-    unheard: list[Speech] = []
+    learned: list[Row] = []
+    unheard: list[Row] = []
     for entry in rows:
         collection, name = entry["file"].split("/")
         kept = collection in LEARNED_FROM
@@ -216,7 +216,17 @@ def fit_mouths(grid: Grid, phones: Mapping[int, list[Phone]], seed: int) -> Mout
     )
 
 
-Speeches = Mapping[str, tuple[Floats, list[Phone]]]  # samples in whole frames, what is said
+@dataclass(frozen=True)
+class Speech:
+    """Sound of a voice without tracking."""
+
+    samples: Floats  # (N,) in whole frames
+    phones: list[Phone]
+    source: str  # see `quality.Quality`
+    quality: float
+
+
+Speeches = Mapping[str, Speech]
 
 
 def heard_speeches(folder: Path, cache: Path) -> Speeches:
@@ -228,18 +238,25 @@ def heard_speeches(folder: Path, cache: Path) -> Speeches:
         entry["file"]: (_whole_frames(folder / entry["file"]), entry["transcript"])
         for entry in speeches(folder)[0]
     }
-    phones = aligned(sounds, cache)
-    return {
-        name: (sounds[name][0], said)
-        for name, said in phones.items()
-        if loud_silence_db(sounds[name][0], said) < LOUD_SILENCE_DB
-    }
+    result = {}
+    for name, said in aligned(sounds, cache).items():
+        samples = sounds[name][0]
+        loud = loud_silence_db(samples, said)
+        if loud < LOUD_SILENCE_DB:
+            result[name] = Speech(samples, said, "recorded", recorded_quality(loud))
+    return result
 
 
 def synthetic_speeches(folder: Path) -> Speeches:
     """The training side of a folder that `synthesis.build` wrote."""
-    names = [r["file"] for r in read_rows(folder) if r["split"] == "train"]
-    return {name: (_whole_frames(folder / name), read_phones(folder, name)) for name in names}
+    result = {}
+    for row in read_rows(folder):
+        if row["split"] == "train":
+            name, apart = row["file"], row["alignment_ms"]
+            quality = synthetic_quality(float(apart) if apart else None)
+            samples, phones = _whole_frames(folder / name), read_phones(folder, name)
+            result[name] = Speech(samples, phones, "synthetic", quality)
+    return result
 
 
 def _whole_frames(path: Path) -> Floats:
@@ -254,7 +271,8 @@ def inferred_corpus(
 ) -> Corpus:
     """Speeches with inferred mouths and still heads."""
     motion, classes, spectra = [], [], []
-    for samples, phones in tqdm(spoken.values(), desc="mouths for other voices", unit="clip"):
+    for speech in tqdm(spoken.values(), desc="mouths for other voices", unit="clip"):
+        samples, phones = speech.samples, speech.phones
         latents = torch.zeros(len(samples) // SAMPLES_PER_FRAME, MOTION_DIM)
         actions = with_closures(mouths(spoken_features(samples, phones)), phones, closed)
         latents[:, :ACTION_COUNT] = actions * torch.tensor(MOUTH)
@@ -273,5 +291,5 @@ def inferred_corpus(
         torch.tensor(frames),
         neutral.expand(len(frames), -1).clone(),
         torch.from_numpy(np.stack([background(s) for s in spectra])),
-        torch.full((len(frames),), TRUST),
+        torch.tensor([s.quality for s in spoken.values()]),
     )

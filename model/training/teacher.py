@@ -18,7 +18,6 @@ from model.motion.weights import MotionWeights, load_weights, save_weights, weig
 from model.training.batches import Batch, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap, motion_statistics
 from model.training.losses import MotionLoss, dimension_weights
-from model.training.phones import VISEMES
 from model.training.trainer import Losses, RunOptions, Trainer
 
 STEPS = 25  # of the sampler
@@ -28,7 +27,8 @@ NO_CONDITIONS = 0.08
 REFERENCE_ONLY = 0.10
 AUDIO_ONLY = 0.03
 HEARING_BATCH = 128
-HEARING_SHARE = 0.2  # of the training time
+HEARING_SHARE = 0.25  # of the training time
+HEARING_TRACKED = 0.25  # of its windows: what is heard is voices, and all but one are untracked
 HEARD_WEIGHT = 0.3  # of the estimates from sound alone, see `MotionNet.heard_speech`
 SPOKEN_WEIGHT = 0.5
 
@@ -103,34 +103,52 @@ class TeacherObjective:
         return {"loss": loss, "denoising": denoising, "heard": heard, "spoken": spoken}
 
 
-def train_teacher(corpus: Corpus, options: RunOptions, seed: int, start: Path | None) -> Path:
+def train_teacher(
+    corpus: Corpus,
+    options: RunOptions,
+    seed: int,
+    start: Path | None,
+    config: NetConfig,
+    hearing_only: bool = False,
+) -> Path:
     """Trains on ``corpus`` and returns the weights' path, ``options.folder``/teacher.safetensors.
 
-    ``start``: weights to begin with; their normalisation is kept.
+    ``start``: weights to begin with; their normalisation is kept. ``hearing_only``: stops after
+    the audio encoder, and returns ``hearing/hearing.safetensors``: to compare encoders.
+    Raises ``ValueError`` for a ``start`` that is no such teacher.
     """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    net = MotionNet(NetConfig(visemes=len(VISEMES)))
+    net = MotionNet(config)
     mean, std = motion_statistics(corpus)
     if start is not None:
         begun = load_weights(start)
-        net.load_state_dict(net.state_dict() | begun.net.state_dict())
+        if begun.net.config != config:
+            raise ValueError(f"--start {start} has {begun.net.config}, expected {config}")
+        net.load_state_dict(begun.net.state_dict())
         mean, std = begun.mean, begun.std
     loss = MotionLoss(mean, std, fit_lip_gap(corpus), dimension_weights())
-    windows = WindowSampler(corpus, mean, std, random)
-    hearing = replace(
-        options, folder=options.folder / "hearing", minutes=HEARING_SHARE * options.minutes
-    )
-    listener: Trainer[MotionNet] = Trainer(net, hearing, random)
-    listener.run(HearingObjective(net, windows, loss).losses, lambda: None)
-    net.load_state_dict(listener.averaged.state_dict())
-    trainer: Trainer[MotionNet] = Trainer(net, options, random)
-    objective = TeacherObjective(net, windows, loss, random)
-    path = options.folder / "teacher.safetensors"
 
-    def keep() -> None:
+    def keep(trainer: Trainer[MotionNet], path: Path) -> None:
         facts = weights_facts("teacher", STEPS, trainer.step)
         save_weights(path, MotionWeights(trainer.averaged, mean, std, facts))
 
-    trainer.run(objective.losses, keep)
+    heard = options.folder / "hearing"
+    listener: Trainer[MotionNet] = Trainer(net, _part(options, heard, HEARING_SHARE), random)
+    voices = WindowSampler(corpus, mean, std, random, HEARING_TRACKED)
+    hearing = HearingObjective(net, voices, loss)
+    listener.run(hearing.losses, lambda: keep(listener, heard / "hearing.safetensors"))
+    if hearing_only:
+        return heard / "hearing.safetensors"
+    net.load_state_dict(listener.averaged.state_dict())
+    path = options.folder / "teacher.safetensors"
+    rest = _part(options, options.folder, 1 - HEARING_SHARE)
+    trainer: Trainer[MotionNet] = Trainer(net, rest, random)
+    windows = WindowSampler(corpus, mean, std, random)
+    objective = TeacherObjective(net, windows, loss, random)
+    trainer.run(objective.losses, lambda: keep(trainer, path))
     return path
+
+
+def _part(options: RunOptions, folder: Path, share: float) -> RunOptions:
+    return replace(options, folder=folder, minutes=share * options.minutes)

@@ -1,0 +1,82 @@
+"""How well an audio encoder hears: ``bench/hearing.py --data GRID --speech SPEECH WEIGHTS…``.
+
+For each file of `fada train hearing` (or of a teacher), on held-out GRID clips and on voices that
+were never heard, each frame's sound as in service (24 rows, four of them to come): the share of
+frames whose visible class of phone is told right, that share among /p b m/ and among silence, and
+the correlation of the jaw as heard with the real one, or elsewhere with phone openness.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.audio.windows import HOP, PREFIX, AudioWindower
+from model.conditioning import Floats
+from model.motion.net import MotionNet
+from model.motion.weights import load_weights
+from model.training.evaluation import held_out_set
+from model.training.judging import JAW, Spoken, correlation
+from model.training.phones import openness, visemes
+
+_CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
+
+
+def heard(net: MotionNet, speech: Spoken) -> tuple[Floats, Floats]:
+    """(T, 58) motion in the network's units and (T, classes) logits of a whole speech."""
+    windower = AudioWindower()
+    windows = windower.push(speech.samples) + windower.finish()
+    rows = torch.from_numpy(np.stack([w.features for w in windows]))
+    on = torch.ones(len(rows))
+    with torch.no_grad():
+        motion, logits = net.heard_speech({"audio": rows, "has_audio": on})
+    new = slice(PREFIX, PREFIX + HOP)
+    frames = sum(w.frames for w in windows)
+    return (
+        motion[:, new].flatten(0, 1)[:frames].numpy(),
+        logits[:, new].flatten(0, 1)[:frames].numpy(),
+    )
+
+
+def report(net: MotionNet, spoken: list[Spoken], truth: list[Floats] | None) -> str:
+    """One line of figures; ``truth``: the real jaws, else phones say how far a mouth opens."""
+    jaws, told, said, wanted = [], [], [], []
+    for i, speech in enumerate(spoken):
+        motion, logits = heard(net, speech)
+        shares = visemes(speech.phones, len(motion))
+        sure = shares.max(1) > 0.9  # a frame that two phones share has no right answer
+        jaws.append(motion[:, JAW])
+        wanted.append(openness(speech.phones, len(motion)) if truth is None else truth[i])
+        told.append(logits.argmax(1)[sure])
+        said.append(shares.argmax(1)[sure])
+    t, s = np.concatenate(told), np.concatenate(said)
+    r = correlation(np.concatenate(jaws), np.concatenate(wanted))
+    right = t == s
+    return (
+        f"frames right {right.mean():.3f}  /p b m/ {right[s == _CLOSED].mean():.3f}  "
+        f"silence {right[s == 0].mean():.3f}  jaw r {r:.3f}"
+    )
+
+
+def main() -> None:
+    """Prints two lines a file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--speech", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=50)
+    parser.add_argument("--voices", type=int, default=40)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tests = held_out_set(args.data, args.speech, args.clips, args.voices)
+    for path in args.weights:
+        net = load_weights(path).net
+        print(f"{path}\n  GRID    {report(net, tests.clips, [m[:, JAW] for m in tests.real])}")
+        print(f"  voices  {report(net, tests.voices, None)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
