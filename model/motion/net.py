@@ -40,6 +40,7 @@ class NetConfig:
     reference_tokens: int = 4
     audio_layers: int = 4
     guided: bool = False  # a student: takes the scales as tokens
+    embedded_scales: bool = False  # ... or, to compare, in the time's embedding
     visemes: int = 0  # a teacher: visible classes of phones that its audio tokens are read for
 
 
@@ -234,20 +235,27 @@ class MotionNet(nn.Module):
         )
         around = self.positions + self.aligned(audio[:, : PREFIX + HOP])
         prefix = self.prefix(cond["prefix"]) + around[:, :PREFIX]
+        embedded: list[Tensor] = []
         if self.config.guided:
             s_aud, s_ref = cond["guidance"].unbind(1)
-            audio = torch.cat([audio, self.audio_scale(s_aud)], dim=1)
-            reference = torch.cat([reference, self.reference_scale(s_ref)], dim=1)
+            tokens = self.audio_scale(s_aud), self.reference_scale(s_ref)
+            if self.config.embedded_scales:
+                embedded = [(tokens[0] + tokens[1])[:, 0]]
+            else:
+                audio = torch.cat([audio, tokens[0]], dim=1)
+                reference = torch.cat([reference, tokens[1]], dim=1)
         blocks = (cast(Block, block) for block in self.blocks)
         contexts = [part for block in blocks for part in block.context(audio, reference)]
-        return heard, prefix, around[:, PREFIX:], *contexts
+        return heard, prefix, around[:, PREFIX:], *contexts, *embedded
 
     def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """``x_t`` (B, HOP, 58), ``t`` (B,) and the `context` of the same rows -> x0_hat."""
         heard, prefix, around, *contexts = context
         x = torch.cat([prefix, self.frames(x_t) + around], dim=1)
-        embedded = F.silu(self.time(sinusoid(t, 64, 4.0)))
-        time = self.time_modulation(embedded).unflatten(1, (6, -1))
+        embedded = self.time(sinusoid(t, 64, 4.0))
+        if self.config.embedded_scales:
+            embedded = embedded + contexts[-1]
+        time = self.time_modulation(F.silu(embedded)).unflatten(1, (6, -1))
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             wanted = HOP if i == last else PREFIX + HOP

@@ -13,7 +13,7 @@ import torch
 from model.conditioning import FPS, SAMPLE_RATE
 from model.motion.net import NetConfig
 from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
-from model.training.distill import train_student
+from model.training.distill import SUPERVISION, Recipe, train_student
 from model.training.inferred import (
     Speech,
     closed_mouths,
@@ -54,6 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, help="student: the teacher's weights")
     parser.add_argument("--start", type=Path, help="weights to begin from instead of fresh ones")
     parser.add_argument(
+        "--supervision",
+        choices=tuple(SUPERVISION),
+        default="mixed",
+        help="student: whom it learns from; anything else is an ablation [%(default)s]",
+    )
+    parser.add_argument(
+        "--scales",
+        choices=("tokens", "embedding"),
+        default="tokens",
+        help="student: how it is told the guidance scales [%(default)s]",
+    )
+    parser.add_argument(
         "--audio-layers", type=int, default=AUDIO_LAYERS, help="teacher's encoder [%(default)s]"
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
@@ -81,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         hearing_only = args.role == "hearing"
         path = train_teacher(corpus, options, args.seed, args.start, config, hearing_only)
     else:
-        guided = args.role == "student"
-        path = train_student(corpus, args.teacher, options, args.seed, args.start, guided)
+        recipe = Recipe(args.role == "student", args.scales == "embedding", args.supervision)
+        path = train_student(corpus, args.teacher, options, args.seed, args.start, recipe)
     print(path)
     return 0
 

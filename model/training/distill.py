@@ -34,6 +34,8 @@ closure is hardly seen; a missing one is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,7 +45,7 @@ from model.diffusion.denoiser import Denoiser, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, add_noise
-from model.motion.net import MotionNet, NetConfig
+from model.motion.net import MotionNet
 from model.motion.weights import Limits, MotionWeights, load_weights, save_weights, weights_facts
 from model.training.batches import Batch, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
@@ -80,6 +82,31 @@ class AdaptiveTrust:
         return DATA_SHARE * trust * torch.exp(-(DOUBT - trust) * unlikely)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is taught; anything but the defaults is an ablation."""
+
+    guided: bool = True  # takes the scales (``fast``), else is run in three branches (``balanced``)
+    embedded_scales: bool = False  # the scales in the time's embedding, not as tokens
+    supervision: str = "mixed"  # see `SUPERVISION`
+
+
+Weight = Callable[[Tensor, Tensor, Tensor], Tensor]  # distance, t, trust (B,) -> w (B,)
+
+
+def _constant(share: float) -> Callable[[], Weight]:
+    return lambda: lambda distance, t, trust: torch.full_like(distance, share)
+
+
+# The data's weight: as above, the same for every sample, the teacher's word only, the data's only.
+SUPERVISION: dict[str, Callable[[], Weight]] = {
+    "mixed": AdaptiveTrust,
+    "fixed": _constant(DATA_SHARE / 2),
+    "teacher": _constant(0.0),
+    "data": _constant(1.0),
+}
+
+
 class StudentObjective:
     """Distillation of random windows: `losses` is what the trainer minimises."""
 
@@ -90,13 +117,15 @@ class StudentObjective:
         windows: WindowSampler,
         loss: MotionLoss,
         random: torch.Generator,
+        supervision: str = "mixed",
     ) -> None:
         self._student, self._windows, self._loss, self._random = student, windows, loss, random
         self._guided = student.config.guided
         branch = X0Denoiser(teacher)
         self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
         self._schedule = CosineSchedule()
-        self._weight = AdaptiveTrust()
+        self._weight = SUPERVISION[supervision]()
+        self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
 
     def losses(self) -> Losses:
         before, batch = self._windows.draw_run(BATCH, 2)
@@ -116,7 +145,7 @@ class StudentObjective:
         closure = (self._loss.closure(x0_hat, batch.x0) * cond["has_audio"]).mean()
         mixed = ((1 - weight) * from_teacher + weight * from_data).mean()
         return {
-            "loss": mixed + CLOSURE_WEIGHT * closure,
+            "loss": mixed + self._closure_weight * closure,
             "closure": closure,
             "teacher": from_teacher.mean(),
             "data": from_data.mean(),
@@ -166,11 +195,16 @@ class StudentObjective:
         return torch.where(torch.rand(BATCH, generator=self._random) < 0.5, own, anywhere)
 
 
-def student_of(teacher: MotionNet, guided: bool) -> MotionNet:
-    """A student with the teacher's parameters and, if ``guided``, fresh scale tokens."""
-    config = NetConfig(**{**vars(teacher.config), "guided": guided, "visemes": 0})
+def student_of(teacher: MotionNet, recipe: Recipe) -> MotionNet:
+    """A student with the teacher's parameters and, if guided, a fresh place for the scales."""
     if teacher.config.guided:
         raise ValueError("not a teacher's network: it takes guidance scales")
+    config = replace(
+        teacher.config,
+        guided=recipe.guided,
+        embedded_scales=recipe.embedded_scales,
+        visemes=0,
+    )
     student = MotionNet(config)
     fresh = {k: v for k, v in student.state_dict().items() if "_scale." in k}
     taught = {k: v for k, v in teacher.state_dict().items() if not k.startswith("spoken.")}
@@ -184,25 +218,24 @@ def train_student(
     options: RunOptions,
     seed: int,
     start: Path | None,
-    guided: bool = True,
+    recipe: Recipe,
 ) -> Path:
     """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors.
 
-    ``guided``: the student takes the scales as tokens (``fast``), else it is run in three branches
-    (``balanced``).
     ``start``: a student's weights to go on from; fresh ones take the teacher's parameters.
     """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     teacher = load_weights(teacher_path)
-    student = student_of(teacher.net, guided)
+    student = student_of(teacher.net, recipe)
     if start is not None:
         student = load_weights(start).net
     student.train().requires_grad_(True)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
     trainer: Trainer[MotionNet] = Trainer(student, options, random)
-    objective = StudentObjective(student, teacher.net, windows, loss, random)
+    supervision = recipe.supervision
+    objective = StudentObjective(student, teacher.net, windows, loss, random, supervision)
     path = options.folder / "student.safetensors"
 
     def keep() -> None:

@@ -13,7 +13,7 @@ from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
 from model.motion.actions import MOTION_DIM, REFERENCE_DIM
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import MotionWeights, load_weights, save_weights
-from model.training.distill import student_of
+from model.training.distill import Recipe, student_of
 
 
 def inputs(batch: int, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -85,11 +85,11 @@ def test_sound_of_its_own_frame_matters_most_from_the_start() -> None:
 def test_a_student_begins_near_its_teacher() -> None:
     x, t, cond = inputs(3)
     teacher = net()
-    student = student_of(teacher, guided=True).eval()
+    student = student_of(teacher, Recipe()).eval()
     difference = (student(x, t, cond) - teacher(x, t, cond)).std()
     assert difference < 0.2 * teacher(x, t, cond).std()
     with pytest.raises(ValueError, match="not a teacher"):
-        student_of(net(guided=True), guided=True)
+        student_of(net(guided=True), Recipe())
 
 
 def test_it_exports_with_a_dynamic_batch() -> None:

@@ -39,7 +39,7 @@ def test_what_is_not_known_is_neither_best_nor_worthless() -> None:
 def test_qualities_are_kept_a_line_a_sample(tmp_path: Path) -> None:
     path = tmp_path / "run" / "quality.csv"
     write_qualities(path, [Quality("a,b.flac", "recorded", 2.0, 0.51234)])
-    rows = list(csv.DictReader(path.open()))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     assert rows == [
         {"name": "a,b.flac", "source": "recorded", "seconds": "2.00", "quality": "0.512"}
     ]

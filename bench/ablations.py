@@ -1,0 +1,61 @@
+"""What each part of the distillation is worth: the same student, taught without it.
+
+``bench/ablations.py --data GRID --speech SPEECH --synthetic CORPUS --teacher FILE --out DIR``
+
+Trains one student a recipe, all from the same teacher, with the same seed and number of steps, and
+prints the ``--row`` arguments for `fada evaluate --table`. A student that is there is not trained
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from model.training.cli import build_corpus
+from model.training.corpus import Corpus
+from model.training.distill import Recipe, train_student
+from model.training.trainer import RunOptions
+
+RECIPES = {
+    "as shipped": Recipe(),
+    "teacher's word only": Recipe(supervision="teacher"),
+    "data's word only": Recipe(supervision="data"),
+    "fixed weight": Recipe(supervision="fixed"),
+    "scale embedding": Recipe(embedded_scales=True),
+    "no broad data": Recipe(),
+}
+
+
+def tracked_only(corpus: Corpus) -> Corpus:
+    """Only the clips with tracked motion."""
+    return corpus.subset((corpus.trust == 1).numpy())
+
+
+def main() -> None:
+    """Trains what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("--data", "--speech", "--synthetic", "--teacher", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    phones = args.out / "phones.json"
+    corpus = build_corpus(args.data, args.speech, args.synthetic, phones, seed=0)
+    for name, recipe in RECIPES.items():
+        folder = args.out / name.replace(" ", "-").replace("'", "")
+        path = folder / "student.safetensors"
+        if not (folder / "done").exists():
+            # a day: the steps decide, so that a slower machine trains the same
+            options = RunOptions(folder, minutes=24 * 60, steps=args.steps, peak_rate=7e-4)
+            learned_from = tracked_only(corpus) if name == "no broad data" else corpus
+            train_student(learned_from, args.teacher, options, 0, None, recipe)
+            (folder / "done").touch()
+        print(f"--row '{args.steps} steps, {name}={path}'", flush=True)
+
+
+if __name__ == "__main__":
+    main()
