@@ -1,7 +1,7 @@
 """The student's training: six steps that do what the teacher's 25 steps with guidance do.
 
-Knows: the distillation target, the mixed-supervised loss, how scales are drawn. Does not know:
-where windows come from or how long a run lasts.
+Knows: the distillation target, the mixed-supervised loss, how scales are drawn; `StudentObjective`
+knows no latent space. Does not know: where windows come from or how long a run lasts.
 
 Both of FADA's ideas meet here (arXiv 2412.16915; its weighting is not public in full, the formula
 below is this project's):
@@ -34,20 +34,21 @@ closure is hardly seen; a missing one is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from model.diffusion.denoiser import Denoiser, X0Denoiser
+from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
-from model.diffusion.schedule import CosineSchedule, add_noise
+from model.diffusion.schedule import CosineSchedule, add_noise, like
 from model.motion.net import MotionNet
 from model.motion.weights import Limits, MotionWeights, load_weights, save_weights, weights_facts
-from model.training.batches import Batch, WindowSampler
+from model.training.batches import WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
 from model.training.losses import MotionLoss, dimension_weights
 from model.training.teacher import dropped
@@ -107,20 +108,61 @@ SUPERVISION: dict[str, Callable[[], Weight]] = {
 }
 
 
+class Drawn(Protocol):
+    """B windows in the network's units, see `batches.Batch`; a frame's latent has any shape."""
+
+    @property
+    def x0(self) -> Tensor: ...
+
+    @property
+    def prefix(self) -> Tensor: ...
+
+    @property
+    def clean_prefix(self) -> Tensor: ...
+
+    @property
+    def trust(self) -> Tensor: ...
+
+    def conditions(self) -> dict[str, Tensor]: ...
+
+
+class Windows(Protocol):
+    def draw_run(self, size: int, windows: int) -> Sequence[Drawn]:
+        """``windows`` batches of ``size``: each the next window of the same clip and voice."""
+        ...
+
+
+class Distance(Protocol):
+    """How far windows lie apart, and what is asked of the data at any w."""
+
+    def __call__(self, x0_hat: Tensor, target: Tensor, before: Tensor | None = None) -> Tensor:
+        """(B,), see `losses.MotionLoss`."""
+        ...
+
+    def closure(self, x0_hat: Tensor, data: Tensor) -> Tensor:
+        """(B,) by how much lips stay further apart than the data's where those are closed."""
+        ...
+
+
 class StudentObjective:
-    """Distillation of random windows: `losses` is what the trainer minimises."""
+    """Distillation of random windows: `losses` is what the trainer minimises.
+
+    ``student`` and ``teacher`` predict x0; a ``guided`` student takes the scales as tokens.
+    """
 
     def __init__(
         self,
-        student: MotionNet,
-        teacher: MotionNet,
-        windows: WindowSampler,
-        loss: MotionLoss,
+        student: Forward,
+        teacher: Forward,
+        windows: Windows,
+        loss: Distance,
         random: torch.Generator,
         supervision: str = "mixed",
+        guided: bool = True,
+        batch: int = BATCH,
     ) -> None:
         self._student, self._windows, self._loss, self._random = student, windows, loss, random
-        self._guided = student.config.guided
+        self._guided, self._batch = guided, batch
         branch = X0Denoiser(teacher)
         self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
         self._schedule = CosineSchedule()
@@ -128,12 +170,12 @@ class StudentObjective:
         self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
 
     def losses(self) -> Losses:
-        before, batch = self._windows.draw_run(BATCH, 2)
+        before, batch = self._windows.draw_run(self._batch, 2)
         scales = {"guidance": self._draw_guidance()} if self._guided else {}
         cond = batch.conditions() | scales
         cond["prefix"], off = self._own_prefix(before, batch, scales)
         if not self._guided:
-            cond["has_audio"], cond["has_reference"] = dropped(BATCH, self._random)
+            cond["has_audio"], cond["has_reference"] = dropped(self._batch, self._random)
         t = self._draw_times()
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
@@ -154,9 +196,9 @@ class StudentObjective:
 
     @torch.no_grad()
     def _own_prefix(
-        self, before: Batch, batch: Batch, scales: dict[str, Tensor]
+        self, before: Drawn, batch: Drawn, scales: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(B, PREFIX, 58) prefixes, most of them what the student itself just made, and (B, 58)
+        """(B, P, ...) prefixes, most of them what the student itself just made, and (B, ...)
         by how much those end off the recording.
 
         In service every prefix is the student's own; taught on recordings only, it would trust
@@ -167,13 +209,13 @@ class StudentObjective:
         cond = before.conditions() | scales
         made = sample(X0Denoiser(self._student), noise, grid, cond, self._schedule)
         own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
-        chosen = torch.rand(BATCH, 1, 1, generator=self._random) < OWN_SHARE
+        chosen = like(torch.rand(self._batch, generator=self._random) < OWN_SHARE, own)
         off = torch.where(chosen[:, 0], (own - batch.clean_prefix)[:, -1], 0.0)
         return torch.where(chosen, own, batch.prefix), off
 
     @torch.no_grad()
     def _teacher_target(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """x0* (B, HOP, 58) of the guided teacher's walk over one student step."""
+        """x0* (B, T, ...) of the guided teacher's walk over one student step."""
         end = (t - 1 / STEPS).clamp(min=0.0)
         x, now = x_t, t
         for i in range(1, TEACHER_STEPS_EACH + 1):
@@ -185,14 +227,14 @@ class StudentObjective:
     def _draw_guidance(self) -> Tensor:
         """(B, 2) scales inside `LIMITS`, low ones more often: p falls linearly."""
         low, high = (torch.tensor(side) for side in zip(*LIMITS, strict=True))
-        drawn = torch.rand(2, BATCH, 2, generator=self._random).amin(0)
+        drawn = torch.rand(2, self._batch, 2, generator=self._random).amin(0)
         return low + (high - low) * drawn
 
     def _draw_times(self) -> Tensor:
         """(B,) half at the six steps' own times, half anywhere, so any number of steps works."""
-        own = torch.randint(1, STEPS + 1, (BATCH,), generator=self._random) / STEPS
-        anywhere = torch.rand(BATCH, generator=self._random).clamp(min=1e-2)
-        return torch.where(torch.rand(BATCH, generator=self._random) < 0.5, own, anywhere)
+        own = torch.randint(1, STEPS + 1, (self._batch,), generator=self._random) / STEPS
+        anywhere = torch.rand(self._batch, generator=self._random).clamp(min=1e-2)
+        return torch.where(torch.rand(self._batch, generator=self._random) < 0.5, own, anywhere)
 
 
 def student_of(teacher: MotionNet, recipe: Recipe) -> MotionNet:
@@ -234,8 +276,9 @@ def train_student(
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
     trainer: Trainer[MotionNet] = Trainer(student, options, random)
-    supervision = recipe.supervision
-    objective = StudentObjective(student, teacher.net, windows, loss, random, supervision)
+    objective = StudentObjective(
+        student, teacher.net, windows, loss, random, recipe.supervision, student.config.guided
+    )
     path = options.folder / "student.safetensors"
 
     def keep() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from model.audio.windows import PREFIX
+
 Config = TypeVar("Config")
 
 
@@ -114,11 +116,68 @@ class VAEConfig:
         return 2 ** (len(self.channels) - 1)
 
 
+def tiny_unet() -> UNetConfig:
+    """video-tiny's UNet: a thousandth of the release's parameters, in the same parts.
+
+    Attention only on the coarser of two levels: over 16 × 16 places it would cost more than all
+    the rest. Time is looked along on both, since what is fine comes from the frames before.
+    """
+    return UNetConfig(
+        in_channels=48,
+        out_channels=48,
+        channels=(32, 64),
+        layers=1,
+        attention=(False, True),
+        heads=(4, 4),
+        groups=8,
+        audio_width=128,
+        audio_gain=1.0,
+        motion=MotionConfig((True, True), True, (True, True), 4, 1, 1, 1, 8, 16),
+        prefix_frames=2,
+    )
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """video-tiny, whole: ``side`` pixels each way in patches of ``patch``, and how it hears."""
+
+    side: int = 64
+    patch: int = 4
+    sound_layers: int = 3
+    sound_tokens: int = 4  # moments that a frame listens to
+    unet: UNetConfig = field(default_factory=tiny_unet)
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.side < 1 or self.side % self.patch:
+            raise ValueError(f"side = {self.side}, expected a multiple of patch = {self.patch}")
+        channels = (self.unet.in_channels, self.unet.out_channels)
+        if channels != (self.latent_shape[0],) * 2:
+            raise ValueError(
+                f"unet has {channels} channels in and out, expected {self.latent_shape[0]}, "
+                f"three colours in patches of {self.patch} × {self.patch}"
+            )
+        if self.sound_tokens < 2 or not 1 <= self.unet.prefix_frames <= PREFIX:
+            raise ValueError(
+                f"sound_tokens = {self.sound_tokens}, expected 2 or more; "
+                f"unet.prefix_frames = {self.unet.prefix_frames}, expected 1 to {PREFIX}"
+            )
+
+    @property
+    def guided(self) -> bool:
+        return self.unet.guided
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return 3 * self.patch**2, self.side // self.patch, self.side // self.patch
+
+
 def from_plain(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """The inverse of `dataclasses.asdict` after a walk through JSON. Surplus names raise."""
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     if known.get("motion") is not None:
         known["motion"] = from_plain(MotionConfig, known["motion"])
+    if known.get("unet") is not None:
+        known["unet"] = from_plain(UNetConfig, known["unet"])
     try:
         return cls(**known)
     except TypeError as error:

@@ -22,14 +22,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig, from_plain
+from model.video.config import FaceLocatorConfig, TinyConfig, UNetConfig, VAEConfig, from_plain
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
+from model.video.tiny import TinyNet
 from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
 
 Net = TypeVar("Net", bound=nn.Module)
-VideoNet = DenoisingUNet | ReferenceUNet | FaceLocator | VAE
+VideoNet = DenoisingUNet | ReferenceUNet | FaceLocator | VAE | TinyNet
 _NAMED = 8  # so many keys an error names, then their number
 _REMAPPED_BYTES = 128 * 2**20
 
@@ -194,6 +195,7 @@ _KINDS: dict[str, tuple[type[VideoNet], type]] = {
     "reference_unet": (ReferenceUNet, UNetConfig),
     "face_locator": (FaceLocator, FaceLocatorConfig),
     "vae": (VAE, VAEConfig),
+    "video_tiny": (TinyNet, TinyConfig),
 }
 
 
