@@ -1,0 +1,149 @@
+"""Judged as a viewer sees it: finished MP4s, tracked again from their pixels.
+
+``bench/watched.py --data GRID --speech SPEECH --portraits DIR --out DIR``
+
+Makes ten videos as `fada animate` does, each of another portrait and another voice: six that were
+never heard in training, and four languages other than English, said by espeak-ng. Then follows the
+face through each MP4. Of the lips' gap as seen it prints how it goes with the gap that the student
+meant (renderer and codec) and, where the phones are known, the same shares as `fada evaluate`
+(everything together). The first line is a real speaker, tracked in the same way. ``sheet.jpg`` in
+the folder shows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import soundfile
+import soxr
+from sheet import row
+from tqdm import tqdm
+
+from model.conditioning import SAMPLE_RATE, Floats
+from model.pipeline import AvatarPipeline
+from model.portrait import load_picture
+from model.portrait.landmarks import Face, FaceTracker
+from model.training.corpus import LipGap, load_grid
+from model.training.evaluation import HeldOut, held_out_set
+from model.training.judging import closed_share, correlation, gaps_of, open_share, silence_share
+from model.training.phones import Phone, openness
+from model.training.rollout import roll_out
+from server.media.footage import open_footage
+from server.offline import animate
+from server.protocol import AnimationOptions
+from server.settings import Settings
+from server.worker.loading import load_pipelines
+
+SEED = 7
+ENGLISH = 6
+OTHERS = {
+    "de": "Guten Morgen! Wir bauen heute Abend ein Brot mit Butter, Pflaumen und Mohn.",
+    "es": "Buenos días, ¿puedes mostrarme el camino más bonito hasta la plaza mayor?",
+    "fr": "Bonjour, je voudrais une baguette, un petit pain au beurre et deux pommes.",
+    "cmn": "你好，我们明天早上八点半在公园门口见面，别忘了带面包和苹果。",
+}
+
+
+def gap_seen(file: Path, tracker: FaceTracker) -> Floats:
+    """(T,) between the inner lips in each picture of a video, in eye-corner distances."""
+    gaps, face = [], None
+    for _, picture in open_footage(file).pictures():
+        face = tracker.find(picture) if face is None else tracker.follow(picture, face)
+        gaps.append(_gap(face))
+    return np.array(gaps, np.float32)
+
+
+def _gap(face: Face) -> float:
+    points = face.landmarks[:, :2]
+    eyes = np.linalg.norm(points[33] - points[263])
+    return float(np.linalg.norm(points[13] - points[14]) / eyes)
+
+
+def sounds(tests: HeldOut, folder: Path) -> dict[str, list[Phone] | None]:
+    """Writes the voices into ``folder`` as NAME.wav, 16 kHz; what each says, where it is known."""
+    said: dict[str, list[Phone] | None] = {}
+    spread = tests.voices[:: max(1, len(tests.voices) // ENGLISH)][:ENGLISH]
+    for i, speech in enumerate(spread):
+        soundfile.write(folder / f"en{i}.wav", speech.samples, SAMPLE_RATE)
+        said[f"en{i}"] = speech.phones
+    for language, text in OTHERS.items():
+        file = folder / f"{language}.wav"
+        subprocess.run(["espeak-ng", "-v", language, "-w", str(file), text], check=True)
+        samples, rate = soundfile.read(file, dtype="float32")
+        soundfile.write(file, soxr.resample(samples, rate, SAMPLE_RATE), SAMPLE_RATE)
+        said[language] = None
+    return said
+
+
+def gap_meant(pipeline: AvatarPipeline, portrait: Path, sound: Path, lip_gap: LipGap) -> Floats:
+    """(T,) the gap of the motion that ``pipeline`` makes of a portrait and a sound."""
+    features = pipeline.space.encode_reference(load_picture(portrait.read_bytes())).features
+    samples = soundfile.read(sound, dtype="float32")[0]
+    info = pipeline.info
+    motion = roll_out(pipeline, [samples], [features], [SEED], info.guidance, info.steps)
+    return gaps_of(motion, lip_gap)[0]
+
+
+def shares(gaps: list[Floats], phones: list[list[Phone]]) -> str:
+    """The figures that need phones, over several videos."""
+    wanted = [openness(p, len(g)) for g, p in zip(gaps, phones, strict=True)]
+    return (
+        f"phones r {correlation(np.concatenate(gaps), np.concatenate(wanted)):.2f}  "
+        f"/p b m/ {closed_share(gaps, phones):.2f}  "
+        f"open vowels {open_share(gaps, phones):.2f}  silence {silence_share(gaps, phones):.2f}"
+    )
+
+
+def real_shares(data: Path, tests: HeldOut) -> str:
+    """`shares` of the speaker of the held-out clips, tracked from his pixels."""
+    grid = load_grid(data)
+    by_sound = {s.tobytes(): gap for s, gap in zip(grid.samples, grid.lip_gap, strict=True)}
+    gaps = [by_sound[clip.samples.tobytes()] for clip in tests.clips]
+    return shares(gaps, [clip.phones for clip in tests.clips])
+
+
+def pictures(folder: Path, count: int) -> list[Path]:
+    """``count`` portraits from all over ``folder``; what is there to be refused is left out."""
+    found = [p for p in folder.rglob("*") if p.suffix in (".jpg", ".png")]
+    good = sorted(p for p in found if p.parent.name != "bad_inputs")
+    return good[:: max(1, len(good) // count)][:count]
+
+
+def main() -> None:
+    """Makes, tracks, prints, draws."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("--data", "--speech", "--portraits", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    tests = held_out_set(args.data, args.speech, clips=30, voices=40)
+    print(f"real speaker, {len(tests.clips)} clips: {real_shares(args.data, tests)}")
+    said = sounds(tests, args.out)
+    settings, tracker = Settings(), FaceTracker()
+    pipeline = next(iter(load_pipelines(settings).values()))
+    options = AnimationOptions.model_validate({"seed": SEED})
+    videos, all_seen, r, moved = [], [], [], []
+    for portrait, name in zip(pictures(args.portraits, len(said)), tqdm(said), strict=True):
+        sound, video = args.out / f"{name}.wav", args.out / f"{name}.mp4"
+        animate(settings, portrait, sound, video, options)
+        meant, seen = gap_meant(pipeline, portrait, sound, tests.lip_gap), gap_seen(video, tracker)
+        frames = min(len(meant), len(seen))
+        meant = meant[:frames].clip(0)  # lips do not pass through each other
+        r.append(correlation(meant, seen[:frames]))
+        moved.append(float(np.cov(meant, seen[:frames])[0, 1] / meant.var(ddof=1)))
+        print(f"{name:>4} {portrait.stem:<30} as meant r {r[-1]:.2f} × {moved[-1]:.2f}", flush=True)
+        videos.append(video)
+        all_seen.append(seen)
+    print(f"as meant: r {np.median(r):.2f}, × {np.median(moved):.2f} (medians)")
+    known = [(seen, p) for seen, p in zip(all_seen, said.values(), strict=True) if p is not None]
+    print(f"voices with known phones: {shares([g for g, _ in known], [p for _, p in known])}")
+    sheet = np.vstack([row(v, 0.4, 3.0, 12, 160) for v in videos])
+    cv2.imwrite(str(args.out / "sheet.jpg"), sheet[..., ::-1])
+
+
+if __name__ == "__main__":
+    main()
