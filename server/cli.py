@@ -141,7 +141,7 @@ def _add_services(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         command.add_argument("--host", default="127.0.0.1", help="[%(default)s]")
         command.add_argument("--port", type=int, default=8000, help="[%(default)s]")
         if name == "serve":
-            command.add_argument("--workers", type=int, help="worker processes [FADA_WORKERS, 1]")
+            command.add_argument("--workers", type=int, help="worker processes [FADA_WORKERS]")
 
 
 def _add_animate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

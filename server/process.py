@@ -1,8 +1,8 @@
 """Child processes that never outlive their parent.
 
-Knows: sessions, parent-death signals and orderly stops. Does not know what the children do.
-On Linux the kernel kills a child the moment its parent dies, however it dies; elsewhere only a
-parent that ends by itself stops its children.
+Knows: sessions, parent-death signals, orderly stops, and how many cores there are. Does not know
+what the children do. On Linux the kernel kills a child the moment its parent dies, however it dies;
+elsewhere only a parent that ends by itself stops its children.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ def spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:

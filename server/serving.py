@@ -21,13 +21,14 @@ from typing import Any
 
 import uvicorn
 
+from server import process
 from server.app import create_app
 from server.broker.embedded import EmbeddedServer, embedded_server, valkey_program
 from server.broker.liveness import live_workers
 from server.broker.redis import Connection, connect
 from server.routes.stream import MAX_MESSAGE_BYTES
 from server.settings import Settings
-from server.supervisor import Supervisor
+from server.supervisor import Supervisor, worker_count
 
 log = logging.getLogger("fada.serve")
 
@@ -116,7 +117,8 @@ async def _serve_all(
 ) -> int:
     async with connect(url) as connection:
         server = _server(settings, url)
-        supervisor = Supervisor(connection, url, settings.workers)
+        count = worker_count(settings.workers, process.usable_cores())
+        supervisor = Supervisor(connection, url, count)
         serving = asyncio.create_task(server.serve([sock]))
         others = [
             asyncio.create_task(supervisor.watch()),

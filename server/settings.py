@@ -32,8 +32,12 @@ class Settings(BaseSettings):
         min_length=1,
         description="students to load, comma-separated; first: default",
     )
-    workers: int = Field(
-        1, ge=1, le=64, description="worker processes on this machine, which share its cores"
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="worker processes that share this machine; "
+        "unset: `fada serve` starts one a core, 2 to 8, and a `fada worker` is the only one",
     )
     sessions_per_worker: int = Field(
         8, ge=1, le=256, description="most jobs of a worker at once; live ones: what it measures"

@@ -1,7 +1,7 @@
 """Keeps the worker processes of `fada serve` running.
 
-Knows: starting, watching, burying and restarting them. Does not know what a job is: what a dead
-worker had in hand, another one claims, or the one that is started in its place.
+Knows: how many there are, starting, watching, burying and restarting them. Does not know what a
+job is: what a dead worker had in hand, another one claims, or the one that is started in its place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from server.broker.redis import BROKER_LOST, Connection
 log = logging.getLogger("fada.serve")
 
 _LOOK_S = 0.1
+# At least one that goes on when another dies: a new one takes seconds to load. At most what the
+# other limits let work: each costs half a gigabyte.
+_FEWEST, _MOST = 2, 8
 _LONGEST_PAUSE_S = 10.0
+
+
+def worker_count(asked: int | None, cores: int) -> int:
+    """How many workers a machine with so many cores gets, unless it was said."""
+    return min(max(cores, _FEWEST), _MOST) if asked is None else asked
 
 
 class Supervisor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
 from server.bench import live, report
 from server.bench.client import Voice
 from server.bench.service import Service, own_service, store_avatar
+from server.process import usable_cores
+from server.supervisor import worker_count
 
 _EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
 _MOST = 64
@@ -33,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
-        help="of the bench's own service [one a core, %(default)s]",
+        default=worker_count(None, usable_cores()),
+        help="of the bench's own service [%(default)s]",
     )
     command.add_argument("--seconds", type=float, default=20.0, help="of each run [%(default)s]")
     command.add_argument("--size", type=int, default=512, help="pixels [%(default)s]")

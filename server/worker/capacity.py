@@ -7,7 +7,6 @@ who asks for a place (`server.broker.client`).
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from model.audio.windows import HOP
 from model.conditioning import FPS
 from model.pipeline import AvatarPipeline, WindowTask
 from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
+from server.process import usable_cores
 from server.worker.portraits import encode_portrait
 
 HOP_S = HOP / FPS
@@ -65,10 +65,7 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
 
 def own_cores(workers: int) -> float:
     """This worker's share of the cores, when so many run on this machine."""
-    known = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    return len(known) / workers
+    return usable_cores() / workers
 
 
 class Capacity:

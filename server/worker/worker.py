@@ -283,7 +283,7 @@ def main(settings: Settings, url: str) -> None:
     pipelines = load_pipelines(settings.pipeline, settings.models)
     # The dearest student decides: nobody knows which will be asked for.
     cost_s = max(window_cost_s(pipeline) for pipeline in pipelines.values())
-    capacity = Capacity(own_cores(settings.workers), cost_s, settings.sessions_per_worker)
+    capacity = Capacity(own_cores(settings.workers or 1), cost_s, settings.sessions_per_worker)
     log.info(
         "loaded %s; a window costs %.0f ms, there are places for %d live sessions",
         ", ".join(pipelines),

@@ -96,9 +96,11 @@ def test_settings_come_from_the_caller_and_defaults_stay_the_services() -> None:
 
 
 def test_workers_know_how_many_share_the_machine() -> None:
-    model = compose(WORKERS="3")
-    assert model["services"]["worker"]["scale"] == 3
-    assert model["services"]["worker"]["environment"]["FADA_WORKERS"] == "3"
+    for count, model in ((2, compose()), (3, compose(WORKERS="3"))):
+        for role in ("worker", "worker-gpu"):
+            worker = model["services"][role]
+            assert worker["scale"] == count
+            assert worker["environment"]["FADA_WORKERS"] == str(count)
 
 
 def test_there_is_time_to_drain(services: dict[str, Any]) -> None:

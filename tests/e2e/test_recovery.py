@@ -1,7 +1,13 @@
-"""The student that ships, whose workers die: the same motion, in the same sound."""
+"""The student that ships, whose workers die: the same motion, in the same sound, without a wait."""
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +19,12 @@ from engines.registry import load_pipeline
 from model.pipeline import AvatarPipeline
 from server.broker import messages
 from server.protocol import AnimationOptions
+from tests.server.service import FAKE, Service, running
+from tests.server.stream_client import Stream, stream_to
 from tests.server.worker.test_recovery import Deaths, Tape, play
 
+STALL_S = 2.0
+FAKE_ALONE = {name: value for name, value in FAKE.items() if name != "FADA_WORKERS"}
 OPTIONS = AnimationOptions(size=256)
 loaded = cache(load_pipeline)
 
@@ -57,3 +67,37 @@ def test_the_video_is_the_one_that_an_undisturbed_worker_makes(
     assert np.abs(seen.pictures - alone.pictures).max() < 1.0
     assert (seen.sound_s, len(seen.sound)) == (alone.sound_s, len(alone.sound))
     assert np.sqrt(((seen.sound - alone.sound) ** 2).mean()) < 0.1 * alone.sound.std()
+
+
+def live_workers(service: Service) -> float:
+    with service.client() as client:
+        told = re.search(r"^fada_workers (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(told[1]) if told else 0.0
+
+
+def watch(stream: Stream, until: Callable[[], bool], seconds: float) -> None:
+    """Take what comes until that is so."""
+    give_up_s = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < give_up_s
+        for _ in range(4):
+            stream.until("fragment")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("settings", [FAKE_ALONE, pytest.param({}, marks=pytest.mark.slow)])
+def test_unless_told_otherwise_a_service_has_workers_to_spare(settings: dict[str, str]) -> None:
+    with running(settings) as service, stream_to(service.url) as stream:
+        stream.start(seed=5, idle=True)
+        stream.until("fragment")
+        workers = service.workers()
+        assert len(workers) >= 2
+        for worker in workers:  # one of them has the session, and then another
+            watch(stream, lambda: live_workers(service) >= 2, 60.0)
+            os.kill(worker, signal.SIGKILL)
+            watch(stream, lambda gone=worker: gone not in service.workers(), 10.0)
+        watch(stream, lambda: live_workers(service) >= 2, 60.0)
+        stream.finish()
+    indices = [fragment["index"] for fragment in stream.of("fragment")]
+    assert indices == list(range(len(indices)))
+    assert max(np.diff(stream.times_s)) <= STALL_S

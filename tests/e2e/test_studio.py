@@ -328,7 +328,7 @@ def test_live_it_returns_to_the_edge_after_a_stall(studio: Studio) -> None:
 @pytest.mark.slow
 def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
     with (
-        running({"FADA_SESSIONS_PER_WORKER": "1"}) as service,
+        running({"FADA_SESSIONS_PER_WORKER": "1", "FADA_WORKERS": "1"}) as service,
         browser.new_context() as first,
         browser.new_context() as second,
     ):

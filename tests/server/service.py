@@ -16,7 +16,11 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = {"FADA_PIPELINE": "tests.server.fake_pipeline:load_pipeline", "FADA_MODELS": "fake"}
+FAKE = {
+    "FADA_PIPELINE": "tests.server.fake_pipeline:load_pipeline",
+    "FADA_MODELS": "fake",
+    "FADA_WORKERS": "1",
+}
 _STOP_S = 20.0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from server.broker.embedded import embedded_server, valkey_program
+from server.supervisor import worker_count
 from tests.server.media_files import picture, sound
 from tests.server.media_probe import probe
 from tests.server.service import FAKE, Service, environment, running, working
@@ -263,6 +264,11 @@ def test_the_service_does_not_go_on_without_its_broker() -> None:
         os.kill(valkey, signal.SIGKILL)
         assert service.process.wait(20) == 1
         assert not any(alive(worker) for worker in workers)
+
+
+def test_there_is_a_worker_a_core_and_always_one_to_spare() -> None:
+    assert [worker_count(None, cores) for cores in (1, 2, 6, 64)] == [2, 2, 6, 8]
+    assert worker_count(1, 64) == 1
 
 
 @pytest.mark.parametrize("half", ["api", "worker"])
