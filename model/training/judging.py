@@ -101,6 +101,12 @@ def border_jerk(motions: list[Floats], columns: slice | list[int]) -> float:
     return float(np.concatenate(at).mean() / np.concatenate(elsewhere).mean())
 
 
+def jerk(motions: list[Floats], columns: slice | list[int]) -> float:
+    """Mean size of the third difference from frame to frame."""
+    parts = [np.abs(np.diff(m[:, columns], 3, axis=0)).mean(1) for m in motions]
+    return float(np.concatenate(parts).mean())
+
+
 def best_lag(series: list[Floats], truth: list[Floats], most: int = 4) -> tuple[int, float]:
     """Frames by which ``series`` runs late where it correlates best, and that correlation."""
     scores = {}
@@ -135,6 +141,8 @@ def figures(motions: list[Floats], spoken: list[Spoken], lip_gap: LipGap) -> dic
         "open vowels open": open_share(gaps, phones),
         "silence closed": silence_share(gaps, phones),
         "blinks/min": blinks_per_minute(motions),
+        "jerk, jaw × 1000": 1000 * jerk(motions, [JAW]),
+        "jerk, head × 1000": 1000 * jerk(motions, ROTATION),
         "border jerk, jaw": border_jerk(motions, [JAW]),
         "border jerk, head": border_jerk(motions, ROTATION),
         "head std, rad": float(np.mean([m[:, ROTATION].std(0).mean() for m in motions])),

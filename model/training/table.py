@@ -44,7 +44,8 @@ _RIDGE_WEIGHT = 300.0
 _TIMED_WINDOWS = 25
 _PER_TAKE = (
     "phone r", "best phone r", "at lag, ms", "/p b m/ closed", "open vowels open",
-    "silence closed", "blinks/min", "border jerk, jaw", "border jerk, head",
+    "silence closed", "blinks/min", "jerk, jaw × 1000", "jerk, head × 1000",
+    "border jerk, jaw", "border jerk, head",
 )  # fmt: skip
 
 
