@@ -27,17 +27,19 @@ from model.training.phones import VISEMES
 from model.training.quality import TRACKED, Quality, write_qualities
 from model.training.teacher import train_teacher
 from model.training.trainer import RunOptions
+from model.training.video import cli as video
 
 AUDIO_LAYERS = 4
+RATE = 1e-3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fada train``."""
     parser.add_argument(
         "role",
-        choices=("hearing", "teacher", "student", "balanced"),
+        choices=("hearing", "teacher", "student", "balanced", *video.ROLES),
         help="which network: the teacher, only its audio encoder (to compare encoders), "
-        "a student with guidance tokens, or one without",
+        "a student with guidance tokens, or one without; of motion, or of video",
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the tracked GRID clips (motion.npz)"
@@ -70,9 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate (%(default)s)")
+    parser.add_argument("--rate", type=float, help="peak learning rate [0.001, video 0.0005]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
+    video.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,12 +85,15 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
         raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
-    if args.role in ("student", "balanced") and args.teacher is None:
+    if args.role.endswith(("student", "balanced")) and args.teacher is None:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
     torch.set_num_threads(args.threads)
+    if args.role in video.ROLES:
+        return video.run(args)
     phones = args.out / "phones.json"
     corpus = build_corpus(args.data, args.speech, args.synthetic, phones, args.seed)
-    options = RunOptions(args.out, args.minutes, args.steps, peak_rate=args.rate)
+    rate = RATE if args.rate is None else args.rate
+    options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate)
     if args.role in ("hearing", "teacher"):
         config = NetConfig(visemes=len(VISEMES), audio_layers=args.audio_layers)
         hearing_only = args.role == "hearing"

@@ -7,12 +7,13 @@ The defaults are Stable Diffusion 1.5's (arXiv 2112.10752) with EchoMimic's audi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from model.audio.windows import PREFIX
 
 Config = TypeVar("Config")
+TINY_GRID = 16  # latents of video-tiny, each way
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,15 @@ class TinyConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return 3 * self.patch**2, self.side // self.patch, self.side // self.patch
+
+
+def tiny_config(side: int = 64) -> TinyConfig:
+    """video-tiny for squares of ``side`` pixels: 16 × 16 patches of whatever size that makes."""
+    if side < TINY_GRID or side % TINY_GRID:
+        raise ValueError(f"side = {side}, expected a multiple of {TINY_GRID}")
+    patch = side // TINY_GRID
+    unet = replace(tiny_unet(), in_channels=3 * patch**2, out_channels=3 * patch**2)
+    return TinyConfig(side, patch, unet=unet)
 
 
 def from_plain(cls: type[Config], values: Mapping[str, Any]) -> Config:

@@ -1,0 +1,82 @@
+"""``fada train video-teacher``, ``video-student`` and ``video-balanced``.
+
+Knows: the flags that only they have, and which folders they take. Does not know: how training
+works.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from model.training.trainer import RunOptions
+from model.training.video.clips import VideoClips, load_clips
+from model.training.video.grid import grid_clips, is_grid
+from model.training.video.machine import Machine
+from model.training.video.student import BATCH as STUDENT_BATCH
+from model.training.video.student import train_student
+from model.training.video.teacher import BATCH as TEACHER_BATCH
+from model.training.video.teacher import train_teacher
+from model.video.config import tiny_config
+
+ROLES = ("video-teacher", "video-student", "video-balanced")
+RATE = 5e-4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that other roles do not take."""
+    video = parser.add_argument_group("video roles")
+    add_cache_argument(video)
+    video.add_argument("--batch", type=int, help="windows a step [teacher 8, student 6]")
+    video.add_argument("--device", default="cpu", help="torch's name of it [%(default)s]")
+    video.add_argument("--bf16", action="store_true", help="multiply in bfloat16 (for GPUs)")
+    video.add_argument(
+        "--recompute",
+        action="store_true",
+        help="gradient checkpointing: a fraction of the memory, a third more time",
+    )
+
+
+def add_cache_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--cache", type=Path, help="where GRID's frames are kept, decoded [grid-video beside --out]"
+    )
+    parser.add_argument(
+        "--side", type=int, default=64, help="pixels of GRID's squares then [%(default)s]"
+    )
+
+
+def open_clips(data: Path, cache: Path, side: int) -> VideoClips:
+    """GRID's folder, its frames decoded into ``cache`` once as squares of ``side`` pixels, or a
+    folder of `fada dataset build`, as it was built."""
+    return grid_clips(data, cache, side) if is_grid(data) else load_clips(data)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; a run whose ``--out`` holds a checkpoint goes on from it. Returns the exit code."""
+    batch = args.batch or (TEACHER_BATCH if args.role == ROLES[0] else STUDENT_BATCH)
+    if batch < 1:
+        raise ValueError(f"--batch {args.batch}, expected 1 or more")
+    machine = Machine(torch.device(args.device), args.bf16, args.recompute)
+    clips = open_clips(args.data, args.cache or args.out.parent / "grid-video", args.side)
+    rate = RATE if args.rate is None else args.rate
+    options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate)
+    if args.role == "video-teacher":
+        config = tiny_config(clips.side)
+        path = train_teacher(clips, options, machine, args.seed, args.start, config, batch)
+    else:
+        path = train_student(
+            clips,
+            args.teacher,
+            options,
+            machine,
+            args.seed,
+            args.start,
+            args.role == "video-student",
+            args.supervision,
+            batch,
+        )
+    print(path)
+    return 0

@@ -1,0 +1,240 @@
+"""Training windows drawn from a folder of video clips.
+
+Knows: where in a clip a window may lie, what stands for its portrait, how prefix and sound are
+disturbed. Does not know: networks or losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.audio.features import HOPS_PER_FRAME, SPECTRUM_BINS
+from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
+from model.conditioning import Floats
+from model.motion.actions import MOUTH
+from model.training.augment import VoiceAugmenter
+from model.training.corpus import LEAST_LOG_POWER, background, held_out
+from model.training.video.clips import Clip, VideoClips, lip_gaps
+from model.video.space import Codec
+
+FIRST_WINDOW = 0.1  # share of windows that start a session: the portrait is all the past there is
+MOST_OFF = 0.3  # of a disturbed prefix, in latent units: colours and shades, smooth over the square
+MOST_ROUGH = 0.1
+_DISTURBED = 0.5  # share of prefixes
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """B windows of T new frames, latents (C, h, w)."""
+
+    x0: Tensor  # (B, T, C, h, w)
+    prefix: Tensor  # (B, P, C, h, w) disturbed; zeros where a session starts
+    clean_prefix: Tensor  # (B, P, C, h, w)
+    audio: Tensor  # (B, PREFIX + T + LOOKAHEAD, ROW_DIM)
+    reference: Tensor  # (B, C, h, w)
+    trust: Tensor  # (B,)
+
+    def conditions(self) -> dict[str, Tensor]:
+        """Everything on, as the denoisers take it."""
+        on = torch.ones_like(self.trust)
+        return {
+            "prefix": self.prefix,
+            "audio": self.audio,
+            "reference": self.reference,
+            "has_audio": on,
+            "has_reference": on,
+        }
+
+    def to(self, device: torch.device) -> VideoBatch:
+        return VideoBatch(*(part.to(device) for part in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class HeardBatch:
+    """B stretches of sound and the mouth that goes with it."""
+
+    audio: Tensor  # (B, WINDOW_FRAMES, ROW_DIM)
+    mouth: Tensor  # (B, WINDOW_FRAMES, K) of unit variance, see `mouth_shapes`
+    known: Tensor  # (B, WINDOW_FRAMES) bool: inside the clip
+
+    def to(self, device: torch.device) -> HeardBatch:
+        return HeardBatch(*(part.to(device) for part in vars(self).values()))
+
+
+def training_clips(clips: VideoClips) -> list[Clip]:
+    """The clips to learn from: not held out, long enough, believed, the face never lost."""
+    kept = held_out(len(clips))
+    return [
+        clip
+        for clip, held in zip(clips.clips, kept, strict=True)
+        if not held
+        and clip.frames > 2 * HOP
+        and clip.trust > 0
+        and clip.scores.get("seen", 1.0) == 1.0
+    ]
+
+
+def held_out_clips(clips: VideoClips, count: int) -> list[Clip]:
+    """The first ``count`` clips that no training sees."""
+    kept = held_out(len(clips))
+    found = [c for c, held in zip(clips.clips, kept, strict=True) if held]
+    return [c for c in found if c.scores.get("seen", 1.0) == 1.0][:count]
+
+
+def latents_of(clips: VideoClips, index: NDArray[np.int64], codec: Codec) -> Tensor:
+    """Frames ``index`` of any shape → (*index.shape, C, h, w): as stored, else by ``codec``."""
+    flat = index.reshape(-1)
+    if clips.latents is not None:
+        latents = torch.from_numpy(clips.latents[flat]).float()
+    else:
+        pixels = torch.from_numpy(clips.frames[flat]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        latents = codec.encode(pixels)
+    return latents.reshape(*index.shape, *latents.shape[1:])
+
+
+def mouth_shapes(clips: VideoClips, chosen: Sequence[Clip]) -> Floats:
+    """(N, K) for all frames: the mouth's coefficients and the lip gap, each of zero mean and unit
+    variance over ``chosen``; what never moves stays small."""
+    gap = lip_gaps(np.asarray(clips.marks))[:, None]
+    shapes = np.concatenate([clips.coefficients[:, MOUTH], gap], axis=1)
+    of_chosen = np.concatenate([shapes[clip.span] for clip in chosen])
+    return np.asarray((shapes - of_chosen.mean(0)) / (of_chosen.std(0) + 0.01), np.float32)
+
+
+class VideoWindows:
+    """Draws batches of ``chosen`` clips; the same generator state gives the same batch.
+
+    Batches are drawn on the CPU, where the folder is mapped, and then moved to ``device``.
+    """
+
+    def __init__(
+        self,
+        clips: VideoClips,
+        chosen: Sequence[Clip],
+        codec: Codec,
+        prefix_frames: int,
+        random: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        if not chosen:
+            raise ValueError(f"{clips.folder} holds no clip to learn from, of {len(clips)}")
+        self._clips, self._codec, self._prefix = clips, codec, prefix_frames
+        self._seeds, self._device = random, device
+        with torch.device("cpu"):
+            self._random = torch.Generator()
+            self._first = torch.tensor([clip.first for clip in chosen])
+            self._frames = torch.tensor([clip.frames for clip in chosen])
+            self._trust = torch.tensor([clip.trust for clip in chosen])
+            self._augment = VoiceAugmenter()
+        self._noise = torch.from_numpy(np.stack([_background(clips, clip) for clip in chosen]))
+        self._shapes = mouth_shapes(clips, chosen)
+
+    @property
+    def mouth_numbers(self) -> int:
+        """K of `HeardBatch.mouth`."""
+        return self._shapes.shape[1]
+
+    def draw(self, size: int) -> VideoBatch:
+        """A batch of ``size`` windows."""
+        return self.draw_run(size, 1)[0]
+
+    def draw_run(self, size: int, windows: int) -> list[VideoBatch]:
+        """``windows`` batches of ``size``: each the next window of the same clip and voice."""
+        with self._drawing():
+            batches = self._draw_run(size, windows)
+        return [batch.to(self._device) for batch in batches]
+
+    def draw_heard(self, size: int) -> HeardBatch:
+        """A batch of sounds with their mouths; no picture is read."""
+        with self._drawing():
+            which = self._draw_clips(size)
+            start = (torch.rand(size, generator=self._random) * self._frames[which]).long()
+            audio = self._rows(which, start - PREFIX, WINDOW_FRAMES)
+            at = start[:, None] + torch.arange(-PREFIX, WINDOW_FRAMES - PREFIX)
+            known = (at >= 0) & (at < self._frames[which, None])
+            mouth = torch.from_numpy(self._shapes[self._placed(which, at)])
+        return HeardBatch(audio, mouth, known).to(self._device)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """On the CPU, with numbers that follow from the caller's generator alone."""
+        seed = torch.randint(2**62, (1,), generator=self._seeds, device=self._seeds.device)
+        self._random.manual_seed(int(seed))
+        with torch.device("cpu"):
+            yield
+
+    def _draw_run(self, size: int, windows: int) -> list[VideoBatch]:
+        random, new = self._random, windows * HOP
+        which = self._draw_clips(size)
+        room = (self._frames[which] - new - 1).clamp(min=0)
+        start = 1 + (room * torch.rand(size, generator=random)).long()
+        fresh = torch.rand(size, generator=random) < FIRST_WINDOW
+        start = torch.where(fresh, 1, start)
+        portrait = (torch.rand(size, generator=random) * self._frames[which]).long()
+        # A session starts as its portrait looks.
+        portrait = torch.where(fresh, start - 1, portrait)
+        at = torch.cat([portrait[:, None], start[:, None] + torch.arange(-self._prefix, new)], 1)
+        latents = latents_of(self._clips, self._placed(which, at), self._codec)
+        reference, latents = latents[:, 0], latents[:, 1:]
+        audio = self._rows(which, start - PREFIX, PREFIX + new + LOOKAHEAD)
+        batches = []
+        for k in range(0, new, HOP):
+            clean = latents[:, k : k + self._prefix]
+            prefix = self._disturbed(clean)
+            if k == 0:
+                prefix = torch.where(fresh[:, None, None, None, None], 0.0, prefix)
+            x0 = latents[:, k + self._prefix : k + self._prefix + HOP]
+            rows = audio[:, k : k + WINDOW_FRAMES]
+            batches.append(VideoBatch(x0, prefix, clean, rows, reference, self._trust[which]))
+        return batches
+
+    def _draw_clips(self, size: int) -> Tensor:
+        """(B,) clips, each as often as it is long."""
+        lengths = self._frames.float()
+        return torch.multinomial(lengths, size, replacement=True, generator=self._random)
+
+    def _placed(self, which: Tensor, at: Tensor) -> NDArray[np.int64]:
+        """Places ``at`` (B, F) in clips → frames of the folder; beyond a clip its first or last."""
+        inside = torch.minimum(at.clamp(min=0), self._frames[which, None] - 1)
+        return np.asarray((inside + self._first[which, None]).numpy(), np.int64)
+
+    def _rows(self, which: Tensor, start: Tensor, rows: int) -> Tensor:
+        """(B, rows, ROW_DIM) the sound of frames from ``start`` (B,) on, in some other voice."""
+        hops = start[:, None] * HOPS_PER_FRAME + torch.arange(rows * HOPS_PER_FRAME)
+        last = self._frames[which, None] * HOPS_PER_FRAME - 1
+        inside = (hops >= 0) & (hops <= last)
+        place = torch.minimum(hops.clamp(min=0), last) + self._first[which, None] * HOPS_PER_FRAME
+        spectra = torch.from_numpy(self._clips.log_power[place.numpy()]).float()
+        spectra = torch.where(inside[:, :, None], spectra, torch.full((), LEAST_LOG_POWER))
+        return self._augment(spectra, self._noise[which], inside, self._random)
+
+    def _disturbed(self, prefix: Tensor) -> Tensor:
+        """The prefix (B, P, C, h, w) as the network itself might have made it: shades a little
+        off, the same in all its frames, and rough."""
+        size, random = len(prefix), self._random
+        drawn = torch.rand(3, size, 1, 1, 1, 1, generator=random)
+        chosen = (drawn[0] < _DISTURBED).float()
+        # An error of few numbers, the same in every pixel of a patch that is of one colour.
+        coarse = torch.randn(size, 3, 3, 3, generator=random)
+        smooth = F.interpolate(coarse, prefix.shape[-2:], mode="bilinear", align_corners=False)
+        shades = smooth.repeat_interleave(-(-prefix.shape[2] // 3), dim=1)[
+            :, None, : prefix.shape[2]
+        ]
+        rough = torch.randn(prefix.shape, generator=random)
+        return prefix + chosen * (MOST_OFF * drawn[1] * shades + MOST_ROUGH * drawn[2] * rough)
+
+
+def _background(clips: VideoClips, clip: Clip) -> Floats:
+    first, count = clip.first * HOPS_PER_FRAME, clip.frames * HOPS_PER_FRAME
+    spectra = np.asarray(clips.log_power[first : first + count])
+    if spectra.shape[1] != SPECTRUM_BINS:
+        raise ValueError(f"{clips.folder}: spectra of {spectra.shape[1]}, expected {SPECTRUM_BINS}")
+    return background(spectra)
