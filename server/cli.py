@@ -25,6 +25,8 @@ _MOUNTED = {
     "train": "model.training.cli",
     "corpus": "model.training.corpus_cli",
     "evaluate": "model.training.evaluation",
+    "dataset": "server.dataset",
+    "evaluate-video": "model.training.video.evaluation",
     "bench": "server.bench.cli",
 }
 
@@ -115,6 +117,8 @@ def _parser(first: str) -> argparse.ArgumentParser:
         "train": "train a teacher or a student",
         "corpus": "make synthetic speech to train on",
         "evaluate": "judge a student's motion, or all in one table",
+        "dataset": "turn videos into data to train video networks on",
+        "evaluate-video": "judge video networks on held-out clips, all in one table",
         "bench": "measure a running service",
     }.items():
         command = commands.add_parser(name, help=words)
