@@ -96,7 +96,7 @@ def _recordings(args: argparse.Namespace) -> list[Recording]:
     tracker = None if any(captured) else FaceTracker(args.threads)
     done = []
     for source, sound, said in zip(sources, sounds, cues, strict=True):
-        part = parts / _part_name(source, sound)
+        part = parts / part_name(source, sound)
         take, heard = part.with_suffix(".npz"), part.with_suffix(".flac")
         if not take.is_file():
             if tracker is None:
@@ -108,7 +108,7 @@ def _recordings(args: argparse.Namespace) -> list[Recording]:
     return done
 
 
-def _part_name(source: Path, sound: Path | None) -> str:
+def part_name(source: Path, sound: Path | None) -> str:
     """A name that changes when a file does, so that an old track of it is never taken."""
     facts = []
     for path in (source, sound):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.video.weights import fill, on_meta, read_tensors
+from model.video.weights import fill, on_meta
 
 Pictures = NDArray[np.uint8]
 SIDE = 128  # pixels that frames are enlarged to
@@ -75,9 +75,12 @@ class MobileNetV2(nn.Module):
 
 def load_mobilenet(path: Path) -> MobileNetV2:
     """torchvision's ``mobilenet_v2-….pth``. Raises ``ValueError`` for any other file."""
-    tensors = read_tensors(path)
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}")
+    # not mapped: the file that is about is of torch's first format
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
     net = on_meta(MobileNetV2)
-    fill(net, {k: tensors[k] for k in tensors if not k.startswith("classifier.")})
+    fill(net, {k: v for k, v in tensors.items() if not k.startswith("classifier.")})
     return net
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from model.audio.windows import HOP
 from model.conditioning import FPS, Floats
 from model.portrait.landmarks import FaceTracker
-from model.training.judging import correlation
 from model.training.track import Look, looks
 
 Pictures = NDArray[np.uint8]
@@ -25,6 +24,7 @@ LIPS = np.array([
 ])
 # fmt: on
 _SSIM_BLUR, _C1, _C2 = 1.5, (0.01 * 255) ** 2, (0.03 * 255) ** 2
+_STILL = 1e-6  # of the eyes' distance
 _LOOK_SIDE = 256  # pixels that frames are enlarged to before a face is looked for
 
 
@@ -100,13 +100,18 @@ def mouth_figures(
     if len(seen) < 3:
         return figures
     off = [np.linalg.norm((a.shape - b.shape)[LIPS, :2], axis=1).mean() for a, b in seen]
-    gaps = np.array([[lip_gap(a), lip_gap(b)] for a, b in seen]).T
-    return figures | {
-        "lips off, % of eye distance": 100.0 * float(np.mean(off)),
-        "lip gap r": correlation(gaps[0], gaps[1]),
-        "lip gap spread ×": float(gaps[0].std() / gaps[1].std()),
-        "at lag, ms": _lag_ms(pairs),
-    }
+    made_gap, true_gap = np.array([[lip_gap(a), lip_gap(b)] for a, b in seen]).T
+    figures["lips off, % of eye distance"] = 100.0 * float(np.mean(off))
+    figures["lip gap r"] = _r(made_gap, true_gap)
+    if true_gap.std() > _STILL and made_gap.std() > _STILL:
+        figures["lip gap spread ×"] = float(made_gap.std() / true_gap.std())
+        figures["at lag, ms"] = _lag_ms(pairs)
+    return figures
+
+
+def _r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Pearson's r, 0 where one of them stands still."""
+    return float(np.corrcoef(a, b)[0, 1]) if min(a.std(), b.std()) > _STILL else 0.0
 
 
 def lip_gap(look: Look) -> float:
@@ -124,7 +129,7 @@ def _lag_ms(clips: Sequence[Sequence[tuple[Look | None, Look | None]]], most: in
             for (a, _), (_, b) in zip(clip[max(0, lag) :], clip[max(0, -lag) :], strict=False)
             if a is not None and b is not None
         ]
-        scores[lag] = correlation(*np.array(rows).T)
+        scores[lag] = _r(*np.array(rows).T)
     return max(scores, key=lambda lag: scores[lag]) * 1000.0 / FPS
 
 
