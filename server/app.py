@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from server import metrics
 from server.access import Access
 from server.broker.client import Client
+from server.broker.liveness import reading
 from server.broker.redis import BROKER_LOST, connect
 from server.errors import KINDS, ServiceError
 from server.limits import BodyLimit
@@ -41,11 +42,14 @@ def create_app(settings: Settings, url: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with connect(url) as connection:
-            client = Client(connection, settings.max_jobs, settings.job_ttl_s)
+        async with (
+            connect(url) as connection,
+            metrics.reporting(connection, "api"),
+            reading(connection) as reader,
+        ):
+            client = Client(connection, settings.max_jobs, settings.job_ttl_s, reader)
             app.state.context = Context(client, settings, Access(connection, settings))
-            async with metrics.reporting(connection, "api"):
-                yield
+            yield
 
     app = FastAPI(
         title="FADA",

@@ -21,6 +21,7 @@ from server.protocol import AvatarView, JobView, ModelList, ModelView
 
 _TICK_MS = 1000
 _NO_WORKER_S = 20.0  # a restarting worker is waited for this long
+_UNCLAIMED_S = 3.0  # a live session that was let in waits no longer for the worker that has room
 _FEW = 4  # fragments fetched at once
 _FORGET_S = 600
 _MAX_COMMANDS = 20_000  # that no snapshot holds yet
@@ -28,11 +29,16 @@ _MAX_COMMANDS = 20_000  # that no snapshot holds yet
 
 @dataclass(frozen=True)
 class Client:
-    """``max_jobs`` places in the queue; what is not read is gone after ``job_ttl_s``."""
+    """``max_jobs`` places in the queue; what is not read is gone after ``job_ttl_s``.
+
+    ``reader`` is this process's name among the readers that live; without one, what is asked for
+    is made whether it is read or not.
+    """
 
     connection: redis.Connection
     max_jobs: int
     job_ttl_s: int
+    reader: str = ""
 
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
@@ -50,10 +56,11 @@ class Client:
             places = min(places, sum(beat.live_places for beat in workers.values()))
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
+        facts = {"trace": traces.here(), "reader": "" if request.keep else self.reader}
         keys = [redis.queue_key(request.kind), redis.job_key(job_id), redis.out_key(job_id)]
         arguments: list[Any] = [
             job_id,
-            messages.pack_request(request.model_copy(update={"trace": traces.here()})),
+            messages.pack_request(request.model_copy(update=facts)),
             event,
             places,
             self.job_ttl_s,
@@ -80,9 +87,10 @@ class Client:
 
         ``consume`` gives back each fragment once the caller asks for the next event, which lets
         the worker go on; so the reader's pace is the worker's. Ends early when the job is gone.
+        A job fails for which no worker lives, and a live session that no worker has room for.
         """
         last = b"0"
-        patience = _Patience(_NO_WORKER_S)
+        alone, unclaimed = _Patience(_NO_WORKER_S), _Patience(_UNCLAIMED_S)
         while True:
             reply = await redis.patiently(
                 partial(
@@ -93,7 +101,7 @@ class Client:
                 )
             )
             entries = [entry for _, some in reply for entry in some]
-            if not entries and not await self._goes_on(job_id, patience):
+            if not entries and not await self._goes_on(job_id, alone, unclaimed):
                 return
             for entry, fields in entries:
                 last = entry
@@ -187,16 +195,25 @@ class Client:
         await self.connection.redis.zrem(redis.AVATARS, avatar_id)
         return bool(await redis.drop_avatar(self.connection, avatar_id))
 
-    async def _goes_on(self, job_id: str, patience: _Patience) -> bool:
+    async def _goes_on(self, job_id: str, alone: _Patience, unclaimed: _Patience) -> bool:
         """Looked at when no event came for a while; False when none will come any more."""
-        if patience.over(bool(await live_workers(self.connection))):
-            failed = messages.Failed(
-                code="no_worker", detail=f"no worker lived for {_NO_WORKER_S:g} s"
-            )
-            event, _ = messages.pack_event(failed)
-            facts = ["code", failed.code, "detail", failed.detail]
-            await self.connection.end(job_id, None, "failed", event, self.job_ttl_s, *facts)
+        attended = bool(await live_workers(self.connection))
+        if alone.over(attended):
+            await self._fail(job_id, "no_worker", f"no worker lived for {_NO_WORKER_S:g} s")
+        # Places may have become fewer since it was let in: it must not wait until one is free.
+        if unclaimed.over(not (attended and await self._waits_live(job_id))):
+            await self._fail(job_id, "busy", f"no worker had room within {_UNCLAIMED_S:g} s")
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
+
+    async def _waits_live(self, job_id: str) -> bool:
+        """Whether it is a live session that no worker has claimed yet."""
+        facts = await self.connection.redis.hmget(redis.job_key(job_id), "status", "queue")
+        return bool(facts == [b"queued", redis.queue_key("live").encode()])
+
+    async def _fail(self, job_id: str, code: str, detail: str) -> None:
+        event, _ = messages.pack_event(messages.Failed(code=code, detail=detail))
+        facts = ["code", code, "detail", detail]
+        await self.connection.end(job_id, None, "failed", event, self.job_ttl_s, *facts)
 
     async def _consumed(self, job_id: str, entry: bytes, index: int) -> None:
         await self.connection.redis.xdel(redis.out_key(job_id), entry)
@@ -211,20 +228,20 @@ class Client:
 
 
 class _Patience:
-    """How long a reader has waited while no worker lived."""
+    """How long a reader has waited for something to be good again."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._alone_since_s: float | None = None
+        self._since_s: float | None = None
 
-    def over(self, attended: bool) -> bool:
-        """Told now and then whether a worker lives; True once none has for too long."""
+    def over(self, good: bool) -> bool:
+        """Told now and then whether it is good; True once it has not been for too long."""
         now_s = time.monotonic()
-        if attended:
-            self._alone_since_s = None
-        elif self._alone_since_s is None:
-            self._alone_since_s = now_s
-        return self._alone_since_s is not None and now_s - self._alone_since_s > self._limit_s
+        if good:
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = now_s
+        return self._since_s is not None and now_s - self._since_s > self._limit_s
 
 
 async def give_up(client: Client, job_id: str, *, live: bool = False) -> None:

@@ -1,17 +1,25 @@
-"""Which workers live, and the end of the leases of those that do not.
+"""Which workers live, and the end of the leases of those that do not; which readers live.
 
-Knows: worker keys, which expire unless renewed. Does not know jobs: what a dead worker had in
-hand is claimed by another (`server.broker.work`).
+Knows: workers' and readers' keys, which expire unless renewed. Does not know jobs: what a dead
+worker had in hand is claimed by another, what a dead reader asked for is ended
+(`server.broker.work`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from server.broker import messages, redis
 
 # An idle time beyond any lease.
 LET_GO_MS = 3_600_000
+
+_READER_TTL_S = 5
+_READER_BEAT_S = 1.0
 
 
 def worker_id(process_id: int) -> str:
@@ -50,3 +58,28 @@ async def bury(connection: redis.Connection, worker_id: str) -> None:
     await strike_off(connection, worker_id)
     queues = [redis.queue_key(kind) for kind in redis.QUEUES]
     await connection.bury(queues, [redis.GROUP, worker_id, LET_GO_MS])
+
+
+@asynccontextmanager
+async def reading(connection: redis.Connection) -> AsyncIterator[str]:
+    """Be seen to read, under the name given, while the block runs.
+
+    The name is new each time: a process that is started again does not read what it asked for
+    before.
+    """
+    name = secrets.token_hex(8)
+    task = asyncio.create_task(_read_on(connection, redis.reader_key(name)))
+    try:
+        yield name
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with suppress(*redis.BROKER_LOST):  # it expires by itself, too
+            await connection.redis.delete(redis.reader_key(name))
+
+
+async def _read_on(connection: redis.Connection, key: str) -> None:
+    while True:
+        with suppress(*redis.BROKER_LOST):
+            await connection.show([key], [_READER_TTL_S])
+        await asyncio.sleep(_READER_BEAT_S)

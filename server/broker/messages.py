@@ -29,9 +29,11 @@ class Beat(_Message):
 
 
 class _Request(_Message):
-    """``trace`` is what `server.traces.span` goes on from."""
+    """``trace`` is what `server.traces.span` goes on from. ``reader`` is the API process that alone
+    can read what is made (`server.broker.liveness.reading`); empty: it is kept for anybody."""
 
     trace: dict[str, str] = Field(default_factory=dict)
+    reader: str = ""
 
 
 class AnimateRequest(_Request):

@@ -13,6 +13,7 @@ Keys, all under ``fada:``; one server, no cluster
     job:{id}:in         stream of commands, from the readers to the worker
     job:{id}:state      what another worker needs to go on after the last event
     workers             set of worker ids; worker:{id} expires unless its worker lives
+    reader:{name}       expires unless the API process lives that reads what it asked for
     avatars             sorted set, by last use; avatar:{id} hash: view, reference
     videos              sorted set of finished jobs whose out-stream is kept
 """
@@ -82,6 +83,10 @@ def worker_key(worker_id: str) -> str:
     return f"fada:worker:{worker_id}"
 
 
+def reader_key(name: str) -> str:
+    return f"fada:reader:{name}"
+
+
 def avatar_key(avatar_id: str) -> str:
     return f"fada:avatar:{avatar_id}"
 
@@ -104,6 +109,11 @@ return 1
 _BEAT = """#!lua flags=allow-oom
 redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 redis.call('SADD', KEYS[1], ARGV[1])
+"""
+
+# KEYS reader; ARGV TTL. Without memory, too: else its sessions would seem to be nobody's.
+_SHOW = """#!lua flags=allow-oom
+redis.call('SET', KEYS[1], '', 'EX', ARGV[1])
 """
 
 # KEYS queue, job, in; ARGV entry, group, first command, TTL. Request, token, seq, tries; or
@@ -155,8 +165,9 @@ return 1
 """
 
 # KEYS queue and job, for each job; ARGV group, worker, idle ms, then entry and token for each. For
-# each job 1 when it still was this worker's: its lease then began that long ago.
-_LEASE = """
+# each job 1 when it still was this worker's: its lease then began that long ago. Who lets go of a
+# job has not failed at it. Without memory, too, as for `_CLAIM`.
+_LEASE = """#!lua flags=allow-oom
 local kept = {}
 for i = 1, #KEYS / 2 do
   local queue, job, entry, token = KEYS[2 * i - 1], KEYS[2 * i], ARGV[2 * i + 2], ARGV[2 * i + 3]
@@ -164,6 +175,8 @@ for i = 1, #KEYS / 2 do
   if redis.call('HGET', job, 'token') == token
       and redis.call('HGET', job, 'status') == 'running' then
     redis.call('XCLAIM', queue, ARGV[1], ARGV[2], 0, entry, 'IDLE', ARGV[3], 'JUSTID')
+    local failed = tonumber(redis.call('HGET', job, 'tries'))
+    if tonumber(ARGV[3]) > 0 and failed > 0 then redis.call('HSET', job, 'tries', failed - 1) end
     kept[i] = 1
   end
 end
@@ -215,6 +228,7 @@ class Connection:
     blocking: Any
     submit: AsyncScript
     beat: AsyncScript
+    show: AsyncScript
     claim: AsyncScript
     tell: AsyncScript
     publish: AsyncScript
@@ -247,7 +261,7 @@ async def connect(url: str) -> AsyncIterator[Connection]:
         )
 
     redis, blocking = client(_ANSWER_S), client(_BLOCKED_S)
-    scripts = (_SUBMIT, _BEAT, _CLAIM, _TELL, _PUBLISH, _LEASE, _BURY, _END)
+    scripts = (_SUBMIT, _BEAT, _SHOW, _CLAIM, _TELL, _PUBLISH, _LEASE, _BURY, _END)
     try:
         yield Connection(redis, blocking, *(redis.register_script(text) for text in scripts))
     finally:

@@ -133,6 +133,15 @@ class Work:
         """End the leases, so that another worker goes on from the snapshots at once."""
         await self._lease(claims, liveness.LET_GO_MS)
 
+    async def is_read(self, claim: Claim) -> bool:
+        """Whether the process lives that reads what is made, if only one can."""
+        reader = claim.request.reader
+        return not reader or bool(await self.connection.redis.exists(redis.reader_key(reader)))
+
+    async def drop(self, claim: Claim) -> None:
+        """Nothing stays of a job that has ended, and that nobody will ask for."""
+        await redis.drop_video(self.connection, claim.job_id)
+
     async def part(self, job_id: str, part: str) -> bytes | None:
         """An upload of the job (`redis.PARTS`)."""
         return await self._get(redis.part_key(job_id, part))

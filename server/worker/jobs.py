@@ -8,6 +8,7 @@ nor how a video is made (`server.worker.runner`, `server.worker.live`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Coroutine
@@ -15,6 +16,7 @@ from typing import Any
 
 from server import metrics
 from server.broker import messages
+from server.broker.redis import BROKER_LOST
 from server.broker.work import START, Claim
 from server.errors import ServiceError
 from server.media.decode import decode_audio
@@ -22,13 +24,15 @@ from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AvatarView, FaceView
 from server.sessions import Heard, Inbox, Snapshot, pack_saved, unpack_saved
 from server.worker.live import LiveInput, LiveSession, go_on_hearing
-from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Pace, Unwanted
+from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Deserted, Pace, Unwanted
 from server.worker.runner import prepare, run
 from server.worker.tasks import cancelled
 from server.worker.workshop import Workshop
 
 _MAX_TRIES = 5
 _LOOK_S = 0.05
+_READER_LOOK_S = 1.0
+_READER_LOOKS = 5  # in vain: after the broker stood still, a reader must have time to show itself
 
 
 async def do(shop: Workshop, claim: Claim) -> messages.AvatarMade | messages.Done:
@@ -81,16 +85,28 @@ class _Video:
         self._commands = shop.work.commands(claim.job_id, self._from.entry)
 
     async def _listening(self, job: Coroutine[Any, Any, messages.Done]) -> messages.Done:
-        """Do the job while what its readers say is heard."""
+        """Do the job while what its readers say is heard, and as long as they live."""
         main = asyncio.create_task(job)
-        watch = asyncio.create_task(self._listen())
+        others = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch_reader())]
         try:
-            await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not main.done():
-                watch.result()
+            done, _ = await asyncio.wait({main, *others}, return_when=asyncio.FIRST_COMPLETED)
+            if main not in done:
+                done.pop().result()  # neither ends but by an error
             return await main
         finally:
-            await cancelled([main, watch])
+            await cancelled([main, *others])
+
+    async def _watch_reader(self) -> None:
+        """Raises `Deserted` once the only reader there can be has been gone for some seconds.
+
+        A session that waits for its client to speak would else wait for ever.
+        """
+        missed = 0
+        while missed < _READER_LOOKS:
+            await asyncio.sleep(_READER_LOOK_S)
+            with contextlib.suppress(*BROKER_LOST):
+                missed = 0 if await self._shop.work.is_read(self._claim) else missed + 1
+        raise Deserted("the process that asked for it is gone")
 
     async def _listen(self) -> None:
         async for commands in self._commands:

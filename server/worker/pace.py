@@ -13,6 +13,10 @@ class Unwanted(Exception):
     """Nobody wants the job any more: cancelled, expired, or its reader stopped reading."""
 
 
+class Deserted(Unwanted):
+    """The only process that could read it is gone."""
+
+
 class Pace:
     """Back-pressure of one job; ``patience_s`` is how long a reader may stand still."""
 

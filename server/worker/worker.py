@@ -26,7 +26,7 @@ from server.settings import Settings
 from server.worker import jobs
 from server.worker.capacity import Capacity, own_cores, window_cost_s
 from server.worker.loading import load_pipelines, view
-from server.worker.pace import Unwanted
+from server.worker.pace import Deserted, Unwanted
 from server.worker.tasks import cancelled
 from server.worker.workshop import Workshop
 
@@ -64,6 +64,7 @@ class Worker:
         self._models = [view(pipeline.info) for pipeline in pipelines.values()]
         self._shop = Workshop(work, pipelines, settings.max_audio_s, capacity)
         self._held: dict[str, _Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # of all jobs: those held, and those let go
         self._changed = asyncio.Event()
         self._ending: set[str] = set()
         self._leaving = False
@@ -71,16 +72,19 @@ class Worker:
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Work until ``stop``, then hand over what is in hand, or finish it in the drain time."""
-        await self._work.join()
-        await self._beat()
-        keeping = [
-            asyncio.create_task(self._shop.serve()),
-            asyncio.create_task(self._again(_LOOK_S, self._look)),
-        ]
-        beating = asyncio.create_task(self._again(_BEAT_S, self._beat))
-        taking = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
-        told = asyncio.create_task(stop.wait())
-        try:
+        async with contextlib.AsyncExitStack() as at_the_end:  # the last first, whatever it raises
+            at_the_end.callback(self._shop.close)
+            at_the_end.push_async_callback(self._end_all)
+            await self._work.join()
+            await self._beat()
+            keeping = [
+                asyncio.create_task(self._shop.serve()),
+                asyncio.create_task(self._again(_LOOK_S, self._look)),
+            ]
+            beating = asyncio.create_task(self._again(_BEAT_S, self._beat))
+            taking = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
+            told = asyncio.create_task(stop.wait())
+            at_the_end.push_async_callback(cancelled, [told, beating, *taking, *keeping])
             done, _ = await asyncio.wait(
                 {told, beating, *keeping, *taking}, return_when=asyncio.FIRST_COMPLETED
             )
@@ -92,10 +96,6 @@ class Worker:
             await asyncio.wait(taking, timeout=_LAST_CLAIM_S)
             await cancelled([beating, *taking])
             await self._drain()
-        finally:
-            await cancelled([told, beating, *taking, *keeping])
-            await self._end_all()
-            self._shop.close()
 
     def _running(self, kind: str) -> int:
         return sum(held.claim.request.kind == kind for held in self._held.values())
@@ -164,6 +164,9 @@ class Worker:
         """Go on with what other workers left; there is room for it, for it was admitted before."""
         for kind in QUEUES:
             while (claim := await self._work.take_over(kind)) is not None:
+                if self._leaving:  # meanwhile
+                    await self._work.let_go([claim])
+                    return
                 log.info("job %s: taken over after %d events", claim.job_id, claim.events)
                 self._begin(claim)
                 await asyncio.sleep(0)
@@ -181,8 +184,10 @@ class Worker:
             before.task.cancel()
         held = _Held(claim, asyncio.create_task(self._job(claim)))
         self._held[claim.job_id] = held
+        self._tasks.add(held.task)
 
         def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
             if self._held.get(claim.job_id) is held:
                 del self._held[claim.job_id]
             self._changed.set()
@@ -212,7 +217,7 @@ class Worker:
         except Unwanted as error:
             # Nobody hears it, but the job's place is free again.
             ending = messages.Failed(code="internal_error", detail=str(error))
-            outcome = "unwanted"
+            outcome = "deserted" if isinstance(error, Deserted) else "unwanted"
         except BROKER_LOST as error:
             log.warning("given up, the broker does not answer: %s", error)
             return "left"
@@ -221,6 +226,9 @@ class Worker:
             ending = messages.Failed(code="internal_error", detail="the job could not be done")
             outcome = ending.code
         await self._say(claim, ending)
+        if outcome == "deserted":
+            with contextlib.suppress(*BROKER_LOST):  # it expires by itself, too
+                await self._work.drop(claim)
         return outcome
 
     async def _say(self, claim: Claim, ending: messages.Ending) -> None:
@@ -252,7 +260,9 @@ class Worker:
 
     async def _end_all(self) -> None:
         held = list(self._held.values())
-        await cancelled([one.task for one in held])
+        # Also those whose job was claimed again: once cancelled is not ended yet, and what goes on
+        # would find the threads gone.
+        await cancelled(self._tasks)
         for one in held:
             failed = messages.Failed(code="internal_error", detail="the worker is stopping")
             await self._say(one.claim, failed)

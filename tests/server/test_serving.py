@@ -257,6 +257,31 @@ def test_api_and_workers_apart_over_one_broker() -> None:
             assert (gone.status_code, gone.json()["code"]) == (503, "no_worker")
 
 
+def test_a_dead_apis_sessions_give_their_places_back() -> None:
+    with embedded_server(valkey_program()) as broker:
+        settings = {**FAKE, "FADA_REDIS_URL": broker.url, "FADA_SESSIONS_PER_WORKER": "1"}
+        with (
+            running(settings, "api") as first,
+            running(settings, "api") as second,
+            working(settings),
+            second.client() as client,
+        ):
+            assert until(lambda: client.get("/readyz").status_code == 200)
+            with stream_to(first.url) as stream:
+                stream.start()  # and says nothing: its worker waits
+                stream.until("ready")
+                assert full(second)
+                first.process.kill()
+                assert until(lambda: not full(second), 40.0)
+
+
+def full(service: Service) -> bool:
+    with stream_to(service.url) as stream:
+        stream.start()
+        stream.tell("end")
+        return stream.close_code() == 1013
+
+
 def test_the_service_does_not_go_on_without_its_broker() -> None:
     with running(FAKE) as service:
         workers = service.workers()

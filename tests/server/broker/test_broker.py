@@ -295,13 +295,23 @@ async def test_tries_without_progress_are_counted(url: str) -> None:
         claim: Claim | None = await taken(work)
         for tries in (1, 2, 3):
             assert claim is not None and claim.tries == tries
-            await work.let_go([claim])
+            await bury(client.connection, "w1")
             claim = await work.take_over("animate")
         assert claim is not None
         await say(work, claim, 1, started())
         await work.let_go([claim])
         claim = await work.take_over("animate")
         assert claim is not None and claim.tries == 1
+
+
+async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:
+    async with halves(url) as (client, work):
+        await client.submit(wish(), PARTS)
+        claim: Claim | None = await taken(work)
+        for _ in range(10):
+            assert claim is not None and claim.tries == 1
+            await work.let_go([claim])
+            claim = await work.take_over("animate")
 
 
 async def test_what_is_done_twice_happens_once(url: str) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
-from server.broker import messages
+from server.broker import messages, redis
 from server.broker.client import give_up
+from server.broker.liveness import reading
 from server.broker.work import START
 from server.errors import ServiceError
 from server.protocol import AnimationOptions
 from tests.server.broker.test_broker import (
+    all_of,
     fragment,
     halves,
     keys,
@@ -105,3 +110,49 @@ async def test_each_kind_of_job_has_places_of_its_own(url: str) -> None:
         with pytest.raises(ServiceError, match="all 4 places"):
             await client.submit(offline(), {})
         await client.submit(messages.AvatarRequest(model="fake", avatar_id="a"), {})
+
+
+async def test_a_session_that_was_let_in_and_finds_no_room_is_busy_soon(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.broker.client._TICK_MS", 50)
+    monkeypatch.setattr("server.broker.client._UNCLAIMED_S", 0.2)
+    async with halves(url, max_jobs=1) as (client, work):
+        job_id = await client.submit(wish(), {"portrait": b"picture"})
+        queued, failed = await all_of(client, job_id, consume=True)  # its worker claims nothing
+        assert isinstance(queued, messages.Queued)
+        assert isinstance(failed, messages.Failed) and failed.code == "busy"
+        assert await work.part(job_id, "portrait") is None
+        again = await client.submit(wish(), {})  # its place is free
+        claim = await taken(work, "live")
+        events = client.follow(again, consume=True)
+        assert isinstance(await anext(events), messages.Queued)
+        await say(work, claim, 1, started())
+        assert await anext(events) == started()
+
+
+async def test_an_offline_job_may_wait_for_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.broker.client._TICK_MS", 50)
+    monkeypatch.setattr("server.broker.client._UNCLAIMED_S", 0.1)
+    async with halves(url) as (client, work):
+        job_id = await client.submit(offline(), {})
+        following = asyncio.create_task(all_of(client, job_id, consume=True))
+        ended, _ = await asyncio.wait([following], timeout=0.5)  # several looks
+        assert not ended
+        await work.end(await taken(work), messages.Done(frames=0, duration_s=0.0))
+        assert isinstance((await following)[-1], messages.Done)
+
+
+async def test_what_only_one_process_can_read_is_read_as_long_as_that_lives(url: str) -> None:
+    async with halves(url) as (client, work):
+        async with reading(client.connection) as name:
+            mine = replace(client, reader=name)
+            await mine.submit(wish(), {})
+            claim = await taken(work, "live")
+            assert await work.is_read(claim)
+            await mine.submit(offline(keep=True), {})
+            kept = await taken(work)
+            ttl_s = await client.connection.redis.ttl(redis.reader_key(name))
+            assert 0 < ttl_s <= 5  # of a process that is killed
+        assert not await work.is_read(claim)
+        assert await work.is_read(kept)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from server.broker import messages, redis
 from server.broker.client import Client
 from server.broker.embedded import embedded_server, valkey_program
-from server.broker.work import Limits, Work
+from server.broker.liveness import reading
+from server.broker.work import Claim, Limits, Work
 from server.protocol import AnimationOptions
 from server.settings import Settings
 from server.worker.capacity import Capacity
 from server.worker.worker import Worker
+from server.worker.workshop import Workshop
 from tests.server.fake_pipeline import FakePipeline
 from tests.server.media_files import picture, sound
 
 pytestmark = pytest.mark.anyio
+
+PATIENCE_S = 60.0  # not how long it takes, but when nobody would wait any more
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +43,11 @@ async def clients(url: str) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def working(
-    client: Client, name: str, places: int = 8, drain_s: float = 5.0
+    client: Client, name: str, places: int = 8, drain_s: float = 5.0, kind: type[Work] = Work
 ) -> AsyncIterator[asyncio.Event]:
     """A worker with places for so many live sessions; setting the event tells it to stop."""
     settings = Settings(sessions_per_worker=places, drain_s=drain_s)  # type: ignore[call-arg]
-    work = Work(client.connection, name, Limits(100, 100, max_avatars=8, max_videos=8))
+    work = kind(client.connection, name, Limits(100, 100, max_avatars=8, max_videos=8))
     capacity = Capacity(cores=1.0, window_s=0.001, most=places)
     stop = asyncio.Event()
     worker = Worker(settings, work, {"fake": FakePipeline("fake")}, capacity)
@@ -60,7 +65,7 @@ async def until(
 ) -> None:
     """Wait until the holders of live sessions are as wanted, and that worker lives."""
     queue = redis.queue_key("live")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if living is None or await client.connection.redis.exists(redis.worker_key(living)):
             held: list[dict[str, bytes]] = []
@@ -71,7 +76,7 @@ async def until(
             if true(sorted(one["consumer"].decode() for one in held)):
                 return
         await asyncio.sleep(0.02)
-    pytest.fail("it did not come about within ten seconds")
+    pytest.fail(f"it did not come about within {PATIENCE_S:g} seconds")
 
 
 def live(seed: int) -> messages.LiveRequest:
@@ -165,3 +170,60 @@ async def test_cancelling_frees_the_worker_soon(url: str) -> None:
             await until(client, lambda holders: holders == ["w1"])
             assert await client.cancel(job_id)
             await until(client, lambda holders: holders == [])
+
+
+async def test_a_session_whose_reader_died_ends_though_it_waits_for_speech(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.worker.jobs._READER_LOOK_S", 0.05)
+    async with clients(url) as client, working(client, "w1", places=1):
+        async with reading(client.connection) as name:
+            silent = live(1).model_copy(update={"idle": False})
+            job_id = await replace(client, reader=name).submit(silent, {"portrait": picture()})
+            events = client.follow(job_id, consume=True)
+            while not isinstance(await anext(events), messages.Started):
+                pass
+            await until(client, lambda holders: holders == ["w1"])
+        await until(client, lambda holders: holders == [])
+        job = redis.job_key(job_id)
+        deadline = time.monotonic() + PATIENCE_S
+        while left := await client.connection.redis.keys(f"{job}*"):
+            assert time.monotonic() < deadline, left
+            await asyncio.sleep(0.02)
+
+
+class Forgetful(Work):
+    """Whose leases end in its hands, as those of a process that was held up."""
+
+    async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+        return [True] * len(claims)
+
+
+async def test_nothing_of_a_job_outlives_its_worker_though_it_was_claimed_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first claim's job loses its cancellation, and is at work still when all has to stop."""
+    at_work: list[int] = []
+    asked: list[int] = []
+
+    async def stubborn(shop: Workshop, claim: Claim) -> messages.Done:
+        at_work.append(claim.token)
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    await asyncio.sleep(0.02)
+                except asyncio.CancelledError:
+                    if claim.token != 1 or asked:
+                        raise
+                    asked.append(claim.token)
+                await loop.run_in_executor(shop.pool, int)
+        finally:
+            at_work.remove(claim.token)
+
+    monkeypatch.setattr("server.worker.jobs.do", stubborn)
+    async with clients(url) as client:
+        async with working(client, "w1", drain_s=0.1, kind=Forgetful):
+            await talk(client, 1)
+            await until(client, lambda _: asked == [1] and 2 in at_work and 1 in at_work)
+        assert at_work == []
