@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that other roles do not take."""
     video = parser.add_argument_group("video roles")
     add_cache_argument(video)
-    video.add_argument("--batch", type=int, help="windows a step [teacher 8, student 6]")
+    video.add_argument("--batch", type=int, help="windows a step [teacher 8, student 4]")
     video.add_argument("--device", default="cpu", help="torch's name of it [%(default)s]")
     video.add_argument("--bf16", action="store_true", help="multiply in bfloat16 (for GPUs)")
     video.add_argument(

@@ -16,7 +16,7 @@ from model.training.video.teacher import tiny_net, windows_and_loss
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 
-BATCH = 6
+BATCH = 4
 
 
 def train_student(
