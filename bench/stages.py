@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from engines.registry import load_pipeline
-from model.audio.windows import HOP
+from model.audio.windows import HOP, LOG_MEL
 from model.conditioning import FPS, Floats, Reference, Window
 from model.motion.actions import from_motion
 from model.motion.renderer import LIVELINESS, PortraitRenderer
@@ -33,7 +33,7 @@ from server.media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from server.media.colour import to_yuv420
 from server.media.encoders import AAC_FRAME, SAMPLE_RATE, PictureEncoder, SoundEncoder
 from server.media.fmp4 import KEY_INTERVAL
-from server.worker.live_sound import FRAGMENT_FRAMES, HOP_S, LiveSound
+from server.worker.live_sound import FRAGMENT_FRAMES, LiveSound
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 BATCHES = (1, 2, 4, 8)
@@ -54,8 +54,8 @@ def heard(path: Path) -> tuple[list[Window], float]:
     """The windows of a speech, taken in as a live session does, and milliseconds for each."""
     with wave.open(str(path)) as file:
         rate, pcm = file.getframerate(), file.readframes(file.getnframes())
-    sound, windows, spent = LiveSound(rate), [], []
-    step = 2 * round(HOP_S * rate)
+    sound, windows, spent = LiveSound(rate, LOG_MEL), [], []
+    step = 2 * round(LOG_MEL.hop_s * rate)
     for start in range(0, len(pcm) - step, step):
         began = time.perf_counter()
         sound.push(pcm[start : start + step])
@@ -152,7 +152,7 @@ def main() -> None:
     print(f"ms of one core for a window (8 frames, {args.size} pixels):")
     for name, ms in rows.items():
         print(f"  {name:32} {ms:6.1f}")
-    room = CORES * 1e3 * HOP_S / SESSIONS
+    room = CORES * 1e3 * LOG_MEL.hop_s / SESSIONS
     print(f"  {'sum':32} {sum(rows.values()):6.1f}   of {room:.0f} with {SESSIONS} sessions")
     alone = ", ".join(f"{n}: {ms:.1f}" for n, (_, ms) in batches.items())
     print(f"network, ms a window by batch: {alone}")

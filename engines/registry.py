@@ -19,9 +19,14 @@ from model.motion.net import MotionNet
 from model.pipeline import StudentPipeline
 
 
-def load_pipeline(name: str = "motion-fast") -> StudentPipeline:
+def load_pipelines(choice: students.Choice) -> dict[str, StudentPipeline]:
+    """All of ``choice`` on this machine's engine, see `students.load_pipelines`."""
+    return students.load_pipelines(choice, engine=_compiled)
+
+
+def load_pipeline(name: str = students.DEFAULT) -> StudentPipeline:
     """The student called ``name`` on this machine's engine. Raises ``ValueError`` if unknown."""
-    return students.load_pipeline(name, engine=_compiled)
+    return load_pipelines(students.Choice((name,)))[name]
 
 
 def _compiled(net: MotionNet) -> Forward:

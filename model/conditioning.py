@@ -53,6 +53,14 @@ class Reference:
     features: Floats
     arrays: dict[str, NDArray[np.generic]]
 
+    def expect(self, latent_space: str) -> None:
+        """Raises ``ValueError`` when the reference was prepared for another latent space."""
+        if self.latent_space != latent_space:
+            raise ValueError(
+                f"the portrait was prepared for the {self.latent_space!r} latent space, "
+                f"expected {latent_space!r}"
+            )
+
     def to_bytes(self) -> bytes:
         facts: dict[str, object] = {
             "latent_space": self.latent_space,
@@ -82,10 +90,10 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Window:
-    """One input of the model: the sound of ``hop`` new frames with its past and look-ahead.
+    """One input of the model: the sound of some new frames with its past and look-ahead.
 
-    ``features`` is (PREFIX + HOP + LOOKAHEAD, F) float32, one row a video frame; ``frames`` says
-    how many of the HOP new frames are real (the last window of a speech is padded with silence).
+    ``features`` float32 has one row a video frame, see `model.audio.hearing.Hearing`; ``frames``
+    says how many of the new ones are real (the last window of a speech is padded with silence).
     """
 
     index: int
@@ -97,8 +105,9 @@ class Window:
 class SessionState:
     """All that one session needs to go on anywhere: in and out of every step, never mutated.
 
-    ``prefix`` is (PREFIX, D) clean latents of the last frames made. The noise of a window is
-    seeded by (``seed``, ``window_index``), so a replayed window gives the same latents.
+    ``prefix`` is (P, D) clean latents of the last frames made, as many as the network is told, each
+    flat, whatever shape the network gives it. The noise of a window is seeded by (``seed``,
+    ``window_index``), so a replayed window gives the same latents.
     """
 
     seed: int
@@ -121,11 +130,11 @@ class SessionState:
         return cls(prefix=arrays["prefix"].astype(np.float32), **facts)  # type: ignore[arg-type]
 
     def after(self, latents: Floats, frames: int) -> SessionState:
-        """The state once ``frames`` of the window's ``latents`` (HOP, D) were made."""
-        joined = np.concatenate([self.prefix, latents[:frames]])[-len(self.prefix) :]
+        """The state once ``frames`` of the window's ``latents`` (hop, D) were made."""
+        joined = np.concatenate([self.prefix, latents[:frames]])
         return replace(
             self,
-            prefix=joined,
+            prefix=joined[len(joined) - len(self.prefix) :],
             window_index=self.window_index + 1,
             frames_done=self.frames_done + frames,
         )

@@ -1,7 +1,7 @@
 """The avatar pipeline: windows of speech in, frames and the next states out.
 
 Knows: a latent space, a sampler and one student, behind their contracts. Does not know which
-latent space it is, nor anything of media containers, sockets or queues.
+latent space it is, what is heard, nor anything of media containers, sockets or queues.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.audio.features import ROW_DIM
-from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
+from model.audio.hearing import Hearing
 from model.conditioning import Floats, Guidance, Reference, SessionState, Window
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import NoiseSchedule
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
-# (B, PREFIX, D) latents before, (B, HOP, D) sampled -> (B, HOP, D), physical units
+# (B, P, D) latents before, (B, hop, D) sampled -> (B, hop, D), physical units
 Finish = Callable[[Floats, Floats], Floats]
 
 
@@ -53,7 +52,11 @@ class FrameDecoder(Protocol):
 
 
 class LatentSpace(Protocol):
-    """What a frame's latent means: how a portrait becomes a reference and latents frames."""
+    """What a frame's latent means: how a portrait becomes a reference and latents frames.
+
+    Latents are flat, (``dim``,) a frame, wherever they are handed on or kept; only a network and
+    the space itself know them by another shape.
+    """
 
     name: str
     dim: int
@@ -87,6 +90,7 @@ class AvatarPipeline(Protocol):
 
     info: StudentInfo
     space: LatentSpace
+    hearing: Hearing
 
     def start(self, seed: int) -> SessionState:
         """The state before a session's first window."""
@@ -104,45 +108,54 @@ class AvatarPipeline(Protocol):
 STEPS_RANGE = (1, 50)
 
 
-def window_noise(seed: int, window_index: int, dim: int) -> Floats:
-    """(HOP, dim) standard normal noise that depends on nothing but its session and window.
+def window_noise(seed: int, window_index: int, frames: int, dim: int) -> Floats:
+    """(frames, dim) standard normal noise that depends on nothing but its session and window.
 
     A counter-based generator (Philox: Salmon et al. 2011) keyed by the two numbers: no stream to
     carry along, so a replayed window gets the same noise in any batch and any process.
     """
     bits = np.random.Philox(key=np.array([seed, window_index], np.uint64))
-    return np.random.Generator(bits).standard_normal((HOP, dim), np.float32)
+    return np.random.Generator(bits).standard_normal((frames, dim), np.float32)
+
+
+@dataclass(frozen=True)
+class Student:
+    """One few-step denoiser, and what its inputs and outputs are.
+
+    ``mean`` and ``std`` have the shape of a frame's latent as the network knows it, on the
+    network's device; they take latents between physical units, in which they are handed out and
+    kept, and the network's. ``prefix`` clean latents before a window are told to it. ``told``
+    makes of a batch's references the conditions that they are to it. ``finish``, if given, has
+    the last word on every window's latents.
+    """
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    hearing: Hearing
+    prefix: int
+    mean: Tensor
+    std: Tensor
+    told: Callable[[Sequence[Reference]], Conditions]
+    finish: Finish | None = None
 
 
 class StudentPipeline:
-    """An `AvatarPipeline` around one few-step student.
+    """An `AvatarPipeline` around one few-step student."""
 
-    ``mean`` and ``std`` (D,) take latents between physical units, in which they are handed out and
-    kept in `SessionState.prefix`, and the network's. ``finish``, if given, has the last word on
-    every window's latents.
-    """
-
-    def __init__(
-        self,
-        info: StudentInfo,
-        space: LatentSpace,
-        denoiser: Denoiser,
-        schedule: NoiseSchedule,
-        mean: Tensor,
-        std: Tensor,
-        finish: Finish | None = None,
-    ) -> None:
-        if mean.shape != (space.dim,) or std.shape != (space.dim,):
-            raise ValueError(f"mean has shape {tuple(mean.shape)}, expected ({space.dim},)")
-        self.info, self.space = info, space
-        self._denoiser, self._schedule = denoiser, schedule
-        self._mean, self._std, self._finish = mean, std, finish
+    def __init__(self, info: StudentInfo, space: LatentSpace, student: Student) -> None:
+        for name, scale in (("mean", student.mean), ("std", student.std)):
+            if scale.numel() != space.dim:
+                raise ValueError(
+                    f"{name} has shape {tuple(scale.shape)}, expected {space.dim} numbers"
+                )
+        self.info, self.space, self.hearing = info, space, student.hearing
+        self._student = student
 
     def start(self, seed: int) -> SessionState:
         """The state before a session's first window: the face has been at rest until now."""
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed = {seed}, expected 0 to 2^63 - 1")
-        return SessionState(seed, self.space.rest_prefix(PREFIX))
+        return SessionState(seed, self.space.rest_prefix(self._student.prefix))
 
     def step(self, tasks: Sequence[WindowTask]) -> list[tuple[Floats, SessionState]]:
         """See `AvatarPipeline.step`: one sampler call for each distinct number of steps.
@@ -162,59 +175,60 @@ class StudentPipeline:
         return [results[i] for i in range(len(tasks))]
 
     def _sample(self, tasks: list[WindowTask], steps: int) -> Floats:
-        """(B, HOP, D) latents in physical units."""
-        noise = torch.from_numpy(
-            np.stack(
-                [window_noise(k.state.seed, k.state.window_index, self.space.dim) for k in tasks]
-            )
-        )
+        """(B, hop, D) latents in physical units."""
+        student, shape = self._student, (self.hearing.hop, self.space.dim)
+        noise = [window_noise(k.state.seed, k.state.window_index, *shape) for k in tasks]
         with torch.inference_mode():
             latents = sample(
-                self._denoiser,
-                noise.to(self._mean),
+                student.denoiser,
+                self._shaped(noise),
                 uniform_timesteps(steps),
                 self._conditions(tasks),
-                self._schedule,
+                student.schedule,
             )
-            made = np.asarray((latents * self._std + self._mean).cpu().numpy(), np.float32)
-        if self._finish is None:
+            physical = (latents * student.std + student.mean).flatten(2)
+            made = np.asarray(physical.cpu().numpy(), np.float32)
+        if student.finish is None:
             return made
-        return self._finish(np.stack([task.state.prefix for task in tasks]), made)
+        return student.finish(np.stack([task.state.prefix for task in tasks]), made)
 
     def _conditions(self, tasks: list[WindowTask]) -> Conditions:
-        prefix = torch.from_numpy(np.stack([k.state.prefix for k in tasks])).to(self._mean)
+        student = self._student
+        prefix = self._shaped([k.state.prefix for k in tasks])
         guidance = [[k.guidance.audio, k.guidance.reference] for k in tasks]
         return {
-            "prefix": (prefix - self._mean) / self._std,
+            "prefix": (prefix - student.mean) / student.std,
             "audio": torch.from_numpy(np.stack([k.window.features for k in tasks])).to(prefix),
-            "reference": torch.from_numpy(np.stack([k.reference.features for k in tasks])).to(
-                prefix
-            ),
             "guidance": torch.tensor(guidance).to(prefix),
+            **student.told([k.reference for k in tasks]),
         }
+
+    def _shaped(self, latents: Sequence[Floats]) -> Tensor:
+        """(T, D) each → (B, T, ...), as the network knows them and where it is."""
+        mean, flat = self._student.mean, np.stack(latents)
+        return torch.from_numpy(flat).to(mean).reshape(*flat.shape[:2], *mean.shape)
 
     def _check(self, task: WindowTask) -> None:
         low, high = STEPS_RANGE
         if not low <= task.steps <= high:
             raise ValueError(f"steps = {task.steps}, expected {low} to {high}")
-        if task.window.features.shape != (WINDOW_FRAMES, ROW_DIM):
+        hearing = self.hearing
+        rows = (hearing.frames, *hearing.front_end.row_shape)
+        if task.window.features.shape != rows:
             raise ValueError(
-                f"a window's features have shape {task.window.features.shape}, "
-                f"expected ({WINDOW_FRAMES}, {ROW_DIM})"
+                f"a window's features have shape {task.window.features.shape}, expected {rows}"
             )
-        if not 1 <= task.window.frames <= HOP:
-            raise ValueError(f"a window has {task.window.frames} frames, expected 1 to {HOP}")
-        if task.state.prefix.shape != (PREFIX, self.space.dim):
+        if not 1 <= task.window.frames <= hearing.hop:
             raise ValueError(
-                f"a state's prefix has shape {task.state.prefix.shape}, "
-                f"expected ({PREFIX}, {self.space.dim})"
+                f"a window has {task.window.frames} frames, expected 1 to {hearing.hop}"
+            )
+        prefix = (self._student.prefix, self.space.dim)
+        if task.state.prefix.shape != prefix:
+            raise ValueError(
+                f"a state's prefix has shape {task.state.prefix.shape}, expected {prefix}"
             )
         if task.window.index != task.state.window_index:
             raise ValueError(
                 f"window {task.window.index} came where window {task.state.window_index} is next"
             )
-        if task.reference.latent_space != self.space.name:
-            raise ValueError(
-                f"the reference is of latent space {task.reference.latent_space!r}, "
-                f"expected {self.space.name!r}"
-            )
+        task.reference.expect(self.space.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from server import logs, traces
-from server.errors import ServiceError
+from server.errors import ServiceError, SetupError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
 from server.settings import SECRET, Settings, describe
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_run(options))
     except ServiceError as error:
         sys.exit(f"fada: {error.code}: {error.detail}")
-    except OSError as error:
+    except (OSError, SetupError) as error:
         sys.exit(f"fada: {error}")
     except ValidationError as error:
         first = error.errors()[0]
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.command in _MOUNTED:
         return int(importlib.import_module(_MOUNTED[options.command]).run(options) or 0)
+    _set_by_flags(options)
     settings = Settings()  # type: ignore[call-arg]  # all have defaults
     if options.command == "animate":
         return _animate(settings, options)
@@ -75,6 +77,14 @@ def _run(options: argparse.Namespace) -> int:
         if options.workers is not None:
             settings = Settings(workers=options.workers)  # type: ignore[call-arg]
         return serving.serve_all(settings, sock)
+
+
+def _set_by_flags(options: argparse.Namespace) -> None:
+    """A flag is its setting, also to the processes that are started."""
+    for name in Settings.model_fields:
+        value = getattr(options, f"set_{name}", None)
+        if value is not None:
+            os.environ[f"FADA_{name.upper()}"] = value
 
 
 def _animate(settings: Settings, options: argparse.Namespace) -> int:
@@ -140,6 +150,10 @@ def _add_services(commands: argparse._SubParsersAction[argparse.ArgumentParser])
             epilog=describe(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if name != "api":
+            _add_flag(command, "model", "models", "students to load")
+            _add_flag(command, "weights", "weights", "file with a student of your own")
+            _add_flag(command, "model-name", "model_name", "what to call it")
         if name == "worker":
             continue
         command.add_argument("--host", default="127.0.0.1", help="[%(default)s]")
@@ -148,12 +162,20 @@ def _add_services(commands: argparse._SubParsersAction[argparse.ArgumentParser])
             command.add_argument("--workers", type=int, help="worker processes [FADA_WORKERS]")
 
 
+def _add_flag(command: argparse.ArgumentParser, flag: str, setting: str, words: str) -> None:
+    name = f"FADA_{setting.upper()}"
+    metavar = flag.rpartition("-")[2].upper()
+    words = f"{words} [{name}]"
+    command.add_argument(f"--{flag}", dest=f"set_{setting}", metavar=metavar, help=words)
+
+
 def _add_animate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     words = "make one video, without a service"
     command = commands.add_parser("animate", help=words, description=words)
     command.add_argument("portrait", type=Path, help="JPEG, PNG or WebP")
     command.add_argument("audio", type=Path, help="WAV, FLAC, MP3, OGG, M4A or WebM")
     command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.mp4")
+    _add_flag(command, "weights", "weights", "file with a student of your own")
     for name, field in AnimationOptions.model_fields.items():
         default = "" if field.default is None else f" [{field.default}]"
         command.add_argument(

@@ -34,6 +34,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
+class SetupError(Exception):
+    """What was asked for at the start cannot be had: nothing that a client could mend."""
+
+
 class ServiceError(Exception):
     """An error with a code of `KINDS`; ``detail`` says what was given and what is allowed.
 

@@ -28,7 +28,7 @@ from server.protocol import AnimationOptions
 from server.sessions import Snapshot
 from server.settings import Settings
 from server.worker.batcher import Batcher
-from server.worker.loading import load_pipelines
+from server.worker.loading import load_pipelines, model_names
 from server.worker.portraits import encode_portrait
 from server.worker.runner import Animation, prepare, run
 
@@ -38,18 +38,19 @@ def animate(
 ) -> None:
     """Make ``out`` and say so on standard output.
 
-    Raises `ServiceError` for input that cannot be used, ``OSError`` for files that cannot be
-    read or written; ``out`` then is as it was before.
+    Raises `ServiceError` for input that cannot be used, `SetupError` for a student that cannot,
+    ``OSError`` for files that cannot be read or written; ``out`` then is as it was before.
     """
     picture, sound = portrait.read_bytes(), audio.read_bytes()
-    name = settings.models[0] if options.model is None else options.model
-    if name not in settings.models:
-        allowed = ", ".join(settings.models)
+    known = model_names(settings)
+    name = known[0] if options.model is None else options.model
+    if name not in known:
+        allowed = ", ".join(known)
         raise ServiceError("invalid_option", f"model is {name!r}; it must be one of {allowed}")
     speech = decode_audio(sound, SAMPLE_RATE, settings.max_audio_s)
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
     with _put_in_place(out) as file:
-        pipeline = load_pipelines(settings.pipeline, [name])[name]
+        pipeline = load_pipelines(settings, [name])[name]
         started_s = time.monotonic()
         reference = encode_portrait(pipeline, picture)
         done = asyncio.run(_make(prepare(pipeline, reference, speech, options, seed), file))

@@ -6,6 +6,7 @@ project reads the environment, but for the standard ``OTEL_*`` (`server.traces`)
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -22,15 +23,26 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, description="Redis or Valkey to use; unset, `fada serve` starts one of its own"
     )
-    pipeline: str = Field(
-        "engines.registry:load_pipeline",
-        pattern=r"^[\w.]+:\w+$",
-        description="module:function that loads a student by its name",
-    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("motion-fast",),
+        ("motion",),
         min_length=1,
-        description="students to load, comma-separated; first: default",
+        description="students to load, comma-separated, or a kind: motion, video-tiny, video; "
+        "first: default",
+    )
+    weights: Path | None = Field(
+        None,
+        description="student of your own to load instead of those that ship: its file, "
+        "or the folder of kind video",
+    )
+    model_name: str | None = Field(
+        None,
+        pattern=r"^[\w.-]{1,100}$",
+        description="name of the student in FADA_WEIGHTS; unset: its file's",
+    )
+    pipeline: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="for developers: module:function that loads a pipeline by its name",
     )
     workers: int | None = Field(
         None,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from model.conditioning import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 
@@ -94,3 +94,19 @@ def silence_row() -> Floats:
     result = row(np.zeros(ROW_SAMPLES, np.float32))
     result.setflags(write=False)
     return result
+
+
+class LogMel:
+    """These rows as a `model.audio.hearing.FrontEnd`."""
+
+    row_shape: tuple[int, ...] = (ROW_DIM,)
+    kept_as: DTypeLike = np.float32
+    past_samples = future_samples = PAST_SAMPLES
+
+    def row(self, samples: Floats) -> Floats:
+        """See `row`."""
+        return row(samples)
+
+    def silence(self) -> Floats:
+        """See `silence_row`."""
+        return silence_row()

@@ -13,38 +13,44 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.features import PAST_SAMPLES, ROW_SAMPLES, row, silence_row
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX
+from model.audio.hearing import Hearing, row_samples
+from model.audio.windows import LOG_MEL, stacked
 from model.conditioning import SAMPLES_PER_FRAME, Floats, Window
-
-WANTED_ROWS = HOP + LOOKAHEAD
 
 
 class LiveWindower:
-    """Rows of sound, those already shown and those to come; under two seconds of them if the
-    caller pushes no more than `missing` rows ask for.
+    """Rows of sound, those already shown and those to come; about a window of them if the caller
+    pushes no more than `missing` rows ask for.
 
     Within an unbroken speech its windows are bit-identical to those of `AudioWindower`.
     """
 
-    def __init__(self) -> None:
-        self._past: list[Floats] = [silence_row()] * PREFIX
+    def __init__(self, hearing: Hearing = LOG_MEL) -> None:
+        self._hearing = hearing
+        self._past: list[Floats] = self._silence(hearing.past)
         self._coming: list[Floats] = []
-        self._pending: Floats = np.zeros(PAST_SAMPLES, np.float32)
+        self._pending: Floats = self._silent_past()
 
-    def state(self) -> dict[str, Floats]:
-        """Everything needed to go on elsewhere: under 40 KB."""
-        rows = np.stack([*self._past, *self._coming])
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything needed to go on elsewhere; under 40 KB with log-mel rows."""
+        rows = stacked([*self._past, *self._coming], self._hearing)
         return {"rows": rows, "pending": self._pending}
 
     @classmethod
-    def restore(cls, state: Mapping[str, NDArray[np.generic]]) -> LiveWindower:
+    def restore(
+        cls, state: Mapping[str, NDArray[np.generic]], hearing: Hearing = LOG_MEL
+    ) -> LiveWindower:
         """The windower that gave ``state``."""
-        windower = cls()
+        windower = cls(hearing)
         rows = list(state["rows"].astype(np.float32))
-        windower._past, windower._coming = rows[:PREFIX], rows[PREFIX:]
+        windower._past, windower._coming = rows[: hearing.past], rows[hearing.past :]
         windower._pending = state["pending"].astype(np.float32)
         return windower
+
+    @property
+    def hearing(self) -> Hearing:
+        """What a window is."""
+        return self._hearing
 
     @property
     def rows(self) -> int:
@@ -54,49 +60,61 @@ class LiveWindower:
     @property
     def missing(self) -> int:
         """How many rows a whole window still wants."""
-        return max(0, WANTED_ROWS - len(self._coming))
+        return max(0, self._hearing.coming - len(self._coming))
 
     def push(self, pcm: NDArray[np.float32]) -> None:
         """(N,) mono samples at 16 kHz, full scale ±1. Raises ``ValueError`` for other shapes."""
         if pcm.ndim != 1:
             raise ValueError(f"pcm has shape {pcm.shape}, expected (samples,)")
         samples = np.concatenate([self._pending, pcm]).astype(np.float32, copy=False)
-        start = 0
-        while start + ROW_SAMPLES <= len(samples):
-            self._coming.append(row(samples[start : start + ROW_SAMPLES]))
+        front_end = self._hearing.front_end
+        start, count = 0, row_samples(front_end)
+        while start + count <= len(samples):
+            self._coming.append(front_end.row(samples[start : start + count]))
             start += SAMPLES_PER_FRAME
         self._pending = samples[start:].copy()
 
     def end_of_speech(self) -> None:
-        """Silence follows what was pushed: the frame that is begun becomes whole, and only it."""
-        begun = len(self._pending) - PAST_SAMPLES
+        """Silence follows what was pushed: frames that are begun become whole, and only they."""
+        front_end = self._hearing.front_end
+        begun = len(self._pending) - front_end.past_samples
         if begun > 0:
-            # Whole frame, then what its row hears beyond it; a later speech starts afresh.
-            self.push(np.zeros(-begun % SAMPLES_PER_FRAME + PAST_SAMPLES, np.float32))
-        self._pending = np.zeros(PAST_SAMPLES, np.float32)
+            # Whole frames, then what their rows hear beyond them; a later speech starts afresh.
+            beyond = -begun % SAMPLES_PER_FRAME + front_end.future_samples
+            self.push(np.zeros(beyond, np.float32))
+        self._pending = self._silent_past()
 
     def window(self, index: int, frames: int, *, rest: bool) -> Window:
         """The next window, for ``frames`` new frames; rows that are not known are silence.
 
         With ``rest`` its new frames are silent, and what is to come comes after them.
         """
-        if not 1 <= frames <= HOP:
-            raise ValueError(f"frames = {frames}, expected 1 to {HOP}")
-        before = [silence_row()] * (frames if rest else 0)
-        coming = [*before, *self._coming][:WANTED_ROWS]
-        silent = [silence_row()] * (WANTED_ROWS - len(coming))
+        if not 1 <= frames <= self._hearing.hop:
+            raise ValueError(f"frames = {frames}, expected 1 to {self._hearing.hop}")
+        before = self._silence(frames if rest else 0)
+        coming = [*before, *self._coming][: self._hearing.coming]
+        silent = self._silence(self._hearing.coming - len(coming))
         return Window(index, np.stack([*self._past, *coming, *silent]), frames)
 
     def shown(self, frames: int) -> None:
         """``frames`` more frames of what was to come are past; there must be as many."""
-        self._past = [*self._past, *self._coming[:frames]][-PREFIX:]
+        self._past = self._latest([*self._past, *self._coming[:frames]])
         del self._coming[:frames]
 
     def rested(self, frames: int) -> None:
         """``frames`` more frames of silence are past; what is to come still is."""
-        self._past = [*self._past, *[silence_row()] * frames][-PREFIX:]
+        self._past = self._latest([*self._past, *self._silence(frames)])
 
     def drop(self) -> None:
         """Forget all that is to come; what was shown stays past."""
         self._coming.clear()
-        self._pending = np.zeros(PAST_SAMPLES, np.float32)
+        self._pending = self._silent_past()
+
+    def _latest(self, rows: list[Floats]) -> list[Floats]:
+        return rows[len(rows) - self._hearing.past :]
+
+    def _silence(self, rows: int) -> list[Floats]:
+        return [self._hearing.front_end.silence()] * rows
+
+    def _silent_past(self) -> Floats:
+        return np.zeros(self._hearing.front_end.past_samples, np.float32)

@@ -1,34 +1,42 @@
 """Speech in any pieces in, windows of fixed shape out.
 
 Knows: how rows of sound are grouped into windows, and the state in between. Does not know: motion,
-networks, sample rates other than 16 kHz, or where the sound comes from.
+networks, rows (`model.audio.hearing`), sample rates other than 16 kHz, or where the sound
+comes from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.features import PAST_SAMPLES, ROW_DIM, ROW_SAMPLES, row, silence_row
+from model.audio.features import LogMel
+from model.audio.hearing import Hearing, row_samples
 from model.conditioning import SAMPLES_PER_FRAME, Floats, Window, pack, unpack
 
+# Of the networks that hear log-mel rows:
 PREFIX = 12  # frames already made: 0.48 s
 HOP = 8  # new frames a window: 0.32 s
 LOOKAHEAD = 4  # frames of sound beyond them: 0.16 s
 WINDOW_FRAMES = PREFIX + HOP + LOOKAHEAD
+LOG_MEL = Hearing(LogMel(), PREFIX, HOP, LOOKAHEAD)
 
 
 class AudioWindower:
-    """Cuts one speech into windows as its samples arrive; keeps under a second of it.
+    """Cuts one speech into windows as its samples arrive; keeps the rows of one, and the sound
+    that the next row hears.
 
-    Window ``w`` holds the sound of frames 8w-12 .. 8w+11 and comes out with the sample that
-    completes them. Before the first sample there is silence. Any chunking of the same samples
-    gives bit-identical windows.
+    Window ``w`` holds, with log-mel rows, the sound of frames 8w-12 .. 8w+11, and comes out with
+    the sample that completes them. Before the first sample there is silence. Any chunking of the
+    same samples gives bit-identical windows.
     """
 
-    def __init__(self) -> None:
-        self._pending: Floats = np.zeros(PAST_SAMPLES, np.float32)
-        self._rows: list[Floats] = [silence_row()] * PREFIX
+    def __init__(self, hearing: Hearing = LOG_MEL) -> None:
+        self._hearing = hearing
+        self._pending: Floats = np.zeros(hearing.front_end.past_samples, np.float32)
+        self._rows: list[Floats] = [hearing.front_end.silence()] * hearing.past
         self._samples = 0
         self._index = 0
         self._finished = False
@@ -59,30 +67,31 @@ class AudioWindower:
         total = -(-self._samples // SAMPLES_PER_FRAME)
         windows: list[Window] = []
         silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
-        while self._index * HOP < total:
+        hop = self._hearing.hop
+        while self._index * hop < total:
             windows += self._take(silence)
         self._finished = True
         return [
-            Window(w.index, w.features, min(HOP, total - w.index * HOP))
+            Window(w.index, w.features, min(hop, total - w.index * hop))
             for w in windows
-            if w.index * HOP < total
+            if w.index * hop < total
         ]
 
     def state(self) -> bytes:
-        """Everything needed to go on elsewhere: about 30 KB, whatever the speech's length."""
+        """Everything needed to go on elsewhere; about 30 KB with log-mel rows."""
         facts: dict[str, object] = {
             "samples": self._samples,
             "index": self._index,
             "finished": self._finished,
         }
-        rows = np.stack(self._rows) if self._rows else np.zeros((0, ROW_DIM), np.float32)
+        rows = stacked(self._rows, self._hearing)
         return pack({"pending": self._pending, "rows": rows}, facts)
 
     @classmethod
-    def restore(cls, state: bytes) -> AudioWindower:
+    def restore(cls, state: bytes, hearing: Hearing = LOG_MEL) -> AudioWindower:
         """The windower that gave ``state``. Raises ``ValueError`` for other bytes."""
         arrays, facts = unpack(state)
-        windower = cls()
+        windower = cls(hearing)
         windower._pending = arrays["pending"].astype(np.float32)
         windower._rows = list(arrays["rows"].astype(np.float32))
         windower._samples = int(str(facts["samples"]))
@@ -93,13 +102,20 @@ class AudioWindower:
     def _take(self, pcm: Floats) -> list[Window]:
         windows: list[Window] = []
         samples = np.concatenate([self._pending, pcm])
-        start = 0
-        while start + ROW_SAMPLES <= len(samples):
-            self._rows.append(row(samples[start : start + ROW_SAMPLES]))
+        hearing, front_end = self._hearing, self._hearing.front_end
+        start, count = 0, row_samples(front_end)
+        while start + count <= len(samples):
+            self._rows.append(front_end.row(samples[start : start + count]))
             start += SAMPLES_PER_FRAME
-            if len(self._rows) == WINDOW_FRAMES:
-                windows.append(Window(self._index, np.stack(self._rows), HOP))
+            if len(self._rows) == hearing.frames:
+                windows.append(Window(self._index, np.stack(self._rows), hearing.hop))
                 self._index += 1
-                del self._rows[:HOP]
+                del self._rows[: hearing.hop]
         self._pending = samples[start:].copy()
         return windows
+
+
+def stacked(rows: Sequence[Floats], hearing: Hearing) -> NDArray[np.generic]:
+    """(len(rows), ...) in the precision in which they are kept."""
+    shape = (len(rows), *hearing.front_end.row_shape)
+    return np.array(rows, dtype=hearing.front_end.kept_as).reshape(shape)

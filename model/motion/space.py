@@ -68,10 +68,7 @@ class MotionSpace:
 
     def decoder(self, reference: Reference, size: int, framing: str) -> PortraitRenderer:
         """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""
-        if reference.latent_space != self.name:
-            raise ValueError(
-                f"the reference is of the {reference.latent_space!r} space, not {self.name!r}"
-            )
+        reference.expect(self.name)
         return self._prepared.renderer(reference, size, framing)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -67,9 +67,12 @@ def load_weights(path: Path) -> MotionWeights:
     """
     if not path.is_file():
         raise ValueError(f"no weights at {path}")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
     if "config" not in metadata or tensors.get("mean", torch.empty(0)).shape != (MOTION_DIM,):
         raise ValueError(f"{path} holds no motion network: {sorted(metadata)}")
     net = MotionNet(NetConfig(**json.loads(metadata["config"])))

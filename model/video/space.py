@@ -1,12 +1,14 @@
-"""The video latent space: a portrait as a reference, VAE latents as frames.
+"""The video latent spaces: a portrait as a reference, latents of a square as frames.
 
-Joins the face tracker, the framing and the autoencoder behind `LatentSpace`; `ReferenceEncoder`
-makes of a reference what the denoising UNet is told. Knows neither the diffusion core nor sound.
+Joins the face tracker, the framing and a codec (an autoencoder, or patches of pixels) behind
+`LatentSpace`; `ReferenceEncoder` makes of a reference what the denoising UNet is told. Knows
+neither the diffusion core nor sound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
@@ -19,28 +21,57 @@ from model.portrait.framing import MAX_SIZE, Frame, frame
 from model.portrait.landmarks import FaceTracker
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
-from model.video.vae import VAE
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+View = Literal["portrait", "face"]
 
-MAX_KEPT_SIDE = 2048  # of the portrait, for `full` framing
+MAX_KEPT_SIDE = 2048  # of the portrait, around the square
 MASK_GROWTH = 0.1  # of the face's box, on each side: EchoMimic's own
-SEAM = 0.06  # of the square's side, where `full` framing blends into the picture
+SEAM = 0.06  # of the square's side, where it blends into the picture
 DECODED_AT_ONCE = 4  # frames
+# GRID's face crops, measured on 14 clips: the side in widths and in heights of the 478 points' box,
+# and how far above the box's centre the crop's lies, in sides.
+FACE_WIDTHS, FACE_HEIGHTS, FACE_ABOVE = 1.61, 1.23, 0.018
+
+
+class Codec(Protocol):
+    """Pixels (N, 3, H, W) in -1 … 1 ↔ latents (N, C, H / stride, W / stride)."""
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
 
 
 class VideoSpace:
-    """A frame's latent is (C · h · w,): the autoencoder's, of a square around the face."""
+    """A frame's latent is (C · h · w,): the codec's, of a square around the face."""
 
-    name = "video"
+    def __init__(
+        self,
+        codec: Codec,
+        side: int,
+        name: str = "video",
+        view: View = "portrait",
+        device: torch.device | None = None,
+        threads: int = 1,
+    ) -> None:
+        """``side``: pixels of the square that the networks see (512 in EchoMimic), on ``device``.
 
-    def __init__(self, vae: VAE, side: int, threads: int = 1) -> None:
-        """``side``: pixels of the square that the networks see (512 in EchoMimic)."""
-        stride = vae.config.stride
+        ``view``: the square is that of ``portrait`` framing, or close around the ``face``. ``name``
+        tells spaces apart whose latents are not each other's.
+        """
+        stride = codec.stride
         if side < 1 or side % stride:
             raise ValueError(f"side = {side}, expected a multiple of {stride}")
-        self._vae, self.side = vae, side
-        self.latent_shape = (vae.config.latent_channels, side // stride, side // stride)
+        self.name, self.side = name, side
+        self._codec, self._view = codec, view
+        self._device = device or torch.device("cpu")
+        self.latent_shape = (codec.latent_channels, side // stride, side // stride)
         self.dim = int(np.prod(self.latent_shape))
         self._tracker = FaceTracker(threads)
 
@@ -54,10 +85,12 @@ class VideoSpace:
         face = self._tracker.find(kept)
         person = self._tracker.person(kept, face).whole
         height, width = kept.shape[:2]
-        view = frame("portrait", MAX_SIZE, width, height, face.landmarks, person)
-        square = Frame(view.corner, view.scale * self.side / MAX_SIZE, self.side, self.side)
+        portrait = frame("portrait", MAX_SIZE, width, height, face.landmarks, person)
+        square = Frame(portrait.corner, portrait.scale * self.side / MAX_SIZE, self.side, self.side)
+        if self._view == "face":
+            square = face_square(face.landmarks, self.side)
         with torch.inference_mode():
-            latent = self._vae.encode(self._pixels(square.cut(kept, 0)))[0]
+            latent = self._codec.encode(self._pixels(square.cut(kept, 0)))[0]
         scale = picture.shape[1] / width
         x0, y0, x1, y1 = (float(v * scale) for v in face.box)
         return Reference(
@@ -69,61 +102,76 @@ class VideoSpace:
             features=latent.float().cpu().numpy().reshape(-1),
             arrays={
                 "picture": kept,
-                "landmarks": face.landmarks,
+                "portrait": np.array([*portrait.corner, portrait.scale], np.float32),
                 "square": np.array([*square.corner, square.scale], np.float32),
                 "face": _face_box(square.place(face.landmarks), self.side),
             },
         )
 
     def rest_prefix(self, frames: int) -> Floats:
-        """(frames, D) zeros, the mean of all latents: no past is known yet."""
+        """(frames, D) zeros: no past is known yet."""
         return np.zeros((frames, self.dim), np.float32)
 
     def decoder(self, reference: Reference, size: int, framing: str) -> VideoDecoder:
         """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""
-        if reference.latent_space != self.name:
-            raise ValueError(
-                f"the reference is of the {reference.latent_space!r} space, not {self.name!r}"
-            )
-        return VideoDecoder(self._vae, self.latent_shape, reference, size, framing)
+        reference.expect(self.name)
+        picture = reference.arrays["picture"].astype(np.uint8, copy=False)
+        target = _target(reference, picture, size, framing)
+        x, y, scale = (float(v) for v in reference.arrays["square"])
+        square = Frame((x, y), scale, self.side, self.side)
+        around = None
+        if framing == "full" or self._view == "face":
+            around = _Around(picture, target, square)
+        return VideoDecoder(self._codec, self._device, self.latent_shape, target, around)
 
     def _pixels(self, square: NDArray[np.generic]) -> Tensor:
         """(H, W, 3) 0 … 255 → (1, 3, H, W), -1 … 1."""
         pixels = torch.from_numpy(np.ascontiguousarray(square, np.float32))
-        return pixels.permute(2, 0, 1)[None].to(_device(self._vae)) / 127.5 - 1.0
+        return pixels.permute(2, 0, 1)[None].to(self._device) / 127.5 - 1.0
+
+
+def face_square(landmarks: Floats, side: int) -> Frame:
+    """The square of ``side`` pixels around a face (478, 3), cut as GRID's crops are."""
+    low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
+    width, height = (float(v) for v in high - low)
+    wide = (FACE_WIDTHS * width + FACE_HEIGHTS * height) / 2.0
+    x, y = (float(v) - wide / 2.0 for v in (low + high) / 2.0)
+    return Frame((x, y - FACE_ABOVE * wide), side / wide, side, side)
+
+
+def _target(reference: Reference, picture: Picture, size: int, framing: str) -> Frame:
+    """The frame to draw. The portrait's square was chosen when the person was seen."""
+    height, width = picture.shape[:2]
+    nobody, everywhere = np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32)
+    if framing == "portrait":
+        x, y, scale = (float(v) for v in reference.arrays["portrait"])
+        checked = frame("full", size, size, size, nobody, everywhere)  # raises for a bad size
+        return Frame((x, y), scale * size / MAX_SIZE, checked.width, checked.height)
+    return frame(framing, size, width, height, nobody, everywhere)
 
 
 class VideoDecoder:
-    """Draws one reference's latents at one size: the square itself, or put back in the picture."""
+    """Draws latents at one size: the square itself, or put back into the picture ``around``."""
 
     def __init__(
         self,
-        vae: VAE,
+        codec: Codec,
+        device: torch.device,
         latent_shape: tuple[int, int, int],
-        reference: Reference,
-        size: int,
-        framing: str,
+        target: Frame,
+        around: _Around | None,
     ) -> None:
-        arrays = reference.arrays
-        picture = arrays["picture"].astype(np.uint8, copy=False)
-        # Of a portrait's frame only the size counts: the square was chosen with its own mask.
-        whole = np.ones((1, 1), np.float32)
-        landmarks = arrays["landmarks"].astype(np.float32, copy=False)
-        target = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, whole)
         self.width, self.height = target.width, target.height
-        self._vae, self._latent_shape = vae, latent_shape
-        self._around: _Around | None = None
-        if framing == "full":
-            x, y, scale = (float(v) for v in arrays["square"])
-            self._around = _Around(picture, target, (x, y), scale, vae.config.stride, latent_shape)
+        self._codec, self._device, self._latent_shape = codec, device, latent_shape
+        self._around = around
 
     def decode(self, latents: Floats) -> Iterator[Picture]:
         """``latents`` (T, D) → T frames (height, width, 3) RGB."""
-        shaped = torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(_device(self._vae))
+        shaped = torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(self._device)
         shaped = shaped.reshape(-1, *self._latent_shape)
         for start in range(0, shaped.shape[0], DECODED_AT_ONCE):
             with torch.inference_mode():
-                pixels = self._vae.decode(shaped[start : start + DECODED_AT_ONCE])
+                pixels = self._codec.decode(shaped[start : start + DECODED_AT_ONCE])
                 squares = ((pixels.float() + 1.0) * 127.5).round().clamp(0, 255)
                 drawn = squares.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             for square in drawn:
@@ -142,41 +190,38 @@ class VideoDecoder:
 class _Around:
     """The picture around the square, which is blended in along its border."""
 
-    def __init__(
-        self,
-        picture: Picture,
-        target: Frame,
-        corner: tuple[float, float],
-        scale: float,
-        stride: int,
-        latent_shape: tuple[int, int, int],
-    ) -> None:
+    def __init__(self, picture: Picture, target: Frame, square: Frame) -> None:
         self._picture = target.cut(picture, 0).astype(np.float32)
         self._size = (target.width, target.height)
-        side = latent_shape[1] * stride
-        zoom = target.scale / scale
+        side = square.width
+        zoom = target.scale / square.scale
         # What is shrunk is shrunk by area first; the warp then only moves it.
         self._side = max(1, min(side, round(side * zoom)))
         zoom *= side / self._side
+        self._grows = zoom > 1.5
         half = 0.5 * zoom - 0.5  # pixel centres
+        x, y = (inner - outer for inner, outer in zip(square.corner, target.corner, strict=True))
         self._matrix = np.array(
             [
-                [zoom, 0.0, corner[0] * target.scale + half],
-                [0.0, zoom, corner[1] * target.scale + half],
+                [zoom, 0.0, x * target.scale + half],
+                [0.0, zoom, y * target.scale + half],
             ]
         )
         edge = np.minimum(np.arange(side) + 0.5, np.arange(side)[::-1] + 0.5) / (SEAM * side)
         ramp = np.clip(np.minimum.outer(edge, edge), 0.0, 1.0).astype(np.float32)
-        self._share = self._warp(ramp)[..., None]
+        self._share = self._warp(ramp).clip(0.0, 1.0)[..., None]
 
     def put(self, square: Picture) -> Picture:
         warped = self._warp(square.astype(np.float32))
-        return np.rint(self._picture + self._share * (warped - self._picture)).astype(np.uint8)
+        mixed = self._picture + self._share * (warped - self._picture)
+        return np.rint(mixed).clip(0, 255).astype(np.uint8)
 
     def _warp(self, image: Floats) -> Floats:
         if image.shape[0] != self._side:
             image = cv2.resize(image, (self._side, self._side), interpolation=cv2.INTER_AREA)
-        return cv2.warpAffine(image, self._matrix, self._size).astype(np.float32)
+        way = cv2.INTER_CUBIC if self._grows else cv2.INTER_LINEAR
+        drawn = cv2.warpAffine(image, self._matrix, self._size, flags=way)
+        return drawn.astype(np.float32)
 
 
 class ReferenceEncoder:

@@ -129,6 +129,15 @@ class VAE(nn.Module):
         self.conv_moments = nn.Conv2d(2 * latent, 2 * latent, 1)
         self.conv_latent = nn.Conv2d(latent, latent, 1)
 
+    @property
+    def stride(self) -> int:
+        """Pixels a latent, each way."""
+        return self.config.stride
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
     def encode(self, pixels: Tensor) -> Tensor:
         """``pixels`` (B, 3, H, W), -1 … 1 → latents (B, 4, H / 8, W / 8), scaled."""
         stride = self.config.stride

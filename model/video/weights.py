@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -216,9 +216,13 @@ def load_net(path: Path, dtype: torch.dtype | None = None) -> tuple[VideoNet, di
 
     Raises ``ValueError`` for a file that is missing or holds something else.
     """
-    tensors = read_tensors(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
     if metadata.get("kind") not in _KINDS:
         raise ValueError(
             f"{path} holds {metadata.get('kind')!r}, expected one of {', '.join(_KINDS)}"
@@ -226,5 +230,5 @@ def load_net(path: Path, dtype: torch.dtype | None = None) -> tuple[VideoNet, di
     cls, config_cls = _KINDS[metadata["kind"]]
     config: Any = from_plain(config_cls, json.loads(metadata["config"]))
     net: VideoNet = on_meta(lambda: cls(config))
-    fill(net, tensors, dtype=dtype)
+    fill(net, _Mapped(lambda: _SafeTensors(path)), dtype=dtype)
     return net, json.loads(metadata["facts"])

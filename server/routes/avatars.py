@@ -31,7 +31,10 @@ _FORM: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["portrait"],
-                    "properties": {"portrait": {"type": "string", "format": "binary"}},
+                    "properties": {
+                        "portrait": {"type": "string", "format": "binary"},
+                        "model": {"type": "string", "description": "whose latent space it is for"},
+                    },
                 }
             }
         },
@@ -41,15 +44,19 @@ _FORM: dict[str, Any] = {
 
 @router.post("", status_code=201, openapi_extra=_FORM)
 async def create(request: Request, response: Response) -> AvatarView:
-    """Prepare a portrait; later requests name it by `avatar_id`."""
+    """Prepare a portrait; later requests name it by `avatar_id`.
+
+    It is for students of one latent space: the default's, or that of `model`.
+    """
     here = context(request)
     upload = await read_upload(request, ("portrait",))
-    if upload.fields:
-        raise ServiceError("bad_request", f"{', '.join(upload.fields)}: no field of this call")
+    surplus = set(upload.fields) - {"model"}
+    if surplus:
+        raise ServiceError("bad_request", f"{', '.join(sorted(surplus))}: no field of this call")
     if "portrait" not in upload.files:
         raise ServiceError("bad_request", "the file 'portrait' is missing")
     check_portrait(upload.files["portrait"], here.settings.max_portrait_bytes)
-    model = await choose_model(here.client, None)
+    model = await choose_model(here.client, upload.fields.get("model"))
     job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
     job_id = await here.client.submit(job, upload.files)
     logs.bind(job=job_id)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from model.audio.live import LiveWindower
-from model.audio.windows import HOP
+from model.audio.windows import LOG_MEL
 from model.conditioning import FPS
 from model.pipeline import AvatarPipeline, WindowTask
 from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from server.process import usable_cores
 from server.worker.portraits import encode_portrait
 
-HOP_S = HOP / FPS
+HOP_S = LOG_MEL.hop_s
 _PORTRAIT = Path(__file__).parents[1] / "static" / "examples" / "presenter.jpg"
 _ROUNDS = 3
 _TOGETHER = 4  # sessions: what they share of the network's time belongs to the cost
@@ -48,12 +48,13 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
     decoder = pipeline.space.decoder(reference, pipeline.info.size, "portrait")
     muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
     states = [pipeline.start(seed) for seed in range(_TOGETHER)]
-    sound, pcm = LiveWindower(), np.zeros(HOP * SAMPLE_RATE // FPS, np.float32)
+    hop = pipeline.hearing.hop
+    sound, pcm = LiveWindower(pipeline.hearing), np.zeros(hop * SAMPLE_RATE // FPS, np.float32)
     began_s = 0.0
     for number in range(_ROUNDS + 1):
         if number == 1:
             began_s = time.process_time()
-        window = sound.window(number, HOP, rest=True)
+        window = sound.window(number, hop, rest=True)
         info = pipeline.info
         tasks = [WindowTask(window, s, reference, info.guidance, info.steps) for s in states]
         results = pipeline.step(tasks)
@@ -69,13 +70,24 @@ def own_cores(workers: int) -> float:
 
 
 class Capacity:
-    """``cores`` of which a window of a session takes ``window_s``; never more than ``most``."""
+    """``cores`` of which a window of a session, of ``hop_s`` of video, takes ``window_s``; never
+    more places than ``most``.
+
+    ``dearer`` says, of the students whose windows take more, how many times as much.
+    """
 
     def __init__(
-        self, cores: float, window_s: float, most: int, clock: Callable[[], float] = time.monotonic
+        self,
+        cores: float,
+        window_s: float,
+        most: int,
+        clock: Callable[[], float] = time.monotonic,
+        dearer: Mapping[str, float] | None = None,
+        hop_s: float = HOP_S,
     ) -> None:
+        self._dearer = dict(dearer or {})
         self._most, self._clock = most, clock
-        self._reckoned = max(1, min(most, int(cores * HOP_S * SHARE / window_s)))
+        self._reckoned = max(1, min(most, int(cores * hop_s * SHARE / window_s)))
         self._last_pace, self._made_s = _EASY, -math.inf
         self._beside_busy = False
 
@@ -104,6 +116,10 @@ class Capacity:
     def spare(self) -> bool:
         """Whether anything is left over for offline jobs."""
         return not (self.busy or self._beside_busy)
+
+    def taken(self, models: Iterable[str]) -> int:
+        """How many places the sessions of these students take."""
+        return sum(max(1, round(self._dearer.get(model, 1.0))) for model in models)
 
     def places(self, running: int) -> int:
         """How many live sessions there may be, given that so many are running."""

@@ -23,7 +23,7 @@ from server.media.decode import decode_audio
 from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AvatarView, FaceView
 from server.sessions import Heard, Inbox, Snapshot, pack_saved, unpack_saved
-from server.worker.live import LiveInput, LiveSession, go_on_hearing
+from server.worker.live import LiveInput, LiveSession
 from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Deserted, Pace, Unwanted
 from server.worker.runner import prepare, run
 from server.worker.tasks import cancelled
@@ -194,11 +194,11 @@ class Conversation(_Video):
 
     async def make(self, request: messages.LiveRequest) -> messages.Done:
         """From the start, or from the snapshot on; what was said since is heard first."""
-        left = self._left
+        left, hearing = self._left, self._shop.batcher(request.model).pipeline.hearing
         if left is None:
-            heard = LiveInput(request, time.monotonic)
+            heard = LiveInput(request, time.monotonic, hearing)
         else:
-            heard = go_on_hearing(request, time.monotonic, left, self._from.edge)
+            heard = LiveInput.restore(request, time.monotonic, hearing, left, self._from.edge)
         self._input = heard
         self._hear_all(await anext(self._commands))
         return await self._listening(self._make(request, heard))

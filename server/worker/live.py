@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from model.audio.hearing import Hearing
 from model.conditioning import FPS, Floats, Guidance, Reference, SessionState, pack, unpack
 from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
 from server.broker import messages
@@ -46,9 +47,9 @@ Made = Callable[[float, float], None]
 class LiveInput:
     """What the client says, as it comes; `LiveSession` looks at it when it can."""
 
-    def __init__(self, request: messages.LiveRequest, clock: Clock) -> None:
+    def __init__(self, request: messages.LiveRequest, clock: Clock, hearing: Hearing) -> None:
         self.clock = clock
-        self.sound = LiveSound(request.sample_rate)
+        self.sound = LiveSound(request.sample_rate, hearing)
         self.director = Director(self.sound, request.idle, clock())
         self.options = request.options
         self.interrupts = 0
@@ -56,7 +57,7 @@ class LiveInput:
         self._news = asyncio.Event()
 
     def state(self) -> dict[str, object]:
-        """What to `restore` elsewhere; without `LiveSound.state`."""
+        """What to `restore` elsewhere, as the snapshot's ``input``; without `LiveSound.state`."""
         return {
             "director": self.director.state(self.clock()),
             "at_s": time.time(),
@@ -68,16 +69,21 @@ class LiveInput:
         cls,
         request: messages.LiveRequest,
         clock: Clock,
-        sound: LiveSound,
-        facts: dict[str, Any],
+        hearing: Hearing,
+        left: Snapshot,
         edge: int,
     ) -> LiveInput:
-        """The input that gave ``facts``; it is to hear again all since byte ``edge``."""
-        new = cls(request, clock)
+        """The input of a session that another worker left, which is to hear again since byte
+        ``edge``."""
+        arrays, facts = unpack(left.live)
+        known: dict[str, Any] = facts
+        state = known["input"]
+        sound = LiveSound.restore(request.sample_rate, hearing, arrays["sound"].tobytes())
+        new = cls(request, clock, hearing)
         new.sound, new._again = sound, sound.heard - edge
         new.director = Director(sound, request.idle, clock())
-        new.director.resume(facts["director"], time.time() - facts["at_s"], clock())
-        new.options = AnimationOptions.model_validate(facts["options"])
+        new.director.resume(state["director"], time.time() - state["at_s"], clock())
+        new.options = AnimationOptions.model_validate(state["options"])
         return new
 
     def hear(self, command: messages.LiveCommand) -> None:
@@ -305,16 +311,6 @@ class LiveSession:
     def _done(self, now: Snapshot) -> messages.Done:
         samples = now.video.samples_in
         return messages.Done(frames=now.state.frames_done, duration_s=samples / SAMPLE_RATE)
-
-
-def go_on_hearing(
-    request: messages.LiveRequest, clock: Clock, left: Snapshot, edge: int
-) -> LiveInput:
-    """The input of a session that another worker left; it is to hear again since byte ``edge``."""
-    arrays, facts = unpack(left.live)
-    known: dict[str, Any] = facts
-    sound = LiveSound.restore(request.sample_rate, arrays["sound"].tobytes())
-    return LiveInput.restore(request, clock, sound, known["input"], edge)
 
 
 def _bytes(state: SessionState) -> np.ndarray[Any, np.dtype[np.uint8]]:

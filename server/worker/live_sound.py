@@ -17,13 +17,12 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from model.audio.hearing import Hearing
 from model.audio.live import LiveWindower
-from model.audio.windows import HOP
 from model.conditioning import FPS, Floats, Window, pack, unpack
 from server.media.decode import MODEL_RATE
 from server.media.fmp4 import SAMPLE_RATE
 
-HOP_S = HOP / FPS
 OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 # A fragment of a live session: an interrupt lets at most one go that was made before it.
@@ -102,19 +101,22 @@ class Resamplers:
 
 
 class LiveSound:
-    """The sound of one session at ``rate`` samples a second, 16 bits, little-endian, mono."""
+    """The sound of one session at ``rate`` samples a second, 16 bits, little-endian, mono.
 
-    def __init__(self, rate: int) -> None:
+    ``hearing`` says what a window of it is.
+    """
+
+    def __init__(self, rate: int, hearing: Hearing) -> None:
         self._rate = rate
         self._raw: deque[bytes] = deque()
         self._half = b""  # a chunk may end inside a sample
-        self._windower = LiveWindower()
+        self._windower = LiveWindower(hearing)
         self._output: Floats = np.zeros(0, np.float32)
         self._heard = 0
         self._resamplers = Resamplers(rate)
 
     def state(self) -> bytes:
-        """All that was heard and not shown, without the sound that waits: about 100 KB."""
+        """All that was heard and not shown, without the sound that waits; 100 KB with log-mel."""
         recent, places = self._resamplers.state()
         arrays: dict[str, NDArray[Any]] = {
             **self._windower.state(),
@@ -124,18 +126,23 @@ class LiveSound:
         return pack(arrays, {"places": places, "heard": self._heard, "half": list(self._half)})
 
     @classmethod
-    def restore(cls, rate: int, state: bytes) -> LiveSound:
+    def restore(cls, rate: int, hearing: Hearing, state: bytes) -> LiveSound:
         """The sound that gave ``state``, to be given again what waited."""
         arrays, facts = unpack(state)
         known: dict[str, Any] = facts
-        sound = cls(rate)
+        sound = cls(rate, hearing)
         sound._heard, sound._half = known["heard"], bytes(known["half"])
-        sound._windower = LiveWindower.restore(arrays)
+        sound._windower = LiveWindower.restore(arrays, hearing)
         sound._output = arrays["output"].astype(np.float32) / np.float32(32767)
         recent = arrays["recent"].astype(np.int16)
         sound._resamplers, *ready = Resamplers.restore(rate, recent, known["places"])
         sound._take_in(*ready)
         return sound
+
+    @property
+    def hop(self) -> int:
+        """New frames of a whole window."""
+        return self._windower.hearing.hop
 
     @property
     def heard(self) -> int:
@@ -240,7 +247,7 @@ class Wait:
 class Director:
     """Decides what comes next; times are seconds on one clock of the caller's.
 
-    With ``idle`` the video goes on in real time, at most `HOP_S` ahead of it. Speech that was late
+    With ``idle`` the video goes on in real time, at most a window ahead of it. Speech that was late
     is made up for, as fast as may be, so that a hiccup does not delay all that is said after it;
     late rest is not. Without ``idle``, speech is made as it comes, and after an interrupt one
     window lets the face settle.
@@ -248,6 +255,7 @@ class Director:
 
     def __init__(self, sound: LiveSound, idle: bool, now_s: float) -> None:
         self._sound = sound
+        self._hop, self._hop_s = sound.hop, sound.hop / FPS
         self._idle = idle
         self._seen_s = now_s  # when the next frame is to be seen
         self._news_s = now_s
@@ -286,7 +294,7 @@ class Director:
 
         Rest waits longer, for what is said meanwhile comes after it.
         """
-        return self._seen_s - (HOP_S if speech else _LEAD_S) if self._idle else 0.0
+        return self._seen_s - (self._hop_s if speech else _LEAD_S) if self._idle else 0.0
 
     def heard(self, pcm: bytes, now_s: float) -> None:
         self._sound.push(pcm)
@@ -320,11 +328,11 @@ class Director:
         if now_s < begin_s:
             return Wait(begin_s)
         if self._sound.whole:
-            return Turn(True, HOP)
+            return Turn(True, self._hop)
         if self._ended:
             rows = self._sound.finish_speech()
             if rows:
-                return Turn(True, min(HOP, rows))
+                return Turn(True, min(self._hop, rows))
             return self._settling()
         if not self._idle:
             return self._settling() or Wait(None)
@@ -334,17 +342,17 @@ class Director:
         if not self._settle:
             return None
         self._settle = False
-        return Turn(False, HOP)
+        return Turn(False, self._hop)
 
     def _among_the_living(self, now_s: float) -> Turn | Wait:
         """Speech that is not whole: late, just beginning, at its end, or none at all."""
         if not self._sound.waiting:
-            return Turn(False, HOP)
+            return Turn(False, self._hop)
         late_s = self.begin_s(speech=False) + _WAIT_S
         if self._speaking and now_s < late_s:
             return Wait(late_s)
-        if self._speaking or now_s - self._news_s >= HOP_S:
+        if self._speaking or now_s - self._news_s >= self._hop_s:
             rows = self._sound.finish_speech()
-            return Turn(rows > 0, min(HOP, rows) or HOP)
+            return Turn(rows > 0, min(self._hop, rows) or self._hop)
         # It begins: rest until as much is there as a whole window wants.
-        return Turn(False, min(HOP, self._sound.missing))
+        return Turn(False, min(self._hop, self._sound.missing))

@@ -1,19 +1,60 @@
-"""From a setting to loaded pipelines. Knows how a loader is named; not what it loads."""
+"""From settings to loaded pipelines.
+
+Knows: which settings choose what is served, and how a loader of one's own is named. Does not know
+what a pipeline is made of.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
 
+from model import students
 from model.pipeline import AvatarPipeline, StudentInfo
+from model.students import Choice
+from server.errors import SetupError
 from server.protocol import ModelView
+from server.settings import Settings
 
 
-def load_pipelines(loader: str, names: Sequence[str]) -> dict[str, AvatarPipeline]:
-    """Call ``module:function`` once a name; raises what the import or the loader raises."""
-    module, _, function = loader.partition(":")
-    load = getattr(importlib.import_module(module), function)
-    return {name: load(name) for name in names}
+def model_names(settings: Settings) -> tuple[str, ...]:
+    """The names that `load_pipelines` would load, the default first; loads nothing.
+
+    Raises `SetupError` for students that are not to be had.
+    """
+    if settings.pipeline is not None:
+        return settings.models
+    try:
+        return students.names(_choice(settings))
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
+def load_pipelines(
+    settings: Settings, only: Sequence[str] | None = None
+) -> dict[str, AvatarPipeline]:
+    """What ``settings`` choose, by name, the default first; of it just ``only``, if that is given.
+
+    Raises `SetupError` for weights that cannot be served, and what a loader of one's own raises.
+    """
+    names = model_names(settings) if only is None else tuple(only)
+    if settings.pipeline is not None:
+        module, _, function = settings.pipeline.partition(":")
+        load = getattr(importlib.import_module(module), function)
+        return {name: load(name) for name in names}
+    from engines import registry  # compilers: seconds to import
+
+    choice = _choice(settings)
+    if choice.weights is None:
+        choice = Choice(names)
+    try:
+        return {**registry.load_pipelines(choice)}
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
+def _choice(settings: Settings) -> Choice:
+    return Choice(settings.models, settings.weights, settings.model_name)
 
 
 def view(info: StudentInfo) -> ModelView:

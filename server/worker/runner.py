@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.audio.windows import HOP, PREFIX, AudioWindower
+from model.audio.hearing import Hearing
+from model.audio.windows import AudioWindower
 from model.conditioning import (
     FPS,
     SAMPLES_PER_FRAME,
@@ -38,8 +39,6 @@ from server.worker.batcher import Batcher
 from server.worker.tasks import cancelled
 
 _OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
-# A windower that begins so many windows early knows the whole past of the one that is wanted.
-_EARLY = -(-PREFIX // HOP)
 
 Emit = Callable[[Started | Fragment, Snapshot], Awaitable[None]]
 Room = Callable[[], Awaitable[None]]
@@ -59,13 +58,14 @@ class Pieces:
     ``first`` is the first window that is wanted: what lies before it is decoded, but not cut.
     """
 
-    def __init__(self, speech: Speech, first: int = 0) -> None:
+    def __init__(self, speech: Speech, hearing: Hearing, first: int = 0) -> None:
         self._blocks = speech.blocks
-        self._windower = AudioWindower()
-        self._early = max(0, first - _EARLY)
+        self._windower = AudioWindower(hearing)
+        # Begun so early, the windower knows the whole past of the first that is wanted.
+        self._early = max(0, first - hearing.early)
         self._unwanted = first - self._early
-        self._skip = self._early * HOP * SAMPLES_PER_FRAME
-        self._skip_output = first * HOP * _OUTPUT_SAMPLES_PER_FRAME
+        self._skip = self._early * hearing.hop * SAMPLES_PER_FRAME
+        self._skip_output = first * hearing.hop * _OUTPUT_SAMPLES_PER_FRAME
         self._windows: deque[Window] = deque()
         self._pcm: Floats = np.zeros(0, np.float32)
         self._ended = False
@@ -134,7 +134,8 @@ def prepare(
     audio decoder raises.
     """
     check_reference(pipeline, reference)
-    pieces = Pieces(speech, 0 if left is None else left.state.window_index)
+    first_window = 0 if left is None else left.state.window_index
+    pieces = Pieces(speech, pipeline.hearing, first_window)
     first = pieces.next()
     if first is None and left is None:
         raise ServiceError("empty_audio", "the audio holds no samples")
@@ -156,12 +157,10 @@ def prepare(
 
 def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:
     """Raises `ServiceError` ``invalid_option`` for an avatar of another latent space."""
-    if reference.latent_space != pipeline.space.name:
-        raise ServiceError(
-            "invalid_option",
-            f"model {pipeline.info.name!r} draws {pipeline.space.name!r} avatars; "
-            f"this one was prepared for {reference.latent_space!r}",
-        )
+    try:
+        reference.expect(pipeline.space.name)
+    except ValueError as error:
+        raise ServiceError("invalid_option", f"model {pipeline.info.name!r}: {error}") from error
 
 
 def knobs(pipeline: AvatarPipeline, options: AnimationOptions) -> tuple[Guidance, int]:

@@ -98,20 +98,27 @@ class Worker:
             await self._drain()
 
     def _running(self, kind: str) -> int:
-        return sum(held.claim.request.kind == kind for held in self._held.values())
+        return len(self._models_of(kind))
+
+    def _models_of(self, kind: str) -> list[str]:
+        requests = [held.claim.request for held in self._held.values()]
+        return [request.model for request in requests if request.kind == kind]
 
     def _room(self, kind: str) -> bool:
         """Whether to take another job of that kind: live sessions first, offline what is left."""
         live, running = self._running("live"), self._running(kind)
         if kind == "live":
-            return running < self._capacity.places(live)
+            taken = self._capacity.taken(self._models_of(kind))
+            return taken < self._capacity.places(taken)
         if kind == "avatar":
             return running < _AVATARS_AT_ONCE
         return running < max(1, self._settings.sessions_per_worker - live)
 
     async def _beat(self) -> None:
-        running = self._running("live")
-        places = self._capacity.places(running)
+        models = self._models_of("live")
+        running, taken = len(models), self._capacity.taken(models)
+        # Told in sessions: what those of a dearer student take beyond their own is not there.
+        places = max(0, self._capacity.places(taken) - (taken - running))
         self._changed.set()  # room comes and goes with the capacity, too
         beat = messages.Beat(
             models=self._models,
@@ -290,10 +297,14 @@ async def _serve_until_told(
 
 def main(settings: Settings, url: str) -> None:
     """Load the students, then work until SIGTERM or SIGINT."""
-    pipelines = load_pipelines(settings.pipeline, settings.models)
-    # The dearest student decides: nobody knows which will be asked for.
-    cost_s = max(window_cost_s(pipeline) for pipeline in pipelines.values())
-    capacity = Capacity(own_cores(settings.workers or 1), cost_s, settings.sessions_per_worker)
+    pipelines = load_pipelines(settings)
+    costs_s = {name: window_cost_s(pipeline) for name, pipeline in pipelines.items()}
+    cost_s = next(iter(costs_s.values()))
+    hops_s = {name: pipeline.hearing.hop_s for name, pipeline in pipelines.items()}
+    hop_s = next(iter(hops_s.values()))
+    dearer = {name: one_s / hops_s[name] * hop_s / cost_s for name, one_s in costs_s.items()}
+    most = settings.sessions_per_worker
+    capacity = Capacity(own_cores(settings.workers or 1), cost_s, most, dearer=dearer, hop_s=hop_s)
     log.info(
         "loaded %s; a window costs %.0f ms, there are places for %d live sessions",
         ", ".join(pipelines),

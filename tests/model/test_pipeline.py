@@ -82,11 +82,11 @@ def test_the_last_window_gives_only_its_real_frames(pipeline: StudentPipeline) -
 
 
 def test_noise_belongs_to_session_and_window_alone() -> None:
-    a = window_noise(2**63 - 1, 0, MOTION_DIM)
-    np.testing.assert_array_equal(a, window_noise(2**63 - 1, 0, MOTION_DIM))
-    assert np.abs(a - window_noise(2**63 - 1, 1, MOTION_DIM)).max() > 1
-    assert np.abs(a - window_noise(0, 0, MOTION_DIM)).max() > 1
-    many = np.stack([window_noise(s, 3, MOTION_DIM) for s in range(200)])
+    a = window_noise(2**63 - 1, 0, HOP, MOTION_DIM)
+    np.testing.assert_array_equal(a, window_noise(2**63 - 1, 0, HOP, MOTION_DIM))
+    assert np.abs(a - window_noise(2**63 - 1, 1, HOP, MOTION_DIM)).max() > 1
+    assert np.abs(a - window_noise(0, 0, HOP, MOTION_DIM)).max() > 1
+    many = np.stack([window_noise(s, 3, HOP, MOTION_DIM) for s in range(200)])
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
 
 

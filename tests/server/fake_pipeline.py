@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from model.audio.windows import LOG_MEL
 from model.conditioning import Floats, Guidance, Reference, SessionState
 from model.pipeline import Frame, StudentInfo, WindowTask
 from model.portrait import NoFaceError
@@ -62,7 +63,7 @@ class FakeSpace:
 class FakePipeline:
     def __init__(self, name: str) -> None:
         self.info = StudentInfo(name, "fake", 6, 6, 25, 512, "Apache-2.0", Guidance(3.0, 2.0))
-        self.space = FakeSpace()
+        self.space, self.hearing = FakeSpace(), LOG_MEL
         self.batches: list[int] = []
 
     def start(self, seed: int) -> SessionState:

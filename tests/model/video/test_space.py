@@ -131,8 +131,34 @@ def test_wrong_options_are_named(space: VideoSpace, reference: Reference) -> Non
         VideoSpace(Exact(), 250)
     other = Reference.from_bytes(reference.to_bytes())
     object.__setattr__(other, "latent_space", "motion")
-    with pytest.raises(ValueError, match="'motion' space, not 'video'"):
+    with pytest.raises(ValueError, match="'motion' latent space, expected 'video'"):
         space.decoder(other, 256, "portrait")
+
+
+def test_a_close_square_sits_in_the_portrait(picture: np.ndarray) -> None:
+    space = VideoSpace(Exact(), 64, "close", "face")
+    reference = space.encode_reference(picture)
+    assert reference.latent_space == "close"
+    for framing in ("portrait", "full"):
+        decoder = space.decoder(reference, 256, framing)
+        dark, bright, drawn = (
+            next(decoder.decode(latent[None])).astype(float)
+            for latent in (
+                np.full(space.dim, -1.0, np.float32),
+                np.ones(space.dim, np.float32),
+                reference.features,
+            )
+        )
+        touched = (bright - dark).max(axis=2) > 0.5
+        assert 0.02 < touched.mean() < 0.8
+        assert np.abs(drawn - dark)[~touched].max() <= 1.0  # all around stays the picture
+        rows = np.flatnonzero(touched.any(axis=1))
+        assert rows[0] > 0 and rows[-1] < 255  # hair above it, shoulders below
+    portrait = VideoSpace(Exact(), 256).encode_reference(picture)
+    x0, _, x1, _, side = reference.arrays["face"]
+    wide = (x1 - x0) / side
+    x0, _, x1, _, side = portrait.arrays["face"]
+    assert wide > 1.3 * (x1 - x0) / side
 
 
 def test_a_picture_without_a_face_is_refused(space: VideoSpace) -> None:

@@ -423,6 +423,21 @@ def test_what_is_not_there(client: httpx.Client) -> None:
     assert problem(client.get("/animate")) == (405, "method_not_allowed")
 
 
+def test_each_model_answers_under_its_name() -> None:
+    with running({**FAKE, "FADA_MODELS": "fake,other"}) as service, service.client() as client:
+        models = client.get("/models").json()
+        assert models["default"] == "fake"
+        assert [model["name"] for model in models["models"]] == ["fake", "other"]
+        assert animate(client, model="other").status_code == 200
+        refused = animate(client, model="none")
+        assert problem(refused) == (422, "invalid_option")
+        assert "fake, other" in refused.json()["detail"]
+        portrait = {"portrait": ("p.png", picture())}
+        assert client.post("/avatars", files=portrait, data={"model": "other"}).status_code == 201
+        nobody = client.post("/avatars", files=portrait, data={"model": "none"})
+        assert problem(nobody) == (422, "invalid_option")
+
+
 def test_health_models_and_the_description_of_it_all(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}

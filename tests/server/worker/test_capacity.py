@@ -70,5 +70,13 @@ def test_a_window_is_measured() -> None:
     assert 0 < window_cost_s(FakePipeline("fake")) < 1
 
 
+def test_a_session_of_a_dearer_student_takes_several_places() -> None:
+    dearer = {"fast": 1.1, "balanced": 2.4}
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64, dearer=dearer)
+    assert capacity.taken([]) == 0
+    assert capacity.taken(["fast"] * 8) == 8  # a tenth is what measuring twice gives
+    assert capacity.taken(["balanced", "fast", "balanced"]) == 5
+
+
 def test_workers_share_the_cores() -> None:
     assert own_cores(4) == pytest.approx(own_cores(1) / 4)

@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from model.audio.windows import LOG_MEL
 from model.conditioning import Floats
 from model.pipeline import Frame
 from server.broker import messages
 from server.protocol import AnimationOptions
 from server.sessions import Snapshot
 from server.worker.batcher import Batcher
-from server.worker.live import LiveInput, LiveSession, go_on_hearing
+from server.worker.live import LiveInput, LiveSession
 from tests.server.fake_pipeline import RED_STEP, FakeDecoder, FakePipeline
 from tests.server.media_probe import probe
 from tests.server.stream_client import pcm
@@ -37,7 +38,7 @@ def play(commands: list[messages.LiveCommand], at: dict[int, messages.LiveComman
     events: Events = []
 
     async def session() -> None:
-        heard = LiveInput(request, time.monotonic)
+        heard = LiveInput(request, time.monotonic, LOG_MEL)
 
         async def emit(event: messages.Progress, snapshot: Snapshot) -> None:
             events.append(event)
@@ -132,14 +133,14 @@ def test_an_interrupt_while_a_fragment_is_encoded_is_told_by_who_goes_on() -> No
             finally:
                 serving.cancel()
 
-    heard = LiveInput(request, time.monotonic)
+    heard = LiveInput(request, time.monotonic, LOG_MEL)
     heard.hear(messages.Sound(data=pcm(3.0)))
     decoder = Hooked(128, 128)
     decoder.hook = lambda: heard.hear(messages.Interrupt())
     pipeline.space.decoder = lambda *_: decoder  # type: ignore[method-assign]
     asyncio.run(session(heard, None, 2))
     left = snapshots[-1]
-    again = go_on_hearing(request, time.monotonic, left, len(pcm(3.0)))
+    again = LiveInput.restore(request, time.monotonic, LOG_MEL, left, len(pcm(3.0)))
     asyncio.run(session(again, left, 5))
     kinds = [event.type for event in events]
     assert kinds == ["started", "fragment", "interrupted", "fragment", "fragment"]

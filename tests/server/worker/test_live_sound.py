@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.audio.windows import LOG_MEL
 from server.worker.live_sound import (
     FRAGMENT_FRAMES,
-    HOP_S,
     OUTPUT_SAMPLES_PER_FRAME,
     Director,
     LiveSound,
@@ -21,6 +21,7 @@ from server.worker.live_sound import (
 from tests.server.stream_client import pcm
 
 FPS = 25
+HOP_S = LOG_MEL.hop_s
 
 
 class Player:
@@ -28,7 +29,7 @@ class Player:
 
     def __init__(self, idle: bool, rate: int = 16_000) -> None:
         self.now_s = 100.0
-        self.sound = LiveSound(rate)
+        self.sound = LiveSound(rate, LOG_MEL)
         self.director = Director(self.sound, idle, self.now_s)
         self.made: list[tuple[float, bool, int]] = []  # when, speech, frames
         self.output: list[np.ndarray] = []
@@ -229,7 +230,7 @@ def test_any_chunking_gives_the_same_windows_and_sound(rate: int, cuts: list[int
 
 
 def test_sound_for_a_frame_is_a_frame_long() -> None:
-    sound = LiveSound(16_000)
+    sound = LiveSound(16_000, LOG_MEL)
     sound.push(pcm(1.0))
     sound.fill()
     assert len(sound.take(4)) == 4 * OUTPUT_SAMPLES_PER_FRAME

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.audio.windows import LOG_MEL
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
 from server.media.decode import MODEL_RATE, Block, Speech
@@ -74,7 +75,7 @@ def video(events: Events) -> Probe:
 @settings(max_examples=20, deadline=None)
 @given(samples=st.integers(1, 40_000), block=st.integers(1, 9000))
 def test_pieces_cover_the_sound_once_and_in_step(samples: int, block: int) -> None:
-    pieces = Pieces(speech_of(samples, max(block, samples // 50)))
+    pieces = Pieces(speech_of(samples, max(block, samples // 50)), LOG_MEL)
     got = []
     while (piece := pieces.next()) is not None:
         got.append(piece)

@@ -1,0 +1,76 @@
+"""What a student's file says of itself beside its parameters, and what follows for its pipeline.
+
+Knows: the facts' names (`model.motion.weights.weights_facts` writes them). Does not know: networks,
+files or latent spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model.conditioning import FPS, Guidance
+from model.diffusion.denoiser import Denoiser
+from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
+from model.pipeline import StudentInfo
+
+Limits = tuple[tuple[float, float], tuple[float, float]]
+OWN_LICENCE = "as its training data allow"
+SIZE = 512  # pixels of a video, unless another size is asked for
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """``limits``: the scales that a student was distilled in, of one that takes them as tokens;
+    ``None``: its scales mix three branches, each an evaluation."""
+
+    steps: int
+    guidance: Guidance
+    limits: Limits | None
+    licence: str
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], guided: bool, licence: str | None = None) -> StudentFacts:
+        """``guided``: the network takes tokens. ``licence``: known better than the file knows it.
+
+        Raises ``ValueError`` that names a fact which is missing.
+        """
+        needed = ("steps", "guidance", "limits") if guided else ("steps", "guidance")
+        missing = [name for name in needed if name not in facts]
+        if missing:
+            raise ValueError(f"a student's facts lack {', '.join(missing)}; got {sorted(facts)}")
+        limits: Limits | None = None
+        if guided:
+            audio, reference = facts["limits"]
+            limits = (audio[0], audio[1]), (reference[0], reference[1])
+        words = licence or str(facts.get("licence", OWN_LICENCE))
+        return cls(int(facts["steps"]), Guidance(*facts["guidance"]), limits, words)
+
+    def info(self, name: str, latent_space: str) -> StudentInfo:
+        """What `GET /models` says."""
+        return StudentInfo(
+            name=name,
+            latent_space=latent_space,
+            steps=self.steps,
+            nfe_per_window=self.steps * (3 if self.limits is None else 1),
+            fps=FPS,
+            size=SIZE,
+            licence=self.licence,
+            guidance=self.guidance,
+        )
+
+    def guided(self, denoiser: Denoiser) -> Denoiser:
+        """``denoiser`` with its two scales: as tokens, or by its three branches."""
+        if self.limits is None:
+            return MultiCFGDenoiser(denoiser)
+        return CFGTokenDenoiser(denoiser, self.limits)
+
+
+def refuse_teacher(facts: Mapping[str, Any], what: str, make: str) -> None:
+    """Raises ``ValueError`` where ``facts`` are a teacher's; ``make`` is what makes a student."""
+    if facts.get("role") == "teacher":
+        raise ValueError(
+            f"{what} holds a teacher, which needs 25 steps of 3 evaluations: "
+            f"`{make}` makes a student of it"
+        )
