@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.worker.capacity import HOP_S, SHARE, Capacity, own_cores, window_cost_s
@@ -56,6 +56,7 @@ def test_sessions_that_fell_silent_need_nothing() -> None:
     assert (capacity.places(5), capacity.spare) == (8, True)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 5.0), max_size=50), st.integers(0, 80))
 def test_there_never_are_more_places_than_the_setting_says(
     paces: list[float], running: int
@@ -68,6 +69,13 @@ def test_there_never_are_more_places_than_the_setting_says(
 
 def test_a_window_is_measured() -> None:
     assert 0 < window_cost_s(FakePipeline("fake")) < 1
+
+
+def test_a_hopelessly_slow_student_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = FakePipeline("slow")
+    monkeypatch.setattr("server.worker.capacity._HOPELESS", 0.0)
+    assert window_cost_s(slow) > 0
+    assert slow.batches == [1]
 
 
 def test_a_session_of_a_dearer_student_takes_several_places() -> None:
