@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -21,9 +22,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from model.audio.hearing import row_samples
+from model.audio.whisper_rows import WhisperRows
 from model.conditioning import FPS, SAMPLES_PER_FRAME, Floats
-from model.portrait.framing import Frame
-from model.portrait.landmarks import FaceTracker
+from model.motion.actions import ACTION_COUNT
+from model.portrait.framing import MAX_SIZE, Frame, frame
+from model.portrait.landmarks import Face, FaceTracker
 from model.training.corpus import held_out
 from model.training.takes import Clip, Take, cut, read_cues, take_of
 from model.training.track import Look, at_video_rate, looks
@@ -36,7 +40,7 @@ from model.training.video.clips import (
 )
 from model.training.video.scores import judged, sharpness
 from model.training.video.windows import training_clips
-from model.video.checkpoints import load_vae
+from model.video.checkpoints import load_vae, load_whisper
 from model.video.space import face_square
 from model.video.vae import VAE
 from model.video.weights import load_net
@@ -62,6 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae", type=Path, help="an autoencoder's weights: latents are kept beside the pixels"
     )
+    parser.add_argument(
+        "--whisper", type=Path, help="OpenAI's tiny.pt: what each frame hears is kept as well"
+    )
+    parser.add_argument(
+        "--view",
+        choices=("face", "portrait"),
+        default="face",
+        help="squares close around the face, as video-tiny's, or with hair and shoulders, as the "
+        "real size's [%(default)s]",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of the networks [%(default)s]")
 
 
@@ -69,28 +83,58 @@ def run(args: argparse.Namespace) -> int:
     """Prepares what is not prepared yet, then joins all. Returns the exit code."""
     try:
         torch.set_num_threads(args.threads)
-        build(args.videos, args.out, args.side, args.vae, args.threads)
+        kinds = Kinds(args.side, args.view, args.vae, args.whisper)
+        build(args.videos, args.out, kinds, args.threads)
     except ValueError as error:
         sys.exit(f"fada dataset: {error}")
     return 0
 
 
-def build(videos: Path, out: Path, side: int, vae: Path | None, threads: int) -> VideoClips:
+@dataclass(frozen=True)
+class Kinds:
+    """What is kept of a clip: squares of ``side`` pixels, and what these networks make of it."""
+
+    side: int
+    view: str = "face"
+    vae: Path | None = None
+    whisper: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.side < 16 or self.side % 16:
+            raise ValueError(f"--side {self.side}, expected a multiple of 16")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The networks of `Kinds`, loaded."""
+
+    tracker: FaceTracker
+    encode: Encode | None
+    hear: WhisperRows | None
+
+    @classmethod
+    def of(cls, kinds: Kinds, threads: int) -> Tools:
+        vae, whisper = kinds.vae, kinds.whisper
+        return cls(
+            FaceTracker(threads),
+            None if vae is None else _encoder(_autoencoder(vae)),
+            None if whisper is None else WhisperRows(load_whisper(whisper, dtype=torch.float32)),
+        )
+
+
+def build(videos: Path, out: Path, kinds: Kinds, threads: int) -> VideoClips:
     """The folder ``out``. Raises ``ValueError`` when there is nothing to learn from in ``videos``,
-    or ``out`` was begun with other squares or another autoencoder."""
-    if side < 16 or side % 16:
-        raise ValueError(f"--side {side}, expected a multiple of 16")
+    or ``out`` was begun with other ``kinds``."""
     parts = out / "parts"
-    _same_settings(parts, f"side {side}, vae {None if vae is None else vae.resolve()}")
-    encode = None if vae is None else _encoder(_autoencoder(vae))
-    tracker = FaceTracker(threads)
+    _same_settings(parts, str(kinds))
+    tools = Tools.of(kinds, threads)
     done: list[VideoClips] = []
     for video in tqdm(_listed(videos), unit="video", desc=str(out)):
         part = parts / part_name(video, None)
         skipped = part.with_suffix(".skipped")
         if not (part / "clips.json").is_file() and not skipped.is_file():
             try:
-                prepare(video, part, side, tracker, encode)
+                prepare(video, part, kinds, tools)
             except (ValueError, av.FFmpegError) as error:
                 reason = f"{video.name}: {error}"
                 skipped.write_text(f"{reason}\n")
@@ -99,17 +143,15 @@ def build(videos: Path, out: Path, side: int, vae: Path | None, threads: int) ->
             done.append(load_clips(part))
     if not done:
         raise ValueError(f"no video of {videos} has a talking head")
-    return joined(done, out, side)
+    return joined(done, out, kinds.side)
 
 
-def prepare(
-    video: Path, part: Path, side: int, tracker: FaceTracker, encode: Encode | None
-) -> VideoClips:
+def prepare(video: Path, part: Path, kinds: Kinds, tools: Tools) -> VideoClips:
     """One video as a folder of clips. Raises ``ValueError`` that says why it cannot be used."""
     footage = open_footage(video)
     total = None if footage.duration_s is None else int(footage.duration_s * FPS)
     with tqdm(total=total, desc=video.name, unit="frame", leave=False) as bar:
-        seen = at_video_rate(looks(footage.pictures(), tracker))
+        seen = at_video_rate(looks(footage.pictures(), tools.tracker))
         take = take_of(_counted(seen, bar))
     share = float(take.ok.mean()) if len(take) else 0.0
     if share < LEAST_SHARE:
@@ -119,7 +161,8 @@ def prepare(
     if not chosen:
         raise ValueError("a face is nowhere seen for two seconds without a break")
     frames = sum(clip.stop - clip.first for clip in chosen)
-    return write_clips(part, _pieces(footage, take, chosen, side, encode), frames, side)
+    pieces = _pieces(footage, take, chosen, kinds, tools)
+    return write_clips(part, pieces, frames, kinds.side)
 
 
 def joined(parts: list[VideoClips], out: Path, side: int) -> VideoClips:
@@ -155,12 +198,12 @@ def _same_settings(parts: Path, settings: str) -> None:
 
 
 def _pieces(
-    footage: Footage, take: Take, chosen: list[Clip], side: int, encode: Encode | None
+    footage: Footage, take: Take, chosen: list[Clip], kinds: Kinds, tools: Tools
 ) -> Iterator[Piece]:
     """The clips of a video, decoded once more: each in one square, where its face mostly is."""
     if take.points is None:
         raise ValueError(f"{footage.path}: a take without points")
-    sound = _whole(footage.sound(), len(take))
+    sound, side = _whole(footage.sound(), len(take)), kinds.side
     pictures = nearest(footage.pictures(), len(take))
     for number, clip in enumerate(chosen):
         span = slice(clip.first, clip.stop)
@@ -173,7 +216,11 @@ def _pieces(
                 continue
             if not squares:
                 width = picture.shape[1]
-                view = face_square(np.median(take.points[span], axis=0) * width, side)
+                points = np.median(take.points[span], axis=0) * width
+                if kinds.view == "portrait":
+                    view = _portrait(picture, points, side, tools.tracker)
+                else:
+                    view = face_square(points, side)
             squares.append(np.asarray(view.cut(picture, 0), np.uint8))
         frames = np.stack(squares)
         marks = np.stack([view.place(points * width) for points in take.points[span]]) / side
@@ -184,7 +231,8 @@ def _pieces(
             marks.astype(np.float32),
             take.coefficients[span],
             clip.text,
-            None if encode is None else encode(frames),
+            None if tools.encode is None else tools.encode(frames),
+            None if tools.hear is None else _heard(tools.hear, sound, clip),
             {"seen": 1.0, "sharpness": sharpness(frames), "pixels": 1.0 / view.scale},
         )
 
@@ -217,6 +265,7 @@ def _again(part: VideoClips) -> Iterator[Piece]:
             part.coefficients[clip.span],
             clip.text,
             None if part.latents is None else part.latents[clip.span],
+            None if part.tokens is None else part.tokens[clip.span],
             clip.scores,
         )
 
@@ -232,6 +281,26 @@ def _whole(blocks: Iterable[Floats], frames: int) -> Floats:
         if at == len(sound):
             break
     return sound.clip(-1.0, 1.0)
+
+
+def _portrait(picture: Pictures, points: Floats, side: int, tracker: FaceTracker) -> Frame:
+    """The square of `VideoSpace`'s ``portrait`` view around ``points`` (62, 2)."""
+    landmarks = np.pad(points, ((0, 0), (0, 1))).astype(np.float32)
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    box = (float(x0), float(y0), float(x1), float(y1))
+    face = Face(landmarks, np.zeros(ACTION_COUNT, np.float32), box, 1.0)
+    height, width = picture.shape[:2]
+    person = tracker.person(picture, face).whole
+    view = frame("portrait", MAX_SIZE, width, height, landmarks, person)
+    return Frame(view.corner, view.scale * side / MAX_SIZE, side, side)
+
+
+def _heard(hear: WhisperRows, sound: Floats, clip: Clip) -> NDArray[np.float16]:
+    """(T, S, W): what each frame of ``clip`` hears, of all the video's ``sound``."""
+    around = np.pad(sound, (hear.past_samples, hear.future_samples))
+    starts = range(clip.first * SAMPLES_PER_FRAME, clip.stop * SAMPLES_PER_FRAME, SAMPLES_PER_FRAME)
+    count = row_samples(hear)
+    return np.stack([hear.row(around[s : s + count]).astype(np.float16) for s in starts])
 
 
 def _autoencoder(path: Path) -> VAE:

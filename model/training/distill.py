@@ -45,7 +45,7 @@ from torch import Tensor
 from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
-from model.diffusion.schedule import CosineSchedule, add_noise, like
+from model.diffusion.schedule import CosineSchedule, NoiseSchedule, add_noise, like
 from model.motion.net import MotionNet
 from model.motion.weights import Limits, MotionWeights, load_weights, save_weights, weights_facts
 from model.training.batches import WindowSampler
@@ -160,12 +160,14 @@ class StudentObjective:
         supervision: str = "mixed",
         guided: bool = True,
         batch: int = BATCH,
+        schedule: NoiseSchedule | None = None,
     ) -> None:
+        """``schedule`` None: the cosine's."""
         self._student, self._windows, self._loss, self._random = student, windows, loss, random
         self._guided, self._batch = guided, batch
         branch = X0Denoiser(teacher)
         self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
-        self._schedule = CosineSchedule()
+        self._schedule: NoiseSchedule = schedule or CosineSchedule()
         self._weight = SUPERVISION[supervision]()
         self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
 

@@ -7,15 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from model.conditioning import SAMPLES_PER_FRAME
 from model.training.video.clips import load_clips, mouths
-from model.video.config import VAEConfig
-from model.video.vae import VAE
-from model.video.weights import save_net
 from server.cli import main
 from server.dataset import nearest
+from tests.model.video.small_students import write_video as write_networks
 from tests.server.footage_files import CLICK_S, write_video
 
 
@@ -42,11 +39,10 @@ def videos(tmp_path: Path, examples: Path) -> Path:
 def test_videos_become_clips_and_are_prepared_once(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(0)
-    vae = tmp_path / "vae.safetensors"
-    save_net(vae, VAE(VAEConfig((4, 4, 8), 1, 4, 2)), {})
+    networks = write_networks(tmp_path)
+    encoders = ("--vae", networks / "vae.safetensors", "--whisper", networks / "tiny.pt")
     out = tmp_path / "out"
-    assert build(videos, "--out", out, "--vae", vae) == 0
+    assert build(videos, "--out", out, *encoders) == 0
     said = capsys.readouterr().out
     assert "1 clips" in said and "of 1 videos" in said
     reasons = sorted(path.read_text() for path in (out / "parts").glob("*.skipped"))
@@ -57,6 +53,7 @@ def test_videos_become_clips_and_are_prepared_once(
     assert (clip.name, clip.text, clips.side) == ("talk/0", "Hello.", 64)
     assert clips.frames.shape == (60, 64, 64, 3) and clips.frames.std() > 20
     assert clips.latents is not None and clips.latents.shape == (60, 4, 16, 16)
+    assert clips.tokens is not None and clips.tokens.shape == (60, 30, 10)
     centres, widths = mouths(np.asarray(clips.marks))
     np.testing.assert_allclose(centres[:, 0], 0.5, atol=0.12)
     assert (centres[:, 1] > 0.55).all() and (centres[:, 1] < 0.85).all()
@@ -67,9 +64,9 @@ def test_videos_become_clips_and_are_prepared_once(
     assert clip.trust < 0.2  # a mouth that stands still does not say this
 
     made = {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("frames.npy")}
-    assert build(videos, "--out", out, "--vae", vae) == 0
+    assert build(videos, "--out", out, *encoders) == 0
     assert made == {path: path.stat().st_mtime_ns for path in made} and len(made) == 1
-    assert "was begun with side 64" in str(build(videos, "--out", out, "--side", 96))
+    assert "was begun with Kinds(side=64" in str(build(videos, "--out", out, "--side", 96))
 
 
 def test_a_folder_without_a_talking_head_is_refused(tmp_path: Path) -> None:
@@ -83,3 +80,12 @@ def test_each_frame_is_the_picture_shown_closest_to_it() -> None:
     pictures = [(t, np.full((1, 1, 3), i, np.uint8)) for i, t in enumerate((0.0, 0.033, 0.066))]
     chosen = [(k, int(picture[0, 0, 0])) for k, picture in nearest(pictures, 4)]
     assert chosen == [(0, 0), (1, 1), (2, 2), (3, 2)]
+
+
+def test_a_portraits_square_holds_hair_and_shoulders(videos: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for view in ("face", "portrait"):
+        clips_of = tmp_path / view
+        assert build(videos / "talk.mp4", "--out", clips_of, "--view", view) == 0
+        sizes[view] = mouths(np.asarray(load_clips(clips_of).marks))[1].mean()
+    assert sizes["portrait"] < 0.9 * sizes["face"]

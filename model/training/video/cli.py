@@ -1,4 +1,5 @@
-"""``fada train video-teacher``, ``video-student`` and ``video-balanced``.
+"""``fada train video-teacher``, ``video-student`` and ``video-balanced``; the last two of
+video-tiny's teacher (a file) or, ``video-student``, of EchoMimic (a folder).
 
 Knows: the flags that only they have, and which folders they take. Does not know: how training
 works.
@@ -12,7 +13,9 @@ from pathlib import Path
 import torch
 
 from model.training.trainer import RunOptions
+from model.training.video import echomimic
 from model.training.video.clips import VideoClips, load_clips
+from model.training.video.echomimic import train_real_student
 from model.training.video.grid import grid_clips, is_grid
 from model.training.video.machine import Machine
 from model.training.video.student import BATCH as STUDENT_BATCH
@@ -29,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that other roles do not take."""
     video = parser.add_argument_group("video roles")
     add_cache_argument(video)
-    video.add_argument("--batch", type=int, help="windows a step [teacher 8, student 4]")
+    video.add_argument("--batch", type=int, help="windows a step [8, student 4, real size 1]")
     video.add_argument("--device", default="cpu", help="torch's name of it [%(default)s]")
     video.add_argument("--bf16", action="store_true", help="multiply in bfloat16 (for GPUs)")
     video.add_argument(
@@ -56,16 +59,25 @@ def open_clips(data: Path, cache: Path, side: int) -> VideoClips:
 
 def run(args: argparse.Namespace) -> int:
     """Trains; a run whose ``--out`` holds a checkpoint goes on from it. Returns the exit code."""
-    batch = args.batch or (TEACHER_BATCH if args.role == ROLES[0] else STUDENT_BATCH)
-    if batch < 1:
+    if args.batch is not None and args.batch < 1:
         raise ValueError(f"--batch {args.batch}, expected 1 or more")
     machine = Machine(torch.device(args.device), args.bf16, args.recompute)
     clips = open_clips(args.data, args.cache or args.out.parent / "grid-video", args.side)
-    rate = RATE if args.rate is None else args.rate
+    real = args.role != "video-teacher" and args.teacher.is_dir()
+    given = echomimic.RATE if real else RATE
+    rate = given if args.rate is None else args.rate
     options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate)
     if args.role == "video-teacher":
         config = tiny_config(clips.side)
+        batch = args.batch or TEACHER_BATCH
         path = train_teacher(clips, options, machine, args.seed, args.start, config, batch)
+    elif real:
+        if args.role != "video-student" or args.start is not None:
+            raise ValueError("of EchoMimic only a fresh video-student is made: no --start, no role "
+                             f"{args.role!r}")  # fmt: skip
+        batch, words = args.batch or echomimic.BATCH, args.supervision
+        folder = args.teacher
+        path = train_real_student(clips, folder, options, machine, args.seed, words, batch)
     else:
         path = train_student(
             clips,
@@ -76,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             args.start,
             args.role == "video-student",
             args.supervision,
-            batch,
+            args.batch or STUDENT_BATCH,
         )
     print(path)
     return 0

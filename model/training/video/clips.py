@@ -8,6 +8,7 @@ networks.
 
     frames.npy        (N, side, side, 3) uint8   RGB
     latents.npy       (N, C, h, w) float16       only where an autoencoder was used
+    tokens.npy        (N, S, W) float16          only where Whisper was: what each frame hears
     log_power.npy     (4N, bins) float16         spectra of the sound, 4 a frame
     samples.npy       (640N,) int16              the sound itself, 16 kHz
     marks.npy         (N, 62, 2) float32         points of `LANDMARK_INDEX`, in sides of the square
@@ -20,6 +21,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +68,7 @@ class Piece:
     coefficients: Floats  # (T, 52)
     text: str = ""
     latents: NDArray[np.float16] | None = None  # (T, C, h, w)
+    tokens: NDArray[np.float16] | None = None  # (T, S, W)
     scores: dict[str, float] = field(default_factory=dict)
 
 
@@ -78,6 +81,7 @@ class VideoClips:
     clips: tuple[Clip, ...]
     frames: NDArray[np.uint8]
     latents: NDArray[np.float16] | None
+    tokens: NDArray[np.float16] | None
     log_power: NDArray[np.float16]
     samples: NDArray[np.int16]
     marks: Floats
@@ -115,24 +119,27 @@ def load_clips(folder: Path) -> VideoClips:
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, rows in _ROWS.items():
         path = folder / f"{name}.npy"
-        if name == "latents" and not path.is_file():
+        if name in _OPTIONAL and not path.is_file():
             continue
         if not path.is_file():
             raise ValueError(f"{folder} holds no {path.name}: its making was not finished")
         arrays[name] = np.load(path, mmap_mode="r")
         if len(arrays[name]) != rows * frames:
             raise ValueError(f"{path} holds {len(arrays[name])} rows, expected {rows * frames}")
-    return VideoClips(folder, index["side"], clips, latents=arrays.pop("latents", None), **arrays)  # type: ignore[arg-type]
+    optional = {name: arrays.pop(name, None) for name in _OPTIONAL}
+    return VideoClips(folder, index["side"], clips, **optional, **arrays)  # type: ignore[arg-type]
 
 
 _ROWS = {
     "frames": 1,
     "latents": 1,
+    "tokens": 1,
     "log_power": HOPS_PER_FRAME,
     "samples": SAMPLES_PER_FRAME,
     "marks": 1,
     "coefficients": 1,
 }
+_OPTIONAL = ("latents", "tokens")
 
 
 def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -> VideoClips:
@@ -143,33 +150,38 @@ def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "frames": _mapped(folder, "frames", (frames, side, side, 3), np.uint8),
         "log_power": _mapped(folder, "log_power", (frames * 4, SPECTRUM_BINS), np.float16),
         "samples": _mapped(folder, "samples", (frames * SAMPLES_PER_FRAME,), np.int16),
         "marks": _mapped(folder, "marks", (frames, len(LANDMARK_INDEX), 2), np.float32),
         "coefficients": _mapped(folder, "coefficients", (frames, ACTION_COUNT), np.float32),
     }
-    (folder / "latents.npy").unlink(missing_ok=True)
+    for name in _OPTIONAL:
+        (folder / f"{name}.npy").unlink(missing_ok=True)
     clips: list[Clip] = []
     first = 0
     for piece in pieces:
         count = len(piece.frames)
-        if piece.latents is not None and "latents" not in arrays:
-            shape = (frames, *piece.latents.shape[1:])
-            arrays["latents"] = _mapped(folder, "latents", shape, np.float16)
-        _check(piece, side, "latents" in arrays)
+        extra = {"latents": piece.latents, "tokens": piece.tokens}
+        given = {name: rows for name, rows in extra.items() if rows is not None}
+        if not clips:
+            for name, rows in given.items():
+                shape = (frames, *rows.shape[1:])
+                arrays[name] = _mapped(folder, name, shape, np.float16)
+        _check(piece, side)
+        if given.keys() != arrays.keys() & set(_OPTIONAL):
+            raise ValueError(f"{piece.name} comes with {sorted(given)}, unlike the first clip")
         if first + count > frames:
             raise ValueError(f"more than the {frames} frames that were announced")
-        content = {
+        content: dict[str, NDArray[Any]] = {
             "frames": piece.frames,
             "log_power": log_power(piece.samples),
             "samples": np.rint(piece.samples.clip(-1, 1) * 32767.0).astype(np.int16),
             "marks": piece.marks,
             "coefficients": piece.coefficients,
+            **given,
         }
-        if piece.latents is not None:
-            content["latents"] = piece.latents
         for name, rows in content.items():
             arrays[name][first * _ROWS[name] :][: len(rows)] = rows
         clips.append(Clip(piece.name, first, count, piece.text, scores=piece.scores))
@@ -189,13 +201,15 @@ def save_index(folder: Path, side: int, clips: Iterable[Clip]) -> None:
     partial.replace(folder / INDEX)
 
 
-def _mapped(folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:
+def _mapped(
+    folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic]
+) -> NDArray[Any]:
     return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
 
 
-def _check(piece: Piece, side: int, latents: bool) -> None:
+def _check(piece: Piece, side: int) -> None:
     count = len(piece.frames)
-    expected = {
+    expected: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
         "frames": (piece.frames, (count, side, side, 3)),
         "samples": (piece.samples, (count * SAMPLES_PER_FRAME,)),
         "marks": (piece.marks, (count, len(LANDMARK_INDEX), 2)),
@@ -204,5 +218,3 @@ def _check(piece: Piece, side: int, latents: bool) -> None:
     for name, (array, shape) in expected.items():
         if array.shape != shape:
             raise ValueError(f"{piece.name}: {name} has shape {array.shape}, expected {shape}")
-    if latents != (piece.latents is not None):
-        raise ValueError(f"{piece.name} has {'no ' if latents else ''}latents, unlike the others")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -161,4 +160,4 @@ def tiny_net(path: Path) -> TinyNet:
     net, _ = load_net(path, torch.float32)
     if not isinstance(net, TinyNet):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a video-tiny network")
-    return cast(TinyNet, net)
+    return net

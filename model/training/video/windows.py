@@ -1,14 +1,16 @@
 """Training windows drawn from a folder of video clips.
 
 Knows: where in a clip a window may lie, what stands for its portrait, how prefix and sound are
-disturbed. Does not know: networks or losses.
+disturbed. Does not know: networks or losses; what a network is told of a portrait and of sound is
+the caller's (`Tell`, `Sound`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from model.video.space import Codec
 FIRST_WINDOW = 0.1  # share of windows that start a session: the portrait is all the past there is
 MOST_OFF = 0.3  # of a disturbed prefix, in latent units: colours and shades, smooth over the square
 MOST_ROUGH = 0.1
+LEAST_FRAMES = 26  # of a clip: two windows of 12 new frames and what is before them
 _DISTURBED = 0.5  # share of prefixes
 
 
@@ -38,9 +41,11 @@ class VideoBatch:
     x0: Tensor  # (B, T, C, h, w)
     prefix: Tensor  # (B, P, C, h, w) disturbed; zeros where a session starts
     clean_prefix: Tensor  # (B, P, C, h, w)
-    audio: Tensor  # (B, PREFIX + T + LOOKAHEAD, ROW_DIM)
+    audio: Tensor  # (B, past + T + lookahead, ...) of `Sound`
     reference: Tensor  # (B, C, h, w)
+    marks: Tensor  # (B, 62, 2) of the portrait, in sides of the square
     trust: Tensor  # (B,)
+    told: dict[str, Tensor] = field(default_factory=dict)  # of the portrait, see `Tell`
 
     def conditions(self) -> dict[str, Tensor]:
         """Everything on, as the denoisers take it."""
@@ -48,13 +53,14 @@ class VideoBatch:
         return {
             "prefix": self.prefix,
             "audio": self.audio,
-            "reference": self.reference,
             "has_audio": on,
             "has_reference": on,
+            **self.told,
         }
 
     def to(self, device: torch.device) -> VideoBatch:
-        return VideoBatch(*(part.to(device) for part in vars(self).values()))
+        parts = [part.to(device) for part in vars(self).values() if isinstance(part, Tensor)]
+        return VideoBatch(*parts)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,49 @@ class HeardBatch:
         return HeardBatch(*(part.to(device) for part in vars(self).values()))
 
 
+# portraits' latents (B, C, h, w) and points (B, 62, 2) → conditions
+Tell = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+def plain(latents: Tensor, marks: Tensor) -> dict[str, Tensor]:
+    """A portrait is its latent: video-tiny's own networks look at it."""
+    return {"reference": latents}
+
+
+class Sound(Protocol):
+    """What is heard of clips: rows, one a frame, ``past`` of them before a window's new frames
+    and ``lookahead`` beyond."""
+
+    past: int
+    lookahead: int
+
+    def __call__(self, which: Tensor, start: Tensor, rows: int, random: torch.Generator) -> Tensor:
+        """Clips (B,), first frames (B,), which may lie before a clip → (B, rows, ...)."""
+        ...
+
+
+class OtherVoices:
+    """Log-mel rows as the live front end's, in the clip's own voice or another one."""
+
+    past, lookahead = PREFIX, LOOKAHEAD
+
+    def __init__(self, clips: VideoClips, chosen: Sequence[Clip]) -> None:
+        self._clips = clips
+        self._first, self._frames = _places(chosen)
+        self._noise = torch.from_numpy(np.stack([_background(clips, clip) for clip in chosen]))
+        self._augment = VoiceAugmenter()
+
+    def __call__(self, which: Tensor, start: Tensor, rows: int, random: torch.Generator) -> Tensor:
+        """(B, rows, ROW_DIM), see `Sound`."""
+        hops = start[:, None] * HOPS_PER_FRAME + torch.arange(rows * HOPS_PER_FRAME)
+        last = self._frames[which, None] * HOPS_PER_FRAME - 1
+        inside = (hops >= 0) & (hops <= last)
+        place = torch.minimum(hops.clamp(min=0), last) + self._first[which, None] * HOPS_PER_FRAME
+        spectra = torch.from_numpy(self._clips.log_power[place.numpy()]).float()
+        spectra = torch.where(inside[:, :, None], spectra, torch.full((), LEAST_LOG_POWER))
+        return self._augment(spectra, self._noise[which], inside, random)
+
+
 def training_clips(clips: VideoClips) -> list[Clip]:
     """The clips to learn from: not held out, long enough, believed, the face never lost."""
     kept = held_out(len(clips))
@@ -76,7 +125,7 @@ def training_clips(clips: VideoClips) -> list[Clip]:
         clip
         for clip, held in zip(clips.clips, kept, strict=True)
         if not held
-        and clip.frames > 2 * HOP
+        and clip.frames >= LEAST_FRAMES
         and clip.trust > 0
         and clip.scores.get("seen", 1.0) == 1.0
     ]
@@ -123,18 +172,20 @@ class VideoWindows:
         prefix_frames: int,
         random: torch.Generator,
         device: torch.device,
+        hop: int = HOP,
+        sound: Sound | None = None,
+        tell: Tell = plain,
     ) -> None:
+        """``sound`` None: `OtherVoices`."""
         if not chosen:
             raise ValueError(f"{clips.folder} holds no clip to learn from, of {len(clips)}")
-        self._clips, self._codec, self._prefix = clips, codec, prefix_frames
-        self._seeds, self._device = random, device
+        self._clips, self._codec, self._prefix, self._hop = clips, codec, prefix_frames, hop
+        self._seeds, self._device, self._tell = random, device, tell
         with torch.device("cpu"):
             self._random = torch.Generator()
-            self._first = torch.tensor([clip.first for clip in chosen])
-            self._frames = torch.tensor([clip.frames for clip in chosen])
+            self._first, self._frames = _places(chosen)
             self._trust = torch.tensor([clip.trust for clip in chosen])
-            self._augment = VoiceAugmenter()
-        self._noise = torch.from_numpy(np.stack([_background(clips, clip) for clip in chosen]))
+            self._sound = OtherVoices(clips, chosen) if sound is None else sound
         self._shapes = mouth_shapes(clips, chosen)
 
     @property
@@ -149,15 +200,17 @@ class VideoWindows:
     def draw_run(self, size: int, windows: int) -> list[VideoBatch]:
         """``windows`` batches of ``size``: each the next window of the same clip and voice."""
         with self._drawing():
-            batches = self._draw_run(size, windows)
-        return [batch.to(self._device) for batch in batches]
+            drawn = self._draw_run(size, windows)
+        batches = [batch.to(self._device) for batch in drawn]
+        told = self._tell(batches[0].reference, batches[0].marks)
+        return [replace(batch, told=told) for batch in batches]
 
     def draw_heard(self, size: int) -> HeardBatch:
         """A batch of sounds with their mouths; no picture is read."""
         with self._drawing():
             which = self._draw_clips(size)
             start = (torch.rand(size, generator=self._random) * self._frames[which]).long()
-            audio = self._rows(which, start - PREFIX, WINDOW_FRAMES)
+            audio = self._sound(which, start - PREFIX, WINDOW_FRAMES, self._random)
             at = start[:, None] + torch.arange(-PREFIX, WINDOW_FRAMES - PREFIX)
             known = (at >= 0) & (at < self._frames[which, None])
             mouth = torch.from_numpy(self._shapes[self._placed(which, at)])
@@ -172,7 +225,7 @@ class VideoWindows:
             yield
 
     def _draw_run(self, size: int, windows: int) -> list[VideoBatch]:
-        random, new = self._random, windows * HOP
+        random, new = self._random, windows * self._hop
         which = self._draw_clips(size)
         room = (self._frames[which] - new - 1).clamp(min=0)
         start = 1 + (room * torch.rand(size, generator=random)).long()
@@ -182,18 +235,22 @@ class VideoWindows:
         # A session starts as its portrait looks.
         portrait = torch.where(fresh, start - 1, portrait)
         at = torch.cat([portrait[:, None], start[:, None] + torch.arange(-self._prefix, new)], 1)
-        latents = latents_of(self._clips, self._placed(which, at), self._codec)
+        places = self._placed(which, at)
+        marks = torch.from_numpy(self._clips.marks[places[:, 0]])
+        latents = latents_of(self._clips, places, self._codec)
         reference, latents = latents[:, 0], latents[:, 1:]
-        audio = self._rows(which, start - PREFIX, PREFIX + new + LOOKAHEAD)
+        around = self._sound.past + self._sound.lookahead
+        audio = self._sound(which, start - self._sound.past, new + around, random)
         batches = []
-        for k in range(0, new, HOP):
+        for k in range(0, new, self._hop):
             clean = latents[:, k : k + self._prefix]
             prefix = self._disturbed(clean)
             if k == 0:
                 prefix = torch.where(fresh[:, None, None, None, None], 0.0, prefix)
-            x0 = latents[:, k + self._prefix : k + self._prefix + HOP]
-            rows = audio[:, k : k + WINDOW_FRAMES]
-            batches.append(VideoBatch(x0, prefix, clean, rows, reference, self._trust[which]))
+            x0 = latents[:, k + self._prefix : k + self._prefix + self._hop]
+            rows = audio[:, k : k + self._hop + around]
+            trust = self._trust[which]
+            batches.append(VideoBatch(x0, prefix, clean, rows, reference, marks, trust))
         return batches
 
     def _draw_clips(self, size: int) -> Tensor:
@@ -205,16 +262,6 @@ class VideoWindows:
         """Places ``at`` (B, F) in clips → frames of the folder; beyond a clip its first or last."""
         inside = torch.minimum(at.clamp(min=0), self._frames[which, None] - 1)
         return np.asarray((inside + self._first[which, None]).numpy(), np.int64)
-
-    def _rows(self, which: Tensor, start: Tensor, rows: int) -> Tensor:
-        """(B, rows, ROW_DIM) the sound of frames from ``start`` (B,) on, in some other voice."""
-        hops = start[:, None] * HOPS_PER_FRAME + torch.arange(rows * HOPS_PER_FRAME)
-        last = self._frames[which, None] * HOPS_PER_FRAME - 1
-        inside = (hops >= 0) & (hops <= last)
-        place = torch.minimum(hops.clamp(min=0), last) + self._first[which, None] * HOPS_PER_FRAME
-        spectra = torch.from_numpy(self._clips.log_power[place.numpy()]).float()
-        spectra = torch.where(inside[:, :, None], spectra, torch.full((), LEAST_LOG_POWER))
-        return self._augment(spectra, self._noise[which], inside, self._random)
 
     def _disturbed(self, prefix: Tensor) -> Tensor:
         """The prefix (B, P, C, h, w) as the network itself might have made it: shades a little
@@ -230,6 +277,14 @@ class VideoWindows:
         ]
         rough = torch.randn(prefix.shape, generator=random)
         return prefix + chosen * (MOST_OFF * drawn[1] * shades + MOST_ROUGH * drawn[2] * rough)
+
+
+def _places(chosen: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+    """(C,) first frames in the folder, (C,) lengths."""
+    return (
+        torch.tensor([clip.first for clip in chosen]),
+        torch.tensor([clip.frames for clip in chosen]),
+    )
 
 
 def _background(clips: VideoClips, clip: Clip) -> Floats:

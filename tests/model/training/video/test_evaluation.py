@@ -95,8 +95,8 @@ def test_a_sheet_has_a_row_a_video(face: Pictures) -> None:
 
 @pytest.fixture
 def folder(face: Pictures, make_piece: Callable[..., Piece], tmp_path: Path) -> Path:
-    pieces = [replace(make_piece(k, 20), frames=np.stack([face] * 20)) for k in range(20)]
-    return write_clips(tmp_path / "clips", pieces, 400, 64).folder
+    pieces = [replace(make_piece(k, 30), frames=np.stack([face] * 30)) for k in range(20)]
+    return write_clips(tmp_path / "clips", pieces, 600, 64).folder
 
 
 def test_all_rows_stand_in_one_table(folder: Path, tmp_path: Path) -> None:
