@@ -1,31 +1,19 @@
 """What engines of a network in two halves have in common.
 
 Knows: that what the conditions alone decide is the same at every step of a sampler, so its half
-need not run again; how a graph is made by tracing, and checked against its network. Does not know
-what runs the graphs.
+need not run again; how an engine is checked against its network. Does not know what runs them.
 """
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from model.diffusion.denoiser import Conditions
-
-Example = Mapping[str, Tensor]
-
-
-class SplitNet(Protocol):
-    """A network whose forward is ``denoise(x_t, t, context(cond))``."""
-
-    def context(self, cond: Conditions) -> tuple[Tensor, ...]: ...
-
-    def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor: ...
+from engines.graphs import Example, SplitNet
 
 
 class SplitEngine(ABC):
@@ -72,53 +60,6 @@ class SplitEngine(ABC):
             gap = float((self(**rows) - truth).abs().max())
             if not gap < tolerance:
                 raise ValueError(f"the engine's network is off by {gap} on {len(truth)} rows")
-
-
-def condition_names(example: Example) -> tuple[str, ...]:
-    """All that is in an example but ``x_t`` and ``t``, in order."""
-    return tuple(sorted(set(example) - {"x_t", "t"}))
-
-
-def traced_halves(
-    net: nn.Module, example: Example
-) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
-    """``context`` of the conditions in order, and ``denoise`` of x_t, t and the context's tensors.
-
-    ``example``: two or more rows of ``x_t``, ``t`` and the conditions.
-    """
-    names = condition_names(example)
-    conditions = tuple(example[name] for name in names)
-    with torch.inference_mode():
-        context = _traced(_Context(net.eval(), names), conditions)
-        inputs = (example["x_t"], example["t"], *context(*conditions))
-        return context, _traced(_Denoise(net), inputs)
-
-
-class _Context(nn.Module):
-    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.net, self.names = net, names
-
-    def forward(self, *conditions: Tensor) -> tuple[Tensor, ...]:
-        net = cast(SplitNet, self.net)
-        return net.context(dict(zip(self.names, conditions, strict=True)))
-
-
-class _Denoise(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x_t: Tensor, t: Tensor, *context: Tensor) -> Tensor:
-        return cast(SplitNet, self.net).denoise(x_t, t, context)
-
-
-def _traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
-    with warnings.catch_warnings():
-        # Tracing warns that shapes become constants; the engine's check shows that none matters.
-        warnings.simplefilter("ignore")
-        graph = torch.jit.trace(module.eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
-    return cast(torch.jit.ScriptModule, graph)
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

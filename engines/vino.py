@@ -8,6 +8,9 @@ still what each row gives alone. Elsewhere it computes in single precision.
 
 from __future__ import annotations
 
+import warnings
+from typing import cast
+
 import numpy as np
 import openvino
 import torch
@@ -15,7 +18,8 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
-from engines.split import Example, SplitEngine, condition_names, traced_halves
+from engines.graphs import Example, Graph, halves
+from engines.split import SplitEngine
 
 _TOLERANCE = 0.1  # eight bits of precision through a dozen layers
 _ANY = -1
@@ -35,16 +39,9 @@ class VinoEngine(SplitEngine):
     """
 
     def __init__(self, net: nn.Module, example: Example) -> None:
-        names = condition_names(example)
-        super().__init__(names)
-        context, denoise = traced_halves(net, example)
-        rows = [tuple(example[name] for name in names), (example["x_t"], example["t"])]
-        with torch.inference_mode():
-            rows[1] += tuple(context(*rows[0]))
-            row = [tuple(x[:1] for x in rows[0]), (example["x_t"][:1], example["t"][:1])]
-            row[1] += tuple(context(*row[0]))
-        self._prepare = _compiled(context, rows[0], row[0])
-        self._denoise = _compiled(denoise, rows[1], row[1])
+        context, denoise = halves(net, example)
+        super().__init__(context.names)
+        self._prepare, self._denoise = _compiled(context), _compiled(denoise)
         self._held: list[openvino.Tensor] = []
         self.check(net, example, _TOLERANCE)
 
@@ -69,22 +66,22 @@ def _shared(tensor: Tensor) -> openvino.Tensor:
     return openvino.Tensor(np.ascontiguousarray(tensor.numpy()), shared_memory=True)
 
 
-def _compiled(
-    graph: torch.jit.ScriptModule, rows: tuple[Tensor, ...], row: tuple[Tensor, ...]
-) -> openvino.InferRequest:
-    """``rows`` and ``row`` are inputs of several rows and of one: where they differ is the batch.
-
-    Not by ``openvino.convert_model``, which reports its use over the network.
-    """
+def _compiled(graph: Graph) -> openvino.InferRequest:
+    """Not by ``openvino.convert_model``, which reports its use over the network."""
     front_end = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(graph, example_input=rows)
+    decoder = TorchScriptPythonDecoder(_traced(graph), example_input=graph.inputs)
     model = front_end.convert(front_end.load(decoder))
-    model.reshape(
-        {
-            place: openvino.PartialShape(
-                [n if n == m else _ANY for n, m in zip(many.shape, one.shape, strict=True)]
-            )
-            for place, (many, one) in enumerate(zip(rows, row, strict=True))
-        }
+    shapes = (
+        [_ANY if axis == batch else size for axis, size in enumerate(x.shape)]
+        for x, batch in zip(graph.inputs, graph.axes, strict=True)
     )
+    model.reshape({place: openvino.PartialShape(shape) for place, shape in enumerate(shapes)})
     return openvino.Core().compile_model(model, "CPU", _CONFIG).create_infer_request()
+
+
+def _traced(graph: Graph) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings(), torch.inference_mode():
+        # Tracing warns that shapes become constants; the engine's check shows that none matters.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(graph.module.eval(), graph.inputs, check_trace=False)  # type: ignore[no-untyped-call]
+    return cast(torch.jit.ScriptModule, traced)

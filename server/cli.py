@@ -29,6 +29,7 @@ _MOUNTED = {
     "dataset": "server.dataset",
     "evaluate-video": "model.training.video.evaluation",
     "bench": "server.bench.cli",
+    "engines": "engines.cli",
 }
 
 
@@ -130,6 +131,7 @@ def _parser(first: str) -> argparse.ArgumentParser:
         "dataset": "turn videos into data to train video networks on",
         "evaluate-video": "judge video networks on held-out clips, all in one table",
         "bench": "measure a running service",
+        "engines": "build a network's engines, and list them",
     }.items():
         command = commands.add_parser(name, help=words)
         if name == first:

@@ -53,6 +53,14 @@ def sinusoid(values: Tensor, width: int, longest: float) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def _between(x: Tensor, first: int, frames: int) -> Tensor:
+    """(B, T, W) -> (B, frames, W). A copy: a view's layout would tell a batch of one apart, and so
+    an exported graph."""
+    if frames == x.shape[1]:
+        return x
+    return x.index_select(1, torch.arange(first, first + frames, device=x.device))
+
+
 class Attention(nn.Module):
     """Multi-head attention over a context, with an additive bias per head."""
 
@@ -134,7 +142,8 @@ class Block(nn.Module):
         normed = F.layer_norm(x, shape) * (1 + scale_1) + shift_1
         everywhere = self.self_attention.keys_values(normed)
         # Nobody looks at the others' outcome any more: only at them.
-        x, normed = x[:, -wanted:], normed[:, -wanted:]
+        first = x.shape[1] - wanted
+        x, normed = _between(x, first, wanted), _between(normed, first, wanted)
         x = x + (1 + gate_1) * self.self_attention(
             normed, everywhere, self.self_bias()[:, -wanted:]
         )
@@ -179,12 +188,16 @@ class ScaleToken(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, scales: Tensor) -> Tensor:
-        hidden = F.silu(self.hidden(sinusoid(scales / 10.0, 32, 4.0)))
+        waves = sinusoid(scales / 10.0, 32, 4.0).to(self.hidden.weight.dtype)
+        hidden = F.silu(self.hidden(waves))
         return torch.as_tensor(self.out(hidden)[:, None])
 
 
 class MotionNet(nn.Module):
-    """Predicts the clean new frames from noised ones; see the module's docstring."""
+    """Predicts the clean new frames from noised ones; see the module's docstring.
+
+    Latents stay in the caller's precision; inside, the network runs in that of its weights.
+    """
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
@@ -228,13 +241,15 @@ class MotionNet(nn.Module):
     def context(self, cond: Conditions) -> tuple[Tensor, ...]:
         """What `denoise` needs of the conditions of `forward`; its tensors have no common shape."""
         audio = self._audio_tokens(cond)
-        heard = self.heard(audio[:, PREFIX : PREFIX + HOP])
-        reference = self.reference(cond["reference"]).unflatten(1, self.null_reference.shape)
+        dtype = audio.dtype
+        heard = self.heard(_between(audio, PREFIX, HOP))
+        reference = self.reference(cond["reference"].to(dtype))
+        reference = reference.unflatten(1, self.null_reference.shape)
         reference = torch.where(
             cond["has_reference"][:, None, None] > 0.5, reference, self.null_reference
         )
-        around = self.positions + self.aligned(audio[:, : PREFIX + HOP])
-        prefix = self.prefix(cond["prefix"]) + around[:, :PREFIX]
+        around = self.positions + self.aligned(_between(audio, 0, PREFIX + HOP))
+        prefix = self.prefix(cond["prefix"].to(dtype)) + around[:, :PREFIX]
         embedded: list[Tensor] = []
         if self.config.guided:
             s_aud, s_ref = cond["guidance"].unbind(1)
@@ -251,8 +266,8 @@ class MotionNet(nn.Module):
     def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """``x_t`` (B, HOP, 58), ``t`` (B,) and the `context` of the same rows -> x0_hat."""
         heard, prefix, around, *contexts = context
-        x = torch.cat([prefix, self.frames(x_t) + around], dim=1)
-        embedded = self.time(sinusoid(t, 64, 4.0))
+        x = torch.cat([prefix, self.frames(x_t.to(prefix.dtype)) + around], dim=1)
+        embedded = self.time(sinusoid(t, 64, 4.0).to(prefix.dtype))
         if self.config.embedded_scales:
             embedded = embedded + contexts[-1]
         time = self.time_modulation(F.silu(embedded)).unflatten(1, (6, -1))
@@ -260,7 +275,7 @@ class MotionNet(nn.Module):
         for i, block in enumerate(self.blocks):
             wanted = HOP if i == last else PREFIX + HOP
             x = block(x, contexts[2 * i], contexts[2 * i + 1], time, wanted)
-        return torch.as_tensor(heard + self.out(self.norm(x)))
+        return torch.as_tensor(heard + self.out(self.norm(x))).to(x_t.dtype)
 
     def heard_speech(self, cond: Conditions) -> tuple[Tensor, Tensor]:
         """What the audio tokens alone say, by linear estimates: the motion
@@ -273,5 +288,5 @@ class MotionNet(nn.Module):
         return self.heard(tokens), self.spoken(tokens)
 
     def _audio_tokens(self, cond: Conditions) -> Tensor:
-        audio = self.audio(cond["audio"])
+        audio = self.audio(cond["audio"].to(self.null_audio.dtype))
         return torch.where(cond["has_audio"][:, None, None] > 0.5, audio, self.null_audio)

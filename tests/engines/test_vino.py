@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from engines.eager import EagerEngine
-from engines.registry import load_pipeline, motion_example
+from engines.registry import load_pipeline
+from engines.subjects import motion_inputs
 from engines.vino import VinoEngine
 from model.audio.windows import AudioWindower
 from model.conditioning import SAMPLE_RATE, Floats, Reference
@@ -35,15 +36,15 @@ def agree(made: Tensor, truth: Tensor) -> bool:
 @pytest.mark.parametrize("guided", [True, False])
 def test_it_equals_the_network_for_any_batch(guided: bool) -> None:
     net = small(guided)
-    made = VinoEngine(net, motion_example(2, guided))
+    made = VinoEngine(net, motion_inputs(2, guided))
     for batch in (1, 3, 8, 2):
-        inputs = motion_example(batch, guided)
+        inputs = motion_inputs(batch, guided)
         assert agree(made(**inputs), EagerEngine(net)(**inputs))
 
 
 def test_batched_equals_alone() -> None:
-    made = VinoEngine(small(True), motion_example(2, True))
-    inputs = motion_example(5, True)
+    made = VinoEngine(small(True), motion_inputs(2, True))
+    inputs = motion_inputs(5, True)
     together = made(**inputs)
     for i in range(5):
         alone = made(**{name: rows[i : i + 1] for name, rows in inputs.items()})
@@ -52,8 +53,8 @@ def test_batched_equals_alone() -> None:
 
 def test_conditions_are_looked_at_anew_when_they_change() -> None:
     net = small(True)
-    made, eager = VinoEngine(net, motion_example(2, True)), EagerEngine(net)
-    inputs = motion_example(2, True)
+    made, eager = VinoEngine(net, motion_inputs(2, True)), EagerEngine(net)
+    inputs = motion_inputs(2, True)
     for name in ("x_t", "t", "audio", "guidance", "prefix", "reference", "has_audio"):
         inputs[name] = 0.5 * inputs[name]
         for _ in range(2):
@@ -62,7 +63,7 @@ def test_conditions_are_looked_at_anew_when_they_change() -> None:
 
 
 def test_one_preparation_serves_all_steps_of_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = VinoEngine(small(False), motion_example(2, False))
+    made = VinoEngine(small(False), motion_inputs(2, False))
     prepare, rows = made.prepare, []
 
     def counted(conditions: tuple[Tensor, ...]) -> None:
@@ -70,17 +71,17 @@ def test_one_preparation_serves_all_steps_of_a_sampler(monkeypatch: pytest.Monke
         prepare(conditions)
 
     monkeypatch.setattr(made, "prepare", counted)
-    inputs = motion_example(3, False)
+    inputs = motion_inputs(3, False)
     for t in (1.0, 0.6, 0.2):
         made(**inputs | {"x_t": torch.randn(3, 8, 58), "t": torch.full((3,), t)})
     assert rows == [3]
 
 
 def test_results_are_the_callers_own() -> None:
-    made = VinoEngine(small(False), motion_example(2, False))
-    first = made(**motion_example(2, False))
+    made = VinoEngine(small(False), motion_inputs(2, False))
+    first = made(**motion_inputs(2, False))
     kept = first.clone()
-    made(**motion_example(2, False) | {"x_t": torch.ones(2, 8, 58)})
+    made(**motion_inputs(2, False) | {"x_t": torch.ones(2, 8, 58)})
     torch.testing.assert_close(first, kept)
 
 

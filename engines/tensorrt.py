@@ -1,0 +1,130 @@
+"""TensorRT: one exported function → one plan, and a plan on its stream.
+
+Knows: torch-tensorrt's converters, which build plans, and TensorRT's own runtime, which is all that
+running one needs. Does not know: whether a GPU is there; building and running say so themselves.
+
+Both flavours will do: TensorRT, and TensorRT for RTX, which PyPI alone can install. Precision is
+the network's own: what is half precision in it stays that, nothing else becomes so.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from engines.graphs import Graph, Program, Tensors
+
+SUFFIX = ".plan"
+_OPTIMISATION = 3  # TensorRT's default, of 0 to 5
+
+
+def build(graph: Graph, program: ExportedProgram, batch: range, path: Path) -> None:
+    """Converts all of ``program``. Raises ``RuntimeError`` where an operator has no converter."""
+    dynamo: Any = importlib.import_module("torch_tensorrt.dynamo")
+    plan = dynamo.convert_exported_program_to_serialized_trt_engine(
+        program,
+        arg_inputs=_shapes(graph, batch),
+        require_full_compilation=True,
+        min_block_size=1,
+        disable_tf32=True,
+        immutable_weights=True,
+        optimization_level=_OPTIMISATION,
+    )
+    path.write_bytes(plan)
+
+
+def coverage(program: ExportedProgram) -> tuple[int, int]:
+    """How many of the operators that ``program`` comes down to have converters, of how many."""
+    settings: Any = importlib.import_module("torch_tensorrt.dynamo._settings").CompilationSettings()
+    lowering: Any = importlib.import_module("torch_tensorrt.dynamo.lowering")
+    partitioning: Any = importlib.import_module("torch_tensorrt.dynamo.partitioning")
+    lowered = lowering.pre_export_lowering(program, settings).run_decompositions(
+        lowering.get_decompositions(settings.enable_experimental_decompositions)
+    )
+    module = lowering.post_lowering(lowered.module(), settings)
+    able, all_of_them = partitioning.get_graph_converter_support(module, set())
+    return int(able), int(all_of_them)
+
+
+def _shapes(graph: Graph, batch: range) -> tuple[Any, ...]:
+    """The least, the usual and the largest shape of each input; the most rows are usual, too."""
+    torch_tensorrt: Any = importlib.import_module("torch_tensorrt")
+    told = []
+    for least, most in zip(graph.rows(batch[0]), graph.rows(batch[-1]), strict=True):
+        if least.shape == most.shape:
+            told.append(torch_tensorrt.Input(shape=tuple(most.shape), dtype=most.dtype))
+        else:
+            told.append(
+                torch_tensorrt.Input(
+                    min_shape=tuple(least.shape),
+                    opt_shape=tuple(most.shape),
+                    max_shape=tuple(most.shape),
+                    dtype=most.dtype,
+                )
+            )
+    return tuple(told)
+
+
+def load(path: Path) -> Program:
+    """Raises ``RuntimeError`` where TensorRT refuses the plan: no GPU, or another one."""
+    return _Plan(path.read_bytes())
+
+
+class _Plan:
+    """Runs on the caller's stream; on one of its own in place of the default stream, which TensorRT
+    would synchronise."""
+
+    def __init__(self, plan: bytes) -> None:
+        trt = _runtime()
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise RuntimeError("TensorRT refuses the plan; its log says why")
+        self._context = self._engine.create_execution_context()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        is_input = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
+        self._inputs = [name for name in names if is_input[name]]
+        self._outputs = [name for name in names if not is_input[name]]
+        kinds = {
+            trt.float32: torch.float32,
+            trt.float16: torch.float16,
+            trt.bfloat16: torch.bfloat16,
+        }
+        self._dtypes = {name: kinds[self._engine.get_tensor_dtype(name)] for name in names}
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        kept = []  # as long as the GPU may read them
+        for name, given in zip(self._inputs, inputs, strict=True):
+            tensor = given.to("cuda", self._dtypes[name]).contiguous()
+            self._context.set_input_shape(name, tuple(tensor.shape))
+            self._context.set_tensor_address(name, tensor.data_ptr())
+            kept.append(tensor)
+        made = tuple(self._output(name) for name in self._outputs)
+        caller = torch.cuda.current_stream()
+        stream = self._stream if caller == torch.cuda.default_stream() else caller
+        stream.wait_stream(caller)
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("TensorRT could not run the plan; its log says why")
+        caller.wait_stream(stream)
+        for tensor in (*kept, *made):
+            tensor.record_stream(stream)
+        return made
+
+    def _output(self, name: str) -> Tensor:
+        shape = tuple(self._context.get_tensor_shape(name))
+        made = torch.empty(shape, dtype=self._dtypes[name], device="cuda")
+        self._context.set_tensor_address(name, made.data_ptr())
+        return made
+
+
+def _runtime() -> Any:
+    try:
+        return importlib.import_module("tensorrt")
+    except ImportError:
+        return importlib.import_module("tensorrt_rtx")
