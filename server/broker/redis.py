@@ -97,7 +97,7 @@ if redis.call('EXISTS', KEYS[2]) == 1 then return 1 end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
 local entry = redis.call('XADD', KEYS[1], '*', 'job', ARGV[1])
 redis.call('HSET', KEYS[2], 'status', 'queued', 'request', ARGV[2], 'entry', entry,
-  'queue', KEYS[1], 'token', 0, 'tries', 0, 'seq', 0, 'told', 0)
+  'queue', KEYS[1], 'token', 0, 'tries', 0, 'late', 0, 'seq', 0, 'told', 0)
 redis.call('XADD', KEYS[3], '*', 'm', ARGV[3], 'b', '')
 redis.call('EXPIRE', KEYS[2], ARGV[5])
 redis.call('EXPIRE', KEYS[3], ARGV[5])
@@ -116,9 +116,10 @@ _SHOW = """#!lua flags=allow-oom
 redis.call('SET', KEYS[1], '', 'EX', ARGV[1])
 """
 
-# KEYS queue, job, in; ARGV entry, group, first command, TTL. Request, token, seq, tries; or
-# nothing for a job that has ended. Commands to a live session may be there before. Without memory,
-# too: what waits for a worker gives it back only once it has one.
+# KEYS queue, job, in; ARGV entry, group, first command, TTL, tries or late: what to count it as.
+# Request, token, seq, tries, late; or nothing for a job that has ended. Commands to a live session
+# may be there before. Without memory, too: what waits for a worker gives it back only once it has
+# one.
 _CLAIM = """#!lua flags=allow-oom
 local status = redis.call('HGET', KEYS[2], 'status')
 if status ~= 'queued' and status ~= 'running' then
@@ -130,9 +131,10 @@ end
 if status == 'queued' then redis.call('XADD', KEYS[3], '*', 'm', ARGV[3], 'b', '') end
 redis.call('HSET', KEYS[2], 'status', 'running')
 local token = redis.call('HINCRBY', KEYS[2], 'token', 1)
-local tries = redis.call('HINCRBY', KEYS[2], 'tries', 1)
+redis.call('HINCRBY', KEYS[2], ARGV[5], 1)
 redis.call('EXPIRE', KEYS[3], ARGV[4])
-return {redis.call('HGET', KEYS[2], 'request'), token, redis.call('HGET', KEYS[2], 'seq'), tries}
+local facts = redis.call('HMGET', KEYS[2], 'request', 'seq', 'tries', 'late')
+return {facts[1], token, facts[2], facts[3], facts[4]}
 """
 
 # KEYS job, in; ARGV command's number, command, bytes, TTL, most commands. 0: the job has ended,
@@ -158,7 +160,7 @@ if tonumber(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[2]) then return
 redis.call('XADD', KEYS[2], 'NOMKSTREAM', '*', 'm', ARGV[3], 'b', ARGV[4])
 redis.call('SET', KEYS[4], ARGV[6], 'EX', ARGV[5])
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[7])
-redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'tries', 0)
+redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'tries', 0, 'late', 0)
 for i = 8, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[5]) end
 return 1

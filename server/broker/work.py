@@ -30,9 +30,10 @@ START = "0-0"
 class Claim:
     """A job that this worker now has in hand.
 
-    ``token`` is the number of this claim, ``events`` how many were published before it, ``tries``
-    how many claims in a row (this one included) brought none. ``saved`` is the snapshot that goes
-    with the last one.
+    ``token`` is the number of this claim, ``events`` how many were published before it. Of the
+    claims in a row (this one included) that brought none, ``tries`` counts this and those whose
+    worker died, ``late`` those that were taken from a worker that lives, but did not renew its
+    leases in time. ``saved`` is the snapshot that goes with the last event.
     """
 
     job_id: str
@@ -42,6 +43,7 @@ class Claim:
     events: int
     tries: int
     saved: bytes | None
+    late: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,23 @@ class Work:
                 queue, redis.GROUP, "-", "+", 1, idle=lease_ms
             )
             for one in held:
+                count = await self._count_as(one)
                 # Only one of those that see it gets it.
                 entries = await self.connection.redis.xclaim(
                     queue, redis.GROUP, self.worker_id, lease_ms, [one["message_id"]]
                 )
                 for entry, fields in entries:
-                    return await self._claim(queue, entry, fields)
+                    return await self._claim(queue, entry, fields, count)
         except ResponseError as error:
             await self._rejoin(error)
         return None
+
+    async def _count_as(self, held: dict[str, Any]) -> str:
+        """``late``, when its lease ran out with a worker that lives; else ``tries``."""
+        if held["time_since_delivered"] >= liveness.LET_GO_MS:  # let go, or its worker was buried
+            return "tries"
+        lives = await liveness.is_live(self.connection, held["consumer"].decode())
+        return "late" if lives else "tries"
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
         """Keep the leases; False for each job that has ended, or is another worker's now."""
@@ -235,16 +245,18 @@ class Work:
         )
         return bytes(reference)
 
-    async def _claim(self, queue: str, entry: bytes, fields: dict[bytes, bytes]) -> Claim | None:
+    async def _claim(
+        self, queue: str, entry: bytes, fields: dict[bytes, bytes], count: str = "tries"
+    ) -> Claim | None:
         job_id = fields[b"job"].decode()
         first, _ = messages.pack_command(messages.Read(index=-1))
         facts = await self.connection.claim(
             [queue, redis.job_key(job_id), redis.in_key(job_id)],
-            [entry, redis.GROUP, first, self.limits.job_ttl_s],
+            [entry, redis.GROUP, first, self.limits.job_ttl_s, count],
         )
         if facts is None:
             return None
-        request, token, events, tries = facts
+        request, token, events, tries, late = facts
         # Nobody else can change it now: the token says whose the job is.
         saved = await self._get(redis.state_key(job_id))
         return Claim(
@@ -255,6 +267,7 @@ class Work:
             int(events),
             int(tries),
             saved,
+            int(late),
         )
 
     async def _lease(self, claims: Sequence[Claim], idle_ms: int) -> list[bool]:

@@ -30,6 +30,7 @@ from server.worker.tasks import cancelled
 from server.worker.workshop import Workshop
 
 _MAX_TRIES = 5
+_MAX_LATE = 100  # on a machine with too much to do, workers are late for nothing of the job's doing
 _LOOK_S = 0.05
 _READER_LOOK_S = 1.0
 _READER_LOOKS = 5  # in vain: after the broker stood still, a reader must have time to show itself
@@ -45,6 +46,8 @@ async def do(shop: Workshop, claim: Claim) -> messages.AvatarMade | messages.Don
         raise ServiceError(
             "internal_error", f"{_MAX_TRIES} workers ended without getting on with the job"
         )
+    if claim.late > _MAX_LATE:
+        raise ServiceError("internal_error", f"workers were held up {_MAX_LATE} times by the job")
     if isinstance(claim.request, messages.AnimateRequest):
         return await Animation(shop, claim).make(claim.request)
     if isinstance(claim.request, messages.LiveRequest):

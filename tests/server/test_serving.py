@@ -266,7 +266,7 @@ def test_a_dead_apis_sessions_give_their_places_back() -> None:
             working(settings),
             second.client() as client,
         ):
-            assert until(lambda: client.get("/readyz").status_code == 200)
+            assert until(lambda: client.get("/readyz").status_code == 200, 60.0)
             with stream_to(first.url) as stream:
                 stream.start()  # and says nothing: its worker waits
                 stream.until("ready")

@@ -13,7 +13,7 @@ import pytest
 from server.broker import messages, redis
 from server.broker.client import Client, give_up
 from server.broker.embedded import embedded_server, valkey_program
-from server.broker.liveness import bury
+from server.broker.liveness import bury, strike_off
 from server.broker.work import LEASE_S, START, Claim, Limits, Work
 from server.errors import ServiceError
 from server.protocol import AnimationOptions, AvatarView, FaceView, ModelView
@@ -302,6 +302,32 @@ async def test_tries_without_progress_are_counted(url: str) -> None:
         await work.let_go([claim])
         claim = await work.take_over("animate")
         assert claim is not None and claim.tries == 1
+
+
+async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.broker.work.LEASE_S", 0.01)
+    async with halves(url) as (client, work):
+
+        async def lapsed(*, lives: bool = True) -> Claim:
+            if lives:
+                await work.beat(messages.Beat(models=[MODEL], live_places=2))
+            while (claim := await work.take_over("animate")) is None:
+                await asyncio.sleep(0.01)
+            return claim
+
+        await client.submit(wish(), PARTS)
+        claim = await taken(work)
+        for late in range(1, 8):
+            claim = await lapsed()
+            assert (claim.tries, claim.late) == (1, late)
+        await say(work, claim, 1, started())
+        claim = await lapsed()
+        assert (claim.tries, claim.late) == (0, 1)
+        await strike_off(client.connection, "w1")
+        claim = await lapsed(lives=False)
+        assert (claim.tries, claim.late) == (1, 1)
 
 
 async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:

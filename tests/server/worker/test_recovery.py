@@ -218,16 +218,17 @@ def test_what_a_snapshot_holds_is_taken_off_the_tape() -> None:
     assert [c for _, c in tape.commands_ if not isinstance(c, messages.Read)] == []
 
 
-def test_a_job_that_kills_its_workers_is_given_up() -> None:
+@pytest.mark.parametrize(("tries", "late"), [(6, 0), (1, 101)])
+def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(tries: int, late: int) -> None:
     async def once() -> None:
         shop = Workshop(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
-            await jobs.do(shop, Claim("j", request, "1-0", 6, 0, 6, None))
+            await jobs.do(shop, Claim("j", request, "1-0", tries + late, 0, tries, None, late))
         finally:
             shop.close()
 
-    with pytest.raises(ServiceError, match="5 workers ended"):
+    with pytest.raises(ServiceError, match="5 workers ended|held up 100 times"):
         asyncio.run(once())
 
 
