@@ -28,9 +28,13 @@ def pcm(seconds: float, rate: int = 16_000, level: int = 8000) -> bytes:
 
 @dataclass
 class Stream:
-    """``said`` are the texts, ``data`` the binaries, ``times_s`` when each fragment came."""
+    """``said`` are the texts, ``data`` the binaries, ``times_s`` when each fragment came.
+
+    Nothing coming for ``patience_s`` raises ``TimeoutError``.
+    """
 
     socket: ClientConnection
+    patience_s: float = _PATIENCE_S
     said: list[dict[str, Any]] = field(default_factory=list)
     data: list[bytes] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
@@ -52,7 +56,7 @@ class Stream:
 
     def next(self) -> str:
         """Take one message; its type, or ``data``. Raises ``ConnectionClosed`` at the end."""
-        message = self.socket.recv(_PATIENCE_S)
+        message = self.socket.recv(self.patience_s)
         if isinstance(message, bytes):
             self.data.append(message)
             kind = "data"
@@ -94,13 +98,19 @@ class Stream:
 
 
 @contextmanager
-def stream_to(url: str, headers: dict[str, str] | None = None) -> Iterator[Stream]:
+def stream_to(
+    url: str, headers: dict[str, str] | None = None, patience_s: float = _PATIENCE_S
+) -> Iterator[Stream]:
     """Connect to the service at ``url``, whose scheme is http."""
-    address = url.replace("http://", "ws://") + "/stream"
     with connect(
-        address, additional_headers=headers, max_size=None, compression=None, close_timeout=5.0
+        url.replace("http://", "ws://") + "/stream",
+        additional_headers=headers,
+        max_size=None,
+        compression=None,
+        open_timeout=patience_s,
+        close_timeout=5.0,
     ) as socket:
-        yield Stream(socket)
+        yield Stream(socket, patience_s)
 
 
 def spoken(url: str, chunks: Iterable[bytes], **start: Any) -> Stream:
