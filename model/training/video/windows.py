@@ -28,7 +28,7 @@ from model.training.video.clips import Clip, VideoClips, lip_gaps
 from model.video.space import Codec
 
 FIRST_WINDOW = 0.1  # share of windows that start a session: the portrait is all the past there is
-MOST_OFF = 0.3  # of a disturbed prefix, in latent units: colours and shades, smooth over the square
+MOST_OFF = 0.2  # of a disturbed prefix, in latent units: colours and shades, smooth over the square
 MOST_ROUGH = 0.1
 LEAST_FRAMES = 26  # of a clip: two windows of 12 new frames and what is before them
 _DISTURBED = 0.5  # share of prefixes

@@ -19,7 +19,7 @@ from model.training.track import LANDMARK_INDEX
 from model.training.video.grid import grid_clips, is_grid
 
 LENGTHS = (6, 5)
-CORNER, SIZE = (100, 20), 160  # of the square in the picture
+SIZE = 160  # of the square in the picture
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def folder(tmp_path: Path, examples: Path) -> Path:
     picture = np.zeros((288, 360, 3), np.uint8)
     picture[:, 36:324] = cv2.resize(portrait, (288, 288), interpolation=cv2.INTER_AREA)
     face = FaceTracker().find(picture)
-    x, y = (int(v) for v in face.landmarks[:, :2].mean(0) - SIZE / 2)
-    square = cv2.resize(picture[max(y, 0) : y + SIZE, x : x + SIZE], (96, 96))
+    x, y = (max(0, int(v)) for v in face.landmarks[:, :2].mean(0) - SIZE / 2)
+    square = cv2.resize(picture[y : y + SIZE, x : x + SIZE], (96, 96))
     total = sum(LENGTHS)
     _write(tmp_path / "face96.mp4", np.asarray(square, np.uint8), total)
     points = face.landmarks[LANDMARK_INDEX, :2] / (360, 288)
@@ -51,7 +51,7 @@ def folder(tmp_path: Path, examples: Path) -> Path:
     (tmp_path / "face96_index.json").write_text(json.dumps(index))
     sound = np.zeros(total * SAMPLES_PER_FRAME)
     soundfile.write(tmp_path / "audio.opus", sound, SAMPLE_RATE, format="OGG", subtype="OPUS")
-    np.save(tmp_path / "expected.npy", (points * (360, 288) - (x, max(y, 0))) / SIZE)
+    np.save(tmp_path / "expected.npy", (points * (360, 288) - (x, y)) / SIZE)
     return tmp_path
 
 
