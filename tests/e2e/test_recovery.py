@@ -24,6 +24,7 @@ from tests.server.stream_client import Stream, stream_to
 from tests.server.worker.test_recovery import Deaths, Tape, play
 
 STALL_S = 2.0
+PATIENCE_S = 180.0  # for a worker that starts beside much else
 FAKE_ALONE = {name: value for name, value in FAKE.items() if name != "FADA_WORKERS"}
 OPTIONS = AnimationOptions(size=256)
 loaded = cache(load_pipeline)
@@ -93,10 +94,10 @@ def test_unless_told_otherwise_a_service_has_workers_to_spare(settings: dict[str
         workers = service.workers()
         assert len(workers) >= 2
         for worker in workers:  # one of them has the session, and then another
-            watch(stream, lambda: live_workers(service) >= 2, 60.0)
+            watch(stream, lambda: live_workers(service) >= 2, PATIENCE_S)
             os.kill(worker, signal.SIGKILL)
-            watch(stream, lambda gone=worker: gone not in service.workers(), 10.0)
-        watch(stream, lambda: live_workers(service) >= 2, 60.0)
+            watch(stream, lambda gone=worker: gone not in service.workers(), PATIENCE_S)
+        watch(stream, lambda: live_workers(service) >= 2, PATIENCE_S)
         stream.finish()
     indices = [fragment["index"] for fragment in stream.of("fragment")]
     assert indices == list(range(len(indices)))

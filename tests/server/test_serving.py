@@ -266,13 +266,13 @@ def test_a_dead_apis_sessions_give_their_places_back() -> None:
             working(settings),
             second.client() as client,
         ):
-            assert until(lambda: client.get("/readyz").status_code == 200, 60.0)
+            assert until(lambda: client.get("/readyz").status_code == 200, 180.0)
             with stream_to(first.url) as stream:
                 stream.start()  # and says nothing: its worker waits
                 stream.until("ready")
                 assert full(second)
                 first.process.kill()
-                assert until(lambda: not full(second), 40.0)
+                assert until(lambda: not full(second), 60.0)
 
 
 def full(service: Service) -> bool:
