@@ -8,14 +8,30 @@ other than 16 kHz.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.hearing import Hearing, row_samples
+from model.audio.hearing import FrontEnd, Hearing, row_samples
 from model.audio.windows import LOG_MEL, stacked
 from model.conditioning import SAMPLES_PER_FRAME, Floats, Window
+
+
+class _Row:
+    """One frame's row, computed when it is first wanted: that may take a network's time."""
+
+    def __init__(self, front_end: FrontEnd, samples: Floats) -> None:
+        self._front_end, self._samples = front_end, samples
+        self._made: Floats | None = None
+
+    def __call__(self) -> Floats:
+        if self._made is None:
+            self._made = self._front_end.row(self._samples)
+        return self._made
+
+
+_Rows = list[Callable[[], Floats]]
 
 
 class LiveWindower:
@@ -27,13 +43,13 @@ class LiveWindower:
 
     def __init__(self, hearing: Hearing = LOG_MEL) -> None:
         self._hearing = hearing
-        self._past: list[Floats] = self._silence(hearing.past)
-        self._coming: list[Floats] = []
+        self._past: _Rows = self._silence(hearing.past)
+        self._coming: _Rows = []
         self._pending: Floats = self._silent_past()
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Everything needed to go on elsewhere; under 40 KB with log-mel rows."""
-        rows = stacked([*self._past, *self._coming], self._hearing)
+        rows = stacked([row() for row in (*self._past, *self._coming)], self._hearing)
         return {"rows": rows, "pending": self._pending}
 
     @classmethod
@@ -42,7 +58,7 @@ class LiveWindower:
     ) -> LiveWindower:
         """The windower that gave ``state``."""
         windower = cls(hearing)
-        rows = list(state["rows"].astype(np.float32))
+        rows: _Rows = [_known(row) for row in state["rows"].astype(np.float32)]
         windower._past, windower._coming = rows[: hearing.past], rows[hearing.past :]
         windower._pending = state["pending"].astype(np.float32)
         return windower
@@ -70,7 +86,7 @@ class LiveWindower:
         front_end = self._hearing.front_end
         start, count = 0, row_samples(front_end)
         while start + count <= len(samples):
-            self._coming.append(front_end.row(samples[start : start + count]))
+            self._coming.append(_Row(front_end, samples[start : start + count]))
             start += SAMPLES_PER_FRAME
         self._pending = samples[start:].copy()
 
@@ -89,12 +105,20 @@ class LiveWindower:
 
         With ``rest`` its new frames are silent, and what is to come comes after them.
         """
+        return self.planned(index, frames, rest=rest)()
+
+    def planned(self, index: int, frames: int, *, rest: bool) -> Callable[[], Window]:
+        """The `window` that would come now, to be computed on another thread, perhaps, and later.
+
+        Nothing that happens meanwhile changes it.
+        """
         if not 1 <= frames <= self._hearing.hop:
             raise ValueError(f"frames = {frames}, expected 1 to {self._hearing.hop}")
         before = self._silence(frames if rest else 0)
         coming = [*before, *self._coming][: self._hearing.coming]
         silent = self._silence(self._hearing.coming - len(coming))
-        return Window(index, np.stack([*self._past, *coming, *silent]), frames)
+        rows = [*self._past, *coming, *silent]
+        return lambda: Window(index, np.stack([row() for row in rows]), frames)
 
     def shown(self, frames: int) -> None:
         """``frames`` more frames of what was to come are past; there must be as many."""
@@ -110,11 +134,15 @@ class LiveWindower:
         self._coming.clear()
         self._pending = self._silent_past()
 
-    def _latest(self, rows: list[Floats]) -> list[Floats]:
+    def _latest(self, rows: _Rows) -> _Rows:
         return rows[len(rows) - self._hearing.past :]
 
-    def _silence(self, rows: int) -> list[Floats]:
-        return [self._hearing.front_end.silence()] * rows
+    def _silence(self, rows: int) -> _Rows:
+        return [self._hearing.front_end.silence] * rows
 
     def _silent_past(self) -> Floats:
         return np.zeros(self._hearing.front_end.past_samples, np.float32)
+
+
+def _known(row: Floats) -> Callable[[], Floats]:
+    return lambda: row

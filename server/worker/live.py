@@ -219,10 +219,12 @@ class LiveSession:
 
     async def _think(self, session: str, batcher: Batcher, turn: Turn) -> _Scene:
         before = self._state
-        window = self._input.sound.window(before.window_index, turn.frames, rest=not turn.speech)
+        began_s, sound = self._input.clock(), self._input.sound
+        plan = sound.planned(before.window_index, turn.frames, rest=not turn.speech)
+        # To hear may take a network, too.
+        window = await asyncio.get_running_loop().run_in_executor(self._pool, plan)
         guidance, steps = self._knobs()
         task = WindowTask(window, before, self._reference, guidance, steps)
-        began_s = self._input.clock()
         latents, _ = await batcher.step(session, self._input.director.due_s, task)
         self._worked_s = self._input.clock() - began_s
         return _Scene(turn, latents, before, 0)

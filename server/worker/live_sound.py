@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +198,10 @@ class LiveSound:
     def window(self, index: int, frames: int, *, rest: bool) -> Window:
         """See `LiveWindower.window`."""
         return self._windower.window(index, frames, rest=rest)
+
+    def planned(self, index: int, frames: int, *, rest: bool) -> Callable[[], Window]:
+        """See `LiveWindower.planned`."""
+        return self._windower.planned(index, frames, rest=rest)
 
     def take(self, frames: int) -> Floats:
         """The sound of the next ``frames`` frames at the output's rate, which now are shown."""

@@ -69,6 +69,18 @@ def test_what_was_shown_stays_past_when_the_rest_is_dropped() -> None:
     assert np.array_equal(after[PREFIX:], np.stack([silence_row()] * (HOP + LOOKAHEAD)))
 
 
+def test_a_planned_window_is_the_one_of_its_moment() -> None:
+    live = LiveWindower()
+    live.push(noise(10_000))
+    now = live.window(0, HOP, rest=False)
+    plan = live.planned(0, HOP, rest=False)
+    live.shown(4)
+    live.drop()
+    live.push(noise(9_000))
+    assert np.array_equal(plan().features, now.features)
+    assert not np.array_equal(live.window(0, HOP, rest=False).features, now.features)
+
+
 @pytest.mark.parametrize("frames", [0, HOP + 1])
 def test_a_window_of_no_or_too_many_frames(frames: int) -> None:
     with pytest.raises(ValueError, match=f"frames = {frames}"):
