@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.conditioning import FPS
+from model.conditioning import FPS, Guidance
 from model.portrait.landmarks import FaceTracker
 from model.training.judging import frechet_distance
 from model.training.track import Look
@@ -103,9 +103,7 @@ def baselines(clips: VideoClips) -> list[Row]:
     return [Row("true video", true), Row("still portrait", still)]
 
 
-def network_row(
-    word: str, clips: VideoClips, seed: int, guidance: tuple[float, float] | None
-) -> Row:
+def network_row(word: str, clips: VideoClips, seed: int, guidance: Guidance | None) -> Row:
     """``word`` is NAME=WEIGHTS or NAME=WEIGHTS:STEPS; raises ``ValueError`` for anything else."""
     name, separator, file = word.partition("=")
     place, _, steps = file.partition(":")
@@ -189,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if (args.audio_cfg is None) != (args.reference_cfg is None):
         raise ValueError("--audio-cfg and --reference-cfg are given together")
-    guidance = None if args.audio_cfg is None else (args.audio_cfg, args.reference_cfg)
+    guidance = None if args.audio_cfg is None else Guidance(args.audio_cfg, args.reference_cfg)
     torch.set_num_threads(args.threads)
     clips = open_clips(args.data, args.cache or args.out.parent / "grid-video", args.side)
     chosen = held_out_clips(clips, args.clips)

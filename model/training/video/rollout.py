@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -18,12 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.audio.windows import HOP, WINDOW_FRAMES, AudioWindower
-from model.conditioning import Floats
+from model.conditioning import Floats, Guidance
 from model.diffusion.denoiser import Denoiser, X0Denoiser
-from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule
-from model.training.distill import LIMITS
+from model.facts import StudentFacts
 from model.training.video.clips import Clip, VideoClips
 from model.training.video.windows import latents_of
 from model.video.tiny import PatchCodec, TinyNet
@@ -38,8 +36,9 @@ class Talker:
     """A network with the number of sampler steps and the scales that it is run with."""
 
     net: TinyNet
+    facts: StudentFacts
     steps: int
-    guidance: tuple[float, float]
+    guidance: Guidance
 
     @property
     def evaluations(self) -> int:
@@ -52,10 +51,7 @@ class Talker:
 
     @property
     def denoiser(self) -> Denoiser:
-        forward = X0Denoiser(self.net)
-        if self.net.config.guided:
-            return CFGTokenDenoiser(forward, LIMITS)
-        return MultiCFGDenoiser(forward)
+        return self.facts.guided(X0Denoiser(self.net))
 
 
 def load_talker(path: Path, steps: int | None = None) -> Talker:
@@ -66,8 +62,8 @@ def load_talker(path: Path, steps: int | None = None) -> Talker:
     net, facts = load_net(path, torch.float32)
     if not isinstance(net, TinyNet):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a video-tiny network")
-    audio, reference = cast("list[float]", facts["guidance"])
-    return Talker(net, steps or cast(int, facts["steps"]), (audio, reference))
+    known = StudentFacts.of(facts, net.config.guided)
+    return Talker(net, known, steps or known.steps, known.guidance)
 
 
 def roll_out(
@@ -112,11 +108,12 @@ def _sampled(
     talker: Talker, noise: Tensor, rows: Floats, portraits: Tensor, prefix: Tensor
 ) -> Tensor:
     """(B, HOP, C, h, w) one window of each session."""
+    scales = [talker.guidance.audio, talker.guidance.reference]
     cond = {
         "audio": torch.from_numpy(rows),
         "reference": portraits,
         "prefix": prefix,
-        "guidance": torch.tensor([talker.guidance]).expand(len(noise), 2),
+        "guidance": torch.tensor([scales]).expand(len(noise), 2),
     }
     grid = uniform_timesteps(talker.steps)
     with torch.inference_mode():
