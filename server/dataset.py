@@ -125,13 +125,13 @@ class Tools:
 def build(videos: Path, out: Path, kinds: Kinds, threads: int) -> VideoClips:
     """The folder ``out``. Raises ``ValueError`` when there is nothing to learn from in ``videos``,
     or ``out`` was begun with other ``kinds``."""
-    parts = out / "parts"
+    parts, listed = out / "parts", _listed(videos)
     _same_settings(parts, str(kinds))
     tools = Tools.of(kinds, threads)
     done: list[VideoClips] = []
-    for video in tqdm(_listed(videos), unit="video", desc=str(out)):
+    for video in tqdm(listed, unit="video", desc=str(out)):
         part = parts / part_name(video, None)
-        skipped = part.with_suffix(".skipped")
+        skipped = part.with_name(f"{part.name}.skipped")
         if not (part / "clips.json").is_file() and not skipped.is_file():
             try:
                 prepare(video, part, kinds, tools)

@@ -25,6 +25,7 @@ from model.training.video.clips import Clip, VideoClips, lip_gaps
 
 SURE_R = 0.4
 MOST_LAG = 5  # frames
+LEAST_MOVED = 0.005  # spread of the lip gap, in eye distances: below it a mouth stands still
 _REACH = 3  # frames of sound to each side
 _FOLDS = 5
 _RIDGE = 300.0
@@ -33,7 +34,7 @@ _RIDGE = 300.0
 @dataclass(frozen=True)
 class Synchrony:
     """``r`` where sound and picture are taken as they are, and the lag at which it is largest:
-    positive where the picture is late."""
+    positive where the picture is late. Both are 0 where the mouth stands still."""
 
     r: float
     lag_ms: float
@@ -55,16 +56,18 @@ def sharpness(frames: NDArray[np.uint8]) -> float:
 def synchronies(clips: VideoClips) -> list[Synchrony]:
     """One a clip, in order. The linear model never saw the stretch that it judges."""
     sounds = np.concatenate([_around(_bands(clips, clip)) for clip in clips.clips])
-    gaps = np.concatenate([_standardised(lip_gaps(clips.marks[c.span])) for c in clips.clips])
+    raw = [lip_gaps(clips.marks[clip.span]) for clip in clips.clips]
+    gaps = np.concatenate([_standardised(gap) for gap in raw])
     expected = np.zeros_like(gaps)
     folds = np.arange(len(gaps)) * _FOLDS // len(gaps)
     for fold in range(_FOLDS):
         judged = folds == fold
         expected[judged] = _ridge(sounds[~judged], gaps[~judged], sounds[judged])
     borders = np.cumsum([clip.frames for clip in clips.clips])[:-1]
+    pairs = zip(np.split(expected, borders), np.split(gaps, borders), strict=True)
     return [
-        _synchrony(a, b)
-        for a, b in zip(np.split(expected, borders), np.split(gaps, borders), strict=True)
+        _synchrony(a, b) if gap.std() > LEAST_MOVED else Synchrony(0.0, 0.0)
+        for (a, b), gap in zip(pairs, raw, strict=True)
     ]
 
 
