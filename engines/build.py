@@ -60,44 +60,59 @@ def build(subject: Subject, order: Order, root: Path) -> tuple[Path, Manifest]:
     machine = identity.machine(order.backend, device)
     if machine is None:
         raise ValueError(f"{order.backend} cannot run here: {_lacking(order.backend)}")
-    tool = backend(order.backend)
     net = subject.net.to(device).float()
     inputs = _on(device, subject.inputs)
     with artifacts.workshop(root) as folder, exact():
-        files = {}
-        for graph in graphs_of(reduced(net, order.precision, inputs), inputs(2)):
-            path = folder / f"{graph.name}{tool.SUFFIX}"
-            _log.info("%s: exporting", graph.name)
-            with quantised.exporting(order.precision):
-                program = exported(graph, order.batch)
-            _log.info("%s: building for %s", graph.name, order.backend)
-            tool.build(graph, program, order.batch, path)
-            files[path.name] = artifacts.file_hash(path)
-        manifest = Manifest(
-            model=subject.name,
-            backend=order.backend,
-            precision=order.precision,
-            batch=(order.batch[0], order.batch[-1]),
-            weights=identity.weights_hash(net),
-            code=identity.code_hash(net),
-            machine=machine,
-            shapes=shapes(inputs),
-            files=files,
-            tolerance=TOLERANCES[order.precision],
-            parity={},
-        )
-        parity = compared(net, load(folder, manifest), inputs, order.batch)
-        manifest = replace(manifest, parity=parity)
-        _refuse_if_off(manifest)
-        place = artifacts.publish(folder, root, manifest)
-        # What was moved and is read anew must still agree, or else go.
-        parity = compared(net, load(place, manifest), inputs, order.batch)
-        try:
-            _refuse_if_off(replace(manifest, parity=parity))
-        except ValueError:
+        files = _write(reduced(net, order.precision, inputs), inputs, order, folder)
+        made = _manifest(subject.name, net, inputs, order, machine, files)
+        made = replace(made, parity=compared(net, load(folder, made), inputs, order.batch))
+        _refuse_if_off(made)
+        place = artifacts.publish(folder, root, made)
+        try:  # what was moved and is read anew must still agree
+            again = compared(net, load(place, made), inputs, order.batch)
+            _refuse_if_off(replace(made, parity=again))
+        except Exception:
             shutil.rmtree(place)
             raise
-    return place, manifest
+    return place, made
+
+
+def _write(net: nn.Module, inputs: Inputs, order: Order, folder: Path) -> dict[str, str]:
+    """All functions of ``net``, built: the files' names and hashes."""
+    tool = backend(order.backend)
+    files = {}
+    for graph in graphs_of(net, inputs(2)):
+        path = folder / f"{graph.name}{tool.SUFFIX}"
+        _log.info("%s: exporting", graph.name)
+        with quantised.exporting(order.precision):
+            program = exported(graph, order.batch)
+        _log.info("%s: building for %s", graph.name, order.backend)
+        tool.build(graph, program, order.batch, path)
+        files[path.name] = artifacts.file_hash(path)
+    return files
+
+
+def _manifest(
+    name: str,
+    net: nn.Module,
+    inputs: Inputs,
+    order: Order,
+    machine: identity.Machine,
+    files: dict[str, str],
+) -> Manifest:
+    return Manifest(
+        model=name,
+        backend=order.backend,
+        precision=order.precision,
+        batch=(order.batch[0], order.batch[-1]),
+        weights=identity.weights_hash(net),
+        code=identity.code_hash(net),
+        machine=machine,
+        shapes=shapes(inputs),
+        files=files,
+        tolerance=TOLERANCES[order.precision],
+        parity={},
+    )
 
 
 def load(folder: Path, manifest: Manifest) -> dict[str, Program]:

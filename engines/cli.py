@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
+
+import torch
 
 from engines.artifacts import Manifest, Wanted, damage, default_folder, refusal, stored
 from engines.backends import BACKENDS
-
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
+from engines.build import PRECISIONS, Order, build
+from engines.identity import machines
+from engines.subjects import names, subject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.action == "models":
-        from engines.subjects import names
-
         print(*names(), sep="\n")
         return 0
     root = options.out or default_folder()
@@ -67,11 +69,6 @@ def batch_range(text: str) -> range:
 
 
 def _build(options: argparse.Namespace, root: Path) -> int:
-    import torch
-
-    from engines.build import Order, build
-    from engines.subjects import subject
-
     logging.getLogger("engines").setLevel(logging.INFO)
     torch.set_num_threads(1)
     try:
@@ -80,7 +77,7 @@ def _build(options: argparse.Namespace, root: Path) -> int:
         chosen = subject(options.model, options.weights, options.tiny, made_on)
         place, manifest = build(chosen, order, root)
     except ValueError as error:
-        print(f"fada: {error}")
+        print(f"fada: {error}", file=sys.stderr)
         return 1
     print(place)
     print(f"{manifest.title}: {_agreement(manifest)}")
@@ -105,8 +102,6 @@ def _list(root: Path) -> int:
 
 def _reason(folder: Path, manifest: Manifest) -> str | None:
     """As far as the machine decides: weights and code are told apart when a network is loaded."""
-    from engines.identity import machines
-
     own = Wanted(manifest.weights, manifest.code, manifest.shapes, machines())
     return refusal(manifest, own) or damage(folder, manifest)
 
