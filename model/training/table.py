@@ -1,15 +1,17 @@
 """The comparison that FADA's paper is about: real motion, teacher, students, each with its cost.
 
 Knows: the rows' order and the columns. Does not know: how a figure is computed (`judging`) or a
-speech run (`rollout`). Written by ``fada evaluate --table``: a Markdown table and a plot of what
-the guidance scales do.
+speech run (`rollout`). Written by ``fada evaluate --table``: Markdown tables, a plot of what the
+guidance scales do, and all figures as JSON. A row that the JSON has already is not judged again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +40,27 @@ Make = Callable[[list[Spoken], int], list[Floats]]  # speeches, seed -> motion (
 Values = dict[str, list[float]]  # a figure's value in each take
 
 AUDIO_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
-REFERENCE_SCALES = (1.0, 1.5, 2.0, 3.0)
+REFERENCE_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 _RIDGE_REACH = 3  # frames to each side
 _RIDGE_WEIGHT = 300.0
 _TIMED_WINDOWS = 25
-_PER_TAKE = (
+_CURVE_CLIPS = 10
+_SAID = (
     "phone r", "best phone r", "at lag, ms", "/p b m/ closed", "open vowels open",
-    "silence closed", "blinks/min", "jerk, jaw × 1000", "jerk, head × 1000",
-    "border jerk, jaw", "border jerk, head",
+    "silence closed", "blinks/min",
 )  # fmt: skip
+_SMOOTH = ("jerk, jaw × 1000", "jerk, head × 1000", "border jerk, jaw", "border jerk, head")
+_VOICES = "voices: "
+_AUDIO_KNOB, _REFERENCE_KNOB = "audio 1→4: jaw spread ×", "reference 1→4: shift"
+_TABLES = {
+    "Held-out clips of the tracked speaker": (
+        "jaw r", "jaw r, mean of takes", *_SAID, "Fréchet", "diversity",
+    ),
+    "Voices that were never heard": tuple(_VOICES + name for name in _SAID),
+    "Smoothness (held-out clips), cost, and what the scales do": (
+        *_SMOOTH, "NFE", "ms a second", _AUDIO_KNOB, _REFERENCE_KNOB,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,27 +71,65 @@ class Row:
     make: Make
     takes: int
     pipeline: StudentPipeline | None = None  # whose scales and cost are measured
+    key: str | None = None  # what all its figures depend on; None: cheap, never kept
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row's figures; of a network also the jaw's spread at `AUDIO_SCALES` and how far the mean
+    motion moves, in units of its own spread, at `REFERENCE_SCALES`."""
+
+    values: Values
+    spreads: list[float]
+    shifts: list[float]
 
 
 def write_table(tests: HeldOut, named: Sequence[str], seeds: int, path: Path) -> None:
-    """Judges all rows and writes ``path`` (.md) with a plot beside it (.png).
+    """Judges all rows and writes ``path`` (.md), with a plot (.png) and the figures (.json) beside.
 
-    ``named``: rows as NAME=WEIGHTS or NAME=WEIGHTS:STEPS; the shipped student at 6, 4, 2 and 1
-    steps stands below them. Raises ``ValueError`` for a row that is not written so.
+    ``named``: rows as NAME=WEIGHTS or NAME=WEIGHTS:STEPS; without any, the students that ship.
+    Raises ``ValueError`` for a row that is not written so.
     """
+    words = [_parsed(word) for word in named]
+    if not words:
+        balanced, fast = (WEIGHTS / f"motion-{name}.safetensors" for name in ("balanced", "fast"))
+        words = [("balanced, 18 NFE", balanced, None)] if balanced.is_file() else []
+        words += [(f"fast, {n} NFE", fast, n) for n in (6, 4, 2, 1)]
     rows = [
         # the speaker himself said the clips only: of other voices there is no truth
         Row("real motion", lambda spoken, seed: tests.real if spoken is tests.clips else [], 1),
         Row("ridge on log-mels", ridge(tests.training), 1),
     ]
-    rows += [_network_row(*_parsed(word), seeds) for word in named]
-    fast = WEIGHTS / "motion-fast.safetensors"
-    rows += [_network_row(f"fast, {n} NFE", fast, n, seeds) for n in (6, 4, 2, 1)]
-    judged = {row.name: _judge(row, tests) for row in tqdm(rows, unit="row", desc="table")}
+    rows += [_network_row(*word, seeds) for word in words]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(judged, len(tests.clips), len(tests.voices), seeds))
-    networks = [row for row in rows if row.pipeline is not None and "NFE" in row.name]
-    plot_scales([networks[0], networks[-4]], tests, path.with_suffix(".png"))
+    kept = path.with_suffix(".json")
+    known = _kept(kept)
+    size = f"{len(tests.clips)} clips, {len(tests.voices)} voices"
+    judged: dict[str, Judged] = {}
+    for row in tqdm(rows, unit="row", desc="table"):
+        key = None if row.key is None else f"{row.key}, {size}"
+        if key in known:
+            judged[row.name] = known[key]
+            continue
+        judged[row.name] = _judge(row, tests)
+        if key is not None:
+            known[key] = judged[row.name]
+            kept.write_text(json.dumps({k: asdict(j) for k, j in known.items()}, indent=1))
+    values = {name: j.values for name, j in judged.items()}
+    for row in rows:  # one after the other, whenever they were judged: times of one run compare
+        if row.pipeline is not None:
+            values[row.name]["ms a second"] = [
+                1000 * seconds_a_second(row.pipeline, tests.clips[0])
+            ]
+    path.write_text(markdown(values, len(tests.clips), len(tests.voices), seeds))
+    curves = {name: j for name, j in judged.items() if j.spreads and "NFE" in name}
+    plot_scales(curves, path.with_suffix(".png"))
+
+
+def _kept(path: Path) -> dict[str | None, Judged]:
+    if not path.is_file():
+        return {}
+    return {key: Judged(**row) for key, row in json.loads(path.read_text()).items()}
 
 
 def _parsed(word: str) -> tuple[str, Path, int | None]:
@@ -93,7 +145,8 @@ def _network_row(name: str, weights: Path, steps: int | None, seeds: int) -> Row
     branches = pipeline.info.nfe_per_window // pipeline.info.steps
     used = steps or pipeline.info.steps
     pipeline.info = replace(pipeline.info, steps=used, nfe_per_window=used * branches)
-    return Row(name, _maker(pipeline, pipeline.info.guidance), seeds, pipeline)
+    key = f"{hashlib.sha256(weights.read_bytes()).hexdigest()}, {used} steps, {seeds} takes"
+    return Row(name, _maker(pipeline, pipeline.info.guidance), seeds, pipeline, key)
 
 
 def _maker(pipeline: StudentPipeline, guidance: Guidance) -> Make:
@@ -133,7 +186,7 @@ def _neighbours(rows: Floats) -> Floats:
     return np.concatenate([padded[i : i + len(rows)] for i in range(2 * _RIDGE_REACH + 1)], axis=1)
 
 
-def _judge(row: Row, tests: HeldOut) -> Values:
+def _judge(row: Row, tests: HeldOut) -> Judged:
     truth = np.concatenate([m[:, JAW] for m in tests.real])
     corpus = tests.training
     spans = zip(corpus.first.tolist(), corpus.frames.tolist(), strict=True)
@@ -147,26 +200,25 @@ def _judge(row: Row, tests: HeldOut) -> Values:
         takes.append(made)
         found = {"jaw r": correlation(np.concatenate([m[:, JAW] for m in made]), truth)}
         found["Fréchet"] = frechet_distance(features(made), real)
-        found |= _chosen(made, tests.clips, tests)
+        every = figures(made, tests.clips, tests.lip_gap)
+        found |= {name: every[name] for name in _SAID + _SMOOTH}
         others = row.make(tests.voices, seed)
         if others:
-            found |= {f"voices: {k}": v for k, v in _chosen(others, tests.voices, tests).items()}
+            every = figures(others, tests.voices, tests.lip_gap)
+            found |= {_VOICES + name: every[name] for name in _SAID}
         for name, value in found.items():
             values.setdefault(name, []).append(value)
     if row.takes > 1:
         jaws = np.mean([np.concatenate([m[:, JAW] for m in take]) for take in takes], axis=0)
         values["jaw r, mean of takes"] = [correlation(jaws, truth)]
         values["diversity"] = [diversity(takes, np.concatenate(training).std(0))]
-    if row.pipeline is not None:
-        values["NFE"] = [float(row.pipeline.info.nfe_per_window)]
-        values["ms a second"] = [seconds_a_second(row.pipeline, tests.clips[0]) * 1000]
-        values |= _responses(row.pipeline, tests)
-    return values
-
-
-def _chosen(made: list[Floats], spoken: list[Spoken], tests: HeldOut) -> dict[str, float]:
-    every = figures(made, spoken, tests.lip_gap)
-    return {name: every[name] for name in _PER_TAKE}
+    if row.pipeline is None:
+        return Judged(values, [], [])
+    values["NFE"] = [float(row.pipeline.info.nfe_per_window)]
+    spreads, shifts = _curves(row.pipeline, tests)
+    values[_AUDIO_KNOB] = [spreads[-1] / spreads[0]]
+    values[_REFERENCE_KNOB] = [shifts[-1]]
+    return Judged(values, spreads, shifts)
 
 
 def seconds_a_second(pipeline: StudentPipeline, speech: Spoken) -> float:
@@ -183,45 +235,32 @@ def seconds_a_second(pipeline: StudentPipeline, speech: Spoken) -> float:
     return float(np.median(spent))
 
 
-def _responses(pipeline: StudentPipeline, tests: HeldOut) -> Values:
-    """How much two knobs do: the jaw's spread at audio scale 3 against that at 1, and how far the
-    motion moves, in units of its own spread, between reference scale 1 and 3."""
+def _curves(pipeline: StudentPipeline, tests: HeldOut) -> tuple[list[float], list[float]]:
+    """What each scale does while the other stays, see `Judged`."""
     own = pipeline.info.guidance
-    quiet, loud = (_run(pipeline, tests, Guidance(s, own.reference)) for s in (1.0, 3.0))
-    near, far = (_run(pipeline, tests, Guidance(own.audio, s)) for s in (1.0, 3.0))
-    spread = near.std(0) + 1e-3
-    return {
-        "audio 1→3: jaw spread ×": [float(loud[:, JAW].std() / quiet[:, JAW].std())],
-        "reference 1→3: shift": [float(np.abs((far - near).mean(0) / spread).mean())],
-    }
+
+    def run(audio: float, reference: float) -> Floats:
+        clips, guidance = tests.clips[:_CURVE_CLIPS], Guidance(audio, reference)
+        return np.concatenate(run_speeches(pipeline, clips, 0, guidance, pipeline.info.steps))
+
+    spreads = [float(run(scale, own.reference)[:, JAW].std()) for scale in AUDIO_SCALES]
+    moved = [run(own.audio, scale) for scale in REFERENCE_SCALES]
+    spread = moved[0].std(0) + 1e-3
+    shifts = [float(np.abs((m - moved[0]).mean(0) / spread).mean()) for m in moved]
+    return spreads, shifts
 
 
-def _run(pipeline: StudentPipeline, tests: HeldOut, guidance: Guidance) -> Floats:
-    clips = tests.clips[:10]
-    return np.concatenate(run_speeches(pipeline, clips, 0, guidance, pipeline.info.steps))
-
-
-def plot_scales(rows: Sequence[Row], tests: HeldOut, path: Path) -> None:
-    """What each scale does to the motion, curve by curve: smooth and monotonic, or not."""
+def plot_scales(judged: Mapping[str, Judged], path: Path) -> None:
+    """What each scale does to the motion, a curve a row: smooth and monotonic, or not."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    for row in rows:
-        if row.pipeline is None:
-            continue
-        own = row.pipeline.info.guidance
-        jaws = [
-            float(_run(row.pipeline, tests, Guidance(s, own.reference))[:, JAW].std())
-            for s in AUDIO_SCALES
-        ]
-        left.plot(AUDIO_SCALES, jaws, "o-", label=row.name)
-        moved = [_run(row.pipeline, tests, Guidance(own.audio, s)) for s in REFERENCE_SCALES]
-        spread = moved[0].std(0) + 1e-3
-        shifts = [float(np.abs((m - moved[0]).mean(0) / spread).mean()) for m in moved]
-        right.plot(REFERENCE_SCALES, shifts, "o-", label=row.name)
+    for name, row in judged.items():
+        left.plot(AUDIO_SCALES, row.spreads, "o-", label=name)
+        right.plot(REFERENCE_SCALES, row.shifts, "o-", label=name)
     left.set(xlabel="audio_cfg", ylabel="spread of jawOpen")
     right.set(xlabel="reference_cfg", ylabel="mean shift of the motion, in its own spread")
     left.legend()
@@ -240,21 +279,20 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
-def markdown(judged: dict[str, Values], clips: int, voices: int, seeds: int) -> str:
-    """The table, a row a figure, a column a maker of motion."""
-    names = list(judged)
-    known: list[str] = []
-    for values in judged.values():
-        known += [name for name in values if name not in known]
+def markdown(judged: Mapping[str, Values], clips: int, voices: int, seeds: int) -> str:
+    """The tables, a row a maker of motion."""
     lines = [
         f"{clips} held-out GRID clips, {voices} speeches of voices never heard, {seeds} takes with",
-        "different seeds; mean ± half of the 95 % interval of the mean. Written by",
-        "`fada evaluate --table` on one CPU thread.",
-        "",
-        "| | " + " | ".join(names) + " |",
-        "| --- |" + " ---: |" * len(names),
+        "different seeds; mean ± half of the 95 % interval of the mean over the takes. Written by",
+        "`fada evaluate --table`; milliseconds of one CPU thread a second of video.",
     ]
-    for figure in known:
-        cells = [interval(judged[n][figure]) if figure in judged[n] else "" for n in names]
-        lines.append(f"| {figure} | " + " | ".join(cells) + " |")
+    for title, columns in _TABLES.items():
+        names = [n for n, values in judged.items() if any(c in values for c in columns)]
+        heads = [c.removeprefix(_VOICES) for c in columns]
+        lines += ["", f"**{title}**", "", "| | " + " | ".join(heads) + " |"]
+        lines.append("| --- |" + " ---: |" * len(columns))
+        for name in names:
+            values = judged[name]
+            cells = [interval(values[c]) if c in values else "" for c in columns]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -47,8 +47,9 @@ def test_diversity_is_nothing_without_and_one_with_the_speaker_s_spread() -> Non
 def test_intervals_and_empty_cells_are_written() -> None:
     assert interval([0.5]) == "0.500"
     assert interval([1.0, 1.0, 1.0]) == "1.000 ± 0.000"
-    text = markdown({"real": {"r": [1.0]}, "fast": {"r": [0.8], "NFE": [6.0]}}, 2, 1, 3)
-    assert "| r | 1.000 | 0.800 |" in text and "| NFE |  | 6.00 |" in text
+    text = markdown({"real": {"jaw r": [1.0]}, "fast": {"jaw r": [0.8], "NFE": [6.0]}}, 2, 1, 3)
+    assert "| real | 1.000 |" in text and "| fast | 0.800 |" in text and "6.00" in text
+    assert "never heard" in text and "| real |  |" not in text
 
 
 def test_ridge_follows_the_sound(grid_folder: Path) -> None:
