@@ -1,0 +1,58 @@
+"""The program for the day a GPU is there runs to its end without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    own = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(ROOT / "bench" / "gpu.sh"), *words],
+        env={**os.environ, **own, **settings},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_it_times_every_network_and_goes_on_when_one_fails(tmp_path: Path) -> None:
+    done = bench("--dry", str(tmp_path), BACKENDS="eager,tensorrt")
+    assert done.returncode == 0, done.stderr
+    timings = json.loads((tmp_path / "timings.json").read_text())
+    functions = {(t["case"]["network"], t["function"]) for t in timings}
+    assert functions == {
+        ("video-student", "context"),
+        ("video-student", "denoise"),
+        ("video-teacher", "context"),
+        ("video-teacher", "denoise"),
+        ("video-reference", "reference"),
+        ("video-decoder", "decode"),
+    }
+    assert all(t["ms"] > 0 for t in timings)
+    assert all(t["tflop"] > 0 for t in timings if (t["function"]) != "context")
+    report = (tmp_path / "report.md").read_text()
+    if not torch.cuda.is_available():
+        assert "| video-student | tensorrt fp16 | failed: ValueError: tensorrt cannot run" in report
+    assert "| eager fp16 | 2 |" in report.split("Frames a second")[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "gpu.py"), "--out", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "there is no GPU; --dry tries the program without one" in done.stderr
