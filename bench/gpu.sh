@@ -15,24 +15,24 @@ if [ "${1:-}" = --dry ]; then
 fi
 out=${1:-out/gpu}
 mkdir -p "$out"
+status=0
 {
     echo "# Engines on $(date -u +%F)"
     echo
-    if [ -z "$dry" ]; then
-        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv
-        "$python" -m pip list 2>/dev/null | grep -i -E '^(torch|torch-tensorrt|tensorrt|nvidia-modelopt)' || true
-        echo
-    fi
-    # What fails is a line of the table; only a program that does not run at all ends this.
+    # What fails is a line of the table; only a program that does not run at all ends badly.
     if [ -n "$dry" ]; then
-        "$python" bench/gpu.py --dry --backends "${BACKENDS:-eager}" --batches 1,2 --out "$out"
+        "$python" bench/gpu.py --dry --backends "${BACKENDS:-eager}" --batches 1,2 --out "$out" ||
+            status=$?
     else
-        "$python" bench/gpu.py --precisions "${PRECISIONS:-fp16,bf16,fp8}" --out "$out"
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv || true
+        "$python" -m pip list 2>/dev/null | grep -i -E '^(torch|tensorrt|nvidia-modelopt)' || true
         echo
-        "$python" -m pytest -q -m gpu tests/engines || echo "tests failed: see above"
+        "$python" bench/gpu.py --precisions "${PRECISIONS:-fp16,bf16,fp8}" --out "$out" ||
+            status=$?
+        echo
+        "$python" -m pytest -q -m gpu tests/engines || status=$?
     fi
-} >"$out/report.md" 2>"$out/errors.log" || {
-    cat "$out/report.md" "$out/errors.log" >&2
-    exit 1
-}
+} >"$out/report.md" 2>"$out/errors.log"
 cat "$out/report.md"
+[ "$status" = 0 ] || cat "$out/errors.log" >&2
+exit "$status"
