@@ -191,7 +191,7 @@ class _Around:
     """The picture around the square, which is blended in along its border."""
 
     def __init__(self, picture: Picture, target: Frame, square: Frame) -> None:
-        self._picture = target.cut(picture, 0).astype(np.float32)
+        self._picture = np.rint(target.cut(picture, 0)).clip(0, 255).astype(np.uint8)
         self._size = (target.width, target.height)
         side = square.width
         zoom = target.scale / square.scale
@@ -209,12 +209,22 @@ class _Around:
         )
         edge = np.minimum(np.arange(side) + 0.5, np.arange(side)[::-1] + 0.5) / (SEAM * side)
         ramp = np.clip(np.minimum.outer(edge, edge), 0.0, 1.0).astype(np.float32)
-        self._share = self._warp(ramp).clip(0.0, 1.0)[..., None]
+        share = self._warp(ramp).clip(0.0, 1.0)
+        # Only where the square is, is there anything to do.
+        top, bottom = _extent(share.any(axis=1))
+        left, right = _extent(share.any(axis=0))
+        self._part = slice(top, bottom), slice(left, right)
+        self._matrix[:, 2] -= (left, top)
+        self._size = (right - left, bottom - top)
+        self._share = share[self._part][..., None]
+        self._under = self._picture[self._part].astype(np.float32)
 
     def put(self, square: Picture) -> Picture:
         warped = self._warp(square.astype(np.float32))
-        mixed = self._picture + self._share * (warped - self._picture)
-        return np.rint(mixed).clip(0, 255).astype(np.uint8)
+        mixed = self._under + self._share * (warped - self._under)
+        drawn = self._picture.copy()
+        drawn[self._part] = np.rint(mixed).clip(0, 255)
+        return drawn
 
     def _warp(self, image: Floats) -> Floats:
         if image.shape[0] != self._side:
@@ -222,6 +232,12 @@ class _Around:
         way = cv2.INTER_CUBIC if self._grows else cv2.INTER_LINEAR
         drawn = cv2.warpAffine(image, self._matrix, self._size, flags=way)
         return drawn.astype(np.float32)
+
+
+def _extent(there: NDArray[np.bool_]) -> tuple[int, int]:
+    """From the first that is true to after the last; the first one where none is."""
+    places = np.flatnonzero(there)
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 1)
 
 
 class ReferenceEncoder:
