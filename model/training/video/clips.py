@@ -188,8 +188,7 @@ def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -
         first += count
     if first != frames:
         raise ValueError(f"{first} frames, expected {frames}")
-    for array in arrays.values():
-        array.flush()
+    del arrays  # what is mapped is written out
     save_index(folder, side, clips)
     return load_clips(folder)
 

@@ -59,8 +59,15 @@ class VideoBatch:
         }
 
     def to(self, device: torch.device) -> VideoBatch:
-        parts = [part.to(device) for part in vars(self).values() if isinstance(part, Tensor)]
-        return VideoBatch(*parts)
+        return VideoBatch(
+            self.x0.to(device),
+            self.prefix.to(device),
+            self.clean_prefix.to(device),
+            self.audio.to(device),
+            self.reference.to(device),
+            self.marks.to(device),
+            self.trust.to(device),
+        )
 
 
 @dataclass(frozen=True)
