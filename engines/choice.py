@@ -22,7 +22,7 @@ from engines import artifacts, identity
 from engines.artifacts import Manifest, Wanted
 from engines.base import Engine
 from engines.build import load, shapes
-from engines.eager import EagerEngine
+from engines.eager import EagerHalves
 from engines.graphs import condition_names
 from engines.programs import ProgramEngine
 from engines.subjects import Inputs
@@ -56,7 +56,7 @@ def best(net: nn.Module, inputs: Inputs, root: Path) -> Engine:
             _log.info("engine: %s, since %s", way.title, way.why)
             return engine
     _log.warning("engine: plain torch, since nothing faster works here")
-    return EagerEngine(net)
+    return EagerHalves(net, condition_names(inputs(1)))
 
 
 def _ways(net: nn.Module, inputs: Inputs, root: Path) -> Iterator[_Way]:

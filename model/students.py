@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from model.audio.hearing import Hearing
 from model.audio.windows import LOG_MEL, PREFIX
 from model.conditioning import Reference
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
@@ -31,6 +33,8 @@ SHIPPED = {MOTION: (DEFAULT, "motion-balanced"), VIDEO_TINY: ("video-tiny",), VI
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
 MotionEngine = Callable[[MotionNet], Forward]
+# A video network, how it hears and its latent's shape → what runs it.
+VideoEngine = Callable[[nn.Module, Hearing, tuple[int, ...]], Forward]
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,14 @@ def load_pipelines(
     space: LatentSpace | None = None,
     threads: int = 1,
     folder: Path = WEIGHTS,
+    video_engine: VideoEngine | None = None,
 ) -> dict[str, StudentPipeline]:
     """All of ``choice``, ready to step, by name; motion students share one space.
 
     ``space``: draws motion; the portrait renderer's unless another is given. ``engine`` wraps
-    a motion network (compiled, on another device); plain torch without one. ``threads`` is torch's,
-    for the whole process: more than one pays only when the cores are idle.
+    a motion network (compiled, on another device), ``video_engine`` a video network; plain torch
+    without one. ``threads`` is torch's, for the whole process: more than one pays only when the
+    cores are idle.
     Raises ``ValueError`` for what `names` refuses, and for a file that is no student.
     """
     torch.set_num_threads(threads)
@@ -120,7 +126,7 @@ def load_pipelines(
         if kind == MOTION and space is not None:
             loaded[name] = motion_pipeline(name, motion[name], space, engine, licence)
         else:
-            loaded[name] = _video_pipeline(name, kind, path, licence)
+            loaded[name] = _video_pipeline(name, kind, path, licence, video_engine)
     return loaded
 
 
@@ -134,12 +140,14 @@ def load_pipeline(
     return load_pipelines(Choice((name,)), engine, space, threads)[name]
 
 
-def _video_pipeline(name: str, kind: str, path: Path, licence: str | None) -> StudentPipeline:
+def _video_pipeline(
+    name: str, kind: str, path: Path, licence: str | None, engine: VideoEngine | None
+) -> StudentPipeline:
     from model.video import student  # its networks, too, take a while to import
 
     if kind == VIDEO:
-        return student.video_pipeline(name, path)
-    return student.tiny_pipeline(name, path, licence=licence)
+        return student.video_pipeline(name, path, engine)
+    return student.tiny_pipeline(name, path, engine, licence)
 
 
 def motion_student(path: Path) -> MotionWeights:

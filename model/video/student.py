@@ -36,7 +36,8 @@ from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
 from model.video.weights import load_net, on_meta, read_tensors
 
-Engine = Callable[[nn.Module], Forward]
+# A network, how it hears and its latent's shape → what runs it.
+Engine = Callable[[nn.Module, Hearing, tuple[int, ...]], Forward]
 TINY_SPACE, SPACE = "video-tiny", "video"
 MAKE_TINY = "fada train video-student"
 SIDE = 512  # pixels of the square, of the real size
@@ -78,7 +79,7 @@ def tiny_pipeline(
         name,
         space,
         known,
-        X0Denoiser(net if engine is None else engine(net)),
+        X0Denoiser(net if engine is None else engine(net, LOG_MEL, config.latent_shape)),
         CosineSchedule(),
         LOG_MEL,
         config.unet.prefix_frames,
@@ -144,13 +145,15 @@ def video_pipeline(
     prefix, hop = net.config.prefix_frames, int(nets.facts.get("hop", HOP))
     schedule = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
     encode = ReferenceEncoder(nets.reference, nets.face_locator, space.latent_shape)
+    hearing = Hearing(WhisperRows(nets.whisper), prefix, hop, 0)
+    forward = net if engine is None else engine(net, hearing, space.latent_shape)
     return _pipeline(
         name,
         space,
         known,
-        VDenoiser(net if engine is None else engine(net), schedule),
+        VDenoiser(forward, schedule),
         schedule,
-        Hearing(WhisperRows(nets.whisper), prefix, hop, 0),
+        hearing,
         prefix,
         KeptReferences(encode, KEPT_PORTRAITS),
         device,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engines import artifacts, identity
 from engines.artifacts import Manifest
 from engines.choice import best, fitting
-from engines.eager import EagerEngine
+from engines.eager import EagerHalves
 from engines.subjects import motion_inputs
 from engines.vino import VinoEngine
 from model.diffusion.denoiser import Conditions
@@ -131,7 +131,7 @@ def test_every_failure_is_a_warning_and_plain_torch_remains(
     publish(tmp_path, manifest_of(net, shapes=shapes, model="unloadable"))
     with caplog.at_level(logging.INFO):
         engine = best(net, stubborn_inputs, tmp_path)
-    assert isinstance(engine, EagerEngine)
+    assert isinstance(engine, EagerHalves)
     own = [record for record in caplog.records if record.name == "engines.choice"]
     warnings = [record.message for record in own if record.levelno == logging.WARNING]
     assert len(warnings) == 4

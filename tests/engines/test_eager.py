@@ -1,19 +1,23 @@
-"""The eager engine gives what the network gives, for any batch."""
+"""The eager engines give what the network gives, for any batch."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from engines.base import as_forward
-from engines.eager import EagerEngine
+from engines.eager import EagerEngine, EagerHalves
 from model.motion.net import MotionNet, NetConfig
 
+CONDITIONS = ("audio", "has_audio", "has_reference", "prefix", "reference")
 
-def test_an_engine_in_a_forwards_place_changes_nothing() -> None:
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_an_engine_in_a_forwards_place_changes_nothing(halves: bool) -> None:
     torch.manual_seed(0)
     net = MotionNet(NetConfig()).eval()
-    forward = as_forward(EagerEngine(net))
-    for batch in (1, 3):
+    forward = as_forward(EagerHalves(net, CONDITIONS) if halves else EagerEngine(net))
+    for batch in (1, 3, 3):
         x, t = torch.randn(batch, 8, 58), torch.rand(batch)
         cond = {
             "prefix": torch.randn(batch, 12, 58),
