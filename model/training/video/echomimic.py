@@ -25,6 +25,7 @@ from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import Clip, VideoClips
 from model.training.video.losses import VideoLoss, mouth_weights
 from model.training.video.machine import Machine
+from model.training.video.once import Once
 from model.training.video.windows import VideoWindows, training_clips
 from model.video.checkpoints import EchoMimic, load_echomimic
 from model.video.face_locator import FaceLocator
@@ -168,7 +169,7 @@ def train_real_student(
         machine.thrifty(student)
         objective = StudentObjective(
             VDenoiser(machine.precise(student), SCHEDULE),
-            Windowed(VDenoiser(machine.precise(teacher.denoiser), SCHEDULE), PREFIX),
+            Windowed(VDenoiser(machine.precise(Once(teacher.denoiser)), SCHEDULE), PREFIX),
             windows,
             VideoLoss(weights.to(machine.device)),
             random,

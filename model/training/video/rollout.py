@@ -23,6 +23,7 @@ from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts
 from model.training.video.clips import Clip, VideoClips
+from model.training.video.once import Once
 from model.training.video.windows import latents_of
 from model.video.tiny import PatchCodec, TinyNet
 from model.video.weights import load_net
@@ -49,9 +50,9 @@ class Talker:
     def codec(self) -> PatchCodec:
         return PatchCodec(self.net.config.patch)
 
-    @property
     def denoiser(self) -> Denoiser:
-        return self.facts.guided(X0Denoiser(self.net))
+        """A new one, which holds what it is told of one window."""
+        return self.facts.guided(X0Denoiser(Once(self.net)))
 
 
 def load_talker(path: Path, steps: int | None = None) -> Talker:
@@ -117,7 +118,7 @@ def _sampled(
     }
     grid = uniform_timesteps(talker.steps)
     with torch.inference_mode():
-        return sample(talker.denoiser, noise, grid, cond, CosineSchedule())
+        return sample(talker.denoiser(), noise, grid, cond, CosineSchedule())
 
 
 def _windows(samples: Floats) -> list[Floats]:

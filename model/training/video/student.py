@@ -12,6 +12,7 @@ from model.training.distill import LIMITS, STEPS, StudentObjective
 from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import VideoClips
 from model.training.video.machine import Machine
+from model.training.video.once import Once
 from model.training.video.teacher import tiny_net, windows_and_loss
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
@@ -47,7 +48,7 @@ def train_student(
         machine.thrifty(student)
         objective = StudentObjective(
             machine.precise(student),
-            machine.precise(teacher),
+            machine.precise(Once(teacher)),
             windows,
             loss,
             random,
