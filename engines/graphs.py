@@ -7,7 +7,7 @@ they are exported. Does not know: what compiles or runs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
@@ -81,7 +81,8 @@ def halves(net: nn.Module, example: Example) -> tuple[Graph, Graph]:
         raise ValueError(f"{type(net).__name__} has no halves context(cond) and denoise(…)")
     names = condition_names(example)
     inputs = tuple(example[name] for name in names)
-    context = Graph("context", _Context(net.eval(), names), inputs, names, (0,) * len(names))
+    plain = Graph("context", _Context(net.eval(), names), inputs, names, (0,) * len(names))
+    context = replace(plain, module=_Context(net, names, _passed_through(plain)))
     told, less = context(inputs), context(context.rows(len(example["t"]) - 1))
     own = tuple(f"told.{place}" for place in range(len(told)))
     return context, Graph(
@@ -121,6 +122,16 @@ def _single(name: str, module: nn.Module, example: Example) -> Graph:
     return Graph(name, module, tuple(example[n] for n in names), names, (0,) * len(names))
 
 
+def _passed_through(graph: Graph) -> frozenset[int]:
+    """Which of a function's outputs are inputs as they came, but for their precision."""
+    made = enumerate(graph(graph.inputs))
+    return frozenset(place for place, x in made if any(_same(x, y) for y in graph.inputs))
+
+
+def _same(made: Tensor, given: Tensor) -> bool:
+    return made.shape == given.shape and torch.equal(made, given.to(made.dtype))
+
+
 def _batch_axes(some: Sequence[Tensor], fewer: Sequence[Tensor]) -> tuple[int, ...]:
     """Where the shapes differ that come of batches of different sizes."""
     axes = []
@@ -136,13 +147,21 @@ def _batch_axes(some: Sequence[Tensor], fewer: Sequence[Tensor]) -> tuple[int, .
 
 
 class _Context(nn.Module):
-    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
+    """Copies the outputs ``passed``, in a way that no compiler sees through: an input handed on is
+    refused by TensorRT, and OpenVINO leaves it unwritten at times."""
+
+    def __init__(
+        self, net: nn.Module, names: tuple[str, ...], passed: frozenset[int] = frozenset()
+    ) -> None:
         super().__init__()
-        self.net, self.names = net, names
+        self.net, self.names, self.passed = net, names, passed
 
     def forward(self, *conditions: Tensor) -> Tensors:
         net = cast(SplitNet, self.net)
-        return net.context(dict(zip(self.names, conditions, strict=True)))
+        told = net.context(dict(zip(self.names, conditions, strict=True)))
+        return tuple(
+            torch.stack([x, x])[0] if place in self.passed else x for place, x in enumerate(told)
+        )
 
 
 class _Denoise(nn.Module):

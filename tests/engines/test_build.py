@@ -89,6 +89,30 @@ def _tuple(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (made,) if isinstance(made, Tensor) else made
 
 
+class Through(Small):
+    """Half of its context is a condition as it came."""
+
+    def context(self, cond: Conditions) -> tuple[Tensor, ...]:
+        return (*super().context(cond), cond["c"].to(self.told.weight.dtype))
+
+    def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        return super().denoise(x_t, t, context[:1]) + context[1][:, :3]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_function_hands_an_input_on(dtype: torch.dtype) -> None:
+    """TensorRT refuses such functions."""
+    net = Through().eval().requires_grad_(False)
+    graphs = {graph.name: graph for graph in graphs_of(net, small_inputs(2))}
+    assert max(compared(net, graphs, small_inputs, range(1, 4)).values()) < 1e-6
+    context = graphs_of(net.to(dtype), small_inputs(2))[0]
+    program = exported(context, range(1, 4)).run_decompositions()
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    for made in output.args[0]:
+        assert "select" in str(made.target) or "permute" in str(made.target)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_motion_student_exports_with_any_batch(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
