@@ -63,7 +63,13 @@ def names(choice: Choice, folder: Path = WEIGHTS) -> tuple[str, ...]:
         raise ValueError(
             f"own weights are of one kind, {', '.join(SHIPPED)}; got {', '.join(choice.models)}"
         )
-    return (choice.name or (VIDEO if choice.models == (VIDEO,) else choice.weights.stem),)
+    (kind,) = choice.models
+    if kind != VIDEO and choice.weights.is_dir():
+        raise ValueError(
+            f"{choice.weights} is a folder: of kind {kind} it is a file, of kind video "
+            "a folder (--model video)"
+        )
+    return (choice.name or (VIDEO if kind == VIDEO else choice.weights.stem),)
 
 
 def _expanded(model: str, folder: Path) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:
             load_pipelines(Choice(weights=path), space=MotionOnly())
     with pytest.raises(ValueError, match="own weights are of one kind"):
         names(Choice(("motion-fast",), teacher))
+    with pytest.raises(ValueError, match="is a folder: of kind motion it is a file"):
+        names(Choice(weights=tmp_path))
 
 
 def test_the_shipped_default_is_the_fast_one() -> None:

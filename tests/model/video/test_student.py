@@ -148,7 +148,7 @@ def test_who_is_no_student_is_refused(tmp_path: Path) -> None:
     noise.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="noise.pth is no safetensors file"):
         load("video-tiny", noise)
-    with pytest.raises(ValueError, match="no weights at"):
+    with pytest.raises(ValueError, match="is a folder: of kind video-tiny it is a file"):
         load("video-tiny", tmp_path)
     plain = write_video(tmp_path, prefix=0)
     with pytest.raises(ValueError, match="looks at no frames before a window"):
