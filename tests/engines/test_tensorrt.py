@@ -1,0 +1,75 @@
+"""TensorRT takes every operator of every network that is served, and builds them: without a GPU.
+
+What these engines compute, only a GPU can tell: `bench/gpu.sh`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from engines import quantised, tensorrt
+from engines.build import reduced
+from engines.graphs import Graph, exported, graphs_of
+from engines.subjects import VIDEO, Subject, motion_inputs, subject
+from model.motion.net import MotionNet, NetConfig
+from tests.engines.without_gpu import builder
+
+BATCH = range(1, 9)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("torch_tensorrt") is None,
+        reason="torch-tensorrt is not installed: pip install 'fada[tensorrt]'",
+    ),
+    pytest.mark.filterwarnings("ignore"),  # torch-tensorrt's own, of every kind
+]
+
+
+@pytest.fixture(autouse=True)
+def a_builder() -> Iterator[None]:
+    with builder():
+        yield
+
+
+def networks() -> dict[str, Subject]:
+    torch.manual_seed(0)
+    net = MotionNet(NetConfig(width=32, heads=2, blocks=2, guided=True)).eval()
+    student = Subject("motion", net, lambda rows: motion_inputs(rows, guided=True))
+    return {"motion": student} | {name: subject(name, tiny=True) for name in VIDEO}
+
+
+@pytest.mark.parametrize("name", ["motion", *VIDEO])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_operator_is_covered_and_the_engine_is_built(
+    name: str, precision: str, tmp_path: Path
+) -> None:
+    chosen = networks()[name]
+    net = reduced(chosen.net.requires_grad_(False), precision, chosen.inputs)
+    for graph in graphs_of(net, chosen.inputs(2)):
+        check(graph, precision, tmp_path)
+
+
+@pytest.mark.skipif(
+    find_spec("modelopt") is None, reason="ModelOpt is not installed: pip install 'fada[fp8]'"
+)
+def test_fp8_is_covered_and_built(tmp_path: Path) -> None:
+    chosen = networks()["motion"]
+    net = reduced(chosen.net.requires_grad_(False), "fp8", chosen.inputs)
+    for graph in graphs_of(net, chosen.inputs(2)):
+        check(graph, "fp8", tmp_path)
+
+
+def check(graph: Graph, precision: str, folder: Path) -> None:
+    with quantised.exporting(precision):
+        program = exported(graph, BATCH)
+    able, every = tensorrt.coverage(program)
+    assert able == every > 0
+    plan = folder / f"{graph.name}{tensorrt.SUFFIX}"
+    tensorrt.build(graph, program, BATCH, plan)
+    assert plan.stat().st_size > 0
