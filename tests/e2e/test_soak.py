@@ -178,6 +178,7 @@ def looks(crowd: Crowd, half: int) -> list[Footprint]:
     while not crowd.over.wait(60 * MINUTES / LOOKS):
         at_s = time.monotonic() - began_s
         seen.append(Footprint.of(crowd.service, at_s))
+        print(json.dumps({**asdict(seen[-1]), "came": sum(crowd.came.values())}), flush=True)
         if at_s >= 30 * MINUTES and crowd.enough(half):
             break
         assert at_s < LONGEST * 60 * MINUTES, f"too few visits to judge: {crowd.came}"
