@@ -29,6 +29,8 @@ from engines.subjects import Inputs
 from engines.vino import VinoEngine
 
 _PRECISIONS = ("fp8", "bf16", "fp16", "fp32")
+# Parameters: to compile and compare a larger network at the start would keep a CPU busy for hours.
+_LARGEST = 100_000_000
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +66,9 @@ def _ways(net: nn.Module, inputs: Inputs, root: Path) -> Iterator[_Way]:
     first = [way for way in built if way[1].machine["device"] == "cuda"]
     for folder, manifest in first:
         yield _artifact(folder, manifest, inputs)
-    if next(net.parameters()).device.type == "cpu":
+    parameters = list(net.parameters())
+    on_cpu = parameters[0].device.type == "cpu"
+    if on_cpu and sum(p.numel() for p in parameters) <= _LARGEST:
         example = inputs(2)
         why = "nothing built for a GPU fits, and it is the fastest on a CPU"
         yield _Way("openvino", why, lambda: VinoEngine(net, example))

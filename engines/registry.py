@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from engines.artifacts import default_folder
 from engines.base import as_forward
 from engines.choice import best
-from engines.eager import EagerHalves
-from engines.graphs import condition_names
 from engines.subjects import motion_inputs
 from engines.video import video_inputs
 from model import students
@@ -20,9 +18,6 @@ from model.audio.hearing import Hearing
 from model.diffusion.denoiser import Forward
 from model.motion.net import MotionNet
 from model.pipeline import StudentPipeline
-
-# Parameters: to compile and compare a larger network would keep a CPU busy for hours.
-_LARGEST = 100_000_000
 
 
 def load_pipelines(choice: students.Choice) -> dict[str, StudentPipeline]:
@@ -43,8 +38,4 @@ def _fastest(net: MotionNet) -> Forward:
 
 
 def _fastest_video(net: nn.Module, hearing: Hearing, latent: tuple[int, ...]) -> Forward:
-    inputs = video_inputs(net, hearing, latent)
-    first = next(net.parameters())
-    if first.device.type == "cpu" and sum(p.numel() for p in net.parameters()) > _LARGEST:
-        return as_forward(EagerHalves(net, condition_names(inputs(1))))
-    return as_forward(best(net, inputs, default_folder()))
+    return as_forward(best(net, video_inputs(net, hearing, latent), default_folder()))

@@ -66,6 +66,13 @@ def test_without_artifacts_a_cpu_runs_openvino(
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
+def test_a_large_network_is_not_compiled_at_the_start(
+    net: MotionNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.choice._LARGEST", sum(p.numel() for p in net.parameters()) - 1)
+    assert isinstance(best(net, inputs, tmp_path), EagerHalves)
+
+
 def test_what_does_not_fit_is_told_and_never_loaded(
     net: MotionNet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
