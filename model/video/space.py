@@ -211,8 +211,8 @@ class _Around:
         ramp = np.clip(np.minimum.outer(edge, edge), 0.0, 1.0).astype(np.float32)
         share = self._warp(ramp).clip(0.0, 1.0)
         # Only where the square is, is there anything to do.
-        top, bottom = _extent(share.any(axis=1))
-        left, right = _extent(share.any(axis=0))
+        top, bottom = _extent(share.max(axis=1))
+        left, right = _extent(share.max(axis=0))
         self._part = slice(top, bottom), slice(left, right)
         self._matrix[:, 2] -= (left, top)
         self._size = (right - left, bottom - top)
@@ -234,9 +234,9 @@ class _Around:
         return drawn.astype(np.float32)
 
 
-def _extent(there: NDArray[np.bool_]) -> tuple[int, int]:
-    """From the first that is true to after the last; the first one where none is."""
-    places = np.flatnonzero(there)
+def _extent(shares: Floats) -> tuple[int, int]:
+    """From the first that is not zero to after the last; the first one where all are."""
+    places = np.flatnonzero(shares)
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 1)
 
 
