@@ -38,7 +38,7 @@ class NetConfig:
     heads: int = 4
     blocks: int = 4
     reference_tokens: int = 4
-    audio_layers: int = 4
+    audio_layers: int = 8
     guided: bool = False  # a student: takes the scales as tokens
     embedded_scales: bool = False  # ... or, to compare, in the time's embedding
     visemes: int = 0  # a teacher: visible classes of phones that its audio tokens are read for

@@ -29,7 +29,6 @@ from model.training.teacher import train_teacher
 from model.training.trainer import RunOptions
 from model.training.video import cli as video
 
-AUDIO_LAYERS = 4
 RATE = 1e-3
 
 
@@ -68,7 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="student: how it is told the guidance scales [%(default)s]",
     )
     parser.add_argument(
-        "--audio-layers", type=int, default=AUDIO_LAYERS, help="teacher's encoder [%(default)s]"
+        "--audio-layers",
+        type=int,
+        default=NetConfig.audio_layers,
+        help="teacher's encoder [%(default)s]",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
