@@ -135,7 +135,8 @@ def main() -> None:
         meant = meant[:frames].clip(0)  # lips do not pass through each other
         r.append(correlation(meant, seen[:frames]))
         moved.append(float(np.cov(meant, seen[:frames])[0, 1] / meant.var(ddof=1)))
-        print(f"{name:>4} {portrait.stem:<30} as meant r {r[-1]:.2f} × {moved[-1]:.2f}", flush=True)
+        told = f"as meant r {r[-1]:.2f} × {moved[-1]:.2f}  spread {seen.std():.3f}"
+        print(f"{name:>4} {portrait.stem:<42} {told}", flush=True)
         videos.append(video)
         all_seen.append(seen)
     print(f"as meant: r {np.median(r):.2f}, × {np.median(moved):.2f} (medians)")
