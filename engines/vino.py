@@ -1,9 +1,9 @@
 """The network on OpenVINO: the engine for CPUs, x86 and Arm alike.
 
-Two to three times as fast as torch, a window alone (`bench/network.py`), where the processor multiplies bfloat16
-(AVX512-BF16, AMX, Arm's BF16): then the weights are half as many bytes to fetch, too. Motion is
-then off by less than a hundredth of its spread, pictures agree to 51 dB, and what a batch gives is
-still what each row gives alone. Elsewhere it computes in single precision.
+A window alone takes a half to a third of torch's time (`bench/network.py`) where the processor
+multiplies bfloat16 (AVX512-BF16, AMX, Arm's BF16): then the weights are half as many bytes to
+fetch, too. Motion is then off by less than a hundredth of its spread, pictures agree to 51 dB, and
+what a batch gives is still what each row gives alone. Elsewhere it computes in single precision.
 """
 
 from __future__ import annotations
