@@ -59,7 +59,7 @@ STEPS = 6
 OWN_SHARE = 0.75  # of prefixes that the student made itself
 OWN_STEPS = 2
 TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
-# Scales drawn: audio, reference. At 4 the teacher's jaw opens to its limit, at 6 far beyond it.
+# Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
 LIMITS: Limits = ((1.0, 4.0), (1.0, 4.0))
 DATA_SHARE = 0.7
 DOUBT = 1.2  # the data's weight falls with the distance at the rate DOUBT - trust
