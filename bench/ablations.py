@@ -25,6 +25,8 @@ RECIPES = {
     "data's word only": Recipe(supervision="data"),
     "fixed weight": Recipe(supervision="fixed"),
     "scale embedding": Recipe(embedded_scales=True),
+    "data's word at any scale": Recipe(supervision="any-scale"),
+    "encoder trained along": Recipe(hears_anew=True),
     "no broad data": Recipe(),
 }
 

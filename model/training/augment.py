@@ -7,8 +7,8 @@ Only one male speaker has tracked motion, so a network that hears his spectra al
 follow others. Each training window is therefore spoken "by somebody else": another vocal tract
 (the envelope stretched along frequency, Jaitly & Hinton 2013, "Vocal tract length perturbation"),
 another pitch (the fine structure stretched independently and made stronger, as higher voices
-resolve their harmonics), another microphone (smooth random equaliser, band limit), room, level and
-background noise.
+resolve their harmonics), another microphone (smooth random equaliser, band limit), room, level,
+background noise and music.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from model.audio.features import (
     SPREAD_DB,
     mel_filters,
 )
+from model.training.music import Music
 
 TRACT = (0.83, 1.22)  # factor on formant frequencies
 PITCH = (0.75, 2.3)  # factor on the distance of harmonics
 GAIN_DB = (-26.0, 6.0)
 NOISE_DB = (-95.0, -46.0)  # mean power of the background, full scale = 0
 LEAST_SNR_DB = 12.0
+MUSIC_SHARE = 0.2  # of the windows that do not stay as they are
+MUSIC_SNR_DB = (6.0, 26.0)
+MUSIC_ALONE_DB = (-70.0, -30.0)  # where nobody speaks
+_NOBODY_DB = -80.0
 KEPT_AS_IS = 0.35  # share of windows that stay the speaker's own voice
 _ENVELOPE_BINS = 3.5  # Gaussian width that separates formants from harmonics, 110 Hz
 
@@ -48,6 +53,7 @@ class VoiceAugmenter:
 
     def __init__(self) -> None:
         self._smooth = _smoother()
+        self._music = Music()
         self._mel = torch.from_numpy(mel_filters().copy())
         self._axis = torch.linspace(0, 1, SPECTRUM_BINS)
         self._mel_axis = self._axis @ self._mel
@@ -77,6 +83,7 @@ class VoiceAugmenter:
         bands = bands * sounding[:, :, None]
         bands = self._room(bands, changed & (uniform(0, 1) < 0.25), uniform(0.4, 0.85))
         bands = bands * 10 ** (uniform(*GAIN_DB) / 10)
+        bands = self._accompanied(bands, changed & (uniform(0, 1) < MUSIC_SHARE), random)
         bands = bands + self._noise(bands, sounding, changed, random)
         decibels = 10 * torch.log10(bands + FLOOR_POWER)
         rows = (decibels - CENTRE_DB) / SPREAD_DB
@@ -139,6 +146,19 @@ class VoiceAugmenter:
         # half of the sessions start in digital silence, half in the room's own noise
         present = sounding | (torch.rand(batch, 1, generator=random) < 0.5)
         return 10 ** (colour / 10) * chance * (present[:, :, None] & changed)
+
+    def _accompanied(self, bands: Tensor, chosen: Tensor, random: torch.Generator) -> Tensor:
+        """Music under the speech of some, or alone where there is none: lips do not follow it."""
+        which = chosen[:, 0, 0].nonzero()[:, 0]
+        draw = torch.rand(2, len(which), 1, 1, generator=random)
+        under, alone = (
+            low + (high - low) * part
+            for (low, high), part in zip((MUSIC_SNR_DB, MUSIC_ALONE_DB), draw, strict=True)
+        )
+        loudest = 10 * torch.log10(bands[which].mean(2).amax(1) + 1e-12)[:, None, None]
+        level = torch.where(loudest < _NOBODY_DB, alone, loudest - under)
+        music = 10 ** (level / 10) * self._music(len(which), bands.shape[1], random)
+        return bands.index_add(0, which, music)
 
 
 def _stretched(logs: Tensor, factor: Tensor) -> Tensor:

@@ -67,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="student: how it is told the guidance scales [%(default)s]",
     )
     parser.add_argument(
+        "--hears-anew",
+        action="store_true",
+        help="student: train the teacher's encoder of sound along (an ablation)",
+    )
+    parser.add_argument(
         "--audio-layers",
         type=int,
         default=NetConfig.audio_layers,
@@ -101,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
         hearing_only = args.role == "hearing"
         path = train_teacher(corpus, options, args.seed, args.start, config, hearing_only)
     else:
-        recipe = Recipe(args.role == "student", args.scales == "embedding", args.supervision)
+        recipe = Recipe(
+            args.role == "student", args.scales == "embedding", args.supervision, args.hears_anew
+        )
         path = train_student(corpus, args.teacher, options, args.seed, args.start, recipe)
     print(path)
     return 0

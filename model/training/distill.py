@@ -12,7 +12,8 @@ distillation, arXiv 2202.00512). The student gets t, the conditions and the two 
 
 Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`:
 
-    L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),   w = 0.7 · q · exp(-(1.2 - q) · d(x0*, x0) / τ(t))
+    L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),
+    w = 0.7 · q · exp(-(1.2 - q) · d(x0*, x0) / τ(t)) · exp(-|s - s̄|)
 
 q is the corpus's own opinion of the sample (`Corpus.trust`: 1 tracked, less where motion was
 inferred). d(x0*, x0) says how far the data lies from what the teacher, who has heard everything,
@@ -20,14 +21,19 @@ holds for right; τ(t) is its running mean at that noise level, as at high noise
 far from any estimate. Where q is low, data that the teacher finds unlikely (a badly aligned word,
 d ≫ τ) is left to the teacher. Where q is high it is mostly the teacher that is off, above all
 after a prefix of the student's own making, whose errors it has never seen: there the data is
-believed, almost whatever the teacher says. The cap of 0.7 keeps the guided target in play: the
-data alone knows nothing of scales.
+believed, almost whatever the teacher says. |s - s̄| is how far the two scales lie from the
+defaults, summed: the data knows nothing of scales, and believed at all of them alike it would
+make knobs of them that turn nothing. It speaks for the defaults; two fifths of all samples have
+just these. The cap of 0.7 keeps the guided target in play even there.
+
+The encoder of sound stays the teacher's. It heard far more voices, for longer, than a student's
+run has time for; left free it drifts to the one speaker whose data is believed.
 
 A student can also be distilled without tokens (``balanced``): it then learns each branch of the
 teacher by itself, conditions left out as in the teacher's own training, and is guided at run time
 by `MultiCFGDenoiser`, three evaluations a step.
 
-Lips that meet are asked of the data at any w (`MotionLoss.closure`, times 1.5): guidance opens the
+Lips that meet are asked of the data at any w (`MotionLoss.closure`, times 4): guidance opens the
 mouth further, and a teacher that is unsure of a /p/ in a new voice leaves it half open. A wrong
 closure is hardly seen; a missing one is.
 """
@@ -47,7 +53,14 @@ from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, NoiseSchedule, add_noise, like
 from model.motion.net import MotionNet
-from model.motion.weights import Limits, MotionWeights, load_weights, save_weights, weights_facts
+from model.motion.weights import (
+    DEFAULT_GUIDANCE,
+    Limits,
+    MotionWeights,
+    load_weights,
+    save_weights,
+    weights_facts,
+)
 from model.training.batches import WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
 from model.training.losses import MotionLoss, dimension_weights
@@ -61,27 +74,32 @@ OWN_STEPS = 2
 TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
 # Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
 LIMITS: Limits = ((1.0, 4.0), (1.0, 4.0))
+AT_DEFAULTS = 0.4  # share of samples with the default scales
 DATA_SHARE = 0.7
 DOUBT = 1.2  # the data's weight falls with the distance at the rate DOUBT - trust
-CLOSURE_WEIGHT = 1.5
+CLOSURE_WEIGHT = 4.0
 _NOISE_LEVELS = 10
 
 
 class AdaptiveTrust:
     """The data's weight w; keeps τ, the running mean of the distance at each noise level."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_defaults: bool = True) -> None:
+        """``at_defaults``: the data speaks for the default scales, else for all alike."""
+        self._at_defaults = at_defaults
         self._typical = torch.full((_NOISE_LEVELS,), float("nan"))
 
-    def __call__(self, distance: Tensor, t: Tensor, trust: Tensor) -> Tensor:
-        """``distance`` d(x0*, x0), ``t``, ``trust``, all (B,) -> the data's weight (B,)."""
+    def __call__(self, distance: Tensor, t: Tensor, trust: Tensor, aside: Tensor) -> Tensor:
+        """``distance`` d(x0*, x0), ``t``, ``trust`` and ``aside`` |s - s̄|, all (B,) -> the data's
+        weight (B,)."""
         level = (t * _NOISE_LEVELS).long().clamp(max=_NOISE_LEVELS - 1)
         for i in sorted(set(level.tolist())):
             now = distance[level == i].mean()
             before = self._typical[i]
             self._typical[i] = now if bool(before.isnan()) else torch.lerp(before, now, 0.02)
         unlikely = distance / self._typical[level]
-        return DATA_SHARE * trust * torch.exp(-(DOUBT - trust) * unlikely)
+        weight = DATA_SHARE * trust * torch.exp(-(DOUBT - trust) * unlikely)
+        return weight * torch.exp(-aside) if self._at_defaults else weight
 
 
 @dataclass(frozen=True)
@@ -91,18 +109,21 @@ class Recipe:
     guided: bool = True  # takes the scales (``fast``), else is run in three branches (``balanced``)
     embedded_scales: bool = False  # the scales in the time's embedding, not as tokens
     supervision: str = "mixed"  # see `SUPERVISION`
+    hears_anew: bool = False  # the encoder of sound is trained along
 
 
-Weight = Callable[[Tensor, Tensor, Tensor], Tensor]  # distance, t, trust (B,) -> w (B,)
+Weight = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveTrust`
 
 
 def _constant(share: float) -> Callable[[], Weight]:
-    return lambda: lambda distance, t, trust: torch.full_like(distance, share)
+    return lambda: lambda distance, t, trust, aside: torch.full_like(distance, share)
 
 
-# The data's weight: as above, the same for every sample, the teacher's word only, the data's only.
+# The data's weight: as above, as if it knew every scale, the same for every sample, the teacher's
+# word only, the data's only.
 SUPERVISION: dict[str, Callable[[], Weight]] = {
     "mixed": AdaptiveTrust,
+    "any-scale": lambda: AdaptiveTrust(at_defaults=False),
     "fixed": _constant(DATA_SHARE / 2),
     "teacher": _constant(0.0),
     "data": _constant(1.0),
@@ -183,7 +204,10 @@ class StudentObjective:
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
         target = self._teacher_target(x_t, t, cond)
-        weight = self._weight(self._loss(target, batch.x0), t, batch.trust)
+        aside = torch.zeros_like(t)
+        if self._guided:
+            aside = (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE)).abs().sum(1)
+        weight = self._weight(self._loss(target, batch.x0), t, batch.trust, aside)
         x0_hat = self._student(x_t, t, cond)
         from_teacher = self._loss(x0_hat, target)
         from_data = self._loss(x0_hat, batch.x0, off)
@@ -228,10 +252,11 @@ class StudentObjective:
         return ddim_target(x_t, x, t, end, self._schedule)
 
     def _draw_guidance(self) -> Tensor:
-        """(B, 2) scales inside `LIMITS`, low ones more often: p falls linearly."""
+        """(B, 2) scales: the defaults, or inside `LIMITS`, p falling linearly."""
         low, high = (torch.tensor(side) for side in zip(*LIMITS, strict=True))
-        drawn = torch.rand(2, self._batch, 2, generator=self._random).amin(0)
-        return low + (high - low) * drawn
+        drawn = low + (high - low) * torch.rand(2, self._batch, 2, generator=self._random).amin(0)
+        usual = torch.rand(self._batch, 1, generator=self._random) < AT_DEFAULTS
+        return torch.where(usual, torch.tensor(DEFAULT_GUIDANCE), drawn)
 
     def _draw_times(self) -> Tensor:
         """(B,) half at the six steps' own times, half anywhere, so any number of steps works."""
@@ -276,6 +301,7 @@ def train_student(
     if start is not None:
         student = load_weights(start).net
     student.train().requires_grad_(True)
+    student.audio.requires_grad_(recipe.hears_anew)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
     trainer: Trainer[MotionNet] = Trainer(student, options, random)

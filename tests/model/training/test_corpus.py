@@ -12,13 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.features import HOPS_PER_FRAME, MEL_BINS, ROW_DIM, SPECTRUM_BINS, log_mel
+from model.audio.features import (
+    CENTRE_DB,
+    HOPS_PER_FRAME,
+    MEL_BINS,
+    ROW_DIM,
+    SPECTRUM_BINS,
+    SPREAD_DB,
+    log_mel,
+)
 from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
 from model.conditioning import SAMPLES_PER_FRAME
 from model.motion.actions import ACTIONS, MOTION_DIM, MOUTH
 from model.training.augment import VoiceAugmenter
 from model.training.batches import WindowSampler
 from model.training.corpus import (
+    LEAST_LOG_POWER,
     Corpus,
     clip_rest,
     fit_lip_gap,
@@ -28,6 +37,7 @@ from model.training.corpus import (
     load_grid,
     motion_statistics,
 )
+from model.training.music import Music
 
 JAW = ACTIONS.index("jawOpen")
 
@@ -163,3 +173,19 @@ def test_clips_of_different_lengths_keep_their_own_sound(grid_folder: Path, tmp_
         ]
         assert int(np.argmax(shifted)) == 1
     assert len(grid_corpus(grid, np.ones(len(starts), bool)).motion) == len(kept)
+
+
+def test_where_nobody_speaks_some_hear_music_and_most_hear_nothing() -> None:
+    size, random = 400, torch.Generator().manual_seed(0)
+    nothing = torch.full((size, 80, SPECTRUM_BINS), LEAST_LOG_POWER)
+    rows = VoiceAugmenter()(nothing, nothing[:, 0], torch.ones(size, 80, dtype=torch.bool), random)
+    loudest = (rows * SPREAD_DB + CENTRE_DB).amax((1, 2))
+    assert 0.05 < (loudest > -60).float().mean() < 0.2
+    assert loudest.max() < 0
+
+
+def test_music_holds_its_tones_and_then_jumps() -> None:
+    piece = Music()(50, 200, torch.Generator().manual_seed(0))
+    assert piece.mean((1, 2)) == pytest.approx(torch.ones(50), abs=1e-4)
+    change = (piece + 1e-3).log().diff(dim=1).abs().mean(2)  # (50, hops) of a hop to the next
+    assert change.median() < 0.2 < 5 * change.median() < change.amax(1).median()

@@ -97,10 +97,19 @@ def test_data_is_trusted_less_the_further_it_lies_from_the_teacher(
 ) -> None:
     weigh = AdaptiveTrust()
     times, trusts = torch.full((3,), t), torch.full((3,), trust)
-    weigh(torch.ones(3), times, trusts)
-    near, mid, far = weigh(torch.tensor([distance, distance + 1, 1e4]), times, trusts).tolist()
+    at_defaults = torch.zeros(3)
+    weigh(torch.ones(3), times, trusts, at_defaults)
+    distances = torch.tensor([distance, distance + 1, 1e4])
+    near, mid, far = weigh(distances, times, trusts, at_defaults).tolist()
     assert DATA_SHARE * trust + 1e-6 >= near >= mid >= far >= 0
     assert far < 0.01
+
+
+def test_data_speaks_for_the_default_scales() -> None:
+    weigh = AdaptiveTrust()
+    same = torch.ones(3)
+    weights = weigh(same, same, same, torch.tensor([0.0, 1.0, 3.0])).tolist()
+    assert weights[0] > 2 * weights[1] > 4 * weights[2] > 0
 
 
 def test_each_guidance_branch_is_trained_as_often_as_said() -> None:
