@@ -14,8 +14,6 @@ from torch import Tensor
 from model.motion.actions import ABSOLUTE, ACTION_COUNT, ACTIONS, MOTION_DIM
 from model.training.corpus import LipGap
 
-VELOCITY_WEIGHT = 1.0
-GAP_WEIGHT = 1.0
 CLOSED_WEIGHT = 7.0  # how much more a closed frame's lip gap counts
 CLOSED_GAP = 0.03  # of the eye-corner distance: below it lips look closed
 _GAP_UNIT = 0.03
@@ -39,6 +37,8 @@ class MotionLoss:
     std: Tensor  # (58,)
     lip_gap: LipGap
     weights: Tensor  # (58,)
+    velocity_weight: float = 1.0
+    gap_weight: float = 1.0
 
     def __call__(self, x0_hat: Tensor, target: Tensor, before: Tensor | None = None) -> Tensor:
         """(B,) loss of ``x0_hat`` (B, T, 58) against ``target`` of the same shape.
@@ -61,7 +61,7 @@ class MotionLoss:
         gap_hat, gap = self._gap(x0_hat), self._gap(target)
         closed = 1 + CLOSED_WEIGHT * (gap < CLOSED_GAP)
         lips = (closed * ((gap_hat - gap) / _GAP_UNIT) ** 2).mean(1)
-        return position + VELOCITY_WEIGHT * velocity + GAP_WEIGHT * lips
+        return position + self.velocity_weight * velocity + self.gap_weight * lips
 
     def closure(self, x0_hat: Tensor, data: Tensor) -> Tensor:
         """(B,) the squared lip gap, in units of 3 % of the eye-corner distance, by which lips

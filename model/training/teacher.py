@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.diffusion.denoiser import Conditions
+from model.diffusion.denoiser import Conditions, Denoiser, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
@@ -85,9 +85,16 @@ class TeacherObjective:
     """Denoising of random windows: `losses` is what the trainer minimises."""
 
     def __init__(
-        self, net: MotionNet, windows: WindowSampler, loss: MotionLoss, random: torch.Generator
+        self,
+        net: MotionNet,
+        windows: WindowSampler,
+        loss: MotionLoss,
+        random: torch.Generator,
+        denoiser: Denoiser | None = None,
     ) -> None:
+        """``denoiser``: makes x0 of what ``net`` predicts; None where that is x0."""
         self._net, self._windows, self._loss, self._random = net, windows, loss, random
+        self._denoiser = denoiser or X0Denoiser(net)
         self._schedule = CosineSchedule()
 
     def losses(self) -> Losses:
@@ -97,7 +104,7 @@ class TeacherObjective:
         t = draw_times(BATCH, self._random)
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
-        denoising = (self._loss(self._net(x_t, t, cond), batch.x0) * batch.trust).mean()
+        denoising = (self._loss(self._denoiser(x_t, t, cond), batch.x0) * batch.trust).mean()
         heard, spoken = hearing_losses(self._net, self._loss, batch, cond)
         loss = denoising + HEARD_WEIGHT * (heard + SPOKEN_WEIGHT * spoken)
         return {"loss": loss, "denoising": denoising, "heard": heard, "spoken": spoken}

@@ -1,0 +1,155 @@
+"""What decided the teacher: its prediction and its losses, each against the same short training.
+
+``bench/teachers.py --data GRID --speech SPEECH --synthetic CORPUS --out DIR``
+
+All variants begin with the same encoder of sound (the shipped teacher's), the rest fresh, and
+learn to denoise for the same number of steps with the same seed; then they speak as in service, by
+six plain guided steps. Prints a table. A variant that is there is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.conditioning import Floats
+from model.diffusion.denoiser import Conditions, X0Denoiser
+from model.diffusion.schedule import CosineSchedule, like
+from model.motion.net import MotionNet
+from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
+from model.students import WEIGHTS, motion_pipeline
+from model.training.batches import WindowSampler
+from model.training.cli import build_corpus
+from model.training.corpus import Corpus, fit_lip_gap
+from model.training.evaluation import HeldOut, held_out_set, run_speeches
+from model.training.judging import JAW, correlation, figures
+from model.training.losses import MotionLoss, dimension_weights
+from model.training.rollout import MotionOnly
+from model.training.teacher import STEPS, TeacherObjective
+from model.training.trainer import RunOptions, Trainer
+
+SAMPLER_STEPS = 6
+COLUMNS = (
+    "best phone r", "/p b m/ closed", "open vowels open", "silence closed", "jerk, jaw × 1000",
+    "border jerk, jaw",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A teacher that differs in one thing from the shipped one."""
+
+    predicts_v: bool = False
+    velocity_weight: float = 1.0
+    gap_weight: float = 1.0
+
+
+VARIANTS = {
+    "as shipped": Variant(),
+    "v-prediction": Variant(predicts_v=True),
+    "without velocities": Variant(velocity_weight=0.0),
+    "without the lips' gap": Variant(gap_weight=0.0),
+}
+
+
+class FromV:
+    """x0 of a network that predicts v = α·ε - σ·x0 (Salimans & Ho 2022); the motion as heard stays
+    an estimate of x0, so -σ of it belongs to v."""
+
+    def __init__(self, net: MotionNet) -> None:
+        self._net, self._schedule = net, CosineSchedule()
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        alpha, sigma = (like(a, x_t) for a in self._schedule.alpha_sigma(t))
+        heard, *rest = self._net.context(cond)
+        beyond = self._net.denoise(x_t, t, (torch.zeros_like(heard), *rest))
+        return alpha * x_t - sigma * (beyond - sigma * heard)
+
+
+def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> Path:
+    """The weights' path."""
+    path = options.folder / "teacher.safetensors"
+    if path.is_file() and (options.folder / "done").exists():
+        return path
+    shipped = load_weights(WEIGHTS / "motion-teacher.safetensors")
+    random = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    net = MotionNet(shipped.net.config)
+    for part in ("audio", "heard", "spoken"):
+        getattr(net, part).load_state_dict(getattr(shipped.net, part).state_dict())
+    weights = replace(shipped, net=net)
+    loss = MotionLoss(
+        weights.mean,
+        weights.std,
+        fit_lip_gap(corpus),
+        dimension_weights(),
+        variant.velocity_weight,
+        variant.gap_weight,
+    )
+    windows = WindowSampler(corpus, weights.mean, weights.std, random)
+    denoiser = FromV(net) if variant.predicts_v else X0Denoiser(net)
+    trainer: Trainer[MotionNet] = Trainer(net, options, random)
+    objective = TeacherObjective(net, windows, loss, random, denoiser)
+
+    def keep() -> None:
+        facts = weights_facts("teacher", STEPS, trainer.step)
+        save_weights(path, MotionWeights(trainer.averaged, weights.mean, weights.std, facts))
+
+    trainer.run(objective.losses, keep)
+    (options.folder / "done").touch()
+    return path
+
+
+def judged(path: Path, variant: Variant, tests: HeldOut, takes: int) -> list[str]:
+    """A row's cells: the jaw's correlation, then `COLUMNS` of held-out clips and of voices."""
+    engine = FromV if variant.predicts_v else None
+    pipeline = motion_pipeline("judged", load_weights(path), MotionOnly(), engine)
+    guidance = pipeline.info.guidance
+    truth = np.concatenate([m[:, JAW] for m in tests.real])
+    rows: list[list[float]] = []
+    for take in range(takes):
+        every: list[list[Floats]] = [
+            run_speeches(pipeline, spoken, take * len(spoken), guidance, SAMPLER_STEPS)
+            for spoken in (tests.clips, tests.voices)
+        ]
+        jaw = np.concatenate([m[:, JAW] for m in every[0]])
+        clips = figures(every[0], tests.clips, tests.lip_gap)
+        voices = figures(every[1], tests.voices, tests.lip_gap)
+        rows.append([correlation(jaw, truth), *(f[c] for f in (clips, voices) for c in COLUMNS)])
+    return [f"{value:.3f}" for value in np.mean(rows, axis=0)]
+
+
+def main() -> None:
+    """Trains what is missing, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("--data", "--speech", "--synthetic", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--clips", type=int, default=25)
+    parser.add_argument("--voices", type=int, default=40)
+    parser.add_argument("--takes", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    phones = args.out / "phones.json"
+    corpus = build_corpus(args.data, args.speech, args.synthetic, phones, seed=0)
+    paths = {}
+    for name, variant in VARIANTS.items():
+        folder = args.out / name.replace(" ", "-").replace("'", "")
+        # a day: the steps decide, so that a slower machine trains the same
+        paths[name] = train(corpus, variant, RunOptions(folder, 24 * 60, args.steps), seed=0)
+    tests = held_out_set(args.data, args.speech, args.clips, args.voices)
+    heads = ["", "jaw r", *COLUMNS, *(f"voices: {c}" for c in COLUMNS)]
+    print("| " + " | ".join(heads) + " |")
+    print("| --- |" + " ---: |" * (len(heads) - 1))
+    for name, variant in VARIANTS.items():
+        print(f"| {name} | " + " | ".join(judged(paths[name], variant, tests, args.takes)) + " |")
+
+
+if __name__ == "__main__":
+    main()
