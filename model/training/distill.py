@@ -50,6 +50,7 @@ from torch import Tensor
 
 from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
+from model.diffusion.once import Once
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, NoiseSchedule, add_noise, like
 from model.motion.net import MotionNet
@@ -306,7 +307,13 @@ def train_student(
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
     trainer: Trainer[MotionNet] = Trainer(student, options, random)
     objective = StudentObjective(
-        student, teacher.net, windows, loss, random, recipe.supervision, student.config.guided
+        student,
+        Once(teacher.net),
+        windows,
+        loss,
+        random,
+        recipe.supervision,
+        student.config.guided,
     )
     path = options.folder / "student.safetensors"
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.diffusion.denoiser import Conditions, VDenoiser
+from model.diffusion.once import Once
 from model.diffusion.schedule import LinearBetaSchedule
 from model.motion.weights import weights_facts
 from model.training.distill import LIMITS, STEPS, StudentObjective
@@ -25,7 +26,6 @@ from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import Clip, VideoClips
 from model.training.video.losses import VideoLoss, mouth_weights
 from model.training.video.machine import Machine
-from model.training.video.once import Once
 from model.training.video.windows import VideoWindows, training_clips
 from model.video.checkpoints import EchoMimic, load_echomimic
 from model.video.face_locator import FaceLocator

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from model.audio.windows import HOP, WINDOW_FRAMES, AudioWindower
 from model.conditioning import Floats, Guidance
 from model.diffusion.denoiser import Denoiser, X0Denoiser
+from model.diffusion.once import Once
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts
 from model.training.video.clips import Clip, VideoClips
-from model.training.video.once import Once
 from model.training.video.windows import latents_of
 from model.video.tiny import PatchCodec, TinyNet
 from model.video.weights import load_net

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from model.diffusion.once import Once
 from model.motion.weights import weights_facts
 from model.training.distill import LIMITS, STEPS, StudentObjective
 from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import VideoClips
 from model.training.video.machine import Machine
-from model.training.video.once import Once
 from model.training.video.teacher import tiny_net, windows_and_loss
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net

@@ -1,4 +1,4 @@
-"""Conditions looked at once, not once a sampler step: a quarter of a pass of video-tiny.
+"""Conditions looked at once, not once a sampler step: more than a third of a pass.
 
 Knows: the two halves of a network's forward. Does not know: networks, samplers, guidance.
 """
@@ -14,7 +14,7 @@ from model.diffusion.denoiser import Conditions
 
 
 class Halves(Protocol):
-    """A network as `TinyNet` and `DenoisingUNet` are."""
+    """A network as `MotionNet`, `TinyNet` and `DenoisingUNet` are."""
 
     def context(self, cond: Conditions) -> tuple[Tensor, ...]: ...
 
