@@ -53,10 +53,11 @@ export async function models() {
   return (await call("/models")).json();
 }
 
-/** Prepares a portrait; its avatar_id. */
-export async function createAvatar(file) {
+/** Prepares a portrait for the latent space of `model`, by name; its avatar_id. */
+export async function createAvatar(file, model) {
   const form = new FormData();
   form.set("portrait", file);
+  form.set("model", model);
   const response = await call("/avatars", { method: "POST", body: form });
   return (await response.json()).avatar_id;
 }

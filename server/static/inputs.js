@@ -22,10 +22,10 @@ function choose(name, value) {
   form.querySelector(`[name="${name}"]:checked`).dispatchEvent(new Event("change", { bubbles: true }));
 }
 
-/** The chosen portrait, prepared by the service once and then named by its avatar_id. */
+/** The chosen portrait, prepared by the service once a latent space and then named by its avatar_id. */
 export class Portraits {
   #own = null;
-  #avatars = new Map(); // name -> promise of its avatar_id
+  #avatars = new Map(); // portrait's name and latent space -> promise of its avatar_id
   #poster = $("poster");
   #picture = $("own-portrait").querySelector("img");
 
@@ -50,30 +50,32 @@ export class Portraits {
   }
 
   /** Chooses the visitor's picture, once the service has found a face in it. */
-  async take(file) {
-    const avatarId = await createAvatar(file);
+  async take(file, model) {
+    const avatarId = await createAvatar(file, model.name);
     URL.revokeObjectURL(this.#picture.src);
     this.#own = file;
-    this.#avatars.set("own", Promise.resolve(avatarId));
+    for (const key of this.#avatars.keys()) if (key.startsWith("own ")) this.#avatars.delete(key);
+    this.#avatars.set(`own ${model.latent_space}`, Promise.resolve(avatarId));
     this.#picture.src = URL.createObjectURL(file);
     $("own-portrait").hidden = false;
     choose("portrait", "own");
   }
 
-  /** The avatar_id of the chosen portrait; `again` when the service has forgotten it. */
-  async avatar({ again }) {
+  /** The avatar_id of the chosen portrait for `model`; `again` when the service has forgotten it. */
+  async avatar(model, { again }) {
     const name = checked("portrait");
-    if (again || !this.#avatars.has(name)) {
-      const made = this.#prepare(name);
-      this.#avatars.set(name, made);
-      made.catch(() => this.#avatars.delete(name));
+    const key = `${name} ${model.latent_space}`;
+    if (again || !this.#avatars.has(key)) {
+      const made = this.#prepare(name, model.name);
+      this.#avatars.set(key, made);
+      made.catch(() => this.#avatars.delete(key));
     }
-    return this.#avatars.get(name);
+    return this.#avatars.get(key);
   }
 
-  async #prepare(name) {
+  async #prepare(name, model) {
     const file = name === "own" ? this.#own : await example(`${name}.jpg`, "image/jpeg");
-    return createAvatar(file);
+    return createAvatar(file, model);
   }
 }
 
@@ -188,8 +190,13 @@ export class Knobs {
     this.reset();
   }
 
+  /** What the service says of the chosen student; undefined until it has said anything. */
+  get model() {
+    return this.#models.get(form.elements.model.value);
+  }
+
   reset() {
-    const model = this.#models.get(form.elements.model.value);
+    const model = this.model;
     for (const name of [...LIVE_KNOBS, "size"]) form.elements[name].value = model[name];
     form.elements.framing.value = "portrait";
     form.elements.seed.value = "";

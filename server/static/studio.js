@@ -16,6 +16,8 @@ const READ_OUT_MS = 100;
  * something has begun to come, { player, report }. */
 let run = null;
 let lastPlayer = null;
+/** Fulfilled once the service has said which students there are. */
+let connected = null;
 
 const portraits = new Portraits({ onChange: changePortrait, onFile: takePortrait });
 const voices = new Voices({ onProblem: view.showProblem });
@@ -33,7 +35,7 @@ function changePortrait() {
   if (!run) view.showPortrait();
   view.clearProblem();
   // Prepared while the visitor goes on choosing; what is wrong is told when it should speak.
-  portraits.avatar({ again: false }).catch(() => {});
+  if (knobs.model) portraits.avatar(knobs.model, { again: false }).catch(() => {});
 }
 
 /** A picture without a face is told at once, and the portrait before it stays. */
@@ -41,7 +43,8 @@ async function takePortrait(file) {
   view.clearProblem();
   if (!run) view.setStatus("Looking for a face…");
   try {
-    await portraits.take(file);
+    await connected;
+    await portraits.take(file, knobs.model);
   } catch (error) {
     view.showProblem(error);
   } finally {
@@ -66,7 +69,7 @@ function unlessAborted(promise, signal) {
 /** Runs `work(avatarId)`, and once more when the service has forgotten the avatar. */
 async function withAvatar(signal, work) {
   view.setStatus("Looking at the portrait…");
-  const avatar = (again) => unlessAborted(portraits.avatar({ again }), signal);
+  const avatar = (again) => unlessAborted(portraits.avatar(knobs.model, { again }), signal);
   try {
     return await work(await avatar(false));
   } catch (error) {
@@ -318,5 +321,5 @@ async function connect() {
 $("speak").disabled = $("go-live").disabled = true;
 if (canPlay) {
   wire();
-  connect();
+  connected = connect();
 } else view.showProblem(new Error("this browser cannot play a video while it is being made"));
