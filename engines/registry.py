@@ -22,7 +22,7 @@ from model.pipeline import StudentPipeline
 
 def load_pipelines(choice: students.Choice) -> dict[str, StudentPipeline]:
     """All of ``choice`` on this machine's engine, see `students.load_pipelines`."""
-    return students.load_pipelines(choice, engine=_fastest, video_engine=_fastest_video)
+    return students.load_pipelines(choice, engine=fastest, video_engine=_fastest_video)
 
 
 def load_pipeline(name: str = students.DEFAULT) -> StudentPipeline:
@@ -30,7 +30,7 @@ def load_pipeline(name: str = students.DEFAULT) -> StudentPipeline:
     return load_pipelines(students.Choice((name,)))[name]
 
 
-def _fastest(net: MotionNet) -> Forward:
+def fastest(net: MotionNet) -> Forward:
     def inputs(rows: int) -> dict[str, Tensor]:
         return motion_inputs(rows, net.config.guided)
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from model.diffusion.denoiser import Conditions, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
+from model.diffusion.once import Once
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule
-from model.diffusion.once import Once
 
 
 class Counting:
