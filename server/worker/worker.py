@@ -23,7 +23,7 @@ from server.broker.redis import BROKER_LOST, QUEUES, connect
 from server.broker.work import Claim, Limits, Work
 from server.errors import ServiceError
 from server.settings import Settings
-from server.worker import jobs
+from server.worker import jobs, memory
 from server.worker.capacity import Capacity, own_cores, window_cost_s
 from server.worker.loading import load_pipelines, view
 from server.worker.pace import Deserted, Unwanted
@@ -35,6 +35,7 @@ log = logging.getLogger("fada.worker")
 _BEAT_S = 0.5
 _RETRY_S = 0.5
 _LOOK_S = 0.15  # several looks a lease
+_TIDY_S = 30.0
 _AVATARS_AT_ONCE = 2
 _GENEROUS_S = 1.5
 _LAST_CLAIM_S = 1.0
@@ -80,6 +81,7 @@ class Worker:
             keeping = [
                 asyncio.create_task(self._shop.serve()),
                 asyncio.create_task(self._again(_LOOK_S, self._look)),
+                asyncio.create_task(self._again(_TIDY_S, memory.give_back)),
             ]
             beating = asyncio.create_task(self._again(_BEAT_S, self._beat))
             taking = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
@@ -311,4 +313,5 @@ def main(settings: Settings, url: str) -> None:
         cost_s * 1000,
         capacity.places(0),
     )
+    memory.set_aside_loaded()
     asyncio.run(_serve_until_told(settings, url, pipelines, capacity))
