@@ -42,6 +42,8 @@ TINY_SPACE, SPACE = "video-tiny", "video"
 MAKE_TINY = "fada train video-student"
 SIDE = 512  # pixels of the square, of the real size
 HOP = 12  # new frames a window, of the real size
+# EchoMimic's.
+SCHEDULE = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
 STUDENT = "student.safetensors"
 VAE_FOLDER = "sd-vae-ft-mse"
 # Of each network the file of this project's own, which tells its sizes, and those of the release.
@@ -143,7 +145,6 @@ def video_pipeline(
     known = StudentFacts.of(nets.facts, net.config.guided)
     space = VideoSpace(nets.vae, int(nets.facts.get("side", SIDE)), SPACE, device=device)
     prefix, hop = net.config.prefix_frames, int(nets.facts.get("hop", HOP))
-    schedule = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
     encode = ReferenceEncoder(nets.reference, nets.face_locator, space.latent_shape)
     hearing = Hearing(WhisperRows(nets.whisper), prefix, hop, 0)
     forward = net if engine is None else engine(net, hearing, space.latent_shape)
@@ -151,8 +152,8 @@ def video_pipeline(
         name,
         space,
         known,
-        VDenoiser(forward, schedule),
-        schedule,
+        VDenoiser(forward, SCHEDULE),
+        SCHEDULE,
         hearing,
         prefix,
         KeptReferences(encode, KEPT_PORTRAITS),

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from model.diffusion.denoiser import Conditions, VDenoiser
 from model.diffusion.once import Once
-from model.diffusion.schedule import LinearBetaSchedule
 from model.motion.weights import weights_facts
 from model.training.distill import LIMITS, STEPS, StudentObjective
 from model.training.trainer import RunOptions, Trainer
@@ -31,14 +30,13 @@ from model.video.checkpoints import EchoMimic, load_echomimic
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
 from model.video.space import MASK_GROWTH
-from model.video.student import HOP
+from model.video.student import HOP, SCHEDULE
 from model.video.unet3d import DenoisingUNet, student_of
 from model.video.weights import load_net, save_net
 
 BATCH = 1
 PREFIX = 4
 RATE = 2e-5  # the teacher is good: it is not to be forgotten
-SCHEDULE = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
 OWN_TEACHER = "denoising_unet.safetensors"  # of `save_net`
 
 Net = TypeVar("Net", bound=nn.Module)
