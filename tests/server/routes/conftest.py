@@ -1,0 +1,31 @@
+"""The service that most tests of the REST contract talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.server.media_files import sound
+from tests.server.media_probe import probe
+from tests.server.rest_client import animate
+from tests.server.service import FAKE, Service, running
+
+LIMITS = {"FADA_MAX_UPLOAD_BYTES": str(4 << 20), "FADA_MAX_PORTRAIT_BYTES": str(1 << 20)}
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with running({**FAKE, **LIMITS}) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[httpx.Client]:
+    """The client of a test; afterwards the service must still do its main job."""
+    with service.client() as client:
+        yield client
+        after = animate(client, audio=sound(0.05))
+        assert after.status_code == 200, after.text
+        assert len(probe(after.content).times_s) == 2

@@ -1,0 +1,130 @@
+"""Jobs over REST: asked for, followed, cancelled, crowded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.server.media_files import NO_FACE, picture, sound
+from tests.server.media_probe import probe
+from tests.server.rest_client import animate, problem
+from tests.server.service import FAKE, running
+
+
+def test_an_asynchronous_job(client: httpx.Client) -> None:
+    response = animate(client, audio=sound(4.0), headers={"Prefer": "respond-async"}, seed="5")
+    assert response.status_code == 202
+    address = response.headers["location"]
+    assert response.json()["status"] in {"queued", "running"}
+    following = client.get(f"{address}/video")  # while it is being made
+    assert following.headers["x-seed"] == "5"
+    assert probe(following.content).video_s == pytest.approx(4.0)
+    job = client.get(address).json()
+    assert job == {
+        "id": address.split("/")[-1],
+        "status": "done",
+        "progress": 1.0,
+        "frames": 100,
+        "duration_s": 4.0,
+        "error": None,
+    }
+    assert client.get(f"{address}/video").content == following.content
+    assert following.content == animate(client, audio=sound(4.0), seed="5").content
+
+
+def test_an_asynchronous_job_that_fails_says_why(client: httpx.Client) -> None:
+    response = animate(client, portrait=picture(NO_FACE), headers={"Prefer": "respond-async"})
+    address = response.headers["location"]
+    assert problem(client.get(f"{address}/video")) == (422, "no_face")
+    job = client.get(address).json()
+    assert (job["status"], job["error"]["code"]) == ("failed", "no_face")
+
+
+def test_a_job_can_be_cancelled(client: httpx.Client) -> None:
+    response = animate(client, audio=sound(60.0), size="1024", headers={"Prefer": "respond-async"})
+    address = response.headers["location"]
+    assert client.delete(address).status_code == 204
+    assert client.get(address).json()["status"] == "cancelled"
+    assert problem(client.get(f"{address}/video")) == (404, "not_found")
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[httpx.Client]:
+    """A service with place for one job in hand, two in all, and two avatars."""
+    few = {"FADA_MAX_JOBS": "2", "FADA_SESSIONS_PER_WORKER": "1", "FADA_MAX_AVATARS": "2"}
+    with running({**FAKE, **few}) as service, service.client() as client:
+        yield client
+
+
+def later(client: httpx.Client) -> str:
+    """A long job in the background; its address."""
+    asked = animate(client, audio=sound(60.0), size="1024", headers={"Prefer": "respond-async"})
+    assert asked.status_code == 202
+    return asked.headers["location"]
+
+
+def until_running(client: httpx.Client, address: str) -> None:
+    deadline = time.monotonic() + 20
+    while client.get(address).json()["status"] == "queued":
+        assert time.monotonic() < deadline
+
+
+def test_a_video_is_followed_while_it_is_made_and_ends_with_its_job(narrow: httpx.Client) -> None:
+    address = later(narrow)
+    with narrow.stream("GET", f"{address}/video") as following:
+        assert following.status_code == 200
+        pieces = following.iter_bytes()
+        seen = b""
+        while seen.count(b"moof") < 2:
+            seen += next(pieces)
+        job = narrow.get(address).json()
+        assert job["status"] == "running" and 0 < job["progress"] < 0.9
+        assert narrow.delete(address).status_code == 204
+        with pytest.raises(httpx.RemoteProtocolError):  # cut, and so told from a whole one
+            for _ in pieces:
+                pass
+    assert narrow.get(address).json()["status"] == "cancelled"
+
+
+def test_a_cancelled_job_gives_its_place_back_at_once(narrow: httpx.Client) -> None:
+    first, second = later(narrow), later(narrow)
+    until_running(narrow, first)
+    assert narrow.get(second).json()["status"] == "queued"
+    full = animate(narrow)
+    assert problem(full) == (429, "busy")
+    assert int(full.headers["retry-after"]) >= 1
+    assert narrow.delete(second).status_code == 204  # one that waits
+    third = later(narrow)
+    assert problem(animate(narrow)) == (429, "busy")
+    assert narrow.delete(first).status_code == 204  # one that runs
+    fourth = later(narrow)
+    until_running(narrow, third)
+    for address in (third, fourth):
+        narrow.delete(address)
+        assert narrow.get(address).json()["status"] == "cancelled"
+    assert narrow.delete(first).status_code == 204  # again: nothing changes
+    assert animate(narrow).status_code == 200
+
+
+def test_of_too_many_avatars_the_longest_unused_goes(narrow: httpx.Client) -> None:
+    def make() -> str:
+        made = narrow.post("/avatars", files={"portrait": ("p.png", picture())})
+        return str(made.json()["avatar_id"])
+
+    old, unused = make(), make()
+    form = {"avatar_id": old, "size": "128"}
+    used = narrow.post("/animate", files={"audio": ("a.flac", sound(0.2))}, data=form)
+    assert used.status_code == 200
+    new = make()
+    answers = [narrow.get(f"/avatars/{avatar}").status_code for avatar in (old, unused, new)]
+    assert answers == [200, 404, 200]
+
+
+def test_a_streamed_job_is_seen_but_its_video_is_not_kept(client: httpx.Client) -> None:
+    job_id = animate(client).headers["x-job-id"]
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["frames"]) == ("done", 10)
+    assert problem(client.get(f"/jobs/{job_id}/video")) == (404, "not_found")
