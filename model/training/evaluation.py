@@ -10,7 +10,7 @@ session; with ``--table`` the whole comparison (`table`). Everything runs as in 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,11 @@ from model.training.judging import (
     gaps_of,
 )
 from model.training.losses import CLOSED_GAP
+from model.training.music import played
 from model.training.phones import LOUD_SILENCE_DB, Aligner, loud_silence_db
 from model.training.rollout import MotionOnly, roll_out
+
+_MUSIC_UNDER_DB = 10.0  # the speech it accompanies
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,23 @@ def evaluate_long(pipeline: StudentPipeline, spoken: list[Spoken], lip_gap: LipG
     print(f"{'ten minutes':>16}  {'blinks a minute':<30} {blinks_per_minute([motion]):7.3f}")
 
 
+def evaluate_music(pipeline: StudentPipeline, spoken: list[Spoken], lip_gap: LipGap) -> None:
+    """Lips do not follow music, and under speech it does not disturb them."""
+    info = pipeline.info
+    pieces = [played(10.0, seed) for seed in range(10)]
+    faces = [spoken[0].features] * len(pieces)
+    motion = roll_out(pipeline, pieces, faces, list(range(10)), info.guidance, info.steps)
+    shut = np.mean([(gap < CLOSED_GAP).mean() for gap in gaps_of(motion, lip_gap)])
+    describe("music alone", {"closed": float(shut)})
+    accompanied = []
+    for seed, speech in enumerate(spoken):
+        level = np.sqrt((speech.samples**2).mean()) / 0.1 * 10 ** (-_MUSIC_UNDER_DB / 20)
+        music = played(len(speech.samples) / SAMPLE_RATE, seed)[: len(speech.samples)]
+        accompanied.append(replace(speech, samples=speech.samples + np.float32(level) * music))
+    made = run_speeches(pipeline, accompanied, 0, info.guidance, info.steps)
+    describe("over music", figures(made, accompanied, lip_gap))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fada evaluate``."""
     parser.add_argument("--data", type=Path, required=True, help="folder of the tracked GRID clips")
@@ -192,6 +212,7 @@ def run(args: argparse.Namespace) -> int:
     evaluate_grid(pipeline, tests, args.seeds, guidance, steps)
     made = run_speeches(pipeline, tests.voices, 0, guidance, steps)
     describe("other voices", figures(made, tests.voices, tests.lip_gap))
+    evaluate_music(pipeline, tests.voices, tests.lip_gap)
     if not args.no_long:
         evaluate_long(pipeline, tests.voices, tests.lip_gap)
     return 0

@@ -1,6 +1,6 @@
-"""Music under speech, as the front end's bands hear it.
+"""Music under speech: as the front end's bands hear it, to learn from, and as sound, to judge by.
 
-Knows: notes, chords and beats as power in mel bands. Does not know: voices, levels or rooms.
+Knows: notes, chords and beats. Does not know: voices, levels or rooms.
 
 What tells music from a voice is that its tones hold still and then jump, many at once: chords of
 harmonic tones that are struck and die away, and a beat of noise. No recording is needed, or owned
@@ -9,11 +9,12 @@ by anybody.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.audio.features import SPECTRUM_BINS, mel_filters
-from model.conditioning import SAMPLE_RATE
+from model.conditioning import SAMPLE_RATE, Floats
 
 LOWEST_HZ = 55.0
 NOTES = 60  # semitones, five octaves
@@ -64,3 +65,22 @@ class Music:
         drum = uniform(-1, 1, 1).clamp(min=0) * 0.7**since  # every second piece has none
         heard = struck[:, :, None] * spectra[torch.arange(size)[:, None], bar] + drum[:, :, None]
         return heard / heard.mean((1, 2), keepdim=True)
+
+
+def played(seconds: float, seed: int) -> Floats:
+    """(N,) samples of struck chords and a beat of noise, with a root mean square of 0.1."""
+    random = np.random.default_rng(seed)
+    count = round(seconds * SAMPLE_RATE)
+    sound = np.zeros(count)
+    beat = int(SAMPLE_RATE * random.uniform(0.2, 0.6))
+    loud, decay, roll_off = random.uniform(0, 1), random.uniform(2, 8), random.uniform(0.8, 1.8)
+    order = np.arange(1, HARMONICS // 2 + 1)[:, None]
+    for start in range(0, count, beat):
+        time = np.arange(min(count - start, 2 * SAMPLE_RATE)) / SAMPLE_RATE
+        rung = slice(start, start + len(time))
+        notes = random.integers(24) + CHORD[random.integers(len(CHORD))].numpy()
+        for hertz in LOWEST_HZ * 2 ** (notes / 12):
+            tone = (order**-roll_off * np.sin(2 * np.pi * hertz * order * time)).sum(0)
+            sound[rung] += tone * np.exp(-decay * time)
+        sound[rung] += loud * random.standard_normal(len(time)) * np.exp(-30 * time)
+    return np.asarray(0.1 * sound / np.sqrt((sound**2).mean()), np.float32)

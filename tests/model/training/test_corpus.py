@@ -20,6 +20,7 @@ from model.audio.features import (
     SPECTRUM_BINS,
     SPREAD_DB,
     log_mel,
+    power_spectrum,
 )
 from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
 from model.conditioning import SAMPLES_PER_FRAME
@@ -37,7 +38,7 @@ from model.training.corpus import (
     load_grid,
     motion_statistics,
 )
-from model.training.music import Music
+from model.training.music import Music, played
 
 JAW = ACTIONS.index("jawOpen")
 
@@ -188,4 +189,6 @@ def test_music_holds_its_tones_and_then_jumps() -> None:
     piece = Music()(50, 200, torch.Generator().manual_seed(0))
     assert piece.mean((1, 2)) == pytest.approx(torch.ones(50), abs=1e-4)
     change = (piece + 1e-3).log().diff(dim=1).abs().mean(2)  # (50, hops) of a hop to the next
+    heard = power_spectrum(played(2.0, seed=0)).sum(1)
+    assert heard.max() > 3 * np.median(heard) > 0
     assert change.median() < 0.2 < 5 * change.median() < change.amax(1).median()
