@@ -1,27 +1,27 @@
-"""Memory that jobs leave behind goes back to the system.
+"""A worker's memory stays what its sessions need at a time, however many come and go.
 
 Knows: Python's collector and the C library's allocator. Does not know jobs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import gc
-from collections.abc import Callable
 
-_Trim = Callable[[int], int]
+_M_MMAP_THRESHOLD = -3  # glibc's mallopt.h
+_LARGE_BYTES = 1 << 18
 
 
-def _trim() -> _Trim | None:
-    """glibc's ``malloc_trim``; other C libraries have none, and no need of it."""
+def map_large_blocks() -> bool:
+    """Let pictures and tensors be mapped and unmapped one by one; whether this C library does.
+
+    glibc would raise the size from which it does so to that of the largest block ever freed, and
+    keep all that is smaller in its heap, which then grows by the holes between sessions, for hours.
+    """
     try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-
-
-_malloc_trim = _trim()
+        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES))
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
 
 
 def set_aside_loaded() -> None:
@@ -32,13 +32,3 @@ def set_aside_loaded() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-async def give_back() -> None:
-    """What is freed but scattered between what is not goes back to the system, page by page.
-
-    glibc by itself gives back only the heap's end; with sessions that come and go the heap would
-    grow by the holes between them, for hours.
-    """
-    if _malloc_trim is not None:
-        await asyncio.to_thread(_malloc_trim, 0)

@@ -35,7 +35,6 @@ log = logging.getLogger("fada.worker")
 _BEAT_S = 0.5
 _RETRY_S = 0.5
 _LOOK_S = 0.15  # several looks a lease
-_TIDY_S = 30.0
 _AVATARS_AT_ONCE = 2
 _GENEROUS_S = 1.5
 _LAST_CLAIM_S = 1.0
@@ -81,7 +80,6 @@ class Worker:
             keeping = [
                 asyncio.create_task(self._shop.serve()),
                 asyncio.create_task(self._again(_LOOK_S, self._look)),
-                asyncio.create_task(self._again(_TIDY_S, memory.give_back)),
             ]
             beating = asyncio.create_task(self._again(_BEAT_S, self._beat))
             taking = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
@@ -299,6 +297,7 @@ async def _serve_until_told(
 
 def main(settings: Settings, url: str) -> None:
     """Load the students, then work until SIGTERM or SIGINT."""
+    memory.map_large_blocks()
     pipelines = load_pipelines(settings)
     costs_s = {name: window_cost_s(pipeline) for name, pipeline in pipelines.items()}
     cost_s = next(iter(costs_s.values()))
