@@ -21,7 +21,7 @@ def resident_mb():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 assert memory.map_large_blocks()
-np.ones(1 << 22)  # 32 MB: from now on, glibc by itself would keep 1 MB in the heap
+np.ones(1 << 21)  # 16 MB: from now on, glibc by itself would keep 1 MB in the heap
 pictures, kept = [], []
 for _ in range(200):
     pictures.append(np.ones(1 << 17))
