@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+QUICK = 4.0
+
 Net = TypeVar("Net", bound=nn.Module)
 Losses = dict[str, Tensor]  # scalars; ``loss`` is minimised, the rest is only written down
 
@@ -39,12 +41,19 @@ class RunOptions:
 class Trainer(Generic[Net]):
     """Trains ``net`` in place; `averaged` is the network to keep."""
 
-    def __init__(self, net: Net, options: RunOptions, random: torch.Generator) -> None:
+    def __init__(
+        self, net: Net, options: RunOptions, random: torch.Generator, quick: str | None = None
+    ) -> None:
+        """``quick``: parameters with this in their names learn `QUICK` times as fast."""
         self.net, self._options, self._random = net, options, random
         self.averaged = copy.deepcopy(net)
         self.averaged.requires_grad_(False)
+        named = list(net.named_parameters())
+        fast = [p for name, p in named if quick is not None and quick in name]
+        rest = [p for name, p in named if quick is None or quick not in name]
+        groups = [{"params": rest, "pace": 1.0}, {"params": fast, "pace": QUICK}]
         self._optimiser = torch.optim.AdamW(
-            net.parameters(), lr=options.peak_rate, betas=(0.9, 0.98), weight_decay=0.02
+            groups[: 2 if fast else 1], lr=options.peak_rate, betas=(0.9, 0.98), weight_decay=0.02
         )
         self.step = 0
         self._spent_s = 0.0
@@ -99,7 +108,7 @@ class Trainer(Generic[Net]):
         # half a cosine over the run, down to 2 %: the end of a run is where detail comes
         cooled = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self._progress()))
         for group in self._optimiser.param_groups:
-            group["lr"] = options.peak_rate * warm * cooled
+            group["lr"] = options.peak_rate * warm * cooled * group["pace"]
         values = losses()
         if not bool(torch.isfinite(values["loss"])):
             raise FloatingPointError(f"the loss is {values['loss'].item()} at step {self.step}")
