@@ -22,9 +22,10 @@ far from any estimate. Where q is low, data that the teacher finds unlikely (a b
 d ≫ τ) is left to the teacher. Where q is high it is mostly the teacher that is off, above all
 after a prefix of the student's own making, whose errors it has never seen: there the data is
 believed, almost whatever the teacher says. |s - s̄| is how far the two scales lie from the
-defaults, summed: the data knows nothing of scales, and believed at all of them alike it would
-make knobs of them that turn nothing. It speaks for the defaults; three tenths of all samples have
-just these. The tokens' own parameters, which begin at nothing, learn four times as fast. The cap of 0.7 keeps the guided target in play even there.
+defaults, summed: the data knows nothing of scales, and believed at all of them alike it would make
+knobs of them that turn nothing. It speaks for the defaults; three tenths of all samples have just
+these. The tokens' own parameters, which begin at nothing, learn four times as fast. The cap of 0.7
+keeps the guided target in play even there.
 
 The encoder of sound stays the teacher's. It heard far more voices, for longer, than a student's
 run has time for; left free it drifts to the one speaker whose data is believed.
