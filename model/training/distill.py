@@ -28,7 +28,8 @@ these. The tokens' own parameters, which begin at nothing, learn four times as f
 keeps the guided target in play even there.
 
 The encoder of sound stays the teacher's. It heard far more voices, for longer, than a student's
-run has time for; left free it drifts to the one speaker whose data is believed.
+run has time for; left free it gains nothing (docs/table.md), and could drift to the one speaker
+whose data is believed.
 
 A student can also be distilled without tokens (``balanced``): it then learns each branch of the
 teacher by itself, conditions left out as in the teacher's own training, and is guided at run time
