@@ -187,14 +187,16 @@ class StudentObjective:
         guided: bool = True,
         batch: int = BATCH,
         schedule: NoiseSchedule | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
-        """``schedule`` None: the cosine's."""
+        """``schedule`` None: the cosine's. ``limits``: the scales that a guided student learns."""
         self._student, self._windows, self._loss, self._random = student, windows, loss, random
         self._guided, self._batch = guided, batch
         branch = X0Denoiser(teacher)
         self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
         self._schedule: NoiseSchedule = schedule or CosineSchedule()
         self._weight = SUPERVISION[supervision]()
+        self._limits = limits
         self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
 
     def losses(self) -> Losses:
@@ -256,8 +258,8 @@ class StudentObjective:
         return ddim_target(x_t, x, t, end, self._schedule)
 
     def _draw_guidance(self) -> Tensor:
-        """(B, 2) scales: the defaults, or anywhere inside `LIMITS`."""
-        low, high = (torch.tensor(side) for side in zip(*LIMITS, strict=True))
+        """(B, 2) scales: the defaults, or anywhere inside the limits."""
+        low, high = (torch.tensor(side) for side in zip(*self._limits, strict=True))
         drawn = low + (high - low) * torch.rand(self._batch, 2, generator=self._random)
         usual = torch.rand(self._batch, 1, generator=self._random) < AT_DEFAULTS
         return torch.where(usual, torch.tensor(DEFAULT_GUIDANCE), drawn)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.diffusion.once import Once
-from model.motion.weights import weights_facts
-from model.training.distill import LIMITS, STEPS, StudentObjective
+from model.motion.weights import Limits, weights_facts
+from model.training.distill import STEPS, StudentObjective
 from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import VideoClips
 from model.training.video.machine import Machine
@@ -18,6 +18,8 @@ from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 
 BATCH = 4
+# Scales drawn: audio, reference. Further out this teacher's pictures gain contrast in every window.
+LIMITS: Limits = ((1.0, 3.0), (1.0, 2.0))
 
 
 def train_student(
@@ -35,11 +37,14 @@ def train_student(
 
     ``guided``: takes the scales as tokens (``fast``), else is run in three branches
     (``balanced``). ``start``: a student's weights to go on from; fresh ones take the teacher's.
+    From a ``balanced`` student a guided one starts with few steps learned and the scales to learn.
     """
     random = machine.random(seed)
     with machine.chosen():
         teacher = tiny_net(teacher_path).to(machine.device)
-        student = tiny_student_of(teacher, guided) if start is None else tiny_net(start)
+        student = teacher if start is None else tiny_net(start)
+        if start is None or (guided and not student.config.guided):
+            student = tiny_student_of(student, guided)
         if student.config.guided != guided:
             raise ValueError(f"--start {start} is a student of the other kind")
         student.to(machine.device).train().requires_grad_(True)
@@ -55,6 +60,7 @@ def train_student(
             supervision,
             guided,
             batch,
+            limits=LIMITS,
         )
         path = options.folder / "student.safetensors"
 
