@@ -28,8 +28,12 @@ from model.pipeline import LatentSpace, Student, StudentPipeline
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "motion-fast"
 MOTION, VIDEO_TINY, VIDEO = "motion", "video-tiny", "video"
-# The students of each kind whose weights ship, or will; those of the real size do not fit here.
-SHIPPED = {MOTION: (DEFAULT, "motion-balanced"), VIDEO_TINY: ("video-tiny", "video-tiny-balanced"), VIDEO: ()}
+# The students of each kind whose weights ship; those of the real size do not fit here.
+SHIPPED = {
+    MOTION: (DEFAULT, "motion-balanced"),
+    VIDEO_TINY: ("video-tiny", "video-tiny-balanced"),
+    VIDEO: (),
+}
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
 MotionEngine = Callable[[MotionNet], Forward]

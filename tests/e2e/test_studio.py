@@ -353,6 +353,23 @@ def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
         studios[0].until(f"document.querySelector('video').currentTime > {shown} + 0.5")
 
 
+def test_students_of_two_kinds_each_get_their_own_avatar(
+    browser: Browser, short_speech: Path
+) -> None:
+    settings = {"FADA_MODELS": "motion-fast,video-tiny", "FADA_WORKERS": "1"}
+    with running(settings) as service, browser.new_context() as context:
+        studio = Studio(context.new_page())
+        studio.page.goto(service.url)
+        studio.page.wait_for_selector("#speak:enabled")
+        studio.page.set_input_files("#voice-file", short_speech)
+        for model in ("video-tiny", "motion-fast", "video-tiny"):
+            studio.page.select_option("[name=model]", model)
+            studio.page.select_option("[name=size]", "256")
+            studio.page.click("#speak")
+            assert probe(studio.download()).video_s == pytest.approx(2.0, abs=0.041)
+            assert studio.page.is_hidden("#problem")
+
+
 def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None:
     with running({"FADA_API_KEYS": "o/ther+"}) as service, browser.new_context() as context:
         studio = Studio(context.new_page())

@@ -54,6 +54,14 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     assert isinstance(balanced, TinyNet) and not balanced.config.guided
     assert "limits" not in facts
 
+    start = ("--start", tmp_path / "three" / "student.safetensors")
+    assert run(parsed("video-student", *taught, *start, "--out", tmp_path / "on")) == 0
+    grown, facts = load_net(tmp_path / "on" / "student.safetensors")
+    assert isinstance(grown, TinyNet) and grown.config.guided and "limits" in facts
+    start = ("--start", tmp_path / "fast" / "student.safetensors")
+    with pytest.raises(ValueError, match="a student of the other kind"):
+        run(parsed("video-balanced", *taught, *start, "--out", tmp_path / "back"))
+
 
 def test_flags_that_do_not_fit_are_refused(clips_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs --teacher"):

@@ -1,0 +1,52 @@
+"""video-tiny as it ships: the man whom it knows opens his mouth to speech, and stays a face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from model.audio.windows import AudioWindower
+from model.conditioning import SAMPLE_RATE, Floats
+from model.pipeline import StudentPipeline, WindowTask
+from model.portrait import load_picture
+from model.portrait.landmarks import FaceTracker
+from model.students import Choice, load_pipelines
+from model.training.video.judging import lip_gap, tracked
+from model.training.video.rollout import Pictures
+from model.video.tiny import PatchCodec
+
+REST_S, SPEECH_S = 1.2, 2.4
+FRAMES = 30  # of the rest
+
+
+@pytest.mark.parametrize("name", ["video-tiny", "video-tiny-balanced"])
+def test_lips_move_with_speech_and_rest_without(name: str, examples: Path) -> None:
+    pipeline = load_pipelines(Choice((name,)))[name]
+    speech, rate = soundfile.read(examples / "speech.wav", dtype="float32")
+    assert rate == SAMPLE_RATE
+    rest = np.zeros(round(REST_S * rate), np.float32)
+    video = made(pipeline, examples, np.concatenate([rest, speech[: round(SPEECH_S * rate)]]))
+    looks = tracked(video, FaceTracker())
+    assert all(look is not None for look in looks)
+    gaps = np.array([lip_gap(look) for look in looks if look is not None])
+    assert gaps[FRAMES:].std() > 3 * gaps[: FRAMES - 2].std()
+    assert gaps[FRAMES:].max() > gaps[: FRAMES - 2].max() + 0.02
+
+
+def made(pipeline: StudentPipeline, examples: Path, sound: Floats) -> Pictures:
+    """(T, side, side, 3) what ``sound`` makes of GRID's speaker."""
+    picture = load_picture((examples / "grid_s1.jpg").read_bytes())
+    reference = pipeline.space.encode_reference(picture)
+    windower = AudioWindower(pipeline.hearing)
+    state, latents = pipeline.start(0), []
+    for window in windower.push(sound) + windower.finish():
+        task = WindowTask(window, state, reference, pipeline.info.guidance, pipeline.info.steps)
+        ((new, state),) = pipeline.step([task])
+        latents.append(new)
+    pixels = PatchCodec(4).decode(torch.from_numpy(np.concatenate(latents).reshape(-1, 48, 16, 16)))
+    levels = (127.5 * (pixels + 1)).round().clamp(0, 255).byte()
+    return levels.permute(0, 2, 3, 1).numpy()
