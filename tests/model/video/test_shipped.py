@@ -19,8 +19,8 @@ from model.training.video.judging import lip_gap, tracked
 from model.training.video.rollout import Pictures
 from model.video.tiny import PatchCodec
 
-REST_S, SPEECH_S = 1.2, 2.4
-FRAMES = 30  # of the rest
+REST_S, SPEECH_S = 0.8, 1.6
+FRAMES = 20  # of the rest
 
 
 @pytest.mark.parametrize("name", ["video-tiny", "video-tiny-balanced"])
