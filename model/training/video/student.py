@@ -18,7 +18,8 @@ from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 
 BATCH = 4
-# Scales drawn: audio, reference. Further out this teacher's pictures gain contrast in every window.
+# Scales drawn: audio, reference. A student that began as the teacher and drew both up to 4 made
+# pictures that gain contrast in every window (docs/video-training.md).
 LIMITS: Limits = ((1.0, 3.0), (1.0, 2.0))
 
 
