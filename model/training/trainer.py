@@ -6,6 +6,7 @@ what is trained or on what.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from model.training.team import Team
+
 QUICK = 4.0
+ALONE = Team()
 
 Net = TypeVar("Net", bound=nn.Module)
 Losses = dict[str, Tensor]  # scalars; ``loss`` is minimised, the rest is only written down
@@ -39,15 +43,30 @@ class RunOptions:
 
 
 class Trainer(Generic[Net]):
-    """Trains ``net`` in place; `averaged` is the network to keep."""
+    """Trains ``net`` in place; `averaged` is the network to keep.
+
+    In a team each process passes the same ``net`` and keeps a part of it; `averaged` is whole: for
+    the leader whenever a checkpoint is written, for the others at the end.
+    """
 
     def __init__(
-        self, net: Net, options: RunOptions, random: torch.Generator, quick: str | None = None
+        self,
+        net: Net,
+        options: RunOptions,
+        random: torch.Generator,
+        quick: str | None = None,
+        team: Team = ALONE,
     ) -> None:
-        """``quick``: parameters with this in their names learn `QUICK` times as fast."""
-        self.net, self._options, self._random = net, options, random
+        """``quick``: parameters with this in their names learn `QUICK` times as fast.
+
+        Raises ``ValueError`` for the checkpoint of a team of another size.
+        """
+        self.net, self._options, self._random, self._team = net, options, random, team
         self.averaged = copy.deepcopy(net)
         self.averaged.requires_grad_(False)
+        self._average = self.averaged if team.size == 1 else copy.deepcopy(self.averaged)
+        team.share(net)
+        team.share(self._average)
         named = list(net.named_parameters())
         fast = [p for name, p in named if quick is not None and quick in name]
         rest = [p for name, p in named if quick is None or quick not in name]
@@ -65,31 +84,37 @@ class Trainer(Generic[Net]):
         """Minimises until the time or the steps are used up, then saves a last time.
 
         ``losses`` draws a batch and returns its losses; ``on_checkpoint`` is called after every
-        checkpoint and at the end (to write the weights out).
+        checkpoint and at the end (to write the weights out), for the leader alone.
         """
-        options = self._options
+        options, quiet = self._options, not self._team.leads
         options.folder.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(total=round(options.minutes * 60), initial=round(self._spent_s), unit="s")
-        saved = time.monotonic()
-        with SummaryWriter(str(options.folder)) as board, bar:
+        total, spent = round(options.minutes * 60), round(self._spent_s)
+        bar = tqdm(total=total, initial=spent, unit="s", disable=quiet)
+        board = None if quiet else SummaryWriter(str(options.folder))
+        saved_s = self._spent_s
+        with contextlib.closing(board) if board else contextlib.nullcontext(), bar:
             while not self._finished():
                 started = time.monotonic()
                 values = self._update(losses)
-                self._spent_s += time.monotonic() - started
-                if self.step % 20 == 0:
-                    for name, value in values.items():
-                        board.add_scalar(name, float(value), self.step)
-                    bar.n = min(bar.total, round(self._spent_s))
-                    bar.set_postfix_str(
-                        f"step {self.step} "
-                        + " ".join(f"{k} {float(v):.3f}" for k, v in values.items())
-                    )
-                if time.monotonic() - saved > options.checkpoint_every_s:
-                    self._save()
-                    on_checkpoint()
-                    saved = time.monotonic()
-        self._save()
-        on_checkpoint()
+                spent_s = self._spent_s + time.monotonic() - started
+                self._spent_s = self._team.of_leader(spent_s)
+                if board is not None and self.step % 20 == 0:
+                    self._show(values, board, bar)
+                if self._spent_s - saved_s > options.checkpoint_every_s:
+                    self._save(on_checkpoint)
+                    saved_s = self._spent_s
+        self._save(on_checkpoint)
+        self._team.wait()
+        if not self._team.leads:
+            saved = torch.load(self._checkpoint, weights_only=True)
+            self.averaged.load_state_dict(saved["averaged"])
+
+    def _show(self, values: Losses, board: SummaryWriter, bar: tqdm) -> None:
+        for name, value in values.items():
+            board.add_scalar(name, float(value), self.step)
+        bar.n = min(bar.total, round(self._spent_s))
+        words = " ".join(f"{name} {float(value):.3f}" for name, value in values.items())
+        bar.set_postfix_str(f"step {self.step} {words}")
 
     def _finished(self) -> bool:
         options = self._options
@@ -119,31 +144,43 @@ class Trainer(Generic[Net]):
         self.step += 1
         # a young average follows closely, else it would remember the initial weights
         keep = min(options.average, (1 + self.step) / (10 + self.step))
-        pairs = zip(self.averaged.parameters(), self.net.parameters(), strict=True)
+        pairs = zip(self._average.parameters(), self.net.parameters(), strict=True)
         with torch.no_grad():
             for average, current in pairs:
                 average.lerp_(current, 1 - keep)
         return {name: value.detach() for name, value in values.items()}
 
-    def _save(self) -> None:
+    def _save(self, on_checkpoint: Callable[[], None]) -> None:
+        team = self._team
+        average = team.weights(self._average)
+        state = {
+            "net": team.weights(self.net),
+            "averaged": average,
+            "optimiser": team.optimiser_state(self.net, self._optimiser),
+            "random": team.all_of(self._random.get_state()),
+            "step": self.step,
+            "spent_s": self._spent_s,
+        }
+        if not team.leads:
+            return
+        if team.size > 1:
+            self.averaged.load_state_dict(average)
         partial = self._checkpoint.with_suffix(".partial")
-        torch.save(
-            {
-                "net": self.net.state_dict(),
-                "averaged": self.averaged.state_dict(),
-                "optimiser": self._optimiser.state_dict(),
-                "random": self._random.get_state(),
-                "step": self.step,
-                "spent_s": self._spent_s,
-            },
-            partial,
-        )
+        torch.save(state, partial)
         partial.replace(self._checkpoint)
+        on_checkpoint()
 
     def _resume(self) -> None:
+        team = self._team
         saved = torch.load(self._checkpoint, weights_only=True)
-        self.net.load_state_dict(saved["net"])
-        self.averaged.load_state_dict(saved["averaged"])
-        self._optimiser.load_state_dict(saved["optimiser"])
-        self._random.set_state(saved["random"])
+        random = saved["random"].reshape(-1, self._random.get_state().numel())
+        if len(random) != team.size:
+            raise ValueError(
+                f"{self._checkpoint} is of {len(random)} processes, expected {team.size}"
+            )
+        team.put_weights(self.net, saved["net"])
+        team.put_weights(self._average, saved["averaged"])
+        team.put_optimiser_state(self.net, self._optimiser, saved["optimiser"])
+        # A copy: `set_state` reads a view from its storage's beginning.
+        self._random.set_state(random[team.rank].clone())
         self.step, self._spent_s = saved["step"], saved["spent_s"]

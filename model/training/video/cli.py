@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from model.training.team import joined_team
 from model.training.trainer import RunOptions
 from model.training.video import echomimic
 from model.training.video.clips import VideoClips, load_clips
@@ -61,8 +62,17 @@ def run(args: argparse.Namespace) -> int:
     """Trains; a run whose ``--out`` holds a checkpoint goes on from it. Returns the exit code."""
     if args.batch is not None and args.batch < 1:
         raise ValueError(f"--batch {args.batch}, expected 1 or more")
-    machine = Machine(torch.device(args.device), args.bf16, args.recompute)
-    clips = open_clips(args.data, args.cache or args.out.parent / "grid-video", args.side)
+    with joined_team(torch.device(args.device)) as (team, device):
+        machine = Machine(device, args.bf16, args.recompute, team)
+        with team.leader_first():
+            clips = open_clips(args.data, args.cache or args.out.parent / "grid-video", args.side)
+        path = _trained(args, clips, machine)
+        if team.leads:
+            print(path)
+    return 0
+
+
+def _trained(args: argparse.Namespace, clips: VideoClips, machine: Machine) -> Path:
     real = args.role != "video-teacher" and args.teacher.is_dir()
     given = echomimic.RATE if real else RATE
     rate = given if args.rate is None else args.rate
@@ -70,25 +80,22 @@ def run(args: argparse.Namespace) -> int:
     if args.role == "video-teacher":
         config = tiny_config(clips.side)
         batch = args.batch or TEACHER_BATCH
-        path = train_teacher(clips, options, machine, args.seed, args.start, config, batch)
-    elif real:
+        return train_teacher(clips, options, machine, args.seed, args.start, config, batch)
+    if real:
         if args.role != "video-student" or args.start is not None:
             raise ValueError("of EchoMimic only a fresh video-student is made: no --start, no role "
                              f"{args.role!r}")  # fmt: skip
         batch, words = args.batch or echomimic.BATCH, args.supervision
         folder = args.teacher
-        path = train_real_student(clips, folder, options, machine, args.seed, words, batch)
-    else:
-        path = train_student(
-            clips,
-            args.teacher,
-            options,
-            machine,
-            args.seed,
-            args.start,
-            args.role == "video-student",
-            args.supervision,
-            args.batch or STUDENT_BATCH,
-        )
-    print(path)
-    return 0
+        return train_real_student(clips, folder, options, machine, args.seed, words, batch)
+    return train_student(
+        clips,
+        args.teacher,
+        options,
+        machine,
+        args.seed,
+        args.start,
+        args.role == "video-student",
+        args.supervision,
+        args.batch or STUDENT_BATCH,
+    )

@@ -163,7 +163,7 @@ def train_real_student(
             Portraits(teacher, clips.side),
         )
         weights = mouth_weights(clips, chosen, (shape[0], shape[1], shape[2]))
-        trainer: Trainer[DenoisingUNet] = Trainer(student, options, random)
+        trainer: Trainer[DenoisingUNet] = Trainer(student, options, random, team=machine.team)
         machine.thrifty(student)
         objective = StudentObjective(
             VDenoiser(machine.precise(student), SCHEDULE),

@@ -1,4 +1,4 @@
-"""Where and how thriftily training computes: device, precision, memory.
+"""Where and how thriftily training computes: device, precision, memory, in which team.
 
 Knows: torch's means for it. Does not know: what is computed.
 """
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.diffusion.denoiser import Conditions, Forward
+from model.training.team import Team
+from model.training.trainer import ALONE
 from model.video.attention import Context
 from model.video.blocks import Layer
 
@@ -28,6 +30,7 @@ class Machine:
     device: torch.device
     bf16: bool = False
     recompute: bool = False
+    team: Team = ALONE
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
@@ -36,9 +39,10 @@ class Machine:
             yield
 
     def random(self, seed: int) -> torch.Generator:
-        """A generator whose numbers are on the device; seeds torch's own as well."""
+        """A generator whose numbers are on the device, others in each process; seeds torch's own
+        as well, alike in all: they start with the same network."""
         torch.manual_seed(seed)
-        return torch.Generator(self.device).manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(self.team.seed(seed))
 
     def precise(self, net: Forward) -> Forward:
         """``net``, run in this machine's precision; what comes out is float32."""

@@ -50,7 +50,7 @@ def train_student(
             raise ValueError(f"--start {start} is a student of the other kind")
         student.to(machine.device).train().requires_grad_(True)
         windows, loss = windows_and_loss(clips, student.config, random, machine)
-        trainer: Trainer[TinyNet] = Trainer(student, options, random)
+        trainer: Trainer[TinyNet] = Trainer(student, options, random, team=machine.team)
         machine.thrifty(student)
         objective = StudentObjective(
             machine.precise(student),

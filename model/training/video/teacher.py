@@ -6,6 +6,7 @@ where clips come from.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.weights import weights_facts
 from model.training.teacher import STEPS, draw_times, dropped
-from model.training.trainer import Losses, RunOptions, Trainer
+from model.training.team import Team
+from model.training.trainer import ALONE, Losses, RunOptions, Trainer
 from model.training.video.clips import VideoClips
 from model.training.video.losses import VideoLoss, mouth_weights, noise_weight
 from model.training.video.machine import Machine
@@ -110,8 +112,8 @@ def train_teacher(
         net.to(machine.device).train().requires_grad_(True)
         windows, loss = windows_and_loss(clips, net.config, random, machine)
         if start is None:
-            learn_to_hear(net, windows, options, random)
-        trainer: Trainer[TinyNet] = Trainer(net, options, random)
+            learn_to_hear(net, windows, options, random, machine.team)
+        trainer: Trainer[TinyNet] = Trainer(net, options, random, team=machine.team)
         machine.thrifty(net)
         objective = TeacherObjective(net, windows, loss, random, machine, batch)
         path = options.folder / "teacher.safetensors"
@@ -124,17 +126,22 @@ def train_teacher(
 
 
 def learn_to_hear(
-    net: TinyNet, windows: VideoWindows, options: RunOptions, random: torch.Generator
+    net: TinyNet,
+    windows: VideoWindows,
+    options: RunOptions,
+    random: torch.Generator,
+    team: Team = ALONE,
 ) -> None:
     """The first part of a teacher's time; ``net.sound`` is taught in place."""
-    listener = Listener(net.sound, windows.mouth_numbers)
+    # Of a copy: a team's trainer takes apart what it trains.
+    listener = Listener(copy.deepcopy(net.sound), windows.mouth_numbers)
     part = replace(
         options,
         folder=options.folder / "hearing",
         minutes=HEARING_SHARE * options.minutes,
         peak_rate=HEARING_RATE,
     )
-    trainer: Trainer[Listener] = Trainer(listener, part, random)
+    trainer: Trainer[Listener] = Trainer(listener, part, random, team=team)
     trainer.run(HearingObjective(listener, windows).losses, lambda: None)
     net.sound.load_state_dict(trainer.averaged.sound.state_dict())
 

@@ -21,6 +21,7 @@ from model.training.video.teacher import (
 from model.video.config import tiny_config
 from model.video.tiny import TinyNet
 from model.video.weights import load_net
+from tests.model.training.test_team import run_team
 
 CPU = torch.device("cpu")
 
@@ -61,6 +62,24 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     start = ("--start", tmp_path / "fast" / "student.safetensors")
     with pytest.raises(ValueError, match="a student of the other kind"):
         run(parsed("video-balanced", *taught, *start, "--out", tmp_path / "back"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_teacher_and_student(clips_folder: Path, tmp_path: Path) -> None:
+    def train(role: str, *words: object) -> None:
+        data = ("--data", clips_folder, "--threads", 1, "--minutes", 5, "--batch", 2, "--steps", 2)
+        command = ("-m", "server.cli", "train", role, *data, *words)
+        done = run_team(*(str(word) for word in command))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("safetensors") == 1  # the leader alone speaks
+
+    train("video-teacher", "--out", tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "teacher.safetensors"
+    teacher, facts = load_net(weights)
+    assert isinstance(teacher, TinyNet) and facts["trained_steps"] == 2
+    train("video-student", "--teacher", weights, "--out", tmp_path / "fast")
+    student, _ = load_net(tmp_path / "fast" / "student.safetensors")
+    assert isinstance(student, TinyNet) and student.config.guided
 
 
 def test_flags_that_do_not_fit_are_refused(clips_folder: Path, tmp_path: Path) -> None:
