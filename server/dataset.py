@@ -1,4 +1,5 @@
 """``fada dataset build``: a folder of videos as clips that ``fada train video-…`` reads.
+``fada dataset draw``: GRID's clips, and the same said by a folder of portraits.
 
 Knows: which videos are done already, how squares are cut from pictures, progress. Does not know:
 how a face is tracked (`model.training.track`), the folder's layout (`model.training.video.clips`),
@@ -38,6 +39,7 @@ from model.training.video.clips import (
     save_index,
     write_clips,
 )
+from model.training.video.drawn import drawn_clips
 from model.training.video.scores import judged, sharpness
 from model.training.video.windows import training_clips
 from model.video.checkpoints import load_vae, load_whisper
@@ -59,9 +61,16 @@ Encode = Callable[[Pictures], NDArray[np.float16]]  # (T, side, side, 3) → (T,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fada dataset``."""
-    parser.add_argument("action", choices=("build",), help="cut, track, encode and judge videos")
-    parser.add_argument("videos", type=Path, help="a folder of videos, or one video")
+    parser.add_argument(
+        "action",
+        choices=("build", "draw"),
+        help="cut, track, encode and judge videos; or draw portraits with GRID's motion",
+    )
+    parser.add_argument(
+        "pictures", type=Path, help="a folder of videos, or one video; to draw: of portraits"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for `fada train --data`")
+    parser.add_argument("--grid", type=Path, help="to draw: GRID's folder, see docs")
     parser.add_argument("--side", type=int, default=64, help="pixels of a square [%(default)s]")
     parser.add_argument(
         "--vae", type=Path, help="an autoencoder's weights: latents are kept beside the pixels"
@@ -80,11 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares what is not prepared yet, then joins all. Returns the exit code."""
+    """Prepares what is not prepared yet, then joins all; or draws. Returns the exit code."""
     try:
         torch.set_num_threads(args.threads)
         kinds = Kinds(args.side, args.view, args.vae, args.whisper)
-        build(args.videos, args.out, kinds, args.threads)
+        if args.action == "build":
+            build(args.pictures, args.out, kinds, args.threads)
+        else:
+            draw(args.pictures, args.grid, args.out, kinds)
     except ValueError as error:
         sys.exit(f"fada dataset: {error}")
     return 0
@@ -144,6 +156,17 @@ def build(videos: Path, out: Path, kinds: Kinds, threads: int) -> VideoClips:
     if not done:
         raise ValueError(f"no video of {videos} has a talking head")
     return joined(done, out, kinds.side)
+
+
+def draw(portraits: Path, grid: Path | None, out: Path, kinds: Kinds) -> VideoClips:
+    """The folder ``out``. Raises ``ValueError`` for flags that do not fit and for folders that
+    hold no GRID or too few portraits."""
+    if kinds != Kinds(kinds.side):
+        raise ValueError("draw makes squares of pixels close around the face: no other --view, "
+                         "no --vae, no --whisper")  # fmt: skip
+    if grid is None:
+        raise ValueError("draw needs --grid, GRID's folder: its motion, sound and real video")
+    return drawn_clips(grid, portraits, out, kinds.side)
 
 
 def prepare(video: Path, part: Path, kinds: Kinds, tools: Tools) -> VideoClips:

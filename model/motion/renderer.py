@@ -120,9 +120,17 @@ class PortraitRenderer:
 
     def vertices(self, coefficients: Floats, pose: Floats) -> Floats:
         """(V, 2): where the mesh's vertices come to lie, in pixels of the frame."""
+        return self._moved(coefficients, pose)[: len(self._source)]
+
+    def landmarks(self, coefficients: Floats, pose: Floats) -> Floats:
+        """(478, 2): where the tracker's points come to lie, irises last, in pixels of the frame."""
+        moved = self._moved(coefficients, pose)
+        return np.concatenate([moved[:468], moved[len(self._source) :]])
+
+    def _moved(self, coefficients: Floats, pose: Floats) -> Floats:
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         face = self._shape.deform(np.asarray(coefficients, np.float32))
-        return self.project(face, turn, shift, grow)[: len(self._source)]
+        return self.project(face, turn, shift, grow)
 
     def project(
         self, face: Floats, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float
