@@ -353,6 +353,7 @@ def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
         studios[0].until(f"document.querySelector('video').currentTime > {shown} + 0.5")
 
 
+@pytest.mark.slow
 def test_students_of_two_kinds_each_get_their_own_avatar(
     browser: Browser, short_speech: Path
 ) -> None:

@@ -24,7 +24,7 @@ BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILIT
 GAP = 0.1 if BFLOAT16 else 1e-3  # of the prediction's spread
 
 
-@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("guided", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_openvino_runs_video_tiny_for_any_batch(tmp_path: Path, guided: bool) -> None:
     net, _ = load_net(write_tiny(tmp_path / "tiny", guided), torch.float32)
     assert isinstance(net, TinyNet)

@@ -219,6 +219,7 @@ def test_what_is_not_allowed_is_named(space: MotionSpace, references: dict[str, 
         renderer.render(renderer.rest, np.zeros(3, np.float32))
 
 
+@pytest.mark.slow
 def test_the_collection_of_portraits(space: MotionSpace, test_data: Path) -> None:
     """All portraits x all strong motions: portrait at rest, no folds, no tears, lips that close."""
     tracker = FaceTracker()

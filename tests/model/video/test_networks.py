@@ -285,7 +285,13 @@ SMALL_STUDENT = {  # one level: exporting takes seconds
 }
 
 
-@pytest.mark.parametrize("changes", [{}, SMALL_STUDENT], ids=["teacher", "student"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="teacher", marks=pytest.mark.slow),
+        pytest.param(SMALL_STUDENT, id="student"),
+    ],
+)
 def test_exports_with_a_dynamic_batch(
     make_net: MakeNet, make_inputs: MakeInputs, changes: dict[str, object]
 ) -> None:

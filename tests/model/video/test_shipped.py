@@ -23,7 +23,9 @@ REST_S, SPEECH_S = 0.8, 1.6
 FRAMES = 20  # of the rest
 
 
-@pytest.mark.parametrize("name", ["video-tiny", "video-tiny-balanced"])
+@pytest.mark.parametrize(
+    "name", ["video-tiny", pytest.param("video-tiny-balanced", marks=pytest.mark.slow)]
+)
 def test_lips_move_with_speech_and_rest_without(name: str, examples: Path) -> None:
     pipeline = load_pipelines(Choice((name,)))[name]
     speech, rate = soundfile.read(examples / "speech.wav", dtype="float32")

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.server.service import FAKE, environment
 
 
@@ -58,6 +60,7 @@ def test_no_service_there_is_told() -> None:
     assert "Connection refused" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_largest_number_is_looked_for(tmp_path: Path) -> None:
     figures = tmp_path / "live.json"
     done = bench("--search", "--sessions", "2", "--seconds", "1", "--json", str(figures))
