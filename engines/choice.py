@@ -43,13 +43,13 @@ class _Way:
     make: Callable[[], Engine]
 
 
-def best(net: nn.Module, inputs: Inputs, root: Path) -> Engine:
+def best(net: nn.Module, inputs: Inputs, root: Path, threads: int = 1) -> Engine:
     """The first engine that can be made of those that fit ``net``, a `SplitNet`, here.
 
-    ``root``: where artifacts are. Tells which it is and why, which artifacts do not fit and why
-    not, and warns of every one that fails.
+    ``root``: where artifacts are; ``threads``: of OpenVINO. Tells which it is and why, which
+    artifacts do not fit and why not, and warns of every one that fails.
     """
-    for way in _ways(net, inputs, root):
+    for way in _ways(net, inputs, root, threads):
         try:
             engine = way.make()
         except Exception as error:  # backends raise what they like
@@ -61,7 +61,7 @@ def best(net: nn.Module, inputs: Inputs, root: Path) -> Engine:
     return EagerHalves(net, condition_names(inputs(1)))
 
 
-def _ways(net: nn.Module, inputs: Inputs, root: Path) -> Iterator[_Way]:
+def _ways(net: nn.Module, inputs: Inputs, root: Path, threads: int) -> Iterator[_Way]:
     built = fitting(net, inputs, root)
     first = [way for way in built if way[1].machine["device"] == "cuda"]
     for folder, manifest in first:
@@ -71,7 +71,7 @@ def _ways(net: nn.Module, inputs: Inputs, root: Path) -> Iterator[_Way]:
     if on_cpu and sum(p.numel() for p in parameters) <= _LARGEST:
         example = inputs(2)
         why = "nothing built for a GPU fits, and it is the fastest on a CPU"
-        yield _Way("openvino", why, lambda: VinoEngine(net, example))
+        yield _Way("openvino", why, lambda: VinoEngine(net, example, threads))
     for folder, manifest in built:
         if (folder, manifest) not in first:
             yield _artifact(folder, manifest, inputs)

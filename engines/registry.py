@@ -6,6 +6,8 @@ Does not know sessions or servers.
 
 from __future__ import annotations
 
+import os
+
 from torch import Tensor, nn
 
 from engines.artifacts import default_folder
@@ -18,6 +20,8 @@ from model.audio.hearing import Hearing
 from model.diffusion.denoiser import Forward
 from model.motion.net import MotionNet
 from model.pipeline import StudentPipeline
+
+MOST_THREADS = 4  # of a video network that a CPU runs; more were not tried
 
 
 def load_pipelines(choice: students.Choice) -> dict[str, StudentPipeline]:
@@ -38,4 +42,7 @@ def fastest(net: MotionNet) -> Forward:
 
 
 def _fastest_video(net: nn.Module, hearing: Hearing, latent: tuple[int, ...]) -> Forward:
-    return as_forward(best(net, video_inputs(net, hearing, latent), default_folder()))
+    """On several cores: of a video the network draws nearly all itself, so the others idle."""
+    inputs = video_inputs(net, hearing, latent)
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    return as_forward(best(net, inputs, default_folder(), threads))

@@ -23,9 +23,7 @@ from engines.split import SplitEngine
 
 _TOLERANCE = 0.1  # eight bits of precision through a dozen layers
 _ANY = -1
-# Sessions run side by side, and drawing takes the other cores: one thread, which goes where it can.
 _CONFIG = {
-    "INFERENCE_NUM_THREADS": 1,
     "NUM_STREAMS": 1,
     "PERFORMANCE_HINT": "LATENCY",
     "ENABLE_CPU_PINNING": False,
@@ -35,13 +33,15 @@ _CONFIG = {
 class VinoEngine(SplitEngine):
     """Compiles ``net``, a `SplitNet`, on ``example``: two or more rows of all its inputs.
 
-    Raises ``ValueError`` when the compiled network does not reproduce ``net``.
+    One thread unless told otherwise, which goes where it can: sessions run side by side, and
+    drawing takes the other cores. Raises ``ValueError`` when the compiled network does not
+    reproduce ``net``.
     """
 
-    def __init__(self, net: nn.Module, example: Example) -> None:
+    def __init__(self, net: nn.Module, example: Example, threads: int = 1) -> None:
         context, denoise = halves(net, example)
         super().__init__(context.names)
-        self._prepare, self._denoise = _compiled(context), _compiled(denoise)
+        self._prepare, self._denoise = (_compiled(half, threads) for half in (context, denoise))
         self._held: list[openvino.Tensor] = []
         self.check(net, example, _TOLERANCE)
 
@@ -66,7 +66,7 @@ def _shared(tensor: Tensor) -> openvino.Tensor:
     return openvino.Tensor(np.ascontiguousarray(tensor.numpy()), shared_memory=True)
 
 
-def _compiled(graph: Graph) -> openvino.InferRequest:
+def _compiled(graph: Graph, threads: int) -> openvino.InferRequest:
     """Not by ``openvino.convert_model``, which reports its use over the network."""
     front_end = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(_traced(graph), example_input=graph.inputs)
@@ -76,7 +76,8 @@ def _compiled(graph: Graph) -> openvino.InferRequest:
         for x, batch in zip(graph.inputs, graph.axes, strict=True)
     )
     model.reshape({place: openvino.PartialShape(shape) for place, shape in enumerate(shapes)})
-    return openvino.Core().compile_model(model, "CPU", _CONFIG).create_infer_request()
+    config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
+    return openvino.Core().compile_model(model, "CPU", config).create_infer_request()
 
 
 def _traced(graph: Graph) -> torch.jit.ScriptModule:

@@ -72,7 +72,7 @@ from model.training.trainer import Losses, RunOptions, Trainer
 
 BATCH = 48
 STEPS = 6
-OWN_SHARE = 0.75  # of prefixes that the student made itself
+OWN_SHARE = 0.75  # of prefixes that the network made itself
 OWN_STEPS = 2
 TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
 # Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
@@ -170,6 +170,30 @@ class Distance(Protocol):
         ...
 
 
+@torch.no_grad()
+def own_prefix(
+    net: Forward,
+    before: Drawn,
+    batch: Drawn,
+    scales: dict[str, Tensor],
+    schedule: NoiseSchedule,
+    random: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """(B, P, ...) prefixes, most of them what ``net`` (x0) itself just made of the window
+    ``before``, and (B, ...) by how much those end off the recording.
+
+    In service every prefix is the network's own; taught on recordings only, it would trust them
+    too much and its errors would last.
+    """
+    noise = torch.randn(batch.x0.shape, generator=random)
+    cond = before.conditions() | scales
+    made = sample(X0Denoiser(net), noise, uniform_timesteps(OWN_STEPS), cond, schedule)
+    own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
+    chosen = like(torch.rand(len(own), generator=random) < OWN_SHARE, own)
+    off = torch.where(chosen[:, 0], (own - batch.clean_prefix)[:, -1], 0.0)
+    return torch.where(chosen, own, batch.prefix), off
+
+
 class StudentObjective:
     """Distillation of random windows: `losses` is what the trainer minimises.
 
@@ -203,7 +227,9 @@ class StudentObjective:
         before, batch = self._windows.draw_run(self._batch, 2)
         scales = {"guidance": self._draw_guidance()} if self._guided else {}
         cond = batch.conditions() | scales
-        cond["prefix"], off = self._own_prefix(before, batch, scales)
+        cond["prefix"], off = own_prefix(
+            self._student, before, batch, scales, self._schedule, self._random
+        )
         if not self._guided:
             cond["has_audio"], cond["has_reference"] = dropped(self._batch, self._random)
         t = self._draw_times()
@@ -226,25 +252,6 @@ class StudentObjective:
             "data": from_data.mean(),
             "data_weight": weight.mean(),
         }
-
-    @torch.no_grad()
-    def _own_prefix(
-        self, before: Drawn, batch: Drawn, scales: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """(B, P, ...) prefixes, most of them what the student itself just made, and (B, ...)
-        by how much those end off the recording.
-
-        In service every prefix is the student's own; taught on recordings only, it would trust
-        them too much and its errors would last.
-        """
-        noise = torch.randn(batch.x0.shape, generator=self._random)
-        grid = uniform_timesteps(OWN_STEPS)
-        cond = before.conditions() | scales
-        made = sample(X0Denoiser(self._student), noise, grid, cond, self._schedule)
-        own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
-        chosen = like(torch.rand(self._batch, generator=self._random) < OWN_SHARE, own)
-        off = torch.where(chosen[:, 0], (own - batch.clean_prefix)[:, -1], 0.0)
-        return torch.where(chosen, own, batch.prefix), off
 
     @torch.no_grad()
     def _teacher_target(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -172,6 +172,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cache_argument(parser)
     parser.add_argument("--clips", type=int, default=20, help="held-out clips [%(default)s]")
     parser.add_argument(
+        "--named",
+        default="",
+        metavar="PREFIX",
+        help="only clips whose names begin so: 'drawn/' of `fada dataset draw`'s",
+    )
+    parser.add_argument(
         "--mobilenet", type=Path, help="torchvision's MobileNetV2 weights, for Fréchet distances"
     )
     parser.add_argument("--audio-cfg", type=float, help="scales other than each network's own")
@@ -190,9 +196,12 @@ def run(args: argparse.Namespace) -> int:
     guidance = None if args.audio_cfg is None else Guidance(args.audio_cfg, args.reference_cfg)
     torch.set_num_threads(args.threads)
     clips = open_clips(args.data, args.cache or args.out.parent / "grid-video", args.side)
-    chosen = held_out_clips(clips, args.clips)
+    chosen = held_out_clips(clips, args.clips, args.named)
     if not chosen:
-        raise ValueError(f"{args.data} holds no clip to judge by: every tenth is held out")
+        raise ValueError(
+            f"{args.data} holds no clip to judge by: every tenth is held out"
+            + (f", of those named {args.named}…" if args.named else "")
+        )
     rows = baselines(clips)
     rows += [network_row(word, clips, args.seed, guidance) for word in args.row]
     judge = Judge(clips, chosen, args.mobilenet)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.weights import weights_facts
+from model.training.distill import own_prefix
 from model.training.teacher import STEPS, draw_times, dropped
 from model.training.team import Team
 from model.training.trainer import ALONE, Losses, RunOptions, Trainer
@@ -30,6 +31,7 @@ BATCH = 8
 HEARING_BATCH = 64
 HEARING_SHARE = 0.08  # of the training time
 HEARING_RATE = 1e-3
+OWN_EVERY = 2  # updates: then the frames before a window are of the network's own making
 
 
 class Listener(nn.Module):
@@ -79,10 +81,16 @@ class TeacherObjective:
         self._net, self._windows, self._loss = machine.precise(net), windows, loss
         self._random, self._batch = random, batch
         self._schedule = CosineSchedule()
+        self._drawn = 0
 
     def losses(self) -> Losses:
-        batch = self._windows.draw(self._batch)
+        self._drawn += 1
+        own = self._drawn % OWN_EVERY == 0
+        *before, batch = self._windows.draw_run(self._batch, 2 if own else 1)
         cond = batch.conditions()
+        if own:
+            past = own_prefix(self._net, before[0], batch, {}, self._schedule, self._random)
+            cond["prefix"] = past[0]
         cond["has_audio"], cond["has_reference"] = dropped(self._batch, self._random)
         t = draw_times(self._batch, self._random)
         eps = torch.randn(batch.x0.shape, generator=self._random)

@@ -28,8 +28,11 @@ from model.training.video.clips import Clip, VideoClips, lip_gaps
 from model.video.space import Codec
 
 FIRST_WINDOW = 0.1  # share of windows that start a session: the portrait is all the past there is
-MOST_OFF = 0.2  # of a disturbed prefix, in latent units: colours and shades, smooth over the square
+# Of a disturbed prefix, in latent units: colours and shades, smooth over the square or in blotches.
+MOST_OFF = 0.4
+BLOTCHES = (3, 5, 8, 12)  # across the square
 MOST_ROUGH = 0.1
+MOST_CONTRAST = 0.2
 LEAST_FRAMES = 26  # of a clip: two windows of 12 new frames and what is before them
 _DISTURBED = 0.5  # share of prefixes
 
@@ -138,11 +141,12 @@ def training_clips(clips: VideoClips) -> list[Clip]:
     ]
 
 
-def held_out_clips(clips: VideoClips, count: int) -> list[Clip]:
-    """The first ``count`` clips that no training sees."""
+def held_out_clips(clips: VideoClips, count: int, named: str = "") -> list[Clip]:
+    """The first ``count`` clips that no training sees, of those whose names begin so."""
     kept = held_out(len(clips))
     found = [c for c, held in zip(clips.clips, kept, strict=True) if held]
-    return [c for c in found if c.scores.get("seen", 1.0) == 1.0][:count]
+    seen = [c for c in found if c.scores.get("seen", 1.0) == 1.0]
+    return [c for c in seen if c.name.startswith(named)][:count]
 
 
 def latents_of(clips: VideoClips, index: NDArray[np.int64], codec: Codec) -> Tensor:
@@ -272,18 +276,22 @@ class VideoWindows:
 
     def _disturbed(self, prefix: Tensor) -> Tensor:
         """The prefix (B, P, C, h, w) as the network itself might have made it: shades a little
-        off, the same in all its frames, and rough."""
+        off, the same in all its frames, rough, of more or less contrast."""
         size, random = len(prefix), self._random
-        drawn = torch.rand(3, size, 1, 1, 1, 1, generator=random)
+        drawn = torch.rand(4, size, 1, 1, 1, 1, generator=random)
         chosen = (drawn[0] < _DISTURBED).float()
         # An error of few numbers, the same in every pixel of a patch that is of one colour.
-        coarse = torch.randn(size, 3, 3, 3, generator=random)
+        across = BLOTCHES[int(torch.randint(len(BLOTCHES), (1,), generator=random))]
+        coarse = torch.randn(size, 3, across, across, generator=random)
         smooth = F.interpolate(coarse, prefix.shape[-2:], mode="bilinear", align_corners=False)
         shades = smooth.repeat_interleave(-(-prefix.shape[2] // 3), dim=1)[
             :, None, : prefix.shape[2]
         ]
         rough = torch.randn(prefix.shape, generator=random)
-        return prefix + chosen * (MOST_OFF * drawn[1] * shades + MOST_ROUGH * drawn[2] * rough)
+        contrast = MOST_CONTRAST * (2.0 * drawn[3] - 1.0)
+        deviation = prefix - prefix.mean((1, 3, 4), keepdim=True)
+        off = contrast * deviation + MOST_OFF * drawn[1] * shades + MOST_ROUGH * drawn[2] * rough
+        return prefix + chosen * off
 
 
 def _places(chosen: Sequence[Clip]) -> tuple[Tensor, Tensor]:

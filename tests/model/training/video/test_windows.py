@@ -64,6 +64,8 @@ def test_an_unfinished_folder_is_no_folder(
 def test_nothing_held_out_or_badly_tracked_is_learned_from(clips: VideoClips) -> None:
     learned = {clip.name for clip in training_clips(clips)}
     assert [clip.name for clip in held_out_clips(clips, 5)] == ["clip9"]
+    assert [clip.name for clip in held_out_clips(clips, 5, "clip")] == ["clip9"]
+    assert held_out_clips(clips, 5, "drawn/") == []
     assert learned == {f"clip{k}" for k in range(12) if k != 9}
     index = json.loads((clips.folder / "clips.json").read_text())
     assert index["side"] == 16 and len(index["clips"]) == 12
