@@ -24,6 +24,17 @@ BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILIT
 GAP = 0.1 if BFLOAT16 else 1e-3  # of the prediction's spread
 
 
+def test_on_two_threads_each_row_gets_what_it_gets_alone(tmp_path: Path) -> None:
+    net, _ = load_net(write_tiny(tmp_path / "tiny", True), torch.float32)
+    assert isinstance(net, TinyNet)
+    given = video_inputs(net, LOG_MEL, net.config.latent_shape)(3)
+    made = VinoEngine(net, given, threads=2)
+    together = made(**given)
+    for row in range(3):
+        alone = made(**{name: rows[row : row + 1] for name, rows in given.items()})
+        assert torch.equal(alone[0], together[row])
+
+
 @pytest.mark.parametrize("guided", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_openvino_runs_video_tiny_for_any_batch(tmp_path: Path, guided: bool) -> None:
     net, _ = load_net(write_tiny(tmp_path / "tiny", guided), torch.float32)
