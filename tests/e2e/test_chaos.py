@@ -242,6 +242,7 @@ def test_sessions_and_jobs_outlive_their_workers(world: World) -> None:
     assert max(stalls) <= STALL_S, stalls
 
 
+@pytest.mark.slow  # four sessions at once: a busy machine refuses one
 def test_rude_clients_disturb_nobody(world: World) -> None:
     world.ready(1)
     talkers = party(world, 2, seconds=4.0)
