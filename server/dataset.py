@@ -36,6 +36,7 @@ from model.training.video.clips import (
     Piece,
     VideoClips,
     load_clips,
+    pieces_of,
     save_index,
     write_clips,
 )
@@ -191,7 +192,7 @@ def prepare(video: Path, part: Path, kinds: Kinds, tools: Tools) -> VideoClips:
 def joined(parts: list[VideoClips], out: Path, side: int) -> VideoClips:
     """All clips of ``parts`` in one folder, judged and weighed against each other."""
     frames = sum(len(part.frames) for part in parts)
-    clips = write_clips(out, (p for part in parts for p in _again(part)), frames, side)
+    clips = write_clips(out, (p for part in parts for p in pieces_of(part)), frames, side)
     save_index(out, side, judged(clips))
     clips = load_clips(out)
     trust = np.array([clip.trust for clip in clips.clips])
@@ -276,21 +277,6 @@ def nearest(
     while k < frames and before is not None:
         yield k, before[1]
         k += 1
-
-
-def _again(part: VideoClips) -> Iterator[Piece]:
-    for clip in part.clips:
-        yield Piece(
-            clip.name,
-            part.frames[clip.span],
-            part.sound(clip),
-            part.marks[clip.span],
-            part.coefficients[clip.span],
-            clip.text,
-            None if part.latents is None else part.latents[clip.span],
-            None if part.tokens is None else part.tokens[clip.span],
-            clip.scores,
-        )
 
 
 def _whole(blocks: Iterable[Floats], frames: int) -> Floats:

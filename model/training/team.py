@@ -110,13 +110,16 @@ class Team:
             self.wait()
 
 
+ALONE = Team()
+
+
 @contextmanager
 def joined_team(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     """The team that ``torchrun`` made this process part of, and which ``device`` is its own: of
     several cards the one of its number. A team of one where nobody started several."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Team(), device
+        yield ALONE, device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

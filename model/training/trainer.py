@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from model.training.team import Team
+from model.training.team import ALONE, Team
 
 QUICK = 4.0
-ALONE = Team()
 
 Net = TypeVar("Net", bound=nn.Module)
 Losses = dict[str, Tensor]  # scalars; ``loss`` is minimised, the rest is only written down

@@ -18,7 +18,7 @@ networks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,22 @@ def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -
     del arrays  # what is mapped is written out
     save_index(folder, side, clips)
     return load_clips(folder)
+
+
+def pieces_of(clips: VideoClips) -> Iterator[Piece]:
+    """The clips again, on their way into another folder."""
+    for clip in clips.clips:
+        yield Piece(
+            clip.name,
+            clips.frames[clip.span],
+            clips.sound(clip),
+            clips.marks[clip.span],
+            clips.coefficients[clip.span],
+            clip.text,
+            None if clips.latents is None else clips.latents[clip.span],
+            None if clips.tokens is None else clips.tokens[clip.span],
+            clip.scores,
+        )
 
 
 def save_index(folder: Path, side: int, clips: Iterable[Clip]) -> None:

@@ -27,7 +27,14 @@ from model.portrait.landmarks import FaceTracker
 from model.portrait.picture import PictureError
 from model.training.corpus import Grid, clip_motion, held_out, load_grid
 from model.training.track import LANDMARK_INDEX
-from model.training.video.clips import Piece, VideoClips, load_clips, save_index, write_clips
+from model.training.video.clips import (
+    Piece,
+    VideoClips,
+    load_clips,
+    pieces_of,
+    save_index,
+    write_clips,
+)
 from model.training.video.grid import grid_clips
 from model.video.space import face_square
 
@@ -162,16 +169,7 @@ def _coloured(picture: NDArray[np.generic], random: np.random.Generator) -> Pict
 def _all_pieces(
     real: VideoClips, grid: Grid, portraits: Sequence[Portrait], side: int, seed: int
 ) -> Iterator[Piece]:
-    for clip in real.clips:
-        yield Piece(
-            clip.name,
-            real.frames[clip.span],
-            real.sound(clip),
-            real.marks[clip.span],
-            real.coefficients[clip.span],
-            clip.text,
-            scores=clip.scores,
-        )
+    yield from pieces_of(real)
     space = MotionSpace()
     for c, held in enumerate(tqdm(held_out(len(real)), desc="drawn", unit="clip")):
         sitters = sitters_of(portraits, bool(held))

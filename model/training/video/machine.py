@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.diffusion.denoiser import Conditions, Forward
-from model.training.team import Team
-from model.training.trainer import ALONE
+from model.training.team import ALONE, Team
 from model.video.attention import Context
 from model.video.blocks import Layer
 

@@ -17,8 +17,8 @@ from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.weights import weights_facts
 from model.training.distill import own_prefix
 from model.training.teacher import STEPS, draw_times, dropped
-from model.training.team import Team
-from model.training.trainer import ALONE, Losses, RunOptions, Trainer
+from model.training.team import ALONE, Team
+from model.training.trainer import Losses, RunOptions, Trainer
 from model.training.video.clips import VideoClips
 from model.training.video.losses import VideoLoss, mouth_weights, noise_weight
 from model.training.video.machine import Machine
