@@ -1,0 +1,45 @@
+"""A window of video-tiny with OpenVINO on one thread and on two, taken in turns: milliseconds.
+
+    python bench/threads.py
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from engines.video import video_inputs
+from engines.vino import VinoEngine
+from model.audio.windows import LOG_MEL
+from model.video.tiny import TinyNet
+from model.video.weights import load_net
+from server.bench.report import processor
+
+WEIGHTS = Path(__file__).parents[1] / "model" / "weights" / "video-tiny.safetensors"
+ROUNDS, STEPS = 12, 6
+
+
+def main() -> None:
+    net, _ = load_net(WEIGHTS, torch.float32)
+    assert isinstance(net, TinyNet)
+    inputs = video_inputs(net, LOG_MEL, net.config.latent_shape)
+    engines = {threads: VinoEngine(net, inputs(2), threads) for threads in (1, 2)}
+    spent: dict[int, list[float]] = {threads: [] for threads in engines}
+    for _ in range(ROUNDS):
+        window = inputs(1)  # new conditions: what they alone decide is made anew
+        window["prefix"] = torch.randn_like(window["prefix"])
+        for threads, engine in engines.items():
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                engine(**window)
+            spent[threads].append(1e3 * (time.perf_counter() - start))
+    print(f"{processor()}; ms a window of {STEPS} evaluations, medians of {ROUNDS}")
+    for threads, times in spent.items():
+        print(f"  {threads} thread(s): {median(times):.0f}")
+
+
+if __name__ == "__main__":
+    main()
