@@ -1,6 +1,6 @@
 """A window of video-tiny with OpenVINO on one thread and on two, taken in turns: milliseconds.
 
-    python bench/threads.py
+python bench/threads.py
 """
 
 from __future__ import annotations
