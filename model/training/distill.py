@@ -45,7 +45,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -152,8 +152,12 @@ class Drawn(Protocol):
     def conditions(self) -> dict[str, Tensor]: ...
 
 
-class Windows(Protocol):
-    def draw_run(self, size: int, windows: int) -> Sequence[Drawn]:
+Batch = TypeVar("Batch", bound=Drawn)
+Drawable = TypeVar("Drawable", bound=Drawn, covariant=True)
+
+
+class Windows(Protocol[Drawable]):
+    def draw_run(self, size: int, windows: int) -> Sequence[Drawable]:
         """``windows`` batches of ``size``: each the next window of the same clip and voice."""
         ...
 
@@ -194,7 +198,7 @@ def own_prefix(
     return torch.where(chosen, own, batch.prefix), off
 
 
-class StudentObjective:
+class StudentObjective(Generic[Batch]):
     """Distillation of random windows: `losses` is what the trainer minimises.
 
     ``student`` and ``teacher`` predict x0; a ``guided`` student takes the scales as tokens.
@@ -204,8 +208,8 @@ class StudentObjective:
         self,
         student: Forward,
         teacher: Forward,
-        windows: Windows,
-        loss: Distance,
+        windows: Windows[Batch],
+        loss_of: Callable[[Batch], Distance],
         random: torch.Generator,
         supervision: str = "mixed",
         guided: bool = True,
@@ -213,8 +217,10 @@ class StudentObjective:
         schedule: NoiseSchedule | None = None,
         limits: Limits = LIMITS,
     ) -> None:
-        """``schedule`` None: the cosine's. ``limits``: the scales that a guided student learns."""
-        self._student, self._windows, self._loss, self._random = student, windows, loss, random
+        """``loss_of`` a batch: how its windows are compared. ``schedule`` None: the cosine's.
+        ``limits``: the scales that a guided student learns."""
+        self._student, self._windows, self._random = student, windows, random
+        self._loss_of = loss_of
         self._guided, self._batch = guided, batch
         branch = X0Denoiser(teacher)
         self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
@@ -239,11 +245,12 @@ class StudentObjective:
         aside = torch.zeros_like(t)
         if self._guided:
             aside = (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE)).abs().sum(1)
-        weight = self._weight(self._loss(target, batch.x0), t, batch.trust, aside)
+        loss = self._loss_of(batch)
+        weight = self._weight(loss(target, batch.x0), t, batch.trust, aside)
         x0_hat = self._student(x_t, t, cond)
-        from_teacher = self._loss(x0_hat, target)
-        from_data = self._loss(x0_hat, batch.x0, off)
-        closure = (self._loss.closure(x0_hat, batch.x0) * cond["has_audio"]).mean()
+        from_teacher = loss(x0_hat, target)
+        from_data = loss(x0_hat, batch.x0, off)
+        closure = (loss.closure(x0_hat, batch.x0) * cond["has_audio"]).mean()
         mixed = ((1 - weight) * from_teacher + weight * from_data).mean()
         return {
             "loss": mixed + self._closure_weight * closure,
@@ -322,7 +329,7 @@ def train_student(
         student,
         Once(teacher.net),
         windows,
-        loss,
+        lambda _: loss,
         random,
         recipe.supervision,
         student.config.guided,

@@ -7,9 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from model.conditioning import SAMPLES_PER_FRAME
-from model.training.video.clips import load_clips, mouths
+from model.training.video.clips import load_clips
+from model.training.video.losses import mouths
 from server.cli import main
 from server.dataset import nearest
 from tests.model.video.small_students import write_video as write_networks
@@ -54,7 +56,7 @@ def test_videos_become_clips_and_are_prepared_once(
     assert clips.frames.shape == (60, 64, 64, 3) and clips.frames.std() > 20
     assert clips.latents is not None and clips.latents.shape == (60, 4, 16, 16)
     assert clips.tokens is not None and clips.tokens.shape == (60, 30, 10)
-    centres, widths = mouths(np.asarray(clips.marks))
+    centres, widths = mouths(torch.tensor(clips.marks))
     np.testing.assert_allclose(centres[:, 0], 0.5, atol=0.12)
     assert (centres[:, 1] > 0.55).all() and (centres[:, 1] < 0.85).all()
     assert (widths > 0.1).all() and (widths < 0.4).all()
@@ -87,5 +89,5 @@ def test_a_portraits_square_holds_hair_and_shoulders(videos: Path, tmp_path: Pat
     for view in ("face", "portrait"):
         clips_of = tmp_path / view
         assert build(videos / "talk.mp4", "--out", clips_of, "--view", view) == 0
-        sizes[view] = mouths(np.asarray(load_clips(clips_of).marks))[1].mean()
+        sizes[view] = mouths(torch.tensor(load_clips(clips_of).marks))[1].mean().item()
     assert sizes["portrait"] < 0.9 * sizes["face"]

@@ -103,12 +103,6 @@ def lip_gaps(marks: Floats) -> Floats:
     return np.asarray(gap / np.maximum(unit, 1e-6), np.float32)
 
 
-def mouths(marks: Floats) -> tuple[Floats, Floats]:
-    """(N, 62, 2) → centres (N, 2) and widths (N,) of the mouths, in sides of the square."""
-    corners = marks[:, CORNERS]
-    return corners.mean(1), np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)
-
-
 def load_clips(folder: Path) -> VideoClips:
     """Opens ``folder``. Raises ``ValueError`` when a file is missing or of the wrong length."""
     if not (folder / INDEX).is_file():

@@ -23,7 +23,7 @@ from model.motion.weights import weights_facts
 from model.training.distill import LIMITS, STEPS, StudentObjective
 from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import Clip, VideoClips
-from model.training.video.losses import VideoLoss, mouth_weights
+from model.training.video.losses import loss_of
 from model.training.video.machine import Machine
 from model.training.video.windows import VideoWindows, training_clips
 from model.video.checkpoints import EchoMimic, load_echomimic
@@ -162,14 +162,13 @@ def train_real_student(
             Tokens(clips, chosen, PREFIX),
             Portraits(teacher, clips.side),
         )
-        weights = mouth_weights(clips, chosen, (shape[0], shape[1], shape[2]))
         trainer: Trainer[DenoisingUNet] = Trainer(student, options, random, team=machine.team)
         machine.thrifty(student)
         objective = StudentObjective(
             VDenoiser(machine.precise(student), SCHEDULE),
             Windowed(VDenoiser(machine.precise(Once(teacher.denoiser)), SCHEDULE), PREFIX),
             windows,
-            VideoLoss(weights.to(machine.device)),
+            loss_of,
             random,
             supervision,
             True,

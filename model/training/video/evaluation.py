@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.conditioning import FPS, Guidance
+from model.conditioning import FPS, Floats, Guidance
 from model.portrait.landmarks import FaceTracker
 from model.training.judging import frechet_distance
 from model.training.track import Look
@@ -37,7 +37,7 @@ from model.training.video.judging import (
 )
 from model.training.video.losses import mouth_weights
 from model.training.video.rollout import Talker, load_talker, roll_out, window_ms
-from model.training.video.windows import held_out_clips, training_clips
+from model.training.video.windows import held_out_clips
 
 SHEETS, COLUMNS, SCALE = 3, 12, 2
 _MOUTH_PIXELS = 3.0  # times the average weight: the mouth itself
@@ -62,9 +62,7 @@ class Judge:
         self.true = [np.asarray(clips.frames[clip.span]) for clip in chosen]
         self._tracker = FaceTracker()
         self._faces = [tracked(video, self._tracker) for video in self.true]
-        side = clips.side
-        weights = mouth_weights(clips, training_clips(clips), (3, side, side)).numpy()
-        self._mouth = (weights > _MOUTH_PIXELS).astype(np.float32)
+        self._mouths = [_mouth(clips, clip) for clip in chosen]
         self._features = None
         if mobilenet is not None:
             self._features = FrameFeatures(load_mobilenet(mobilenet), self.true)
@@ -76,7 +74,9 @@ class Judge:
         pairs = list(zip(videos, self.true, strict=True))
         found: Figures = {
             "PSNR, dB": float(np.mean([psnr(a, b) for a, b in pairs])),
-            "PSNR of the mouth, dB": float(np.mean([psnr(a, b, self._mouth) for a, b in pairs])),
+            "PSNR of the mouth, dB": float(
+                np.mean(list(map(psnr, videos, self.true, self._mouths)))
+            ),
             "SSIM": float(np.mean([ssim(a, b) for a, b in pairs])),
         }
         found |= mouth_figures(faces, self._faces)
@@ -89,6 +89,13 @@ class Judge:
             found["ms a window, alone"] = window_ms(row.talker)
             found["frames/s, all together"] = sum(len(v) for v in videos) / wall_s
         return found
+
+
+def _mouth(clips: VideoClips, clip: Clip) -> Floats:
+    """(side, side) 1 where the clip's mouth is, else 0."""
+    marks = torch.tensor(clips.marks[clip.span])[None]
+    weights = mouth_weights(marks, clips.side, clips.side)[0]
+    return np.asarray(weights.numpy() > _MOUTH_PIXELS, np.float32)
 
 
 def baselines(clips: VideoClips) -> list[Row]:

@@ -1,19 +1,18 @@
 """What a video denoiser is trained on: pixels and their changes, the mouth's above all.
 
-Knows: latents on the square's grid, and where in it mouths are. Does not know: networks or
+Knows: latents on the square's grid, and where in it each mouth is. Does not know: networks or
 samplers. All losses are per sample, (B,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from model.training.video.clips import Clip, VideoClips, mouths
+from model.training.video.clips import CORNERS
+from model.training.video.windows import VideoBatch
 
 VELOCITY_WEIGHT = 0.5
 # A mouth is 3 % of the square, and nearly all that speech moves.
@@ -22,28 +21,36 @@ MOUTH_RADIUS = 0.6  # of its width
 LEAST_SNR_WEIGHT = 0.05  # σ² is not counted below this: at hardly any noise nothing is to learn
 
 
-def mouth_weights(
-    clips: VideoClips, chosen: Sequence[Clip], latent_shape: tuple[int, int, int]
-) -> Tensor:
-    """(h, w) how much each place counts, 1 on average: more the more often a mouth is there."""
-    _, height, width = latent_shape
-    marks = np.concatenate([clips.marks[clip.span][::10] for clip in chosen])
-    centres, widths = mouths(marks)
-    y = (np.arange(height) + 0.5)[:, None] / height
-    x = (np.arange(width) + 0.5)[None] / width
-    often = np.zeros((height, width))
-    for (cx, cy), wide in zip(centres, np.maximum(widths, 1.0 / width), strict=True):
-        radius = MOUTH_RADIUS * wide
-        often += np.exp(-0.5 * ((x - cx) ** 2 + (y - cy) ** 2) / radius**2)
-    weights = 1.0 + MOUTH_WEIGHT * often / often.max()
-    return torch.from_numpy((weights / weights.mean()).astype(np.float32))
+def mouths(marks: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., 62, 2) → centres (..., 2) and widths (...) of the mouths, in sides of the square."""
+    left, right = marks[..., CORNERS, :].unbind(-2)
+    return 0.5 * (left + right), (right - left).norm(dim=-1)
+
+
+def mouth_weights(marks: Tensor, height: int, width: int) -> Tensor:
+    """(B, height, width) how much each place of B windows counts, 1 on average over each: more the
+    more often its mouth is there. ``marks`` (B, T, 62, 2) in sides of the square."""
+    centres, widths = mouths(marks[:, :, None, None])
+    y = (torch.arange(height, device=marks.device) + 0.5)[:, None] / height
+    x = (torch.arange(width, device=marks.device) + 0.5) / width
+    away = (x - centres[..., 0]) ** 2 + (y - centres[..., 1]) ** 2
+    radius = MOUTH_RADIUS * widths.clamp(min=1.0 / width)
+    often = torch.exp(-0.5 * away / radius**2).mean(1)
+    weights = 1.0 + MOUTH_WEIGHT * often / often.amax((1, 2), keepdim=True)
+    return weights / weights.mean((1, 2), keepdim=True)
+
+
+def loss_of(batch: VideoBatch) -> VideoLoss:
+    """The loss in which the mouths of ``batch`` count most, each where it is."""
+    height, width = batch.x0.shape[-2:]
+    return VideoLoss(mouth_weights(batch.x0_marks, height, width))
 
 
 @dataclass(frozen=True)
 class VideoLoss:
     """Weighted squared errors of x0_hat against a target; see `__call__`."""
 
-    weights: Tensor  # (h, w), 1 on average
+    weights: Tensor  # (B, h, w), 1 on average
 
     def __call__(self, x0_hat: Tensor, target: Tensor, before: Tensor | None = None) -> Tensor:
         """(B,) loss of ``x0_hat`` (B, T, C, h, w) against ``target`` of the same shape.
@@ -64,7 +71,8 @@ class VideoLoss:
         return torch.zeros_like(x0_hat[:, 0, 0, 0, 0])
 
     def _weighted(self, error: Tensor) -> Tensor:
-        return (self.weights.to(error) * error.square()).mean((1, 2, 3, 4))
+        weights = self.weights.to(error)[:, None, None]
+        return (weights * error.square()).mean((1, 2, 3, 4))
 
 
 def noise_weight(sigma: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from model.motion.weights import Limits, weights_facts
 from model.training.distill import STEPS, StudentObjective
 from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import VideoClips
+from model.training.video.losses import loss_of
 from model.training.video.machine import Machine
-from model.training.video.teacher import tiny_net, windows_and_loss
+from model.training.video.teacher import tiny_net, windows_of
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 
@@ -49,14 +50,14 @@ def train_student(
         if student.config.guided != guided:
             raise ValueError(f"--start {start} is a student of the other kind")
         student.to(machine.device).train().requires_grad_(True)
-        windows, loss = windows_and_loss(clips, student.config, random, machine)
+        windows = windows_of(clips, student.config, random, machine)
         trainer: Trainer[TinyNet] = Trainer(student, options, random, team=machine.team)
         machine.thrifty(student)
         objective = StudentObjective(
             machine.precise(student),
             machine.precise(Once(teacher)),
             windows,
-            loss,
+            loss_of,
             random,
             supervision,
             guided,

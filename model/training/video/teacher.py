@@ -20,7 +20,7 @@ from model.training.teacher import STEPS, draw_times, dropped
 from model.training.team import ALONE, Team
 from model.training.trainer import Losses, RunOptions, Trainer
 from model.training.video.clips import VideoClips
-from model.training.video.losses import VideoLoss, mouth_weights, noise_weight
+from model.training.video.losses import loss_of, noise_weight
 from model.training.video.machine import Machine
 from model.training.video.windows import VideoWindows, training_clips
 from model.video.config import TinyConfig
@@ -73,12 +73,11 @@ class TeacherObjective:
         self,
         net: TinyNet,
         windows: VideoWindows,
-        loss: VideoLoss,
         random: torch.Generator,
         machine: Machine,
         batch: int = BATCH,
     ) -> None:
-        self._net, self._windows, self._loss = machine.precise(net), windows, loss
+        self._net, self._windows = machine.precise(net), windows
         self._random, self._batch = random, batch
         self._schedule = CosineSchedule()
         self._drawn = 0
@@ -95,7 +94,7 @@ class TeacherObjective:
         t = draw_times(self._batch, self._random)
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
-        distance = self._loss(self._net(x_t, t, cond), batch.x0)
+        distance = loss_of(batch)(self._net(x_t, t, cond), batch.x0)
         _, sigma = self._schedule.alpha_sigma(t)
         loss = (distance * noise_weight(sigma) * batch.trust).mean()
         return {"loss": loss, "distance": distance.mean()}
@@ -118,12 +117,12 @@ def train_teacher(
     with machine.chosen():
         net = TinyNet(config) if start is None else tiny_net(start)
         net.to(machine.device).train().requires_grad_(True)
-        windows, loss = windows_and_loss(clips, net.config, random, machine)
+        windows = windows_of(clips, net.config, random, machine)
         if start is None:
             learn_to_hear(net, windows, options, random, machine.team)
         trainer: Trainer[TinyNet] = Trainer(net, options, random, team=machine.team)
         machine.thrifty(net)
-        objective = TeacherObjective(net, windows, loss, random, machine, batch)
+        objective = TeacherObjective(net, windows, random, machine, batch)
         path = options.folder / "teacher.safetensors"
 
         def keep() -> None:
@@ -154,9 +153,9 @@ def learn_to_hear(
     net.sound.load_state_dict(trainer.averaged.sound.state_dict())
 
 
-def windows_and_loss(
+def windows_of(
     clips: VideoClips, config: TinyConfig, random: torch.Generator, machine: Machine
-) -> tuple[VideoWindows, VideoLoss]:
+) -> VideoWindows:
     """What a network of ``config`` learns on. Raises ``ValueError`` for other squares than its."""
     if clips.latents is not None or clips.side != config.side:
         kind = "an autoencoder's latents" if clips.latents is not None else "pixels"
@@ -165,9 +164,7 @@ def windows_and_loss(
         )
     chosen = training_clips(clips)
     codec, kept = PatchCodec(config.patch), config.unet.prefix_frames
-    windows = VideoWindows(clips, chosen, codec, kept, random, machine.device)
-    weights = mouth_weights(clips, chosen, config.latent_shape)
-    return windows, VideoLoss(weights.to(machine.device))
+    return VideoWindows(clips, chosen, codec, kept, random, machine.device)
 
 
 def tiny_net(path: Path) -> TinyNet:

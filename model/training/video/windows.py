@@ -42,11 +42,12 @@ class VideoBatch:
     """B windows of T new frames, latents (C, h, w)."""
 
     x0: Tensor  # (B, T, C, h, w)
+    x0_marks: Tensor  # (B, T, 62, 2) in sides of the square
     prefix: Tensor  # (B, P, C, h, w) disturbed; zeros where a session starts
     clean_prefix: Tensor  # (B, P, C, h, w)
     audio: Tensor  # (B, past + T + lookahead, ...) of `Sound`
     reference: Tensor  # (B, C, h, w)
-    marks: Tensor  # (B, 62, 2) of the portrait, in sides of the square
+    marks: Tensor  # (B, 62, 2) of the portrait
     trust: Tensor  # (B,)
     told: dict[str, Tensor] = field(default_factory=dict)  # of the portrait, see `Tell`
 
@@ -64,6 +65,7 @@ class VideoBatch:
     def to(self, device: torch.device) -> VideoBatch:
         return VideoBatch(
             self.x0.to(device),
+            self.x0_marks.to(device),
             self.prefix.to(device),
             self.clean_prefix.to(device),
             self.audio.to(device),
@@ -247,7 +249,7 @@ class VideoWindows:
         portrait = torch.where(fresh, start - 1, portrait)
         at = torch.cat([portrait[:, None], start[:, None] + torch.arange(-self._prefix, new)], 1)
         places = self._placed(which, at)
-        marks = torch.from_numpy(self._clips.marks[places[:, 0]])
+        marks = torch.from_numpy(self._clips.marks[places])
         latents = latents_of(self._clips, places, self._codec)
         reference, latents = latents[:, 0], latents[:, 1:]
         around = self._sound.past + self._sound.lookahead
@@ -258,10 +260,21 @@ class VideoWindows:
             prefix = self._disturbed(clean)
             if k == 0:
                 prefix = torch.where(fresh[:, None, None, None, None], 0.0, prefix)
-            x0 = latents[:, k + self._prefix : k + self._prefix + self._hop]
+            said = slice(k + self._prefix, k + self._prefix + self._hop)
             rows = audio[:, k : k + self._hop + around]
             trust = self._trust[which]
-            batches.append(VideoBatch(x0, prefix, clean, rows, reference, marks, trust))
+            batches.append(
+                VideoBatch(
+                    latents[:, said],
+                    marks[:, 1:][:, said],
+                    prefix,
+                    clean,
+                    rows,
+                    reference,
+                    marks[:, 0],
+                    trust,
+                )
+            )
         return batches
 
     def _draw_clips(self, size: int) -> Tensor:

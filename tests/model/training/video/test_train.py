@@ -16,7 +16,7 @@ from model.training.video.teacher import (
     HearingObjective,
     Listener,
     TeacherObjective,
-    windows_and_loss,
+    windows_of,
 )
 from model.video.config import tiny_config
 from model.video.tiny import TinyNet
@@ -97,8 +97,8 @@ def objective_of(clips: VideoClips, machine: Machine) -> tuple[TinyNet, TeacherO
     with torch.no_grad():  # what starts silent would hide what it does
         for parameter in net.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
-    windows, loss = windows_and_loss(clips, net.config, random, machine)
-    return net, TeacherObjective(net, windows, loss, random, machine, 2)
+    windows = windows_of(clips, net.config, random, machine)
+    return net, TeacherObjective(net, windows, random, machine, 2)
 
 
 def test_layers_computed_again_give_the_same_gradients(clips: VideoClips) -> None:
@@ -126,7 +126,7 @@ def test_an_encoder_learns_to_hear_a_mouth(clips: VideoClips, tmp_path: Path) ->
     machine = Machine(CPU)
     random = machine.random(0)
     net = TinyNet(tiny_config(16))
-    windows, _ = windows_and_loss(clips, net.config, random, machine)
+    windows = windows_of(clips, net.config, random, machine)
     listener = Listener(net.sound, windows.mouth_numbers)
     objective = HearingObjective(listener, windows, 16)
     before = objective.losses()["lip_gap"].item()
