@@ -89,6 +89,9 @@ def tracked(video: Pictures, tracker: FaceTracker) -> list[Look | None]:
     return [look for _, look in looks(enlarged, tracker)]
 
 
+Pairs = Sequence[tuple[Look | None, Look | None]]  # a clip's frames: made, true
+
+
 def mouth_figures(
     made: Sequence[Sequence[Look | None]], true: Sequence[Sequence[Look | None]]
 ) -> dict[str, float]:
@@ -100,7 +103,7 @@ def mouth_figures(
     if len(seen) < 3:
         return figures
     off = [np.linalg.norm((a.shape - b.shape)[LIPS, :2], axis=1).mean() for a, b in seen]
-    made_gap, true_gap = np.array([[lip_gap(a), lip_gap(b)] for a, b in seen]).T
+    made_gap, true_gap = _lip_gaps(pairs)
     figures["lips off, % of eye distance"] = 100.0 * float(np.mean(off))
     figures["lip gap r"] = _r(made_gap, true_gap)
     if true_gap.std() > _STILL and made_gap.std() > _STILL:
@@ -119,17 +122,24 @@ def lip_gap(look: Look) -> float:
     return float(np.linalg.norm(look.shape[13, :2] - look.shape[14, :2]))
 
 
-def _lag_ms(clips: Sequence[Sequence[tuple[Look | None, Look | None]]], most: int = 4) -> float:
-    """By how much the lips run late where they correlate best with the true ones."""
-    scores = {}
-    for lag in range(-most, most + 1):
-        rows = [
+def _lip_gaps(clips: Sequence[Pairs], lag: int = 0) -> NDArray[np.float64]:
+    """(2, N) of the made faces and the true ones ``lag`` frames earlier, less their mean in each
+    clip: some mouths are ajar at rest."""
+    gaps = [np.zeros((2, 0))]
+    for clip in clips:
+        both = [
             (lip_gap(a), lip_gap(b))
-            for clip in clips
             for (a, _), (_, b) in zip(clip[max(0, lag) :], clip[max(0, -lag) :], strict=False)
             if a is not None and b is not None
         ]
-        scores[lag] = _r(*np.array(rows).T)
+        if both:
+            gaps.append(np.array(both).T - np.mean(both, axis=0)[:, None])
+    return np.concatenate(gaps, axis=1)
+
+
+def _lag_ms(clips: Sequence[Pairs], most: int = 4) -> float:
+    """By how much the lips run late where they correlate best with the true ones."""
+    scores = {lag: _r(*_lip_gaps(clips, lag)) for lag in range(-most, most + 1)}
     return max(scores, key=lambda lag: scores[lag]) * 1000.0 / FPS
 
 

@@ -86,6 +86,15 @@ def test_lips_that_run_late_are_found_out() -> None:
     assert mouth_figures([[None] * 60], [true]) == {"face found": 0.0}
 
 
+def test_a_mouth_ajar_at_rest_says_nothing_of_what_is_said() -> None:
+    said = 0.02 * np.random.default_rng(0).random((2, 60))
+    true = [
+        [opened(rest + gap) for gap in gaps] for rest, gaps in zip((0.0, 0.2), said, strict=True)
+    ]
+    still = [[opened(rest)] * 60 for rest in (0.0, 0.2)]
+    assert mouth_figures(still, true)["lip gap r"] == 0
+
+
 def test_a_sheet_has_a_row_a_video(face: Pictures) -> None:
     video = np.stack([face] * 9)
     assert sheet(4, 2, [video, video]).shape == (2 * 128, 4 * 128, 3)
