@@ -40,7 +40,8 @@ class UNetConfig:
 
     ``audio_width`` None: no audio attention (the reference UNet). ``motion`` None: every frame by
     itself. ``prefix_frames``: clean frames before the window that it is conditioned on.
-    ``guided``: a student, which takes the guidance scales as tokens.
+    ``guided``: a student, which takes the guidance scales as tokens, or with ``embedded_scales``,
+    to compare, in the time's embedding.
     """
 
     in_channels: int = 4
@@ -56,6 +57,7 @@ class UNetConfig:
     motion: MotionConfig | None = field(default_factory=MotionConfig)
     prefix_frames: int = 0
     guided: bool = False
+    embedded_scales: bool = False
 
     def __post_init__(self) -> None:
         levels = len(self.channels)

@@ -139,14 +139,15 @@ class TinyNet(nn.Module):
         return base[:, None] + self.unet.denoise(x_t, t, tuple(parts))
 
 
-def tiny_student_of(teacher: TinyNet, guided: bool) -> TinyNet:
-    """A student that starts as ``teacher`` and, if ``guided``, with silent tokens for guidance.
+def tiny_student_of(teacher: TinyNet, guided: bool, embedded_scales: bool = False) -> TinyNet:
+    """A student that starts as ``teacher`` and, if ``guided``, is told the scales, at first in
+    vain, see `UNetConfig`.
 
     Raises ``ValueError`` when ``teacher`` is a student itself.
     """
     if teacher.config.guided:
         raise ValueError("not a teacher's network: it takes guidance scales")
-    unet = replace(teacher.config.unet, guided=guided)
+    unet = replace(teacher.config.unet, guided=guided, embedded_scales=embedded_scales)
     student = TinyNet(replace(teacher.config, unet=unet))
     student.load_state_dict(student.state_dict() | teacher.state_dict())
     return student

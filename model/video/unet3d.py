@@ -56,7 +56,9 @@ class DenoisingUNet(Backbone):
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
         self._levels = {place: level for place, (level, _) in reference_places(config).items()}
         self._parts = self._context_names()
-        if config.guided:
+        if config.guided and config.embedded_scales:
+            self.scales = nn.ModuleList(ScaleToken(config.time_width) for _ in range(2))
+        elif config.guided:
             self.audio_scale = ScaleToken(config.audio_width)
             self.reference_scale = nn.ModuleDict(
                 {str(level): ScaleToken(wide) for level, wide in reference_places(config).values()}
@@ -66,6 +68,8 @@ class DenoisingUNet(Backbone):
         names = ["audio", "face", *(f"reference.{place}" for place in self._levels)]
         if not self.config.guided:
             names.append("has_reference")
+        elif self.config.embedded_scales:
+            names.append("scales")
         if self.config.prefix_frames:
             times = (m for m in self.modules() if isinstance(m, TimeAttention))
             names += [f"past.{attention.place}" for attention in times]
@@ -146,15 +150,21 @@ class DenoisingUNet(Backbone):
         )
         x = self.conv_in(x.flatten(0, 1).to(self.conv_in.weight.dtype))
         x = x + repeat_rows(parts["face"], frames)
-        return self.run(x, repeat_rows(self.embed_time(index), frames), context)
+        time = self.embed_time(index)
+        if "scales" in parts:
+            time = time + parts["scales"]
+        return self.run(x, repeat_rows(time, frames), context)
 
     def _told(self, cond: Conditions) -> Notes:
-        """The conditions, with what is off left out and a student's scales as tokens."""
+        """The conditions, with what is off left out and a student's scales as its config says."""
         dtype = self.conv_in.weight.dtype
         audio, face = cond["audio"].to(dtype), cond["face"].to(dtype)
         references = {place: cond[f"reference.{place}"].to(dtype) for place in self._levels}
         parts: Notes = {}
-        if self.config.guided:
+        if self.config.guided and self.config.embedded_scales:
+            scales = zip(self.scales, cond["guidance"].unbind(1), strict=True)
+            parts["scales"] = torch.stack([net(scale) for net, scale in scales]).sum(0)[:, 0]
+        elif self.config.guided:
             s_aud, s_ref = cond["guidance"].unbind(1)
             token = self.audio_scale(s_aud)[:, None].expand(-1, audio.shape[1], -1, -1)
             audio = torch.cat([audio, token], dim=2)

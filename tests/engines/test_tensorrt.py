@@ -58,8 +58,9 @@ def test_every_operator_is_covered_and_the_engine_is_built(
 @pytest.mark.skipif(
     find_spec("modelopt") is None, reason="ModelOpt is not installed: pip install 'fada[fp8]'"
 )
-def test_fp8_is_covered_and_built(tmp_path: Path) -> None:
-    chosen = networks()["motion"]
+@pytest.mark.parametrize("name", ["motion", *VIDEO])
+def test_fp8_is_covered_and_built(name: str, tmp_path: Path) -> None:
+    chosen = networks()[name]
     net = reduced(chosen.net.requires_grad_(False), "fp8", chosen.inputs)
     for graph in graphs_of(net, chosen.inputs(2)):
         check(graph, "fp8", tmp_path)

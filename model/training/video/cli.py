@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from model.training.distill import Recipe
 from model.training.team import joined_team
 from model.training.trainer import RunOptions
 from model.training.video import echomimic
@@ -73,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trained(args: argparse.Namespace, clips: VideoClips, machine: Machine) -> Path:
+    if args.hears_anew:
+        raise ValueError("--hears-anew is for students of motion")
     real = args.role != "video-teacher" and args.teacher.is_dir()
+    recipe = Recipe(args.role == "video-student", args.scales == "embedding", args.supervision)
     given = echomimic.RATE if real else RATE
     rate = given if args.rate is None else args.rate
     options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate)
@@ -82,9 +86,11 @@ def _trained(args: argparse.Namespace, clips: VideoClips, machine: Machine) -> P
         batch = args.batch or TEACHER_BATCH
         return train_teacher(clips, options, machine, args.seed, args.start, config, batch)
     if real:
-        if args.role != "video-student" or args.start is not None:
-            raise ValueError("of EchoMimic only a fresh video-student is made: no --start, no role "
-                             f"{args.role!r}")  # fmt: skip
+        if not recipe.guided or recipe.embedded_scales or args.start is not None:
+            raise ValueError(
+                "of EchoMimic only a fresh video-student with tokens is made: no --start, "
+                f"no --scales embedding, no role {args.role!r}"
+            )
         batch, words = args.batch or echomimic.BATCH, args.supervision
         folder = args.teacher
         return train_real_student(clips, folder, options, machine, args.seed, words, batch)
@@ -95,7 +101,6 @@ def _trained(args: argparse.Namespace, clips: VideoClips, machine: Machine) -> P
         machine,
         args.seed,
         args.start,
-        args.role == "video-student",
-        args.supervision,
+        recipe,
         args.batch or STUDENT_BATCH,
     )

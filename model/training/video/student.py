@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.diffusion.once import Once
 from model.motion.weights import Limits, weights_facts
-from model.training.distill import STEPS, StudentObjective
+from model.training.distill import STEPS, Recipe, StudentObjective
 from model.training.trainer import RunOptions, Trainer
 from model.training.video.clips import VideoClips
 from model.training.video.losses import loss_of
@@ -31,23 +31,22 @@ def train_student(
     machine: Machine,
     seed: int,
     start: Path | None,
-    guided: bool,
-    supervision: str = "mixed",
+    recipe: Recipe,
     batch: int = BATCH,
 ) -> Path:
     """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors.
 
-    ``guided``: takes the scales as tokens (``fast``), else is run in three branches
-    (``balanced``). ``start``: a student's weights to go on from; fresh ones take the teacher's.
-    From a ``balanced`` student a guided one starts with few steps learned and the scales to learn.
+    ``start``: a student's weights to go on from; fresh ones take the teacher's. From a
+    ``balanced`` student a guided one starts with few steps learned and the scales to learn.
     """
     random = machine.random(seed)
     with machine.chosen():
         teacher = tiny_net(teacher_path).to(machine.device)
         student = teacher if start is None else tiny_net(start)
-        if start is None or (guided and not student.config.guided):
-            student = tiny_student_of(student, guided)
-        if student.config.guided != guided:
+        if start is None or (recipe.guided and not student.config.guided):
+            student = tiny_student_of(student, recipe.guided, recipe.embedded_scales)
+        told = student.config.guided, student.config.unet.embedded_scales
+        if told != (recipe.guided, recipe.embedded_scales):
             raise ValueError(f"--start {start} is a student of the other kind")
         student.to(machine.device).train().requires_grad_(True)
         windows = windows_of(clips, student.config, random, machine)
@@ -59,15 +58,15 @@ def train_student(
             windows,
             loss_of,
             random,
-            supervision,
-            guided,
+            recipe.supervision,
+            recipe.guided,
             batch,
             limits=LIMITS,
         )
         path = options.folder / "student.safetensors"
 
         def keep() -> None:
-            limits = LIMITS if guided else None
+            limits = LIMITS if recipe.guided else None
             facts = weights_facts("student", STEPS, trainer.step, limits)
             save_net(path, trainer.averaged, facts)
 

@@ -190,17 +190,24 @@ def test_a_prefix_off_is_the_plain_network(make_net: MakeNet) -> None:
     streaming.load_state_dict(plain.state_dict())  # the same parameters, none new
 
 
+@pytest.mark.parametrize("embedded", [False, True])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_students_scales_matter(make_net: MakeNet, make_inputs: MakeInputs, which: int) -> None:
-    net = make_net(guided=True)
+def test_a_students_scales_matter(
+    make_net: MakeNet, make_inputs: MakeInputs, which: int, embedded: bool
+) -> None:
+    net = make_net(guided=True, embedded_scales=embedded)
     x_t, t, cond = make_inputs(net.config, 2)
     other = cond["guidance"].clone()
     other[:, which] += 0.5
     assert gap(net(x_t, t, cond), net(x_t, t, cond | {"guidance": other})) > 1e-4
 
 
-def test_a_new_students_scales_are_silent(make_config: MakeConfig, make_inputs: MakeInputs) -> None:
-    net = DenoisingUNet(make_config(guided=True)).eval().requires_grad_(False)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_new_students_scales_are_silent(
+    make_config: MakeConfig, make_inputs: MakeInputs, embedded: bool
+) -> None:
+    config = make_config(guided=True, embedded_scales=embedded)
+    net = DenoisingUNet(config).eval().requires_grad_(False)
     x_t, t, cond = make_inputs(net.config, 1)
     assert gap(net(x_t, t, cond), net(x_t, t, cond | {"guidance": 3 * cond["guidance"]})) == 0.0
 

@@ -60,8 +60,14 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     grown, facts = load_net(tmp_path / "on" / "student.safetensors")
     assert isinstance(grown, TinyNet) and grown.config.guided and "limits" in facts
     start = ("--start", tmp_path / "fast" / "student.safetensors")
-    with pytest.raises(ValueError, match="a student of the other kind"):
-        run(parsed("video-balanced", *taught, *start, "--out", tmp_path / "back"))
+    for other in (("video-balanced",), ("video-student", "--scales", "embedding")):
+        with pytest.raises(ValueError, match="a student of the other kind"):
+            run(parsed(*other, *taught, *start, "--out", tmp_path / "back"))
+
+    compared = (*taught, "--scales", "embedding", "--out", tmp_path / "embedded")
+    assert run(parsed("video-student", *compared)) == 0
+    embedded, _ = load_net(tmp_path / "embedded" / "student.safetensors")
+    assert isinstance(embedded, TinyNet) and embedded.config.unet.embedded_scales
 
 
 @pytest.mark.slow
