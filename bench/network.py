@@ -19,8 +19,9 @@ from stages import BATCHES, EXAMPLES, heard
 from engines.registry import load_pipeline
 from model import students
 from model.conditioning import Floats, Reference, Window
-from model.pipeline import StudentPipeline, WindowTask
+from model.pipeline import WindowTask
 from model.portrait import load_picture
+from model.student_pipeline import StudentPipeline
 from server.bench.report import processor
 
 PORTRAIT = Path("presenter.jpg")

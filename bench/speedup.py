@@ -21,7 +21,8 @@ from model.audio.windows import AudioWindower
 from model.conditioning import Window
 from model.motion.actions import REFERENCE_DIM
 from model.motion.weights import load_weights
-from model.pipeline import StudentPipeline, WindowTask
+from model.pipeline import WindowTask
+from model.student_pipeline import StudentPipeline
 from model.students import WEIGHTS, motion_pipeline
 from model.training.rollout import MotionOnly, reference_of
 from server.bench.report import processor

@@ -26,8 +26,9 @@ from model.audio.windows import HOP, LOG_MEL
 from model.conditioning import FPS, Floats, Reference, Window
 from model.motion.actions import from_motion
 from model.motion.renderer import LIVELINESS, PortraitRenderer
-from model.pipeline import StudentPipeline, WindowTask
+from model.pipeline import WindowTask
 from model.portrait import load_picture
+from model.student_pipeline import StudentPipeline
 from server.bench.report import processor
 from server.media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from server.media.colour import to_yuv420

@@ -19,7 +19,7 @@ from model import students
 from model.audio.hearing import Hearing
 from model.diffusion.denoiser import Forward
 from model.motion.net import MotionNet
-from model.pipeline import StudentPipeline
+from model.student_pipeline import StudentPipeline
 
 MOST_THREADS = 4  # of a video network that a CPU runs; more were not tried
 

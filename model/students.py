@@ -23,7 +23,8 @@ from model.facts import StudentFacts, refuse_teacher
 from model.motion.net import MotionNet
 from model.motion.steady import steadied
 from model.motion.weights import MotionWeights, load_weights
-from model.pipeline import LatentSpace, Student, StudentPipeline
+from model.pipeline import LatentSpace
+from model.student_pipeline import Student, StudentPipeline
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "motion-fast"

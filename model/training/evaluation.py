@@ -20,7 +20,7 @@ import torch
 from model.conditioning import FPS, SAMPLE_RATE, Floats, Guidance
 from model.motion.actions import ACTION_COUNT
 from model.motion.weights import load_weights
-from model.pipeline import StudentPipeline
+from model.student_pipeline import StudentPipeline
 from model.students import WEIGHTS, motion_pipeline
 from model.training.corpus import Corpus, LipGap, fit_lip_gap, grid_corpus, held_out, load_grid
 from model.training.inferred import speeches

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from model.audio.windows import AudioWindower
 from model.conditioning import Floats, Guidance, Reference, Window
 from model.motion.actions import MOTION_DIM
-from model.pipeline import Frame, FrameDecoder, StudentPipeline, WindowTask
+from model.pipeline import Frame, FrameDecoder, WindowTask
+from model.student_pipeline import StudentPipeline
 
 
 class MotionOnly:

@@ -21,7 +21,8 @@ from model.audio.features import HOPS_PER_FRAME, log_mel
 from model.audio.windows import HOP, PREFIX, AudioWindower
 from model.conditioning import FPS, Floats, Guidance
 from model.motion.weights import load_weights
-from model.pipeline import StudentPipeline, WindowTask
+from model.pipeline import WindowTask
+from model.student_pipeline import StudentPipeline
 from model.students import WEIGHTS, motion_pipeline
 from model.training.corpus import Corpus
 from model.training.evaluation import HeldOut, run_speeches

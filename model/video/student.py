@@ -25,7 +25,7 @@ from model.conditioning import Reference
 from model.diffusion.denoiser import Conditions, Denoiser, Forward, VDenoiser, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, LinearBetaSchedule, NoiseSchedule
 from model.facts import StudentFacts, refuse_teacher
-from model.pipeline import Student, StudentPipeline
+from model.student_pipeline import Student, StudentPipeline
 from model.video import checkpoints
 from model.video.config import FaceLocatorConfig, UNetConfig
 from model.video.face_locator import FaceLocator

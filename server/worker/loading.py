@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from model import students
 from model.pipeline import AvatarPipeline, StudentInfo
-from model.students import Choice
 from server.errors import SetupError
 from server.protocol import ModelView
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from model.students import Choice
 
 
 def model_names(settings: Settings) -> tuple[str, ...]:
@@ -24,6 +27,8 @@ def model_names(settings: Settings) -> tuple[str, ...]:
     """
     if settings.pipeline is not None:
         return settings.models
+    from model import students  # torch, which a loader of one's own may do without
+
     try:
         return students.names(_choice(settings))
     except ValueError as error:
@@ -46,7 +51,7 @@ def load_pipelines(
 
     choice = _choice(settings)
     if choice.weights is None:
-        choice = Choice(names)
+        choice = replace(choice, models=names)
     try:
         return {**registry.load_pipelines(choice)}
     except ValueError as error:
@@ -54,6 +59,8 @@ def load_pipelines(
 
 
 def _choice(settings: Settings) -> Choice:
+    from model.students import Choice
+
     return Choice(settings.models, settings.weights, settings.model_name)
 
 

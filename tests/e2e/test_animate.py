@@ -14,13 +14,7 @@ from PIL import Image
 from server.cli import main
 from tests.server.media_files import sound
 from tests.server.media_probe import probe
-from tests.server.service import Service, running
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running({}) as service:
-        yield service
+from tests.server.service import Service
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,8 @@ import pytest
 import soundfile
 
 from tests.server.media_probe import Probe, probe
-from tests.server.service import Service, running
+from tests.server.service import Service
 from tests.server.stream_client import pcm, spoken, stream_to
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running({}) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import soundfile
 from playwright.sync_api import Browser, Page, WebSocket, sync_playwright
 
 from tests.server.media_probe import probe
-from tests.server.service import Service, running
+from tests.server.service import FAKE, Service, running
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _FLAGS = [
@@ -36,12 +36,6 @@ _WAIT_S = 60.0
 pytestmark = pytest.mark.skipif(
     _CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"
 )
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running({}) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +366,7 @@ def test_students_of_two_kinds_each_get_their_own_avatar(
 
 
 def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None:
-    with running({"FADA_API_KEYS": "o/ther+"}) as service, browser.new_context() as context:
+    with running({**FAKE, "FADA_API_KEYS": "o/ther+"}) as service, browser.new_context() as context:
         studio = Studio(context.new_page())
         page = studio.page
         page.goto(service.url)

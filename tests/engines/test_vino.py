@@ -16,7 +16,8 @@ from model.audio.windows import AudioWindower
 from model.conditioning import SAMPLE_RATE, Floats, Reference
 from model.diffusion.denoiser import Conditions
 from model.motion.net import MotionNet, NetConfig
-from model.pipeline import StudentPipeline, WindowTask
+from model.pipeline import WindowTask
+from model.student_pipeline import StudentPipeline
 from model.students import load_pipeline as load_eager
 
 BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -12,7 +12,15 @@ HEAVY = {"torch", "model", "engines", "numba", "cv2", "av", "soundfile", "soxr",
 
 @pytest.mark.parametrize("module", ["server.app", "server.serving", "server.cli"])
 def test_the_api_process_loads_no_model_and_no_media(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    assert not HEAVY & loaded_by(module)
+
+
+def test_a_worker_loads_torch_only_for_students_that_need_it() -> None:
+    assert "torch" not in loaded_by("server.worker.worker")
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment({}),
@@ -21,4 +29,4 @@ def test_the_api_process_loads_no_model_and_no_media(module: str) -> None:
         timeout=60,
         check=True,
     )
-    assert not HEAVY & set(done.stdout.split())
+    return set(done.stdout.split())
