@@ -27,6 +27,14 @@ knobs of them that turn nothing. It speaks for the defaults; three tenths of all
 these. The tokens' own parameters, which begin at nothing, learn four times as fast. The cap of 0.7
 keeps the guided target in play even there.
 
+Own paths. In service x_t is what the student's earlier steps made, at scale 4 of a wide jaw; a
+noised recording never looks so, and a student that saw only those takes such a jaw for an error
+and mends it: its knob turned the first step, not the sixth. So every other update of a guided
+student starts where its own steps lead from noise, at the scales that it was told (on-policy
+distillation, Agarwal et al. 2024, arXiv 2306.13649; of diffusion models the backward distillation
+of Kohler et al. 2024, arXiv 2405.05224). There the teacher alone speaks, w = 0: the recording is
+not where x_t came from.
+
 The encoder of sound stays the teacher's. It heard far more voices, for longer, than a student's
 run has time for; left free it gains nothing (docs/table.md), and could drift to the one speaker
 whose data is believed.
@@ -74,6 +82,7 @@ BATCH = 48
 STEPS = 6
 OWN_SHARE = 0.75  # of prefixes that the network made itself
 OWN_STEPS = 2
+OWN_PATH_EVERY = 2  # updates of a guided student: then one starts on its own way from noise
 TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
 # Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
 LIMITS: Limits = ((1.0, 4.0), (1.0, 4.0))
@@ -114,6 +123,7 @@ class Recipe:
     embedded_scales: bool = False  # the scales in the time's embedding, not as tokens
     supervision: str = "mixed"  # see `SUPERVISION`
     hears_anew: bool = False  # the encoder of sound is trained along
+    own_paths: bool = True  # of a guided one, see above
 
 
 Weight = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveTrust`
@@ -216,9 +226,11 @@ class StudentObjective(Generic[Batch]):
         batch: int = BATCH,
         schedule: NoiseSchedule | None = None,
         limits: Limits = LIMITS,
+        own_paths: bool = True,
     ) -> None:
         """``loss_of`` a batch: how its windows are compared. ``schedule`` None: the cosine's.
-        ``limits``: the scales that a guided student learns."""
+        ``limits``: the scales that a guided student learns. ``own_paths``: some of its
+        updates start on its own way, unless it learns from the data alone."""
         self._student, self._windows, self._random = student, windows, random
         self._loss_of = loss_of
         self._guided, self._batch = guided, batch
@@ -226,7 +238,8 @@ class StudentObjective(Generic[Batch]):
         self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
         self._schedule: NoiseSchedule = schedule or CosineSchedule()
         self._weight = SUPERVISION[supervision]()
-        self._limits = limits
+        self._limits, self._drawn = limits, 0
+        self._own_paths = own_paths and guided and supervision != "data"
         self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
 
     def losses(self) -> Losses:
@@ -241,12 +254,20 @@ class StudentObjective(Generic[Batch]):
         t = self._draw_times()
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
+        self._drawn += 1
+        own = self._own_paths and self._drawn % OWN_PATH_EVERY == 0
+        if own:
+            # In turn, not by lot: a team's processes make as many steps as each other.
+            left = STEPS - self._drawn // OWN_PATH_EVERY % STEPS
+            x_t, t = self._own_path(eps, cond, left)
         target = self._teacher_target(x_t, t, cond)
         aside = torch.zeros_like(t)
         if self._guided:
             aside = (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE)).abs().sum(1)
         loss = self._loss_of(batch)
-        weight = self._weight(loss(target, batch.x0), t, batch.trust, aside)
+        weight = torch.zeros_like(t)
+        if not own:
+            weight = self._weight(loss(target, batch.x0), t, batch.trust, aside)
         x0_hat = self._student(x_t, t, cond)
         from_teacher = loss(x0_hat, target)
         from_data = loss(x0_hat, batch.x0, off)
@@ -259,6 +280,16 @@ class StudentObjective(Generic[Batch]):
             "data": from_data.mean(),
             "data_weight": weight.mean(),
         }
+
+    @torch.no_grad()
+    def _own_path(self, noise: Tensor, cond: dict[str, Tensor], left: int) -> tuple[Tensor, Tensor]:
+        """(B, T, ...) where the student comes from ``noise`` with ``left`` steps left, and what
+        time (B,) it is there."""
+        x = noise
+        for step in range(STEPS, left, -1):
+            now, then = (torch.full((len(x),), i / STEPS) for i in (step, step - 1))
+            x = ddim_step(x, self._student(x, now, cond), now, then, self._schedule)
+        return x, torch.full((len(x),), left / STEPS)
 
     @torch.no_grad()
     def _teacher_target(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -333,6 +364,7 @@ def train_student(
         random,
         recipe.supervision,
         student.config.guided,
+        own_paths=recipe.own_paths,
     )
     path = options.folder / "student.safetensors"
 

@@ -62,6 +62,7 @@ def train_student(
             recipe.guided,
             batch,
             limits=LIMITS,
+            own_paths=recipe.own_paths,
         )
         path = options.folder / "student.safetensors"
 
