@@ -34,6 +34,7 @@ from server.protocol import LiveStart, parse_options
 from server.routes.animate import check_avatar
 from server.routes.context import Context, choose_model, context
 from server.routes.video import ClientGone, first_event, first_fragment_timed
+from server.tasks import cancelled
 from server.uploads import check_portrait
 
 router = APIRouter()
@@ -92,18 +93,23 @@ async def _session(websocket: WebSocket, here: Context) -> None:
     traces.note(job=job_id)
     events = first_fragment_timed(here.client.follow(job_id, consume=True), "live", began_s)
     live = _Live(websocket, here, job_id, start.sample_rate)
+    listening, answering = (
+        asyncio.create_task(way) for way in (live.listen(), live.answer(events))
+    )
+    error: BaseException | None = None
     try:
-        async with asyncio.TaskGroup() as group:
-            listening = group.create_task(live.listen())
-            try:
-                await live.answer(events)
-            finally:
-                live.over = True
-                listening.cancel()
-    except BaseExceptionGroup as several:
-        raise several.exceptions[0] from several
+        # The client may have nothing more to say while there is more to answer.
+        while error is None and not answering.done():
+            going = {task for task in (listening, answering) if not task.done()}
+            ended, _ = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+            error = next((task.exception() for task in ended if task.exception()), None)
     finally:
-        await give_up(here.client, job_id, live=True)
+        try:
+            await cancelled((listening, answering))
+        finally:
+            await give_up(here.client, job_id, live=True)
+    if error is not None:
+        raise error
 
 
 class _Live:
@@ -115,19 +121,10 @@ class _Live:
         self._microphone = _Microphone(sample_rate)
         self._sent = self._heard = self._told = 0
         self._ended = False
-        # Beside cancelling, which was seen to get lost (see `server.worker.worker._cancelled`).
-        self.over = False
 
     async def listen(self) -> None:
-        """What the client says, to the worker, until the client hangs up."""
-        try:
-            await self._listen()
-        except BaseException:
-            self.over = True
-            raise
-
-    async def _listen(self) -> None:
-        while not self.over:
+        """What the client says, to the worker, until the session ends; raises `ClientGone`."""
+        while True:
             message = await _receive(self._websocket)
             command = self._sound(message) if isinstance(message, bytes) else self._command(message)
             self._told += 1
@@ -183,8 +180,6 @@ class _Live:
         )
         await self._websocket.send_bytes(started.data)
         async for event in events:
-            if self.over:
-                return
             if isinstance(event, messages.Done):
                 await _send(
                     self._websocket,

@@ -23,10 +23,10 @@ from server.media.decode import decode_audio
 from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AvatarView, FaceView
 from server.sessions import Heard, Inbox, Snapshot, pack_saved, unpack_saved
+from server.tasks import cancelled
 from server.worker.live import LiveInput, LiveSession
 from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Deserted, Pace, Unwanted
 from server.worker.runner import prepare, run
-from server.worker.tasks import cancelled
 from server.worker.workshop import Workshop
 
 _MAX_TRIES = 5

@@ -35,8 +35,8 @@ from server.media.decode import Speech
 from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from server.protocol import AnimationOptions
 from server.sessions import Snapshot
+from server.tasks import cancelled
 from server.worker.batcher import Batcher
-from server.worker.tasks import cancelled
 
 _OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 

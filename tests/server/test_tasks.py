@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.worker.tasks import cancelled
+from server.tasks import cancelled
 
 pytestmark = pytest.mark.anyio
 
