@@ -76,6 +76,10 @@ class WhisperEncoder(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """``mel`` (B, mels, 2 T) of `log_mel` → (B, T, layers + 1, width), T ≤ positions."""
+        return torch.stack(self.depths(mel), dim=2)
+
+    def depths(self, mel: Tensor) -> list[Tensor]:
+        """The states (B, T, width) before the first block and after each."""
         x = F.gelu(self.conv_1(mel.to(self.conv_1.weight.dtype)))
         x = F.gelu(self.conv_2(x)).transpose(1, 2)
         if x.shape[1] > len(self.positions):
@@ -85,7 +89,7 @@ class WhisperEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
             states.append(x)
-        return torch.stack(states, dim=2)
+        return states
 
 
 def log_mel(samples: Floats, mels: int = 80) -> Tensor:

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.audio.features import ROW_DIM
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX
 from model.diffusion.denoiser import Conditions
 from model.motion.actions import MOTION_DIM, REFERENCE_DIM
+from model.motion.encoders import AudioEncoder, WhisperBlocks
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class NetConfig:
     heads: int = 4
     blocks: int = 4
     reference_tokens: int = 4
-    audio_layers: int = 8
+    audio_layers: int = 8  # of an encoder that learns from nothing
+    whisper_blocks: int = 0  # ... or, if any, of one that begins as Whisper tiny's first blocks
     guided: bool = False  # a student: takes the scales as tokens
     embedded_scales: bool = False  # ... or, to compare, in the time's embedding
     visemes: int = 0  # a teacher: visible classes of phones that its audio tokens are read for
@@ -156,26 +157,6 @@ class Block(nn.Module):
         return torch.as_tensor(x + (1 + gate_2) * self.feed_forward(normed))
 
 
-class AudioEncoder(nn.Module):
-    """(B, frames, ROW_DIM) log-mel rows -> (B, frames, W): residual convolutions, each over ±2
-    frames.
-
-    A mouth prepares for a sound and lingers after it, so a frame's token needs its neighbours.
-    """
-
-    def __init__(self, width: int, layers: int) -> None:
-        super().__init__()
-        self.rows = nn.Linear(ROW_DIM, width)
-        self.layers = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        x = self.rows(rows).transpose(1, 2)
-        for layer in self.layers:
-            x = x + F.gelu(layer(F.gelu(x)))
-        return torch.as_tensor(self.norm(x.transpose(1, 2)))
-
-
 class ScaleToken(nn.Module):
     """(B,) guidance scales -> (B, 1, W) tokens; starts at zero, so a student starts as its teacher
     does but for one empty token."""
@@ -206,7 +187,11 @@ class MotionNet(nn.Module):
         self.frames = nn.Linear(MOTION_DIM, width)
         self.prefix = nn.Linear(MOTION_DIM, width)
         self.positions = nn.Parameter(0.02 * torch.randn(PREFIX + HOP, width))
-        self.audio = AudioEncoder(width, config.audio_layers)
+        self.audio: nn.Module = (
+            WhisperBlocks(width, config.whisper_blocks)
+            if config.whisper_blocks
+            else AudioEncoder(width, config.audio_layers)
+        )
         self.aligned = nn.Linear(width, width)
         self.null_audio = nn.Parameter(0.02 * torch.randn(width))
         self.reference = nn.Sequential(
@@ -240,7 +225,7 @@ class MotionNet(nn.Module):
 
     def context(self, cond: Conditions) -> tuple[Tensor, ...]:
         """What `denoise` needs of the conditions of `forward`; its tensors have no common shape."""
-        audio = self._audio_tokens(cond)
+        audio = self.audio_tokens(cond)
         dtype = audio.dtype
         heard = self.heard(_between(audio, PREFIX, HOP))
         reference = self.reference(cond["reference"].to(dtype))
@@ -277,16 +262,17 @@ class MotionNet(nn.Module):
             x = block(x, contexts[2 * i], contexts[2 * i + 1], time, wanted)
         return torch.as_tensor(heard + self.out(self.norm(x))).to(x_t.dtype)
 
-    def heard_speech(self, cond: Conditions) -> tuple[Tensor, Tensor]:
-        """What the audio tokens alone say, by linear estimates: the motion
-        (B, PREFIX + HOP, 58) and the logits of what is spoken (B, PREFIX + HOP, visemes).
+    def audio_tokens(self, cond: Conditions) -> Tensor:
+        """(B, PREFIX + HOP + LOOKAHEAD, W): a window's sound, or the null token where it is off."""
+        audio = self.audio(cond["audio"].to(self.null_audio.dtype))
+        return torch.where(cond["has_audio"][:, None, None] > 0.5, audio, self.null_audio)
+
+    def heard_speech(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What `audio_tokens` alone say, by linear estimates: the motion (B, PREFIX + HOP, 58) and
+        the logits of what is spoken (B, PREFIX + HOP, visemes).
 
         The motion is part of the prediction, which only adds to it; trained on their own besides,
         both teach the audio encoder from every frame, at any noise level.
         """
-        tokens = self._audio_tokens(cond)[:, : PREFIX + HOP]
+        tokens = tokens[:, : PREFIX + HOP]
         return self.heard(tokens), self.spoken(tokens)
-
-    def _audio_tokens(self, cond: Conditions) -> Tensor:
-        audio = self.audio(cond["audio"].to(self.null_audio.dtype))
-        return torch.where(cond["has_audio"][:, None, None] > 0.5, audio, self.null_audio)

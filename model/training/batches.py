@@ -95,6 +95,10 @@ class WindowSampler:
 
     def draw_run(self, size: int, windows: int) -> list[Batch]:
         """``windows`` batches of ``size``: each the next window of the same clip and voice."""
+        with torch.autocast("cpu", enabled=False):  # data is never rounded
+            return self._draw_run(size, windows)
+
+    def _draw_run(self, size: int, windows: int) -> list[Batch]:
         corpus, random = self._corpus, self._random
         new = windows * HOP
         clip = torch.multinomial(self._weights, size, replacement=True, generator=random)

@@ -25,11 +25,12 @@ from model.training.inferred import (
 )
 from model.training.phones import VISEMES
 from model.training.quality import TRACKED, Quality, write_qualities
-from model.training.teacher import train_teacher
+from model.training.teacher import Beginning, continued, fresh, hearing_as_whisper, train_teacher
 from model.training.trainer import RunOptions
 from model.training.video import cli as video
 
 RATE = 1e-3
+_SPEECH_FOR_BANDS = 40  # clips
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,13 +76,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio-layers",
         type=int,
         default=NetConfig.audio_layers,
-        help="teacher's encoder [%(default)s]",
+        help="of a teacher's encoder that begins with nothing [%(default)s]",
+    )
+    parser.add_argument(
+        "--whisper",
+        type=Path,
+        help="teacher: Whisper tiny's model.bin (CTranslate2), whose first blocks its encoder "
+        "begins as",
+    )
+    parser.add_argument(
+        "--whisper-blocks", type=int, default=2, help="how many of them (%(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
     parser.add_argument("--rate", type=float, help="peak learning rate [0.001, video 0.0005]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="multiply in bfloat16: faster on GPUs and on CPUs with AMX or AVX512-BF16",
+    )
     video.add_arguments(parser)
 
 
@@ -100,11 +115,10 @@ def run(args: argparse.Namespace) -> int:
     phones = args.out / "phones.json"
     corpus = build_corpus(args.data, args.speech, args.synthetic, phones, args.seed)
     rate = RATE if args.rate is None else args.rate
-    options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate)
+    options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate, bf16=args.bf16)
     if args.role in ("hearing", "teacher"):
-        config = NetConfig(visemes=len(VISEMES), audio_layers=args.audio_layers)
-        hearing_only = args.role == "hearing"
-        path = train_teacher(corpus, options, args.seed, args.start, config, hearing_only)
+        beginning = _beginning(args, corpus)
+        path = train_teacher(corpus, options, beginning, args.seed, args.role == "hearing")
     else:
         recipe = Recipe(
             args.role == "student", args.scales == "embedding", args.supervision, args.hears_anew
@@ -112,6 +126,19 @@ def run(args: argparse.Namespace) -> int:
         path = train_student(corpus, args.teacher, options, args.seed, args.start, recipe)
     print(path)
     return 0
+
+
+def _beginning(args: argparse.Namespace, corpus: Corpus) -> Beginning:
+    torch.manual_seed(args.seed)
+    if args.start is None:
+        config = NetConfig(visemes=len(VISEMES), audio_layers=args.audio_layers)
+        beginning = fresh(corpus, config)
+    else:
+        beginning = continued(args.start)
+    if args.whisper is None:
+        return beginning
+    speech = load_grid(args.data).samples[:_SPEECH_FOR_BANDS]
+    return hearing_as_whisper(beginning, args.whisper, args.whisper_blocks, speech)
 
 
 def build_corpus(

@@ -51,7 +51,7 @@ closure is hardly seen; a missing one is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -316,8 +316,12 @@ class StudentObjective(Generic[Batch]):
         return torch.where(torch.rand(self._batch, generator=self._random) < 0.5, own, anywhere)
 
 
-def student_of(teacher: MotionNet, recipe: Recipe) -> MotionNet:
-    """A student with the teacher's parameters and, if guided, a fresh place for the scales."""
+def student_of(teacher: MotionNet, recipe: Recipe, start: MotionNet | None = None) -> MotionNet:
+    """A student with the teacher's parameters and, if guided, a fresh place for the scales.
+
+    ``start``: a student to go on from, but with this teacher's encoder of sound.
+    Raises ``ValueError`` for networks that are no such teacher or student.
+    """
     if teacher.config.guided:
         raise ValueError("not a teacher's network: it takes guidance scales")
     config = replace(
@@ -330,6 +334,12 @@ def student_of(teacher: MotionNet, recipe: Recipe) -> MotionNet:
     fresh = {k: v for k, v in student.state_dict().items() if SCALES in k}
     taught = {k: v for k, v in teacher.state_dict().items() if not k.startswith("spoken.")}
     student.load_state_dict(fresh | taught)
+    if start is not None:
+        hears = {"audio_layers": config.audio_layers, "whisper_blocks": config.whisper_blocks}
+        if asdict(start.config) | hears != asdict(config):
+            raise ValueError(f"--start holds {start.config}, expected a student like {config}")
+        known = {k: v for k, v in start.state_dict().items() if not k.startswith("audio.")}
+        student.load_state_dict(student.state_dict() | known)
     return student
 
 
@@ -348,9 +358,8 @@ def train_student(
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     teacher = load_weights(teacher_path)
-    student = student_of(teacher.net, recipe)
-    if start is not None:
-        student = load_weights(start).net
+    begun = None if start is None else load_weights(start).net
+    student = student_of(teacher.net, recipe, begun)
     student.train().requires_grad_(True)
     student.audio.requires_grad_(recipe.hears_anew)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())

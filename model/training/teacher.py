@@ -5,16 +5,21 @@ Knows: which conditions are dropped how often, how time is drawn. Does not know:
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from model.diffusion.denoiser import Conditions, Denoiser, X0Denoiser
+from model.conditioning import Floats
+from model.diffusion.denoiser import Denoiser, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, add_noise
+from model.motion.encoders import WhisperBlocks
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
+from model.training import whisper_start
 from model.training.batches import Batch, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap, motion_statistics
 from model.training.losses import MotionLoss, dimension_weights
@@ -28,6 +33,8 @@ REFERENCE_ONLY = 0.10
 AUDIO_ONLY = 0.03
 HEARING_BATCH = 128
 HEARING_SHARE = 0.4  # of the training time
+WHISPER_PACE = 0.15  # of the learning rate, while the blocks of Whisper's learn
+TOKENS = "audio.tokens."  # in the names of what Whisper has not
 HEARING_TRACKED = 0.25  # of its windows: what is heard is voices, and all but one are untracked
 HEARD_WEIGHT = 0.3  # of the estimates from sound alone, see `MotionNet.heard_speech`
 SPOKEN_WEIGHT = 0.5
@@ -60,21 +67,38 @@ class HearingObjective:
     spoken, the one thing that all voices have in common.
     """
 
-    def __init__(self, net: MotionNet, windows: WindowSampler, loss: MotionLoss) -> None:
-        self._net, self._windows, self._loss = net, windows, loss
+    def __init__(
+        self,
+        net: MotionNet,
+        windows: WindowSampler,
+        loss: MotionLoss,
+        before: MotionNet | None = None,
+    ) -> None:
+        """``before``: whose tokens a new encoder is to make where the motion is tracked (there the
+        old one heard right), so that denoisers which know those go on."""
+        self._net, self._windows, self._loss, self._before = net, windows, loss, before
 
     def losses(self) -> Losses:
         batch = self._windows.draw(HEARING_BATCH)
-        heard, spoken = hearing_losses(self._net, self._loss, batch, batch.conditions())
-        return {"loss": heard + SPOKEN_WEIGHT * spoken, "heard": heard, "spoken": spoken}
+        cond = batch.conditions()
+        tokens = self._net.audio_tokens(cond)
+        heard, spoken = hearing_losses(self._net, self._loss, batch, tokens)
+        losses = {"loss": heard + SPOKEN_WEIGHT * spoken, "heard": heard, "spoken": spoken}
+        if self._before is not None:
+            with torch.no_grad():
+                known = self._before.audio_tokens(cond)
+            apart = ((tokens - known) ** 2).mean((1, 2)) / known.var()
+            losses["alike"] = (apart * (batch.trust == 1)).mean()
+            losses["loss"] = losses["loss"] + losses["alike"]
+        return losses
 
 
 def hearing_losses(
-    net: MotionNet, loss: MotionLoss, batch: Batch, cond: Conditions
+    net: MotionNet, loss: MotionLoss, batch: Batch, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scalars: error of the motion as heard, and cross-entropy of what is spoken where it is
-    known."""
-    motion, logits = net.heard_speech(cond)
+    """Scalars: error of the motion as heard in ``tokens``, and cross-entropy of what is spoken
+    where it is known."""
+    motion, logits = net.heard_speech(tokens)
     every = torch.cat([batch.clean_prefix, batch.x0], dim=1)
     heard = (loss(motion, every) * batch.trust).mean()
     spoken = -(batch.visemes * logits.log_softmax(2)).sum(2).mean()
@@ -105,35 +129,67 @@ class TeacherObjective:
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
         denoising = (self._loss(self._denoiser(x_t, t, cond), batch.x0) * batch.trust).mean()
-        heard, spoken = hearing_losses(self._net, self._loss, batch, cond)
+        tokens = self._net.audio_tokens(cond)
+        heard, spoken = hearing_losses(self._net, self._loss, batch, tokens)
         loss = denoising + HEARD_WEIGHT * (heard + SPOKEN_WEIGHT * spoken)
         return {"loss": loss, "denoising": denoising, "heard": heard, "spoken": spoken}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a teacher's training starts from; ``mean`` and ``std`` (58,) stay as they are."""
+
+    net: MotionNet
+    mean: Tensor
+    std: Tensor
+    before: MotionNet | None = None  # see `HearingObjective`
+
+
+def fresh(corpus: Corpus, config: NetConfig) -> Beginning:
+    """A network that knows nothing."""
+    return Beginning(MotionNet(config), *motion_statistics(corpus))
+
+
+def continued(path: Path) -> Beginning:
+    """The teacher of ``path``; raises ``ValueError`` where it holds none."""
+    known = load_weights(path)
+    if known.net.config.guided or not known.net.config.visemes:
+        raise ValueError(f"--start {path} is no teacher: {known.net.config}")
+    return Beginning(known.net.train().requires_grad_(True), known.mean, known.std)
+
+
+def hearing_as_whisper(
+    beginning: Beginning, file: Path, blocks: int, speech: Sequence[Floats]
+) -> Beginning:
+    """The same network, but that its encoder of sound is the first ``blocks`` of Whisper's of
+    ``file``; ``speech``: to tell our bands from Whisper's by.
+
+    Raises ``ValueError`` as `whisper_start.begin`.
+    """
+    before = beginning.net
+    net = MotionNet(replace(before.config, whisper_blocks=blocks))
+    whisper_start.begin(cast(WhisperBlocks, net.audio), file, speech)
+    own = {k: v for k, v in net.state_dict().items() if k.startswith("audio.")}
+    rest = {k: v for k, v in before.state_dict().items() if not k.startswith("audio.")}
+    net.load_state_dict(own | rest)
+    return replace(beginning, net=net, before=before.requires_grad_(False))
 
 
 def train_teacher(
     corpus: Corpus,
     options: RunOptions,
+    beginning: Beginning,
     seed: int,
-    start: Path | None,
-    config: NetConfig,
     hearing_only: bool = False,
 ) -> Path:
     """Trains on ``corpus`` and returns the weights' path, ``options.folder``/teacher.safetensors.
 
-    ``start``: weights to begin with; their normalisation is kept. ``hearing_only``: stops after
-    the audio encoder, and returns ``hearing/hearing.safetensors``: to compare encoders.
-    Raises ``ValueError`` for a ``start`` that is no such teacher.
+    ``hearing_only``: stops after the audio encoder, and returns ``hearing/hearing.safetensors``:
+    to compare encoders. Whisper's blocks learn at a fraction of the pace, and nothing more once
+    they have learned to hear.
     """
     random = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    net = MotionNet(config)
-    mean, std = motion_statistics(corpus)
-    if start is not None:
-        begun = load_weights(start)
-        if begun.net.config != config:
-            raise ValueError(f"--start {start} has {begun.net.config}, expected {config}")
-        net.load_state_dict(begun.net.state_dict())
-        mean, std = begun.mean, begun.std
+    net, mean, std = beginning.net, beginning.mean, beginning.std
     loss = MotionLoss(mean, std, fit_lip_gap(corpus), dimension_weights())
 
     def keep(trainer: Trainer[MotionNet], path: Path) -> None:
@@ -141,13 +197,17 @@ def train_teacher(
         save_weights(path, MotionWeights(trainer.averaged, mean, std, facts))
 
     heard = options.folder / "hearing"
-    listener: Trainer[MotionNet] = Trainer(net, _part(options, heard, HEARING_SHARE), random)
+    to_hear = _part(options, heard, HEARING_SHARE)
+    if net.config.whisper_blocks:
+        to_hear = replace(to_hear, peak_rate=WHISPER_PACE * options.peak_rate)
+    listener: Trainer[MotionNet] = Trainer(net, to_hear, random, TOKENS)
     voices = WindowSampler(corpus, mean, std, random, HEARING_TRACKED)
-    hearing = HearingObjective(net, voices, loss)
+    hearing = HearingObjective(net, voices, loss, beginning.before)
     listener.run(hearing.losses, lambda: keep(listener, heard / "hearing.safetensors"))
     if hearing_only:
         return heard / "hearing.safetensors"
     net.load_state_dict(listener.averaged.state_dict())
+    net.audio.requires_grad_(not net.config.whisper_blocks)
     path = options.folder / "teacher.safetensors"
     rest = _part(options, options.folder, 1 - HEARING_SHARE)
     trainer: Trainer[MotionNet] = Trainer(net, rest, random)

@@ -39,6 +39,7 @@ class RunOptions:
     warm_up_steps: int = 200
     average: float = 0.998  # of the exponential moving average that is kept
     checkpoint_every_s: float = 120.0
+    bf16: bool = False  # products in bfloat16; parameters and sums stay as they are
 
 
 class Trainer(Generic[Net]):
@@ -133,7 +134,8 @@ class Trainer(Generic[Net]):
         cooled = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self._progress()))
         for group in self._optimiser.param_groups:
             group["lr"] = options.peak_rate * warm * cooled * group["pace"]
-        values = losses()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            values = losses()
         if not bool(torch.isfinite(values["loss"])):
             raise FloatingPointError(f"the loss is {values['loss'].item()} at step {self.step}")
         self._optimiser.zero_grad(set_to_none=True)

@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cache_argument(video)
     video.add_argument("--batch", type=int, help="windows a step [8, student 4, real size 1]")
     video.add_argument("--device", default="cpu", help="torch's name of it [%(default)s]")
-    video.add_argument("--bf16", action="store_true", help="multiply in bfloat16 (for GPUs)")
     video.add_argument(
         "--recompute",
         action="store_true",

@@ -29,9 +29,13 @@ def inputs(batch: int, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]
     return torch.randn(batch, HOP, MOTION_DIM), torch.rand(batch), cond
 
 
-def net(guided: bool = False) -> MotionNet:
+WHISPER = 2  # blocks, as in what ships
+
+
+def net(guided: bool = False, whisper_blocks: int = 0) -> MotionNet:
     torch.manual_seed(1)
-    made = MotionNet(NetConfig(guided=guided)).eval().requires_grad_(False)
+    config = NetConfig(guided=guided, whisper_blocks=whisper_blocks)
+    made = MotionNet(config).eval().requires_grad_(False)
     for p in made.parameters():  # the zeros it starts with would hide what depends on what
         p.add_(0.02 * torch.randn_like(p))
     return made
@@ -39,11 +43,13 @@ def net(guided: bool = False) -> MotionNet:
 
 def test_size_is_what_a_core_can_run_live() -> None:
     assert 3e6 < sum(p.numel() for p in net(guided=True).parameters()) < 5.5e6
+    assert sum(p.numel() for p in net(guided=True, whisper_blocks=WHISPER).parameters()) < 8e6
 
 
-def test_batched_equals_alone() -> None:
+@pytest.mark.parametrize("blocks", [0, WHISPER])
+def test_batched_equals_alone(blocks: int) -> None:
     x, t, cond = inputs(5)
-    student = net(guided=True)
+    student = net(guided=True, whisper_blocks=blocks)
     batched = student(x, t, cond)
     assert batched.shape == (5, HOP, MOTION_DIM)
     for i in range(5):
@@ -92,11 +98,23 @@ def test_a_student_begins_near_its_teacher() -> None:
         student_of(net(guided=True), Recipe())
 
 
-def test_it_exports_with_a_dynamic_batch() -> None:
+def test_a_student_goes_on_with_another_teachers_encoder() -> None:
+    x, t, cond = inputs(3)
+    begun, teacher = net(guided=True), net(whisper_blocks=WHISPER)
+    student = student_of(teacher, Recipe(), begun)
+    torch.testing.assert_close(student.audio_tokens(cond), teacher.audio_tokens(cond))
+    silent = cond | {"has_audio": torch.zeros(3)}  # then the encoder has no part in it
+    torch.testing.assert_close(student(x, t, silent), begun(x, t, silent))
+    with pytest.raises(ValueError, match="expected a student"):
+        student_of(teacher, Recipe(guided=False), begun)
+
+
+@pytest.mark.parametrize("blocks", [0, WHISPER])
+def test_it_exports_with_a_dynamic_batch(blocks: int) -> None:
     x, t, cond = inputs(2)
     batch = torch.export.Dim("batch", min=2, max=64)
     shapes = ({0: batch}, {0: batch}, {k: {0: batch} for k in cond})
-    student = net(guided=True)
+    student = net(guided=True, whisper_blocks=blocks)
     program = torch.export.export(student, (x, t, cond), dynamic_shapes=shapes)
     more = inputs(7, seed=3)
     torch.testing.assert_close(program.module()(*more), student(*more), atol=1e-4, rtol=1e-4)

@@ -19,6 +19,7 @@ from model.training.distill import DATA_SHARE, LIMITS, AdaptiveTrust
 from model.training.losses import MotionLoss, dimension_weights
 from model.training.rollout import MotionOnly
 from model.training.teacher import draw_times, dropped
+from tests.model.training.test_whisper_start import made_up_whisper, write_ctranslate2
 
 JAW = ACTIONS.index("jawOpen")
 
@@ -53,6 +54,27 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     assert run(parsed(*words)) == 0
     balanced = load_weights(tmp_path / "three" / "student.safetensors")
     assert motion_pipeline("new", balanced, MotionOnly()).info.nfe_per_window == 18
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path) -> None:
+    data = ("--data", grid_folder, "--threads", 1, "--minutes", 5, "--steps", 2)
+    assert run(parsed("teacher", *data, "--out", tmp_path / "old")) == 0
+    old = tmp_path / "old" / "teacher.safetensors"
+    write_ctranslate2(tmp_path / "model.bin", made_up_whisper())
+    words = ("--start", old, "--whisper", tmp_path / "model.bin", "--bf16")
+    assert run(parsed("teacher", *data, *words, "--out", tmp_path / "new")) == 0
+    new = load_weights(tmp_path / "new" / "teacher.safetensors")
+    assert new.net.config.whisper_blocks == 2
+    torch.testing.assert_close(new.mean, load_weights(old).mean)
+    heard = load_weights(tmp_path / "new" / "hearing" / "hearing.safetensors").net.audio
+    for a, b in zip(heard.parameters(), new.net.audio.parameters(), strict=True):
+        assert torch.equal(a, b)  # it hears as it learned to, whatever the denoising asks for
+    words = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--out", tmp_path / "student")
+    assert run(parsed("student", *data, *words)) == 0
+    with pytest.raises(ValueError, match="no teacher"):
+        start = tmp_path / "student" / "student.safetensors"
+        run(parsed("teacher", *data, "--start", start, "--out", tmp_path / "none"))
 
 
 def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
