@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "begins as",
     )
     parser.add_argument(
-        "--whisper-blocks", type=int, default=2, help="how many of them (%(default)s)"
+        "--whisper-blocks", type=int, default=3, help="how many of them (%(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")

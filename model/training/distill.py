@@ -13,7 +13,7 @@ distillation, arXiv 2202.00512). The student gets t, the conditions and the two 
 Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`:
 
     L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),
-    w = 0.7 · q · exp(-(1.2 - q) · d(x0*, x0) / τ(t)) · exp(-|s - s̄|)
+    w = 0.7 · q · α(t)² · exp(-(1.2 - q) · d(x0*, x0) / τ(t)) · exp(-|s - s̄|)
 
 q is the corpus's own opinion of the sample (`Corpus.trust`: 1 tracked, less where motion was
 inferred). d(x0*, x0) says how far the data lies from what the teacher, who has heard everything,
@@ -25,7 +25,9 @@ believed, almost whatever the teacher says. |s - s̄| is how far the two scales 
 defaults, summed: the data knows nothing of scales, and believed at all of them alike it would make
 knobs of them that turn nothing. It speaks for the defaults; three tenths of all samples have just
 these. The tokens' own parameters, which begin at nothing, learn four times as fast. The cap of 0.7
-keeps the guided target in play even there.
+keeps the guided target in play even there. α(t)² is the share of x_t that is signal: where noise
+hides the recording, it is one of many that x_t may come from, and whoever is taught by all of them
+learns their mean, a face that hardly blinks. The teacher's walk ends at one of them.
 
 Own paths. In service x_t is what the student's earlier steps made, at scale 4 of a wide jaw; a
 noised recording never looks so, and a student that saw only those takes such a jaw for an error
@@ -83,7 +85,7 @@ STEPS = 6
 OWN_SHARE = 0.75  # of prefixes that the network made itself
 OWN_STEPS = 2
 OWN_PATH_EVERY = 2  # updates of a guided student: then one starts on its own way from noise
-TEACHER_STEPS_EACH = 2  # teacher steps inside one student step
+TEACHER_STEPS_EACH = 4  # teacher steps inside one student step
 # Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
 LIMITS: Limits = ((1.0, 4.0), (1.0, 4.0))
 AT_DEFAULTS = 0.3  # share of samples with the default scales
@@ -102,16 +104,18 @@ class AdaptiveTrust:
         self._at_defaults = at_defaults
         self._typical = torch.full((_NOISE_LEVELS,), float("nan"))
 
-    def __call__(self, distance: Tensor, t: Tensor, trust: Tensor, aside: Tensor) -> Tensor:
-        """``distance`` d(x0*, x0), ``t``, ``trust`` and ``aside`` |s - s̄|, all (B,) -> the data's
-        weight (B,)."""
+    def __call__(
+        self, distance: Tensor, t: Tensor, signal: Tensor, trust: Tensor, aside: Tensor
+    ) -> Tensor:
+        """``distance`` d(x0*, x0), ``t``, ``signal`` α(t)², ``trust`` and ``aside`` |s - s̄|, all
+        (B,) -> the data's weight (B,)."""
         level = (t * _NOISE_LEVELS).long().clamp(max=_NOISE_LEVELS - 1)
         for i in sorted(set(level.tolist())):
             now = distance[level == i].mean()
             before = self._typical[i]
             self._typical[i] = now if bool(before.isnan()) else torch.lerp(before, now, 0.02)
         unlikely = distance / self._typical[level]
-        weight = DATA_SHARE * trust * torch.exp(-(DOUBT - trust) * unlikely)
+        weight = DATA_SHARE * trust * signal * torch.exp(-(DOUBT - trust) * unlikely)
         return weight * torch.exp(-aside) if self._at_defaults else weight
 
 
@@ -126,11 +130,11 @@ class Recipe:
     own_paths: bool = True  # of a guided one, see above
 
 
-Weight = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveTrust`
+Weight = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveTrust`
 
 
 def _constant(share: float) -> Callable[[], Weight]:
-    return lambda: lambda distance, t, trust, aside: torch.full_like(distance, share)
+    return lambda: lambda distance, t, signal, trust, aside: torch.full_like(distance, share)
 
 
 # The data's weight: as above, as if it knew every scale, the same for every sample, the teacher's
@@ -267,7 +271,8 @@ class StudentObjective(Generic[Batch]):
         loss = self._loss_of(batch)
         weight = torch.zeros_like(t)
         if not own:
-            weight = self._weight(loss(target, batch.x0), t, batch.trust, aside)
+            signal = self._schedule.alpha_sigma(t)[0] ** 2
+            weight = self._weight(loss(target, batch.x0), t, signal, batch.trust, aside)
         x0_hat = self._student(x_t, t, cond)
         from_teacher = loss(x0_hat, target)
         from_data = loss(x0_hat, batch.x0, off)

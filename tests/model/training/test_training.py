@@ -62,7 +62,8 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
     assert run(parsed("teacher", *data, "--out", tmp_path / "old")) == 0
     old = tmp_path / "old" / "teacher.safetensors"
     write_ctranslate2(tmp_path / "model.bin", made_up_whisper())
-    words = ("--start", old, "--whisper", tmp_path / "model.bin", "--bf16")
+    words = ("--start", old, "--whisper", tmp_path / "model.bin", "--whisper-blocks", 2)
+    words += ("--bf16",)
     assert run(parsed("teacher", *data, *words, "--out", tmp_path / "new")) == 0
     new = load_weights(tmp_path / "new" / "teacher.safetensors")
     assert new.net.config.whisper_blocks == 2
@@ -119,10 +120,10 @@ def test_data_is_trusted_less_the_further_it_lies_from_the_teacher(
 ) -> None:
     weigh = AdaptiveTrust()
     times, trusts = torch.full((3,), t), torch.full((3,), trust)
-    at_defaults = torch.zeros(3)
-    weigh(torch.ones(3), times, trusts, at_defaults)
+    clear, at_defaults = torch.ones(3), torch.zeros(3)
+    weigh(torch.ones(3), times, clear, trusts, at_defaults)
     distances = torch.tensor([distance, distance + 1, 1e4])
-    near, mid, far = weigh(distances, times, trusts, at_defaults).tolist()
+    near, mid, far = weigh(distances, times, clear, trusts, at_defaults).tolist()
     assert DATA_SHARE * trust + 1e-6 >= near >= mid >= far >= 0
     assert far < 0.01
 
@@ -130,8 +131,15 @@ def test_data_is_trusted_less_the_further_it_lies_from_the_teacher(
 def test_data_speaks_for_the_default_scales() -> None:
     weigh = AdaptiveTrust()
     same = torch.ones(3)
-    weights = weigh(same, same, same, torch.tensor([0.0, 1.0, 3.0])).tolist()
+    weights = weigh(same, same, same, same, torch.tensor([0.0, 1.0, 3.0])).tolist()
     assert weights[0] > 2 * weights[1] > 4 * weights[2] > 0
+
+
+def test_data_says_nothing_of_what_noise_hides() -> None:
+    weigh = AdaptiveTrust()
+    same = torch.ones(3)
+    weights = weigh(same, same, torch.tensor([1.0, 0.5, 0.0]), same, 0 * same).tolist()
+    assert weights[0] == pytest.approx(2 * weights[1]) and weights[0] > 0 and weights[2] == 0
 
 
 def test_each_guidance_branch_is_trained_as_often_as_said() -> None:
