@@ -4,8 +4,8 @@ Knows: where a file of CTranslate2's holds what, and how our bands become Whispe
 how the encoder is trained from there.
 
 Whisper hears 80 bands on Slaney's scale, our rows have 64 on another; both are logarithms of much
-the same power. So each of Whisper's bands is a linear function of ours (least squares on speech:
-98 % of the variance), and that function and Whisper's first convolution are one convolution.
+the same power. So each of Whisper's bands is very nearly a linear function of ours (least squares
+on speech), and that function and Whisper's first convolution are one convolution.
 """
 
 from __future__ import annotations
