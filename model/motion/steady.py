@@ -4,10 +4,13 @@ Knows: pose latents. Does not know: networks or pictures. A diffusion sample is 
 each frame, and a head that is off by a pixel now and then trembles where a real one glides. So a
 window's pose is smoothed by a least-squares spline that goes on from the frames before it:
 
-    y = argmin |y - x|² + λ·|Δ³(p, y)|²
+    y = argmin |y - x|² + λ·Σ w·|Δ³(p, y)|² + μ·|Δ²(p, y)|²
 
-with x the sampled pose, p the last three frames and Δ³ third differences (Whittaker 1923; Eilers
-2003). It is linear with constant matrices and keeps no state beyond the session's own prefix.
+with x the sampled pose, p the last three frames, Δ² and Δ³ second and third differences (Whittaker
+1923; Eilers 2003). The differences that cross the border weigh more, w = 3 instead of 1: a window
+that begins elsewhere than the last one ended gives way. Alone that would carry the last window's
+speed too far into the next; μ keeps it from swinging. It is linear with constant matrices and
+keeps no state beyond the session's own prefix.
 """
 
 from __future__ import annotations
@@ -19,19 +22,24 @@ from model.conditioning import Floats
 from model.motion.actions import ACTION_COUNT
 
 STIFFNESS = 10.0  # λ
+BORDER = 3.0  # w
+DAMPING = 3.0  # μ
 _REACH = 3  # frames before the window that a third difference sees
 _POSE = slice(ACTION_COUNT, None)
 
 
-def _matrices(stiffness: float) -> tuple[Floats, Floats]:
+def _matrices() -> tuple[Floats, Floats]:
     """(HOP, HOP) and (HOP, 3): y = A·x + B·p."""
-    third = np.diff(np.eye(_REACH + HOP), 3, axis=0)  # (HOP, 3 + HOP)
-    before, inside = third[:, :_REACH], third[:, _REACH:]
-    solve = np.linalg.inv(np.eye(HOP) + stiffness * inside.T @ inside)
-    return solve.astype(np.float32), (-stiffness * solve @ inside.T @ before).astype(np.float32)
+    frames = np.eye(_REACH + HOP)
+    second, third = np.diff(frames, 2, axis=0)[1:], np.diff(frames, 3, axis=0)  # (HOP, 3 + HOP)
+    weights = np.where(np.arange(HOP) < _REACH, STIFFNESS * BORDER, STIFFNESS)
+    rough = third.T @ (weights[:, None] * third) + DAMPING * second.T @ second
+    before, inside = rough[_REACH:, :_REACH], rough[_REACH:, _REACH:]
+    solve = np.linalg.inv(np.eye(HOP) + inside)
+    return solve.astype(np.float32), (-solve @ before).astype(np.float32)
 
 
-_SAMPLED, _BEFORE = _matrices(STIFFNESS)
+_SAMPLED, _BEFORE = _matrices()
 
 
 def steadied(prefix: Floats, latents: Floats) -> Floats:

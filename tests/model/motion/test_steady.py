@@ -54,3 +54,15 @@ def test_what_stands_still_stays_where_it_is(value: float) -> None:
     still = np.full((400, MOTION_DIM), value, np.float32)
     out = in_windows(still)
     np.testing.assert_allclose(out[200:], still[200:], atol=1e-3)
+
+
+def test_where_one_window_ends_and_the_next_begins_does_not_show() -> None:
+    """Each window is off by an offset and a drift of its own, as samples are."""
+    random = np.random.default_rng(2)
+    shape = 2, 200, 1, MOTION_DIM
+    offset, drift = 0.003 * random.standard_normal(shape).astype(np.float32)
+    windows = offset + drift * np.linspace(-1, 1, HOP, dtype=np.float32)[:, None]
+    out = in_windows(windows.reshape(-1, MOTION_DIM))[:, ACTION_COUNT:]
+    rough = np.abs(np.diff(out, 3, axis=0)).mean(1)
+    across = np.arange(3, len(out)) % HOP < 3  # the last of the four frames is in the next window
+    assert rough[across].mean() < 2.5 * rough[~across].mean()
