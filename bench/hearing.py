@@ -3,12 +3,14 @@
 For each file of `fada train hearing` (or of a teacher), on held-out GRID clips and on voices that
 were never heard, each frame's sound as in service (24 rows, four of them to come): the share of
 frames whose visible class of phone is told right, that share among /p b m/ and among silence, and
-the correlation of the jaw as heard with the real one, or elsewhere with phone openness.
+the correlation of the jaw as heard with the real one, or elsewhere with phone openness. With
+``--between 0.25,0.5``, of two files, ears so far from the first's to the second's are tried too.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from model.audio.windows import HOP, PREFIX, AudioWindower
 from model.conditioning import Floats
 from model.motion.net import MotionNet
 from model.motion.weights import load_weights
+from model.training.ears import hear_between
 from model.training.evaluation import held_out_set
 from model.training.judging import JAW, Spoken, correlation
 from model.training.phones import openness, visemes
@@ -69,12 +72,22 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=50)
     parser.add_argument("--voices", type=int, default=40)
+    parser.add_argument(
+        "--between", type=lambda text: list(map(float, text.split(","))), default=[]
+    )
     args = parser.parse_args()
+    if args.between and len(args.weights) != 2:
+        parser.error("--between takes two files")
     torch.set_num_threads(1)
     tests = held_out_set(args.data, args.speech, args.clips, args.voices)
-    for path in args.weights:
-        net = load_weights(path).net
-        print(f"{path}\n  GRID    {report(net, tests.clips, [m[:, JAW] for m in tests.real])}")
+    nets = {str(path): load_weights(path).net for path in args.weights}
+    early, late = nets[str(args.weights[0])], nets[str(args.weights[-1])]
+    for share in args.between:
+        mixed = copy.deepcopy(late)
+        hear_between(mixed, early, late, share)
+        nets[f"{share} of the way"] = mixed
+    for name, net in nets.items():
+        print(f"{name}\n  GRID    {report(net, tests.clips, [m[:, JAW] for m in tests.real])}")
         print(f"  voices  {report(net, tests.voices, None)}", flush=True)
 
 

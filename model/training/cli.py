@@ -12,8 +12,10 @@ import torch
 
 from model.conditioning import FPS, SAMPLE_RATE
 from model.motion.net import NetConfig
+from model.motion.weights import load_weights
 from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
 from model.training.distill import SUPERVISION, Recipe, train_student
+from model.training.ears import hear_between
 from model.training.inferred import (
     Speech,
     closed_mouths,
@@ -25,20 +27,29 @@ from model.training.inferred import (
 )
 from model.training.phones import VISEMES
 from model.training.quality import TRACKED, Quality, write_qualities
-from model.training.teacher import Beginning, continued, fresh, hearing_as_whisper, train_teacher
+from model.training.teacher import (
+    Beginning,
+    continued,
+    fresh,
+    hearing_as_whisper,
+    train_denoising,
+    train_hearing,
+    train_teacher,
+)
 from model.training.trainer import RunOptions
 from model.training.video import cli as video
 
 RATE = 1e-3
 _SPEECH_FOR_BANDS = 40  # clips
+TEACHING = {"hearing": train_hearing, "denoising": train_denoising, "teacher": train_teacher}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fada train``."""
     parser.add_argument(
         "role",
-        choices=("hearing", "teacher", "student", "balanced", *video.ROLES),
-        help="which network: the teacher, only its audio encoder (to compare encoders), "
+        choices=(*TEACHING, "student", "balanced", *video.ROLES),
+        help="which network: the teacher, or only its audio encoder, or only what comes after; "
         "a student with guidance tokens, or one without; of motion, or of video",
     )
     parser.add_argument(
@@ -87,6 +98,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--whisper-blocks", type=int, default=3, help="how many of them (%(default)s)"
     )
+    parser.add_argument(
+        "--ears",
+        type=Path,
+        nargs=2,
+        metavar=("EARLY", "LATE"),
+        help="denoising: two stages of `fada train hearing` to take the encoder of sound from, "
+        "instead of --start's",
+    )
+    parser.add_argument(
+        "--between", type=float, default=0.4, help="how far from EARLY to LATE (%(default)s)"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
     parser.add_argument("--rate", type=float, help="peak learning rate [0.001, video 0.0005]")
@@ -116,9 +138,8 @@ def run(args: argparse.Namespace) -> int:
     corpus = build_corpus(args.data, args.speech, args.synthetic, phones, args.seed)
     rate = RATE if args.rate is None else args.rate
     options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate, bf16=args.bf16)
-    if args.role in ("hearing", "teacher"):
-        beginning = _beginning(args, corpus)
-        path = train_teacher(corpus, options, beginning, args.seed, args.role == "hearing")
+    if args.role in TEACHING:
+        path = TEACHING[args.role](corpus, options, _beginning(args, corpus), args.seed)
     else:
         recipe = Recipe(
             args.role == "student", args.scales == "embedding", args.supervision, args.hears_anew
@@ -135,6 +156,9 @@ def _beginning(args: argparse.Namespace, corpus: Corpus) -> Beginning:
         beginning = fresh(corpus, config)
     else:
         beginning = continued(args.start)
+    if args.ears is not None:
+        early, late = (load_weights(path).net for path in args.ears)
+        hear_between(beginning.net, early, late, args.between)
     if args.whisper is None:
         return beginning
     speech = load_grid(args.data).samples[:_SPEECH_FOR_BANDS]

@@ -175,47 +175,52 @@ def hearing_as_whisper(
     return replace(beginning, net=net, before=before.requires_grad_(False))
 
 
-def train_teacher(
-    corpus: Corpus,
-    options: RunOptions,
-    beginning: Beginning,
-    seed: int,
-    hearing_only: bool = False,
-) -> Path:
-    """Trains on ``corpus`` and returns the weights' path, ``options.folder``/teacher.safetensors.
+def train_teacher(corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int) -> Path:
+    """Both parts of a teacher's training; returns the weights' path,
+    ``options.folder``/teacher.safetensors."""
+    to_hear = replace(options, folder=options.folder / "hearing")
+    train_hearing(corpus, _part(to_hear, HEARING_SHARE), beginning, seed)
+    return train_denoising(corpus, _part(options, 1 - HEARING_SHARE), beginning, seed)
 
-    ``hearing_only``: stops after the audio encoder, and returns ``hearing/hearing.safetensors``:
-    to compare encoders. Whisper's blocks learn at a fraction of the pace, and nothing more once
-    they have learned to hear.
-    """
+
+def train_hearing(corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int) -> Path:
+    """Teaches the encoder of sound of ``beginning`` in place, Whisper's blocks at a fraction of the
+    pace; returns ``options.folder``/hearing.safetensors, a teacher whose denoiser is as it was."""
     random = torch.Generator().manual_seed(seed)
     net, mean, std = beginning.net, beginning.mean, beginning.std
-    loss = MotionLoss(mean, std, fit_lip_gap(corpus), dimension_weights())
-
-    def keep(trainer: Trainer[MotionNet], path: Path) -> None:
-        facts = weights_facts("teacher", STEPS, trainer.step)
-        save_weights(path, MotionWeights(trainer.averaged, mean, std, facts))
-
-    heard = options.folder / "hearing"
-    to_hear = _part(options, heard, HEARING_SHARE)
     if net.config.whisper_blocks:
-        to_hear = replace(to_hear, peak_rate=WHISPER_PACE * options.peak_rate)
-    listener: Trainer[MotionNet] = Trainer(net, to_hear, random, TOKENS)
+        options = replace(options, peak_rate=WHISPER_PACE * options.peak_rate)
+    trainer: Trainer[MotionNet] = Trainer(net, options, random, TOKENS)
     voices = WindowSampler(corpus, mean, std, random, HEARING_TRACKED)
-    hearing = HearingObjective(net, voices, loss, beginning.before)
-    listener.run(hearing.losses, lambda: keep(listener, heard / "hearing.safetensors"))
-    if hearing_only:
-        return heard / "hearing.safetensors"
-    net.load_state_dict(listener.averaged.state_dict())
-    net.audio.requires_grad_(not net.config.whisper_blocks)
-    path = options.folder / "teacher.safetensors"
-    rest = _part(options, options.folder, 1 - HEARING_SHARE)
-    trainer: Trainer[MotionNet] = Trainer(net, rest, random)
-    windows = WindowSampler(corpus, mean, std, random)
-    objective = TeacherObjective(net, windows, loss, random)
-    trainer.run(objective.losses, lambda: keep(trainer, path))
+    objective = HearingObjective(net, voices, _loss(corpus, beginning), beginning.before)
+    path = options.folder / "hearing.safetensors"
+    trainer.run(objective.losses, lambda: _keep(trainer, beginning, path))
+    net.load_state_dict(trainer.averaged.state_dict())
     return path
 
 
-def _part(options: RunOptions, folder: Path, share: float) -> RunOptions:
-    return replace(options, folder=folder, minutes=share * options.minutes)
+def train_denoising(corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int) -> Path:
+    """Teaches ``beginning`` to denoise, all but Whisper's blocks, which have learned to hear;
+    returns ``options.folder``/teacher.safetensors."""
+    random = torch.Generator().manual_seed(seed)
+    net = beginning.net
+    net.audio.requires_grad_(not net.config.whisper_blocks)
+    trainer: Trainer[MotionNet] = Trainer(net, options, random)
+    windows = WindowSampler(corpus, beginning.mean, beginning.std, random)
+    objective = TeacherObjective(net, windows, _loss(corpus, beginning), random)
+    path = options.folder / "teacher.safetensors"
+    trainer.run(objective.losses, lambda: _keep(trainer, beginning, path))
+    return path
+
+
+def _loss(corpus: Corpus, beginning: Beginning) -> MotionLoss:
+    return MotionLoss(beginning.mean, beginning.std, fit_lip_gap(corpus), dimension_weights())
+
+
+def _keep(trainer: Trainer[MotionNet], beginning: Beginning, path: Path) -> None:
+    facts = weights_facts("teacher", STEPS, trainer.step)
+    save_weights(path, MotionWeights(trainer.averaged, beginning.mean, beginning.std, facts))
+
+
+def _part(options: RunOptions, share: float) -> RunOptions:
+    return replace(options, minutes=share * options.minutes)

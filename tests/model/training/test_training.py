@@ -71,6 +71,19 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
     heard = load_weights(tmp_path / "new" / "hearing" / "hearing.safetensors").net.audio
     for a, b in zip(heard.parameters(), new.net.audio.parameters(), strict=True):
         assert torch.equal(a, b)  # it hears as it learned to, whatever the denoising asks for
+    run(parsed("hearing", *data, *words, "--out", tmp_path / "early", "--seed", 1))
+    ends = tmp_path / "early" / "hearing.safetensors", tmp_path / "new/hearing/hearing.safetensors"
+    mix = ("--start", tmp_path / "new" / "teacher.safetensors", "--ears", *ends, "--between", 0.25)
+    assert run(parsed("denoising", *data, *mix, "--out", tmp_path / "mixed")) == 0
+    early, late, mixed = (
+        load_weights(path).net.audio.state_dict()["encoder.conv_2.weight"]
+        for path in (*ends, tmp_path / "mixed" / "teacher.safetensors")
+    )
+    torch.testing.assert_close(mixed, 0.75 * early + 0.25 * late)
+    assert not torch.equal(early, late)
+    with pytest.raises(ValueError, match="no stages of one encoder"):
+        bad = ("--start", old, "--ears", *ends)
+        run(parsed("denoising", *data, *bad, "--out", tmp_path / "none"))
     words = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--out", tmp_path / "student")
     assert run(parsed("student", *data, *words)) == 0
     with pytest.raises(ValueError, match="no teacher"):
