@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.audio.windows import HOP, PREFIX, AudioWindower
+from model.audio.windows import HOP, PREFIX, windows_of
 from model.conditioning import Floats
 from model.motion.net import MotionNet
 from model.motion.weights import load_weights
@@ -30,8 +30,7 @@ _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 
 def heard(net: MotionNet, speech: Spoken) -> tuple[Floats, Floats]:
     """(T, 58) motion in the network's units and (T, classes) logits of a whole speech."""
-    windower = AudioWindower()
-    windows = windower.push(speech.samples) + windower.finish()
+    windows = windows_of(speech.samples)
     rows = torch.from_numpy(np.stack([w.features for w in windows]))
     on = torch.ones(len(rows))
     with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from stages import EXAMPLES
 
 from engines.registry import fastest
-from model.audio.windows import AudioWindower
+from model.audio.windows import windows_of
 from model.conditioning import Window
 from model.motion.actions import REFERENCE_DIM
 from model.motion.weights import load_weights
@@ -33,11 +33,10 @@ BATCHES = (1, 8)
 ROUNDS = 3  # all networks in turn, so that a busy moment hits them alike
 
 
-def windows_of(path: Path) -> list[Window]:
+def beginning(path: Path) -> list[Window]:
     """Those of the beginning of a recording at 16 kHz."""
     samples, rate = soundfile.read(path, dtype="float32")
-    windower = AudioWindower()
-    return windower.push(samples[: SECONDS * rate]) + windower.finish()
+    return windows_of(samples[: SECONDS * rate])
 
 
 def spent_ms(pipeline: StudentPipeline, windows: list[Window], batch: int) -> list[float]:
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=WEIGHTS / "motion-teacher.safetensors")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    windows = windows_of(EXAMPLES / "speech.wav")
+    windows = beginning(EXAMPLES / "speech.wav")
     files = {name: WEIGHTS / f"motion-{name}.safetensors" for name in ("balanced", "fast")}
     files = {"teacher": args.teacher, **files}
     print(f"{processor()}, one core; ms a step, median\n")

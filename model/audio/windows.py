@@ -115,6 +115,13 @@ class AudioWindower:
         return windows
 
 
+def windows_of(samples: Floats, hearing: Hearing = LOG_MEL) -> list[Window]:
+    """All windows of a whole speech: mono ``samples`` (N,) at 16 kHz. Raises ``ValueError`` as
+    `AudioWindower.push`."""
+    windower = AudioWindower(hearing)
+    return windower.push(samples) + windower.finish()
+
+
 def stacked(rows: Sequence[Floats], hearing: Hearing) -> NDArray[np.generic]:
     """(len(rows), ...) in the precision in which they are kept."""
     shape = (len(rows), *hearing.front_end.row_shape)

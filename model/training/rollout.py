@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from model.audio.windows import AudioWindower
-from model.conditioning import Floats, Guidance, Reference, Window
+from model.audio.windows import windows_of
+from model.conditioning import Floats, Guidance, Reference
 from model.motion.actions import MOTION_DIM
 from model.pipeline import Frame, FrameDecoder, WindowTask
 from model.student_pipeline import StudentPipeline
@@ -38,11 +38,6 @@ def reference_of(features: Floats) -> Reference:
     return Reference("motion", 0, 0, (0.0, 0.0, 0.0, 0.0), 1.0, features, {})
 
 
-def _windows(samples: Floats) -> list[Window]:
-    windower = AudioWindower()
-    return windower.push(samples) + windower.finish()
-
-
 def roll_out(
     pipeline: StudentPipeline,
     sounds: list[Floats],
@@ -55,7 +50,7 @@ def roll_out(
 
     ``sounds``: (N,) samples each; ``features``: (64,) of each one's reference.
     """
-    windows = [_windows(s) for s in sounds]
+    windows = [windows_of(s) for s in sounds]
     references = [reference_of(f) for f in features]
     states = [pipeline.start(seed) for seed in seeds]
     made: list[list[Floats]] = [[] for _ in sounds]

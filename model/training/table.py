@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from model.audio.features import HOPS_PER_FRAME, log_mel
-from model.audio.windows import HOP, PREFIX, AudioWindower
+from model.audio.windows import HOP, PREFIX, windows_of
 from model.conditioning import FPS, Floats, Guidance
 from model.motion.weights import load_weights
 from model.pipeline import WindowTask
@@ -173,8 +173,7 @@ def ridge(training: Corpus) -> Make:
     def make(spoken: list[Spoken], seed: int) -> list[Floats]:
         made = []
         for speech in spoken:
-            windower = AudioWindower()
-            windows = windower.push(speech.samples) + windower.finish()
+            windows = windows_of(speech.samples)
             new = np.concatenate([w.features[PREFIX : PREFIX + HOP][: w.frames] for w in windows])
             made.append(((_neighbours(new) - x_mean) @ weights + y_mean).astype(np.float32))
         return made
@@ -224,8 +223,7 @@ def _judge(row: Row, tests: HeldOut) -> Judged:
 
 def seconds_a_second(pipeline: StudentPipeline, speech: Spoken) -> float:
     """Seconds of thinking for a second of video, one session alone: median over windows."""
-    windower = AudioWindower()
-    windows = (windower.push(np.tile(speech.samples, 4)) + windower.finish())[:_TIMED_WINDOWS]
+    windows = windows_of(np.tile(speech.samples, 4))[:_TIMED_WINDOWS]
     state, reference = pipeline.start(0), reference_of(speech.features)
     info, spent = pipeline.info, []
     for window in windows:

@@ -88,8 +88,10 @@ class Trainer(Generic[Net]):
         """
         options, quiet = self._options, not self._team.leads
         options.folder.mkdir(parents=True, exist_ok=True)
-        total, spent = round(options.minutes * 60), round(self._spent_s)
-        bar = tqdm(total=total, initial=spent, unit="s", disable=quiet)
+        total, unit = round(options.minutes * 60), "s"
+        if options.steps is not None:
+            total, unit = options.steps, "step"
+        bar = tqdm(total=total, initial=self._done(), unit=unit, disable=quiet)
         board = None if quiet else SummaryWriter(str(options.folder))
         saved_s = self._spent_s
         with contextlib.closing(board) if board else contextlib.nullcontext(), bar:
@@ -112,9 +114,13 @@ class Trainer(Generic[Net]):
     def _show(self, values: Losses, board: SummaryWriter, bar: tqdm) -> None:
         for name, value in values.items():
             board.add_scalar(name, float(value), self.step)
-        bar.n = min(bar.total, round(self._spent_s))
+        bar.n = min(bar.total, self._done())
         words = " ".join(f"{name} {float(value):.3f}" for name, value in values.items())
         bar.set_postfix_str(f"step {self.step} {words}")
+
+    def _done(self) -> int:
+        """Steps, where these end the run, else seconds."""
+        return round(self._spent_s) if self._options.steps is None else self.step
 
     def _finished(self) -> bool:
         options = self._options

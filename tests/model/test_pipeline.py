@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.windows import HOP, PREFIX, AudioWindower
+from model.audio.windows import HOP, PREFIX, windows_of
 from model.conditioning import SAMPLE_RATE, Floats, Guidance, SessionState, Window
 from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
 from model.pipeline import WindowTask
@@ -29,8 +29,7 @@ def features() -> Floats:
 
 def some_windows(samples: int = SAMPLE_RATE, seed: int = 0) -> list[Window]:
     sound = 0.1 * np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
-    windower = AudioWindower()
-    return windower.push(sound) + windower.finish()
+    return windows_of(sound)
 
 
 def task(

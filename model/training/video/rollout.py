@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from model.audio.windows import HOP, WINDOW_FRAMES, AudioWindower
+from model.audio.windows import HOP, WINDOW_FRAMES, windows_of
 from model.conditioning import Floats, Guidance
 from model.diffusion.denoiser import Denoiser, X0Denoiser
 from model.diffusion.once import Once
@@ -122,8 +122,7 @@ def _sampled(
 
 
 def _windows(samples: Floats) -> list[Floats]:
-    windower = AudioWindower()
-    return [w.features for w in windower.push(samples) + windower.finish()]
+    return [w.features for w in windows_of(samples)]
 
 
 def _noise(seed: int, window: int, sessions: int, shape: Sequence[int]) -> Tensor:

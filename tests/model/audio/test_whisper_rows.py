@@ -12,7 +12,7 @@ from model.audio.hearing import Hearing, row_samples
 from model.audio.live import LiveWindower
 from model.audio.whisper import WhisperConfig, WhisperEncoder, audio_tokens, speech_states
 from model.audio.whisper_rows import WhisperRows
-from model.audio.windows import AudioWindower
+from model.audio.windows import AudioWindower, windows_of
 from model.conditioning import FPS, SAMPLES_PER_FRAME, Floats, Window
 
 PAST = 2
@@ -34,8 +34,7 @@ def noise(samples: int, seed: int = 0) -> Floats:
 
 
 def whole(sound: Floats) -> list[Window]:
-    windower = AudioWindower(HEARING)
-    return windower.push(sound) + windower.finish()
+    return windows_of(sound, HEARING)
 
 
 @settings(max_examples=12, deadline=None)

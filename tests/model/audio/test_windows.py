@@ -19,7 +19,7 @@ from model.audio.features import (
     power_spectrum,
     silence_row,
 )
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES, AudioWindower
+from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES, AudioWindower, windows_of
 from model.conditioning import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats, Window
 
 
@@ -30,11 +30,6 @@ def speechlike(samples: int, seed: int = 0) -> Floats:
     envelope = 0.5 + 0.5 * np.sin(2 * np.pi * 4 * t)
     sound = envelope * (0.1 * random.standard_normal(samples) + 0.2 * np.sin(2 * np.pi * 140 * t))
     return np.asarray(sound, np.float32)
-
-
-def whole(sound: Floats) -> list[Window]:
-    windower = AudioWindower()
-    return windower.push(sound) + windower.finish()
 
 
 def assert_same(a: list[Window], b: list[Window]) -> None:
@@ -58,13 +53,13 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
         if i == restore_at:
             windower = AudioWindower.restore(windower.state())
         made += windower.push(piece)
-    assert_same(made + windower.finish(), whole(sound))
+    assert_same(made + windower.finish(), windows_of(sound))
 
 
 @given(samples=st.integers(1, 60_000))
 @settings(max_examples=25, deadline=None)
 def test_frames_are_the_speech_rounded_up(samples: int) -> None:
-    windows = whole(np.zeros(samples, np.float32))
+    windows = windows_of(np.zeros(samples, np.float32))
     assert sum(w.frames for w in windows) == -(-samples // SAMPLES_PER_FRAME)
     assert [w.index for w in windows] == list(range(len(windows)))
     assert all(w.features.shape == (WINDOW_FRAMES, ROW_DIM) for w in windows)
@@ -72,7 +67,7 @@ def test_frames_are_the_speech_rounded_up(samples: int) -> None:
 
 
 def test_windows_overlap_as_their_shape_says() -> None:
-    windows = whole(speechlike(48_000))
+    windows = windows_of(speechlike(48_000))
     for now, after in pairwise(windows):
         np.testing.assert_array_equal(now.features[HOP:], after.features[:-HOP])
     np.testing.assert_array_equal(windows[0].features[:PREFIX], [silence_row()] * PREFIX)
@@ -91,7 +86,7 @@ def test_live_rows_equal_the_spectra_that_training_uses() -> None:
     spectra = power_spectrum(np.pad(sound, PAST_SAMPLES))
     assert len(spectra) == 75 * HOPS_PER_FRAME
     rows = log_mel(spectra).reshape(75, ROW_DIM)
-    windows = whole(sound)
+    windows = windows_of(sound)
     live = np.concatenate([w.features[PREFIX : PREFIX + w.frames] for w in windows])
     np.testing.assert_allclose(live, rows, atol=2e-4)
 
@@ -101,7 +96,7 @@ def test_a_sound_shows_at_its_own_frame_and_frequency() -> None:
     burst = slice(10 * SAMPLES_PER_FRAME, 11 * SAMPLES_PER_FRAME)
     t = np.arange(SAMPLES_PER_FRAME) / SAMPLE_RATE
     sound[burst] = 0.5 * np.sin(2 * np.pi * 1000 * t)
-    windows = whole(sound)
+    windows = windows_of(sound)
     rows = np.concatenate([w.features[PREFIX : PREFIX + w.frames] for w in windows])
     assert rows.mean(1).argmax() == 10
     bins = np.arange(257) * SAMPLE_RATE / 512
