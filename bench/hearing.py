@@ -20,10 +20,10 @@ from model.audio.windows import HOP, PREFIX, windows_of
 from model.conditioning import Floats
 from model.motion.net import MotionNet
 from model.motion.weights import load_weights
-from model.training.ears import hear_between
 from model.training.evaluation import held_out_set
 from model.training.judging import JAW, Spoken, correlation
 from model.training.phones import openness, visemes
+from model.training.stages import hear_between
 
 _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 

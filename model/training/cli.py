@@ -15,7 +15,6 @@ from model.motion.net import NetConfig
 from model.motion.weights import load_weights
 from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
 from model.training.distill import SUPERVISION, Recipe, train_student
-from model.training.ears import hear_between
 from model.training.inferred import (
     Speech,
     closed_mouths,
@@ -27,6 +26,7 @@ from model.training.inferred import (
 )
 from model.training.phones import VISEMES
 from model.training.quality import TRACKED, Quality, write_qualities
+from model.training.stages import hear_between
 from model.training.teacher import (
     Beginning,
     continued,
@@ -109,6 +109,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--between", type=float, default=0.4, help="how far from EARLY to LATE (%(default)s)"
     )
+    parser.add_argument(
+        "--part-way",
+        type=float,
+        default=1.0,
+        help="student: keep weights so far on the way from its start to what it learned "
+        "(%(default)s); less than 1 forgets less of --start",
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
     parser.add_argument("--rate", type=float, help="peak learning rate [0.001, video 0.0005]")
@@ -142,7 +149,11 @@ def run(args: argparse.Namespace) -> int:
         path = TEACHING[args.role](corpus, options, _beginning(args, corpus), args.seed)
     else:
         recipe = Recipe(
-            args.role == "student", args.scales == "embedding", args.supervision, args.hears_anew
+            guided=args.role == "student",
+            embedded_scales=args.scales == "embedding",
+            supervision=args.supervision,
+            part_way=args.part_way,
+            hears_anew=args.hears_anew,
         )
         path = train_student(corpus, args.teacher, options, args.seed, args.start, recipe)
     print(path)

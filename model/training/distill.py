@@ -52,6 +52,7 @@ closure is hardly seen; a missing one is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ from model.motion.weights import (
 from model.training.batches import WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
 from model.training.losses import MotionLoss, dimension_weights
+from model.training.stages import part_way
 from model.training.teacher import dropped
 from model.training.trainer import Losses, RunOptions, Trainer
 
@@ -126,8 +128,13 @@ class Recipe:
     guided: bool = True  # takes the scales (``fast``), else is run in three branches (``balanced``)
     embedded_scales: bool = False  # the scales in the time's embedding, not as tokens
     supervision: str = "mixed"  # see `SUPERVISION`
+    part_way: float = 1.0  # what is kept lies so far from its start to where it came, see `stages`
     hears_anew: bool = False  # the encoder of sound is trained along
     own_paths: bool = True  # of a guided one, see above
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part_way <= 1:
+            raise ValueError(f"--part-way {self.part_way}, expected 0 (the start) to 1")
 
 
 Weight = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveTrust`
@@ -365,6 +372,7 @@ def train_student(
     teacher = load_weights(teacher_path)
     begun = None if start is None else load_weights(start).net
     student = student_of(teacher.net, recipe, begun)
+    first = copy.deepcopy(student)
     student.train().requires_grad_(True)
     student.audio.requires_grad_(recipe.hears_anew)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
@@ -385,7 +393,9 @@ def train_student(
     def keep() -> None:
         limits = LIMITS if student.config.guided else None
         facts = weights_facts("student", STEPS, trainer.step, limits)
-        save_weights(path, MotionWeights(trainer.averaged, teacher.mean, teacher.std, facts))
+        kept = copy.deepcopy(trainer.averaged)
+        part_way(first, kept, recipe.part_way)
+        save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))
 
     trainer.run(objective.losses, keep)
     return path

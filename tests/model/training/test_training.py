@@ -86,6 +86,20 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
         run(parsed("denoising", *data, *bad, "--out", tmp_path / "none"))
     words = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--out", tmp_path / "student")
     assert run(parsed("student", *data, *words)) == 0
+    half = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--part-way", 0.5)
+    assert run(parsed("student", *data, *half, "--out", tmp_path / "half")) == 0
+    first, whole, kept = (
+        load_weights(path).net.frames.weight
+        for path in (
+            tmp_path / "new" / "teacher.safetensors",
+            tmp_path / "student" / "student.safetensors",
+            tmp_path / "half" / "student.safetensors",
+        )
+    )
+    torch.testing.assert_close(kept, (first + whole) / 2, rtol=2e-3, atol=1e-4)  # half precision
+    assert not torch.equal(first, whole)
+    with pytest.raises(ValueError, match="--part-way 2.0"):
+        run(parsed("student", *data, *half[:3], 2.0, "--out", tmp_path / "none"))
     with pytest.raises(ValueError, match="no teacher"):
         start = tmp_path / "student" / "student.safetensors"
         run(parsed("teacher", *data, "--start", start, "--out", tmp_path / "none"))
