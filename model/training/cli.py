@@ -138,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
     if args.role.endswith(("student", "balanced")) and args.teacher is None:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
+    if args.ears is not None and args.role != "denoising":
+        raise ValueError(f"--ears is for `fada train denoising`, not {args.role}")
     torch.set_num_threads(args.threads)
     if args.role in video.ROLES:
         return video.run(args)

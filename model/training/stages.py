@@ -20,11 +20,8 @@ EARS = ("audio.", "heard.", "spoken.")  # what `teacher.HearingObjective` teache
 
 
 def part_way(early: nn.Module, late: nn.Module, share: float) -> None:
-    """Takes ``late`` back, in place, to ``share`` of the way from ``early``, all its parameters.
-
-    Raises ``ValueError`` for a share outside 0 to 1.
-    """
-    _check(share)
+    """Takes ``late`` back, in place, to ``share`` (0 to 1) of the way from ``early``, all its
+    parameters."""
     before = early.state_dict()
     state = late.state_dict()
     late.load_state_dict({name: torch.lerp(before[name], x, share) for name, x in state.items()})
@@ -35,7 +32,8 @@ def hear_between(net: MotionNet, early: MotionNet, late: MotionNet, share: float
 
     Raises ``ValueError`` for a share outside 0 to 1, or encoders of other shapes.
     """
-    _check(share)
+    if not 0 <= share <= 1:
+        raise ValueError(f"--between {share}, expected 0 (the early ears) to 1 (the late ones)")
     own = net.state_dict()
     first, second = early.state_dict(), late.state_dict()
     ears = [name for name in own if name.startswith(EARS)]
@@ -44,8 +42,3 @@ def hear_between(net: MotionNet, early: MotionNet, late: MotionNet, share: float
         if len(shapes) > 1:
             raise ValueError(f"these are no stages of one encoder: {name} differs in shape")
     net.load_state_dict(own | {name: torch.lerp(first[name], second[name], share) for name in ears})
-
-
-def _check(share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"a share of {share} of the way, expected 0 (early) to 1 (late)")

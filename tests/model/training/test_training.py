@@ -108,6 +108,9 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
 def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs --teacher"):
         run(parsed("student", "--data", grid_folder, "--out", tmp_path))
+    with pytest.raises(ValueError, match="--ears is for"):
+        ears = ("--ears", tmp_path, tmp_path)
+        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, *ears))
     with pytest.raises(ValueError, match="more than 0"):
         run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--minutes", 0))
     with pytest.raises(ValueError, match="holds no"):
