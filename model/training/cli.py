@@ -14,7 +14,7 @@ from model.conditioning import FPS, SAMPLE_RATE
 from model.motion.net import NetConfig
 from model.motion.weights import load_weights
 from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
-from model.training.distill import SUPERVISION, Recipe, train_student
+from model.training.distill import Recipe, train_student
 from model.training.inferred import (
     Speech,
     closed_mouths,
@@ -37,6 +37,7 @@ from model.training.teacher import (
     train_teacher,
 )
 from model.training.trainer import RunOptions
+from model.training.trust import SUPERVISION
 from model.training.video import cli as video
 
 RATE = 1e-3

@@ -3,37 +3,25 @@
 Knows: the distillation target, the mixed-supervised loss, how scales are drawn; `StudentObjective`
 knows no latent space. Does not know: where windows come from or how long a run lasts.
 
-Both of FADA's ideas meet here (arXiv 2412.16915; its weighting is not public in full, the formula
-below is this project's):
+Both of FADA's ideas meet here (arXiv 2412.16915):
 
 Target. From a noised window x_t the guided teacher walks the interval [t, t - 1/6] in a few DDIM
 steps; x0* is the x0 with which one single step would have landed at the same place (progressive
-distillation, arXiv 2202.00512). The student gets t, the conditions and the two scales as tokens.
+distillation, arXiv 2202.00512). The student gets t, the conditions and the two scales as tokens,
+which begin at nothing and learn four times as fast. Three tenths of all samples have the default
+scales.
 
 Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`, and x0' the recording's
 mouth in x0*'s face:
 
     L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0'),
-    w = 0.7 · q · α(t)² · exp(-(1.2 - q) · d(x0*, x0') / τ(t)) · exp(-|s - s̄|)
+
+w, the data's weight, is adaptive: see `trust`.
 
 x0' and not x0: of the mouth, sound tells nearly all, so every recording of a sentence says much
 the same; of eyes, brows and head it tells little, and who is taught by a thousand recordings there
 learns their mean: a still head, the same with every seed. The teacher's walk begins at a noise and
 ends at one of them.
-
-q is the corpus's own opinion of the sample (`Corpus.trust`: 1 tracked, less where motion was
-inferred). d(x0*, x0') says how far the data lies from what the teacher, who has heard everything,
-holds for right; τ(t) is its running mean at that noise level, as at high noise even good data is
-far from any estimate. Where q is low, data that the teacher finds unlikely (a badly aligned word,
-d ≫ τ) is left to the teacher. Where q is high it is mostly the teacher that is off, above all
-after a prefix of the student's own making, whose errors it has never seen: there the data is
-believed, almost whatever the teacher says. |s - s̄| is how far the two scales lie from the
-defaults, summed: the data knows nothing of scales, and believed at all of them alike it would make
-knobs of them that turn nothing. It speaks for the defaults; three tenths of all samples have just
-these. The tokens' own parameters, which begin at nothing, learn four times as fast. The cap of 0.7
-keeps the guided target in play even there. α(t)² is the share of x_t that is signal: where noise
-hides the recording, it is one of many that x_t may come from, and whoever is taught by all of them
-learns their mean, a face that hardly blinks. The teacher's walk ends at one of them.
 
 Own paths. In service x_t is what the student's earlier steps made, at scale 4 of a wide jaw; a
 noised recording never looks so, and a student that saw only those takes such a jaw for an error
@@ -87,6 +75,7 @@ from model.training.losses import MotionLoss, dimension_weights
 from model.training.stages import part_way
 from model.training.teacher import dropped
 from model.training.trainer import Losses, RunOptions, Trainer
+from model.training.trust import SUPERVISION
 
 BATCH = 48
 STEPS = 6
@@ -97,34 +86,8 @@ TEACHER_STEPS_EACH = 4  # teacher steps inside one student step
 # Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
 LIMITS: Limits = ((1.0, 4.0), (1.0, 4.0))
 AT_DEFAULTS = 0.3  # share of samples with the default scales
-DATA_SHARE = 0.7
-DOUBT = 1.2  # the data's weight falls with the distance at the rate DOUBT - trust
 CLOSURE_WEIGHT = 4.0
 SCALES = "_scale."  # in the names of what makes tokens of scales
-_NOISE_LEVELS = 10
-
-
-class AdaptiveTrust:
-    """The data's weight w; keeps τ, the running mean of the distance at each noise level."""
-
-    def __init__(self, at_defaults: bool = True) -> None:
-        """``at_defaults``: the data speaks for the default scales, else for all alike."""
-        self._at_defaults = at_defaults
-        self._typical = torch.full((_NOISE_LEVELS,), float("nan"))
-
-    def __call__(
-        self, distance: Tensor, t: Tensor, signal: Tensor, trust: Tensor, aside: Tensor
-    ) -> Tensor:
-        """``distance`` d(x0*, x0), ``t``, ``signal`` α(t)², ``trust`` and ``aside`` |s - s̄|, all
-        (B,) -> the data's weight (B,)."""
-        level = (t * _NOISE_LEVELS).long().clamp(max=_NOISE_LEVELS - 1)
-        for i in sorted(set(level.tolist())):
-            now = distance[level == i].mean()
-            before = self._typical[i]
-            self._typical[i] = now if bool(before.isnan()) else torch.lerp(before, now, 0.02)
-        unlikely = distance / self._typical[level]
-        weight = DATA_SHARE * trust * signal * torch.exp(-(DOUBT - trust) * unlikely)
-        return weight * torch.exp(-aside) if self._at_defaults else weight
 
 
 @dataclass(frozen=True)
@@ -142,24 +105,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.part_way <= 1:
             raise ValueError(f"--part-way {self.part_way}, expected 0 (the start) to 1")
-
-
-Weight = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveTrust`
-
-
-def _constant(share: float) -> Callable[[], Weight]:
-    return lambda: lambda distance, t, signal, trust, aside: torch.full_like(distance, share)
-
-
-# The data's weight: as above, as if it knew every scale, the same for every sample, the teacher's
-# word only, the data's only.
-SUPERVISION: dict[str, Callable[[], Weight]] = {
-    "mixed": AdaptiveTrust,
-    "any-scale": lambda: AdaptiveTrust(at_defaults=False),
-    "fixed": _constant(DATA_SHARE / 2),
-    "teacher": _constant(0.0),
-    "data": _constant(1.0),
-}
 
 
 class Drawn(Protocol):
