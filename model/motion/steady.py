@@ -7,10 +7,14 @@ window's pose is smoothed by a least-squares spline that goes on from the frames
     y = argmin |y - x|² + λ·Σ w·|Δ³(p, y)|² + μ·|Δ²(p, y)|²
 
 with x the sampled pose, p the last three frames, Δ² and Δ³ second and third differences (Whittaker
-1923; Eilers 2003). The differences that cross the border weigh more, w = 3 instead of 1: a window
+1923; Eilers 2003). The differences that cross the border weigh more, w = 8 instead of 1: a window
 that begins elsewhere than the last one ended gives way. Alone that would carry the last window's
 speed too far into the next; μ keeps it from swinging. It is linear with constant matrices and
 keeps no state beyond the session's own prefix.
+
+λ, w and μ are set by the tracked speaker: with them a student's head has his acceleration (second
+differences) and is no rougher where windows meet than elsewhere; with a larger λ it was calmer
+than his.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ from model.audio.windows import HOP
 from model.conditioning import Floats
 from model.motion.actions import ACTION_COUNT
 
-STIFFNESS = 10.0  # λ
-BORDER = 3.0  # w
-DAMPING = 3.0  # μ
+STIFFNESS = 3.0  # λ
+BORDER = 8.0  # w
+DAMPING = 1.0  # μ
 _REACH = 3  # frames before the window that a third difference sees
 _POSE = slice(ACTION_COUNT, None)
 
