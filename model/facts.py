@@ -17,24 +17,27 @@ from model.pipeline import StudentInfo
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 OWN_LICENCE = "as its training data allow"
+WARMEST = 2.0  # temperature; noise twice as loud is like nothing that was learned
 SIZE = 512  # pixels of a video, unless another size is asked for
 
 
 @dataclass(frozen=True)
 class StudentFacts:
     """``limits``: the scales that a student was distilled in, of one that takes them as tokens;
-    ``None``: its scales mix three branches, each an evaluation."""
+    ``None``: its scales mix three branches, each an evaluation. ``temperature``: of its noise,
+    see `Student`."""
 
     steps: int
     guidance: Guidance
     limits: Limits | None
     licence: str
+    temperature: float = 1.0
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], guided: bool, licence: str | None = None) -> StudentFacts:
         """``guided``: the network takes tokens. ``licence``: known better than the file knows it.
 
-        Raises ``ValueError`` that names a fact which is missing.
+        Raises ``ValueError`` that names a fact which is missing or wrong.
         """
         needed = ("steps", "guidance", "limits") if guided else ("steps", "guidance")
         missing = [name for name in needed if name not in facts]
@@ -45,7 +48,11 @@ class StudentFacts:
             audio, reference = facts["limits"]
             limits = (audio[0], audio[1]), (reference[0], reference[1])
         words = licence or str(facts.get("licence", OWN_LICENCE))
-        return cls(int(facts["steps"]), Guidance(*facts["guidance"]), limits, words)
+        temperature = float(facts.get("temperature", 1.0))
+        if not 0 <= temperature <= WARMEST:
+            raise ValueError(f"a student's temperature is {temperature}, expected 0 to {WARMEST}")
+        guidance = Guidance(*facts["guidance"])
+        return cls(int(facts["steps"]), guidance, limits, words, temperature)
 
     def info(self, name: str, latent_space: str) -> StudentInfo:
         """What `GET /models` says."""

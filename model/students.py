@@ -193,6 +193,7 @@ def motion_pipeline(
         std=weights.std,
         told=_told,
         finish=steadied,
+        temperature=facts.temperature,
     )
     return StudentPipeline(facts.info(name, space.name), space, student)
 

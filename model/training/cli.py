@@ -117,6 +117,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="student: keep weights so far on the way from its start to what it learned "
         "(%(default)s); less than 1 forgets less of --start",
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="motion student: of the noise that it starts from when served; more than 1 makes up "
+        "for the variety that few steps lose (%(default)s)",
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
     parser.add_argument("--rate", type=float, help="peak learning rate [0.001, video 0.0005]")
@@ -156,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
             embedded_scales=args.scales == "embedding",
             supervision=args.supervision,
             part_way=args.part_way,
+            temperature=args.temperature,
             hears_anew=args.hears_anew,
         )
         path = train_student(corpus, args.teacher, options, args.seed, args.start, recipe)

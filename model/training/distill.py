@@ -60,6 +60,7 @@ from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.once import Once
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, NoiseSchedule, add_noise, like
+from model.facts import WARMEST
 from model.motion.net import MotionNet
 from model.motion.weights import (
     DEFAULT_GUIDANCE,
@@ -101,10 +102,13 @@ class Recipe:
     hears_anew: bool = False  # the encoder of sound is trained along
     own_paths: bool = True  # of a guided one, see above
     mouths_only: bool = True  # the data has a word on the mouth only, see above
+    temperature: float = 1.0  # of the noise when it is served, see `Student`
 
     def __post_init__(self) -> None:
         if not 0 <= self.part_way <= 1:
             raise ValueError(f"--part-way {self.part_way}, expected 0 (the start) to 1")
+        if not 0 <= self.temperature <= WARMEST:
+            raise ValueError(f"--temperature {self.temperature}, expected 0 to {WARMEST}")
 
 
 class Drawn(Protocol):
@@ -356,6 +360,7 @@ def train_student(
     def keep() -> None:
         limits = LIMITS if student.config.guided else None
         facts = weights_facts("student", STEPS, trainer.step, limits)
+        facts["temperature"] = recipe.temperature
         kept = copy.deepcopy(trainer.averaged)
         part_way(first, kept, recipe.part_way)
         save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))

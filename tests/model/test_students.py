@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.audio.windows import AudioWindower
+from model.audio.windows import AudioWindower, windows_of
 from model.conditioning import Guidance
 from model.motion.actions import MOTION_DIM, reference_features
 from model.motion.net import MotionNet, NetConfig
@@ -90,6 +90,23 @@ def test_own_weights_are_called_as_their_file_or_as_told(tmp_path: Path) -> None
     silent = write(tmp_path / "silent.safetensors")
     own = load_pipelines(Choice(weights=silent), space=MotionOnly())["silent"]
     assert "GRID" not in own.info.licence
+
+
+def test_how_far_takes_differ_is_in_a_students_file(tmp_path: Path) -> None:
+    reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
+    (window,) = windows_of(np.zeros(640, np.float32))[:1]
+
+    def spread(temperature: float) -> float:
+        path = write(tmp_path / f"{temperature}.safetensors", temperature=temperature)
+        (pipeline,) = load_pipelines(Choice(weights=path), space=MotionOnly()).values()
+        guidance = pipeline.info.guidance
+        tasks = [WindowTask(window, pipeline.start(s), reference, guidance, 2) for s in range(8)]
+        return float(np.std([latents for latents, _ in pipeline.step(tasks)], axis=0).mean())
+
+    assert spread(0.0) == pytest.approx(0, abs=1e-6)
+    assert spread(0.5) < 0.8 * spread(1.0) < 0.8 * spread(1.5)
+    with pytest.raises(ValueError, match=r"temperature is 3.0, expected 0 to 2.0"):
+        spread(3.0)
 
 
 def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:
