@@ -26,7 +26,6 @@ RECIPES = {
     "fixed weight": Recipe(supervision="fixed"),
     "scale embedding": Recipe(embedded_scales=True),
     "data's word at any scale": Recipe(supervision="any-scale"),
-    "data's word on the whole face": Recipe(mouths_only=False),
     "noised recordings only": Recipe(own_paths=False),
     "encoder trained along": Recipe(hears_anew=True),
     "no broad data": Recipe(),

@@ -20,6 +20,7 @@ from model.conditioning import Reference
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts, refuse_teacher
+from model.motion.actions import ACTION_COUNT, BLINK, MOTION_DIM, MOUTH
 from model.motion.net import MotionNet
 from model.motion.steady import steadied
 from model.motion.weights import MotionWeights, load_weights
@@ -35,6 +36,10 @@ SHIPPED = {
     VIDEO_TINY: ("video-tiny", "video-tiny-balanced"),
     VIDEO: (),
 }
+# What neither sound nor a moment decides: brows, gaze, head. Temperature is of these: elsewhere it
+# costs the mouth its words, and eyes blink the more often the louder the noise.
+_FREE = torch.ones(MOTION_DIM, dtype=torch.bool)
+_FREE[:ACTION_COUNT] = ~torch.tensor(MOUTH | BLINK)
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
 MotionEngine = Callable[[MotionNet], Forward]
@@ -193,7 +198,7 @@ def motion_pipeline(
         std=weights.std,
         told=_told,
         finish=steadied,
-        temperature=facts.temperature,
+        temperature=torch.where(_FREE, facts.temperature, 1.0),
     )
     return StudentPipeline(facts.info(name, space.name), space, student)
 

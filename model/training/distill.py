@@ -11,17 +11,11 @@ distillation, arXiv 2202.00512). The student gets t, the conditions and the two 
 which begin at nothing and learn four times as fast. Three tenths of all samples have the default
 scales.
 
-Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`, and x0' the recording's
-mouth in x0*'s face:
+Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`:
 
-    L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0'),
+    L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),
 
 w, the data's weight, is adaptive: see `trust`.
-
-x0' and not x0: of the mouth, sound tells nearly all, so every recording of a sentence says much
-the same; of eyes, brows and head it tells little, and who is taught by a thousand recordings there
-learns their mean: a still head, the same with every seed. The teacher's walk begins at a noise and
-ends at one of them.
 
 Own paths. In service x_t is what the student's earlier steps made, at scale 4 of a wide jaw; a
 noised recording never looks so, and a student that saw only those takes such a jaw for an error
@@ -101,7 +95,6 @@ class Recipe:
     part_way: float = 1.0  # what is kept lies so far from its start to where it came, see `stages`
     hears_anew: bool = False  # the encoder of sound is trained along
     own_paths: bool = True  # of a guided one, see above
-    mouths_only: bool = True  # the data has a word on the mouth only, see above
     temperature: float = 1.0  # of the noise when it is served, see `Student`
 
     def __post_init__(self) -> None:
@@ -150,10 +143,6 @@ class Distance(Protocol):
         """(B,) by how much lips stay further apart than the data's where those are closed."""
         ...
 
-    def believed(self, data: Tensor, teacher: Tensor) -> Tensor:
-        """``data`` where sound decides, ``teacher`` elsewhere, of frames of any leading shape."""
-        ...
-
 
 @torch.no_grad()
 def own_prefix(
@@ -198,12 +187,10 @@ class StudentObjective(Generic[Batch]):
         schedule: NoiseSchedule | None = None,
         limits: Limits = LIMITS,
         own_paths: bool = True,
-        mouths_only: bool = True,
     ) -> None:
         """``loss_of`` a batch: how its windows are compared. ``schedule`` None: the cosine's.
         ``limits``: the scales that a guided student learns. ``own_paths``: some of its updates
-        start on its own way. ``mouths_only``: see `Distance.believed`. Where it learns from the
-        data alone, neither is so."""
+        start on its own way, unless it learns from the data alone."""
         self._student, self._windows, self._random = student, windows, random
         self._loss_of = loss_of
         self._guided, self._batch = guided, batch
@@ -213,7 +200,6 @@ class StudentObjective(Generic[Batch]):
         self._weight = SUPERVISION[supervision]()
         self._limits, self._drawn = limits, 0
         self._own_paths = own_paths and guided and supervision != "data"
-        self._mouths_only = mouths_only and supervision != "data"
         self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
 
     def losses(self) -> Losses:
@@ -239,16 +225,13 @@ class StudentObjective(Generic[Batch]):
         if self._guided:
             aside = (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE)).abs().sum(1)
         loss = self._loss_of(batch)
-        data = batch.x0
-        if self._mouths_only:
-            data, off = loss.believed(data, target), loss.believed(off, torch.zeros_like(off))
         weight = torch.zeros_like(t)
         if not own:
             signal = self._schedule.alpha_sigma(t)[0] ** 2
-            weight = self._weight(loss(target, data), t, signal, batch.trust, aside)
+            weight = self._weight(loss(target, batch.x0), t, signal, batch.trust, aside)
         x0_hat = self._student(x_t, t, cond)
         from_teacher = loss(x0_hat, target)
-        from_data = loss(x0_hat, data, off)
+        from_data = loss(x0_hat, batch.x0, off)
         closure = (loss.closure(x0_hat, batch.x0) * cond["has_audio"]).mean()
         mixed = ((1 - weight) * from_teacher + weight * from_data).mean()
         return {
@@ -353,7 +336,6 @@ def train_student(
         recipe.supervision,
         student.config.guided,
         own_paths=recipe.own_paths,
-        mouths_only=recipe.mouths_only,
     )
     path = options.folder / "student.safetensors"
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.motion.actions import ABSOLUTE, ACTION_COUNT, ACTIONS, MOTION_DIM, MOUTH
+from model.motion.actions import ABSOLUTE, ACTION_COUNT, ACTIONS, MOTION_DIM
 from model.training.corpus import LipGap
 
 CLOSED_WEIGHT = 7.0  # how much more a closed frame's lip gap counts
 CLOSED_GAP = 0.03  # of the eye-corner distance: below it lips look closed
 _GAP_UNIT = 0.03
-_SPOKEN = torch.zeros(MOTION_DIM, dtype=torch.bool)  # what speech moves
-_SPOKEN[:ACTION_COUNT] = torch.tensor(MOUTH)
 
 
 def dimension_weights() -> Tensor:
@@ -71,10 +69,6 @@ class MotionLoss:
         gap_hat, gap = self._gap(x0_hat), self._gap(data)
         apart = ((gap_hat - gap) / _GAP_UNIT).clamp(min=0)
         return torch.as_tensor((apart**2 * (gap < CLOSED_GAP)).mean(1))
-
-    def believed(self, data: Tensor, teacher: Tensor) -> Tensor:
-        """(..., 58) the data's mouth in the teacher's face."""
-        return torch.where(_SPOKEN, data, teacher)
 
     def _gap(self, x: Tensor) -> Tensor:
         actions = (x * self.std + self.mean)[..., :ACTION_COUNT]

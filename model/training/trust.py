@@ -1,12 +1,12 @@
 """How far a student believes the data, sample by sample, and how far its teacher.
 
 Knows: the data's weight w of the mixed-supervised loss (`distill`), and its ablations. Does not
-know: networks or losses. With d(a, b) a loss, x0* where the teacher leads and x0' the data,
+know: networks or losses. With d(a, b) a loss, x0* where the teacher leads and x0 the data,
 
-    w = 0.7 · q · α(t)² · exp(-(1.2 - q) · d(x0*, x0') / τ(t)) · exp(-|s - s̄|)
+    w = 0.7 · q · α(t)² · exp(-(1.2 - q) · d(x0*, x0) / τ(t)) · exp(-|s - s̄|)
 
 q is the corpus's own opinion of the sample (`Corpus.trust`: 1 tracked, less where motion was
-inferred). d(x0*, x0') says how far the data lies from what the teacher, who has heard everything,
+inferred). d(x0*, x0) says how far the data lies from what the teacher, who has heard everything,
 holds for right; τ(t) is its running mean at that noise level, as at high noise even good data is
 far from any estimate. Where q is low, data that the teacher finds unlikely (a badly aligned word,
 d ≫ τ) is left to the teacher. Where q is high it is mostly the teacher that is off, above all
@@ -15,8 +15,8 @@ believed, almost whatever the teacher says. |s - s̄| is how far the two scales 
 defaults, summed: the data knows nothing of scales, and believed at all of them alike it would make
 knobs of them that turn nothing. It speaks for the defaults. The cap of 0.7 keeps the guided target
 in play even there. α(t)² is the share of x_t that is signal: where noise hides the recording, it is
-one of many that x_t may come from, and whoever is taught by all of them learns their mean. The
-teacher's walk ends at one of them.
+one of many that x_t may come from, and whoever is taught by all of them learns their mean, a
+face that hardly blinks. The teacher's walk ends at one of them.
 
 FADA's own weighting (arXiv 2412.16915) is not public in full; this formula is this project's.
 """
@@ -44,7 +44,7 @@ class AdaptiveTrust:
     def __call__(
         self, distance: Tensor, t: Tensor, signal: Tensor, trust: Tensor, aside: Tensor
     ) -> Tensor:
-        """``distance`` d(x0*, x0'), ``t``, ``signal`` α(t)², ``trust`` and ``aside`` |s - s̄|, all
+        """``distance`` d(x0*, x0), ``t``, ``signal`` α(t)², ``trust`` and ``aside`` |s - s̄|, all
         (B,) -> the data's weight (B,)."""
         level = (t * _NOISE_LEVELS).long().clamp(max=_NOISE_LEVELS - 1)
         for i in sorted(set(level.tolist())):

@@ -70,10 +70,6 @@ class VideoLoss:
         the data beyond its own weight."""
         return torch.zeros_like(x0_hat[:, 0, 0, 0, 0])
 
-    def believed(self, data: Tensor, teacher: Tensor) -> Tensor:
-        """``data``: no pixel is the mouth's alone."""
-        return data
-
     def _weighted(self, error: Tensor) -> Tensor:
         weights = self.weights.to(error)[:, None, None]
         return (weights * error.square()).mean((1, 2, 3, 4))

@@ -13,7 +13,6 @@ from model.diffusion.schedule import CosineSchedule
 from model.training.distill import STEPS, StudentObjective
 
 B, T, D = 8, 16, 64
-MOUTH = 16  # of a frame's numbers
 SAID, RECORDED = 1.0, -1.0
 
 
@@ -43,28 +42,6 @@ class Squared:
 
     def closure(self, x0_hat: Tensor, data: Tensor) -> Tensor:
         return torch.zeros(len(data))
-
-    def believed(self, data: Tensor, teacher: Tensor) -> Tensor:
-        return torch.cat([data[..., :MOUTH], teacher[..., MOUTH:]], dim=-1)
-
-
-def learned(updates: int, **options: object) -> Tensor:
-    """(D,) a student's frame after so many updates by a teacher that says 0 of everything."""
-    frame = torch.zeros(D, requires_grad=True)
-    objective = StudentObjective(
-        lambda x_t, t, cond: frame.expand_as(x_t),
-        lambda x_t, t, cond: torch.zeros_like(x_t),
-        Recordings(),
-        lambda _: Squared(),
-        torch.Generator().manual_seed(0),
-        batch=B,
-        own_paths=False,
-        **options,  # type: ignore[arg-type]
-    )
-    for _ in range(updates):
-        (gradient,) = torch.autograd.grad(objective.losses()["loss"], frame)
-        frame = (frame - D / 4 * gradient).detach().requires_grad_(True)
-    return frame.detach()
 
 
 def run(updates: int, **options: object) -> tuple[list[float], list[tuple[float, float]]]:
@@ -116,20 +93,3 @@ def test_without_it_every_update_starts_at_a_recording(options: dict[str, object
     assert all(weight > 0 for weight in weights)
     recorded = [mean for t, mean in asked if t < 0.9]
     assert recorded == pytest.approx([RECORDED] * len(recorded), abs=0.2)
-
-
-@pytest.mark.parametrize(
-    "options, mouth, rest",
-    [
-        ({}, True, False),
-        ({"mouths_only": False}, True, True),
-        ({"supervision": "data"}, True, True),
-        ({"supervision": "teacher"}, False, False),
-    ],
-)
-def test_recordings_speak_of_the_mouth_and_the_teacher_of_the_rest(
-    options: dict[str, object], mouth: bool, rest: bool
-) -> None:
-    frame = learned(20, **options)
-    for part, moved in ((frame[:MOUTH], mouth), (frame[MOUTH:], rest)):
-        assert bool((part < 0.1 * RECORDED).all()) if moved else float(part.abs().max()) < 1e-6
