@@ -20,7 +20,7 @@ from model.conditioning import Reference
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts, refuse_teacher
-from model.motion.actions import ACTION_COUNT, BLINK, MOTION_DIM, MOUTH
+from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.motion.net import MotionNet
 from model.motion.steady import steadied
 from model.motion.weights import MotionWeights, load_weights
@@ -36,10 +36,9 @@ SHIPPED = {
     VIDEO_TINY: ("video-tiny", "video-tiny-balanced"),
     VIDEO: (),
 }
-# What neither sound nor a moment decides: brows, gaze, head. Temperature is of these: elsewhere it
-# costs the mouth its words, and eyes blink the more often the louder the noise.
+# What sound does not decide: eyes, brows, head. Temperature is of these, a mouth keeps its words.
 _FREE = torch.ones(MOTION_DIM, dtype=torch.bool)
-_FREE[:ACTION_COUNT] = ~torch.tensor(MOUTH | BLINK)
+_FREE[:ACTION_COUNT] = ~torch.tensor(MOUTH)
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
 MotionEngine = Callable[[MotionNet], Forward]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from model.audio.windows import AudioWindower, windows_of
 from model.conditioning import Floats, Guidance
-from model.motion.actions import ACTION_COUNT, BLINK, MOTION_DIM, MOUTH, reference_features
+from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH, reference_features
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
 from model.pipeline import WindowTask
@@ -100,7 +100,7 @@ def test_own_weights_are_called_as_their_file_or_as_told(tmp_path: Path) -> None
 
 
 def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None:
-    """Of brows, gaze and head: a mouth keeps its words, and eyes do not blink more often."""
+    """Of eyes, brows and head: a mouth keeps its words."""
     reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
     window = windows_of(np.zeros(640, np.float32))[0]
 
@@ -112,7 +112,7 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
 
     plain, loud = made(), made(temperature=1.5)
     free = np.ones(MOTION_DIM, bool)
-    free[:ACTION_COUNT] = ~(MOUTH | BLINK)
+    free[:ACTION_COUNT] = ~MOUTH
     assert free.sum() > 20
     np.testing.assert_allclose(loud, np.where(free, 1.5, 1.0) * plain, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"temperature is 3.0, expected 0 to 2.0"):
