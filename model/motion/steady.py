@@ -12,9 +12,8 @@ that begins elsewhere than the last one ended gives way. Alone that would carry 
 speed too far into the next; μ keeps it from swinging. It is linear with constant matrices and
 keeps no state beyond the session's own prefix.
 
-λ, w and μ are set by the tracked speaker: with them a student's head has his acceleration (second
-differences) and is no rougher where windows meet than elsewhere; with a larger λ it was calmer
-than his.
+λ, w and μ are set by the tracked speaker: with them a student's head is about as lively as his
+and no rougher where windows meet than elsewhere (docs/training.md).
 """
 
 from __future__ import annotations
@@ -31,22 +30,25 @@ DAMPING = 1.0  # μ
 _REACH = 3  # frames before the window that a third difference sees
 _POSE = slice(ACTION_COUNT, None)
 
+Spline = tuple[Floats, Floats]  # (HOP, HOP) A and (HOP, 3) B
 
-def _matrices() -> tuple[Floats, Floats]:
-    """(HOP, HOP) and (HOP, 3): y = A·x + B·p."""
+
+def spline(stiffness: float, border: float, damping: float) -> Spline:
+    """Of λ, w and μ: y = A·x + B·p."""
     frames = np.eye(_REACH + HOP)
     second, third = np.diff(frames, 2, axis=0)[1:], np.diff(frames, 3, axis=0)  # (HOP, 3 + HOP)
-    weights = np.where(np.arange(HOP) < _REACH, STIFFNESS * BORDER, STIFFNESS)
-    rough = third.T @ (weights[:, None] * third) + DAMPING * second.T @ second
+    weights = np.where(np.arange(HOP) < _REACH, stiffness * border, stiffness)
+    rough = third.T @ (weights[:, None] * third) + damping * second.T @ second
     before, inside = rough[_REACH:, :_REACH], rough[_REACH:, _REACH:]
     solve = np.linalg.inv(np.eye(HOP) + inside)
     return solve.astype(np.float32), (-solve @ before).astype(np.float32)
 
 
-_SAMPLED, _BEFORE = _matrices()
+_SPLINE = spline(STIFFNESS, BORDER, DAMPING)
 
 
-def steadied(prefix: Floats, latents: Floats) -> Floats:
+def steadied(prefix: Floats, latents: Floats, by: Spline = _SPLINE) -> Floats:
     """(..., PREFIX, 58) frames before, (..., HOP, 58) sampled -> (..., HOP, 58), pose smoothed."""
-    pose = _SAMPLED @ latents[..., _POSE] + _BEFORE @ prefix[..., -_REACH:, _POSE]
+    sampled, before = by
+    pose = sampled @ latents[..., _POSE] + before @ prefix[..., -_REACH:, _POSE]
     return np.concatenate([latents[..., :ACTION_COUNT], pose], axis=-1)
