@@ -10,6 +10,7 @@ and what they say, on the clips and on voices never heard.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,10 @@ def print_splines(weights: MotionWeights, tests: HeldOut) -> None:
         print(f"| {name} | {1e3 * third.mean():.3f} | {1e3 * second.mean():.3f} | {border:.2f} |")
 
 
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
 def at_temperature(weights: MotionWeights, tests: HeldOut, temperature: float) -> dict[str, float]:
     """A row of the second table, by column: means over the takes."""
     warm = replace(weights, facts={**weights.facts, "temperature": temperature})
@@ -106,18 +111,17 @@ def at_temperature(weights: MotionWeights, tests: HeldOut, temperature: float) -
         figures(said(warm, tests.voices, take), tests.voices, tests.lip_gap)
         for take in range(TAKES)
     ]
-    every = {
+    return {
         "temperature": temperature,
         "diversity": diversity(takes, corpus.motion.numpy().std(0)),
-        "Fréchet": np.mean(away),
-        "jaw r": np.mean([correlation(jaw, true_jaw) for jaw in jaws]),
-        "blinks/min": np.mean([f["blinks/min"] for f in clips]),
-        "jerk, head × 1000": np.mean([f["jerk, head × 1000"] for f in clips]),
-        "voices: blinks/min": np.mean([f["blinks/min"] for f in voices]),
-        "best phone r": np.mean([f["best phone r"] for f in voices]),
-        "/p b m/ closed": np.mean([f["/p b m/ closed"] for f in voices]),
+        "Fréchet": _mean(away),
+        "jaw r": _mean([correlation(jaw, true_jaw) for jaw in jaws]),
+        "blinks/min": _mean([f["blinks/min"] for f in clips]),
+        "jerk, head × 1000": _mean([f["jerk, head × 1000"] for f in clips]),
+        "voices: blinks/min": _mean([f["blinks/min"] for f in voices]),
+        "best phone r": _mean([f["best phone r"] for f in voices]),
+        "/p b m/ closed": _mean([f["/p b m/ closed"] for f in voices]),
     }
-    return {name: float(value) for name, value in every.items()}
 
 
 def main() -> None:
