@@ -185,7 +185,8 @@ def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     # tr (AB)^½ by the eigenvalues of AB, which are real and not negative
     eigenvalues = np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0)
     shift = ((a.mean(0) - b.mean(0)) ** 2).sum()
-    return float(shift + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(eigenvalues).sum())
+    apart = shift + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(eigenvalues).sum()
+    return max(0.0, float(apart))  # rounding may leave less than nothing
 
 
 def diversity(by_seed: Sequence[Sequence[Floats]], real_std: Floats) -> float:
