@@ -121,8 +121,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         default=1.0,
-        help="motion student: of the noise that it starts from when served; more than 1 makes up "
-        "for the variety that few steps lose (%(default)s)",
+        help="motion student: how loud the noise of eyes, brows and head is when it is served; "
+        "more than 1 makes up for the variety that few steps lose (%(default)s)",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
@@ -148,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
     if args.ears is not None and args.role != "denoising":
         raise ValueError(f"--ears is for `fada train denoising`, not {args.role}")
+    if args.temperature != 1.0 and args.role not in ("student", "balanced"):
+        raise ValueError(f"--temperature is for a motion student, not {args.role}")
     torch.set_num_threads(args.threads)
     if args.role in video.ROLES:
         return video.run(args)

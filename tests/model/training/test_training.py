@@ -111,6 +111,8 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
 
 
 def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--temperature is for a motion student, not teacher"):
+        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1.2))
     with pytest.raises(ValueError, match="needs --teacher"):
         run(parsed("student", "--data", grid_folder, "--out", tmp_path))
     with pytest.raises(ValueError, match="--ears is for"):
