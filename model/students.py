@@ -18,6 +18,7 @@ from model.audio.hearing import Hearing
 from model.audio.windows import LOG_MEL, PREFIX
 from model.conditioning import Reference
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
+from model.diffusion.once import Once
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts, refuse_teacher
 from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH
@@ -187,7 +188,7 @@ def motion_pipeline(
     ``licence`` None: what its file says, if it does.
     """
     facts = StudentFacts.of(weights.facts, weights.net.config.guided, licence)
-    forward = X0Denoiser(weights.net if engine is None else engine(weights.net))
+    forward = X0Denoiser(Once(weights.net) if engine is None else engine(weights.net))
     student = Student(
         denoiser=facts.guided(forward),
         schedule=CosineSchedule(),

@@ -219,7 +219,8 @@ class MotionNet(nn.Module):
 
         ``cond``: ``prefix`` (B, PREFIX, 58), ``audio`` (B, PREFIX + HOP + LOOKAHEAD, ROW_DIM),
         ``reference`` (B, 64), ``has_audio`` and ``has_reference`` (B,) of 0 or 1, and for a
-        student ``guidance`` (B, 2): audio scale, reference scale.
+        student ``guidance`` (B, 2): audio scale, reference scale. ``heard``, if it is there: what
+        the encoder makes of ``audio``, known already.
         """
         return self.denoise(x_t, t, self.context(cond))
 
@@ -264,8 +265,10 @@ class MotionNet(nn.Module):
 
     def audio_tokens(self, cond: Conditions) -> Tensor:
         """(B, PREFIX + HOP + LOOKAHEAD, W): a window's sound, or the null token where it is off."""
-        audio = self.audio(cond["audio"].to(self.null_audio.dtype))
-        return torch.where(cond["has_audio"][:, None, None] > 0.5, audio, self.null_audio)
+        heard = cond.get("heard")
+        if heard is None:
+            heard = self.audio(cond["audio"].to(self.null_audio.dtype))
+        return torch.where(cond["has_audio"][:, None, None] > 0.5, heard, self.null_audio)
 
     def heard_speech(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What `audio_tokens` alone say, by linear estimates: the motion (B, PREFIX + HOP, 58) and

@@ -6,10 +6,10 @@ disturbed. Does not know: the network or its losses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.audio.features import HOPS_PER_FRAME
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
@@ -45,16 +45,19 @@ class Batch:
     lip_gap: Tensor  # (B, HOP) eye-corner distances
     visemes: Tensor  # (B, PREFIX + HOP, classes), see `Corpus.visemes`
     trust: Tensor  # (B,)
+    heard: Tensor | None = None  # see `HeardWindows`
 
     def conditions(self) -> dict[str, Tensor]:
         """Everything on, as the denoisers take it."""
         on = torch.ones(len(self.x0))
+        heard = {} if self.heard is None else {"heard": self.heard}
         return {
             "prefix": self.prefix,
             "audio": self.audio,
             "reference": self.reference,
             "has_audio": on,
             "has_reference": on,
+            **heard,
         }
 
 
@@ -223,3 +226,24 @@ class WindowSampler:
         offset = torch.randn(size, 1, prefix.shape[2], generator=random)
         rough = torch.randn(prefix.shape, generator=random)
         return prefix + amount(0.35, 0.5) * offset + amount(0.2, 0.5) * rough + poor
+
+
+class HeardWindows:
+    """The windows of ``sampler``, heard by an ``encoder`` that learns no more.
+
+    Teacher and student look at a window a dozen times for one update, and nearly all of what a look
+    costs is to encode the sound: here that is done once.
+    """
+
+    def __init__(self, sampler: WindowSampler, encoder: nn.Module) -> None:
+        self._sampler, self._encoder = sampler, encoder
+
+    def draw(self, size: int) -> Batch:
+        """See `WindowSampler.draw`."""
+        return self.draw_run(size, 1)[0]
+
+    @torch.no_grad()
+    def draw_run(self, size: int, windows: int) -> list[Batch]:
+        """See `WindowSampler.draw_run`."""
+        drawn = self._sampler.draw_run(size, windows)
+        return [replace(batch, heard=self._encoder(batch.audio)) for batch in drawn]

@@ -64,7 +64,7 @@ from model.motion.weights import (
     save_weights,
     weights_facts,
 )
-from model.training.batches import WindowSampler
+from model.training.batches import HeardWindows, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
 from model.training.losses import MotionLoss, dimension_weights
 from model.training.stages import part_way
@@ -330,7 +330,7 @@ def train_student(
     objective = StudentObjective(
         student,
         Once(teacher.net),
-        windows,
+        windows if recipe.hears_anew else HeardWindows(windows, teacher.net.audio),
         lambda _: loss,
         random,
         recipe.supervision,

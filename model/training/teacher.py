@@ -20,7 +20,7 @@ from model.motion.encoders import WhisperBlocks
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
 from model.training import whisper_start
-from model.training.batches import Batch, WindowSampler
+from model.training.batches import Batch, HeardWindows, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap, motion_statistics
 from model.training.losses import MotionLoss, dimension_weights
 from model.training.trainer import Losses, RunOptions, Trainer
@@ -111,7 +111,7 @@ class TeacherObjective:
     def __init__(
         self,
         net: MotionNet,
-        windows: WindowSampler,
+        windows: WindowSampler | HeardWindows,
         loss: MotionLoss,
         random: torch.Generator,
         denoiser: Denoiser | None = None,
@@ -204,10 +204,12 @@ def train_denoising(corpus: Corpus, options: RunOptions, beginning: Beginning, s
     returns ``options.folder``/teacher.safetensors."""
     random = torch.Generator().manual_seed(seed)
     net = beginning.net
-    net.audio.requires_grad_(not net.config.whisper_blocks)
+    knows = bool(net.config.whisper_blocks)
+    net.audio.requires_grad_(not knows)
     trainer: Trainer[MotionNet] = Trainer(net, options, random)
     windows = WindowSampler(corpus, beginning.mean, beginning.std, random)
-    objective = TeacherObjective(net, windows, _loss(corpus, beginning), random)
+    heard = HeardWindows(windows, net.audio) if knows else windows
+    objective = TeacherObjective(net, heard, _loss(corpus, beginning), random)
     path = options.folder / "teacher.safetensors"
     trainer.run(objective.losses, lambda: _keep(trainer, beginning, path))
     return path

@@ -25,8 +25,9 @@ from model.audio.features import (
 from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
 from model.conditioning import SAMPLES_PER_FRAME
 from model.motion.actions import ACTIONS, MOTION_DIM, MOUTH
+from model.motion.net import MotionNet, NetConfig
 from model.training.augment import VoiceAugmenter
-from model.training.batches import WindowSampler
+from model.training.batches import HeardWindows, WindowSampler
 from model.training.corpus import (
     LEAST_LOG_POWER,
     Corpus,
@@ -113,6 +114,20 @@ def test_a_run_of_windows_is_one_voice_and_one_motion(corpus: Corpus) -> None:
 
 def test_the_same_generator_gives_the_same_batch(corpus: Corpus) -> None:
     torch.testing.assert_close(sampler(corpus, 3).draw(4).audio, sampler(corpus, 3).draw(4).audio)
+
+
+@torch.no_grad()
+def test_sound_that_is_heard_beforehand_says_the_same(corpus: Corpus) -> None:
+    net = MotionNet(NetConfig(width=32, blocks=1, whisper_blocks=1))
+    bare = sampler(corpus).draw_run(3, 2)
+    heard = HeardWindows(sampler(corpus), net.audio).draw_run(3, 2)
+    for without, with_it in zip(bare, heard, strict=True):
+        x_t, t = torch.randn(without.x0.shape), torch.tensor([0.2, 0.5, 1.0])
+        on = {"has_audio": torch.tensor([1.0, 0.0, 1.0])}
+        expected = net(x_t, t, without.conditions() | on)
+        assert torch.equal(net(x_t, t, with_it.conditions() | on), expected)
+        gone = {**with_it.conditions(), **on, "audio": torch.full_like(with_it.audio, torch.nan)}
+        assert torch.equal(net(x_t, t, gone), expected)  # and is not encoded again
 
 
 def test_windows_of_inferred_mouths_borrow_real_eyes_and_heads(corpus: Corpus) -> None:

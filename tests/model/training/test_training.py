@@ -31,6 +31,13 @@ def parsed(*words: object) -> argparse.Namespace:
     return parser.parse_args([str(w) for w in words])
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates tell nothing by their size, and bfloat16 is slow where it is not built in."""
+    for size in ("HEARING_BATCH", "BATCH"):
+        monkeypatch.setattr(f"model.training.teacher.{size}", 6)
+
+
 # TensorBoard's writer thread outlives the test by a moment
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> None:
