@@ -42,13 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--data", "--speech", "--synthetic", "--teacher", "--out"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--only", action="append", choices=RECIPES, help="a recipe; all if none")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     phones = args.out / "phones.json"
     corpus = build_corpus(args.data, args.speech, args.synthetic, phones, seed=0)
-    for name, recipe in RECIPES.items():
+    for name in args.only or RECIPES:
+        recipe = RECIPES[name]
         folder = args.out / name.replace(" ", "-").replace("'", "")
         path = folder / "student.safetensors"
         if not (folder / "done").exists():

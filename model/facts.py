@@ -24,8 +24,8 @@ SIZE = 512  # pixels of a video, unless another size is asked for
 @dataclass(frozen=True)
 class StudentFacts:
     """``limits``: the scales that a student was distilled in, of one that takes them as tokens;
-    ``None``: its scales mix three branches, each an evaluation. ``temperature``: of its noise,
-    see `Student`."""
+    ``None``: its scales mix three branches, each an evaluation. ``temperature``: of its noise when
+    it goes its own ``steps``, see `warmth`."""
 
     steps: int
     guidance: Guidance
@@ -53,6 +53,15 @@ class StudentFacts:
             raise ValueError(f"a student's temperature is {temperature}, expected 0 to {WARMEST}")
         guidance = Guidance(*facts["guidance"])
         return cls(int(facts["steps"]), guidance, limits, words, temperature)
+
+    def warmth(self, steps: int) -> float:
+        """The temperature of the noise that so many steps begin with.
+
+        Few steps spread less from seed to seed than the teacher's many, and the longer a step the
+        more it takes away: what ``temperature`` adds to 1 grows as the steps grow longer.
+        """
+        warm = 1 + (self.temperature - 1) * self.steps / steps
+        return min(max(warm, 0.0), WARMEST)
 
     def info(self, name: str, latent_space: str) -> StudentInfo:
         """What `GET /models` says."""

@@ -198,7 +198,7 @@ def motion_pipeline(
         std=weights.std,
         told=_told,
         finish=steadied,
-        temperature=torch.where(_FREE, facts.temperature, 1.0),
+        temperature=lambda steps: torch.where(_FREE, facts.warmth(steps), 1.0),
     )
     return StudentPipeline(facts.info(name, space.name), space, student)
 

@@ -30,6 +30,7 @@ from model.training.judging import (
     blinks_per_minute,
     correlation,
     figures,
+    from_first_phone,
     gaps_of,
 )
 from model.training.losses import CLOSED_GAP
@@ -117,9 +118,14 @@ def evaluate_grid(
     truth = np.concatenate([m[:, JAW] for m in tests.real])
     jaws = np.stack([np.concatenate([m[:, JAW] for m in take]) for take in takes])
     print(f"{'GRID held out':>16}  {len(tests.clips)} clips, {seeds} seeds, {steps}, {guidance}")
+    spoken = from_first_phone(tests.clips, [len(m) for m in tests.real])
     correlations = {
         "jaw r, one sample": float(np.mean([correlation(j, truth) for j in jaws])),
         f"jaw r, mean of {seeds}": correlation(jaws.mean(0), truth),
+        "jaw r from first phone": float(
+            np.mean([correlation(j[spoken], truth[spoken]) for j in jaws])
+        ),
+        f"..., mean of {seeds}": correlation(jaws.mean(0)[spoken], truth[spoken]),
     }
     describe("GRID held out", correlations | figures(takes[0], tests.clips, tests.lip_gap))
     describe("the real speaker", figures(tests.real, tests.clips, tests.lip_gap))

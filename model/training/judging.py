@@ -41,6 +41,19 @@ def correlation(a: Floats, b: Floats) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def from_first_phone(spoken: Sequence[Spoken], frames: Sequence[int]) -> NDArray[np.bool_]:
+    """Which frames of all speeches end to end lie after the beginning of each one's first phone.
+
+    Before it a speaker often opens his mouth to breathe, up to half a second ahead; of that a live
+    session, which hears 0.16 s ahead, has heard nothing yet.
+    """
+    parts = []
+    for speech, count in zip(spoken, frames, strict=True):
+        first = min(p.start_s for p in speech.phones if p.name != "SIL")
+        parts.append(np.arange(count) >= first * FPS)
+    return np.concatenate(parts)
+
+
 def closed_share(gaps: list[Floats], phones: list[list[Phone]]) -> float:
     """Share of /p b m/ during which the lips meet at least once."""
     met = [

@@ -181,7 +181,7 @@ def _pipeline(
         mean=torch.zeros(shape, device=device),  # latents are about normal as they are
         std=torch.ones(shape, device=device),
         told=told,
-        temperature=facts.temperature,
+        temperature=facts.warmth,
     )
     return StudentPipeline(facts.info(name, space.name), space, student)
 

@@ -104,19 +104,22 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
     reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
     window = windows_of(np.zeros(640, np.float32))[0]
 
-    def made(**facts: object) -> Floats:
+    def made(steps: int, **facts: object) -> Floats:
         weights = load_weights(write(tmp_path / "own.safetensors", **facts))
         pipeline = motion_pipeline("own", weights, MotionOnly(), lambda net: lambda x, t, cond: x)
-        task = WindowTask(window, pipeline.start(1), reference, pipeline.info.guidance, 2)
+        task = WindowTask(window, pipeline.start(1), reference, pipeline.info.guidance, steps)
         return pipeline.step([task])[0][0]
 
-    plain, loud = made(), made(temperature=1.5)
     free = np.ones(MOTION_DIM, bool)
     free[:ACTION_COUNT] = ~MOUTH
     assert free.sum() > 20
-    np.testing.assert_allclose(loud, np.where(free, 1.5, 1.0) * plain, rtol=1e-4, atol=1e-6)
+    # the longer the steps, the warmer, up to a limit
+    for steps, warmth in ((12, 1.2), (6, 1.4), (4, 1.6), (1, 2.0)):
+        plain, loud = made(steps), made(steps, temperature=1.4)
+        expected = np.where(free, warmth, 1.0) * plain
+        np.testing.assert_allclose(loud, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"temperature is 3.0, expected 0 to 2.0"):
-        made(temperature=3.0)
+        made(6, temperature=3.0)
 
 
 def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from model.conditioning import FPS, SAMPLE_RATE
 from model.motion.actions import ACTIONS, MOTION_DIM
 from model.training.inferred import ClosedMouths, spoken_features, with_closures
 from model.training.judging import (
+    Spoken,
     best_lag,
     blinks_per_minute,
     border_jerk,
     closed_share,
+    from_first_phone,
     open_share,
     silence_share,
 )
@@ -42,6 +44,14 @@ def test_phones_fall_on_their_frames() -> None:
     shares = visemes(WORD, 50)
     np.testing.assert_allclose(shares.sum(1), 1.0, atol=1e-5)
     assert sorted(p for group in VISEMES for p in group) == sorted(OPENNESS)
+
+
+def test_what_lies_before_the_first_word_can_be_left_out() -> None:
+    nobody = np.zeros(0, np.float32)
+    at_once = [Phone("B", 0.0, 0.1), Phone("SIL", 0.1, 0.5)]
+    both = [Spoken(nobody, phones, nobody) for phones in (WORD, at_once)]
+    kept = from_first_phone(both, [50, 10])
+    assert np.flatnonzero(~kept).tolist() == list(range(20))  # 0.8 s, none of the second speech
 
 
 def test_a_good_mouth_scores_full_and_a_lazy_one_does_not() -> None:
