@@ -1,9 +1,9 @@
-"""How lively a student's face is, by two choices: the head's spline and the noise's temperature.
+"""How lively a student's face is, by two choices: the splines and the noise's temperature.
 
-    python bench/liveliness.py --data GRID --speech SPEECH [--temperatures 1,1.2,1.3]
+    python bench/liveliness.py --data GRID --speech SPEECH [--temperatures 1:1,1.2:1.6]
 
-Two Markdown tables. The head's differences over held-out clips, ×1000: the real speaker's, and of
-one take as it was sampled and smoothed by each spline. And takes at each temperature: how they vary
+Three Markdown tables. Head and jaw over held-out clips: the real speaker's, and of one take as it
+was sampled and smoothed by each spline. And takes at each temperature (eyes':head's): how they vary
 and what they say, on the clips and on voices never heard.
 """
 
@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.audio.windows import HOP, PREFIX
 from model.conditioning import Floats
-from model.motion.actions import ACTION_COUNT, MOTION_DIM, ROTATION
-from model.motion.steady import BORDER, DAMPING, STIFFNESS, Spline, spline, steadied
+from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH, ROTATION
+from model.motion.steady import HEAD, LIPS, Stiffness, smoothed
 from model.motion.weights import MotionWeights, load_weights
 from model.students import WEIGHTS, motion_pipeline
 from model.training.evaluation import HeldOut, held_out_set, run_speeches
@@ -28,15 +29,20 @@ from model.training.judging import (
     MotionFeatures,
     Spoken,
     border_jerk,
+    closed_share,
     correlation,
     diversity,
     figures,
     frechet_distance,
+    gaps_of,
 )
 from model.training.rollout import MotionOnly
 
-# λ, w, μ of `model.motion.steady`
-SPLINES = ((10, 3, 3), (3, 3, 1), (3, 6, 1), (STIFFNESS, BORDER, DAMPING))
+Integers = NDArray[np.intp]
+# Splines to compare, the last is `model.motion.steady`'s.
+HEADS = (Stiffness(10, 3, 3), Stiffness(3, 3, 1), Stiffness(3, 6, 1), HEAD)
+MOUTHS = (Stiffness(0.01, 1, 0), Stiffness(0.02, 3, 0), Stiffness(0.05, 3, 0), LIPS)
+POSE, SPOKEN = np.arange(ACTION_COUNT, MOTION_DIM), np.flatnonzero(MOUTH)
 TAKES = 3
 
 
@@ -47,57 +53,67 @@ def said(weights: MotionWeights, spoken: list[Spoken], take: int) -> list[Floats
     return run_speeches(pipeline, spoken, first, info.guidance, info.steps)
 
 
-def windows_with_past(motion: Floats) -> list[tuple[Floats, Floats]]:
-    """(PREFIX, 58) before and (HOP, 58) of each whole window."""
-    padded = np.concatenate([np.zeros((PREFIX, MOTION_DIM), np.float32), motion])
-    starts = range(0, len(motion) - HOP + 1, HOP)
-    return [(padded[i : i + PREFIX], padded[i + PREFIX : i + PREFIX + HOP]) for i in starts]
-
-
-def sampled(motion: Floats) -> list[Floats]:
-    """(HOP, 58) windows as they were before `steadied`, whose equation is solved for its x."""
-    own, before = spline(STIFFNESS, BORDER, DAMPING)
-    result = []
-    for past, window in windows_with_past(motion):
-        raw = window.copy()
-        drawn = before @ past[-before.shape[1] :, ACTION_COUNT:]
-        raw[:, ACTION_COUNT:] = np.linalg.solve(own, window[:, ACTION_COUNT:] - drawn)
-        result.append(raw)
+def again(motion: Floats, at: Integers, old: Stiffness, new: Stiffness | None) -> Floats:
+    """(T, 58) with the latents ``at`` as they were before `old` smoothed them, its equation solved
+    for x, and smoothed by ``new``, each window after what came out before it."""
+    own, past = old.spline()
+    before = np.zeros((PREFIX, MOTION_DIM), np.float32)
+    padded, done = np.concatenate([before, motion]), before[:, at]
+    for start in range(0, len(motion) - HOP + 1, HOP):
+        told, window = padded[start : start + PREFIX, at], motion[start : start + HOP, at]
+        raw = np.linalg.solve(own, window - past @ told[-past.shape[1] :])
+        made = raw if new is None else smoothed(done[-PREFIX:], raw, new.spline())
+        done = np.concatenate([done, made])
+    result = motion[: len(done) - PREFIX].copy()
+    result[:, at] = done[PREFIX:]
     return result
 
 
-def smoothed(windows: list[Floats], by: Spline) -> Floats:
-    """(T, 58), each window after what came out before it."""
-    done = np.zeros((PREFIX, MOTION_DIM), np.float32)
-    for window in windows:
-        done = np.concatenate([done, steadied(done[-PREFIX:], window, by)])
-    return done[PREFIX:]
+def print_splines(tests: HeldOut, motions: list[Floats]) -> None:
+    """The first two tables."""
 
-
-def print_splines(weights: MotionWeights, tests: HeldOut) -> None:
-    """The first table."""
-    raw = [sampled(motion) for motion in said(weights, tests.clips, 0)]
-    rows = {"the real speaker": tests.real, "as sampled": [np.concatenate(w) for w in raw]}
-    for values in SPLINES:
-        name = "λ {:g}, w {:g}, μ {:g}".format(*values)
-        rows[name] = [smoothed(windows, spline(*values)) for windows in raw]
-    print("| head | third difference | second difference | third, at borders over elsewhere |")
-    print("| --- |" + " ---: |" * 3)
-    for name, motions in rows.items():
+    def rough(some: list[Floats], columns: slice | list[int]) -> str:
         third, second = (
-            np.concatenate([np.abs(np.diff(m[:, ROTATION], n, axis=0)).mean(1) for m in motions])
+            np.concatenate([np.abs(np.diff(m[:, columns], n, axis=0)).mean(1) for m in some])
             for n in (3, 2)
         )
-        border = border_jerk(motions, ROTATION)
-        print(f"| {name} | {1e3 * third.mean():.3f} | {1e3 * second.mean():.3f} | {border:.2f} |")
+        border = border_jerk(some, columns)
+        return f"{1e3 * third.mean():.3f} | {1e3 * second.mean():.3f} | {border:.2f}"
+
+    heads = "third difference | second difference | third, at borders over elsewhere"
+    print(f"| head | {heads} |\n| --- |" + " ---: |" * 3)
+    print(f"| the real speaker | {rough(tests.real, ROTATION)} |")
+    for by in (None, *HEADS):
+        turned = [again(m, POSE, HEAD, by) for m in motions]
+        print(f"| {_name(by)} | {rough(turned, ROTATION)} |")
+    print(f"\n| jaw | {heads} | jaw r | /p b m/ closed |\n| --- |" + " ---: |" * 5)
+    phones = [s.phones for s in tests.clips]
+
+    def spoken(some: list[Floats]) -> str:
+        pairs = [(m[:, JAW], real[: len(m), JAW]) for m, real in zip(some, tests.real, strict=True)]
+        r = correlation(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+        return f"{r:.3f} | {closed_share(gaps_of(some, tests.lip_gap), phones):.3f}"
+
+    print(f"| the real speaker | {rough(tests.real, [JAW])} | {spoken(tests.real)} |")
+    for by in (None, *MOUTHS):
+        moved = [again(m, SPOKEN, LIPS, by) for m in motions]
+        print(f"| {_name(by)} | {rough(moved, [JAW])} | {spoken(moved)} |")
+
+
+def _name(by: Stiffness | None) -> str:
+    if by is None:
+        return "as sampled"
+    return f"λ {by.stiffness:g}, w {by.border:g}, μ {by.damping:g}"
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def at_temperature(weights: MotionWeights, tests: HeldOut, temperature: float) -> dict[str, float]:
-    """A row of the second table, by column: means over the takes."""
+def at_temperature(
+    weights: MotionWeights, tests: HeldOut, temperature: list[float]
+) -> dict[str, float]:
+    """A row of the third table, by column: means over the takes."""
     warm = replace(weights, facts={**weights.facts, "temperature": temperature})
     takes = [said(warm, tests.clips, take) for take in range(TAKES)]
     corpus = tests.training
@@ -112,12 +128,14 @@ def at_temperature(weights: MotionWeights, tests: HeldOut, temperature: float) -
         for take in range(TAKES)
     ]
     return {
-        "temperature": temperature,
+        "eyes": temperature[0],
+        "head": temperature[1],
         "diversity": diversity(takes, corpus.motion.numpy().std(0)),
         "Fréchet": _mean(away),
         "jaw r": _mean([correlation(jaw, true_jaw) for jaw in jaws]),
         "blinks/min": _mean([f["blinks/min"] for f in clips]),
         "jerk, head × 1000": _mean([f["jerk, head × 1000"] for f in clips]),
+        "head std, rad": _mean([f["head std, rad"] for f in clips]),
         "voices: blinks/min": _mean([f["blinks/min"] for f in voices]),
         "best phone r": _mean([f["best phone r"] for f in voices]),
         "/p b m/ closed": _mean([f["/p b m/ closed"] for f in voices]),
@@ -125,24 +143,24 @@ def at_temperature(weights: MotionWeights, tests: HeldOut, temperature: float) -
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--data", "--speech"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "motion-fast.safetensors")
-    parser.add_argument("--temperatures", default="1,1.2,1.3")
-    parser.add_argument("--clips", type=int, default=25)
+    parser.add_argument("--temperatures", default="1:1,1.2:1.2,1.2:1.6")
+    parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--voices", type=int, default=40)
     args = parser.parse_args()
     tests = held_out_set(args.data, args.speech, args.clips, args.voices)
     weights = load_weights(args.weights)
-    print_splines(weights, tests)
+    print_splines(tests, said(weights, tests.clips, 0))
     print()
     for count, word in enumerate(args.temperatures.split(",")):
-        row = at_temperature(weights, tests, float(word))
+        row = at_temperature(weights, tests, [float(part) for part in word.split(":")])
         if count == 0:
             print("| " + " | ".join(row) + " |\n|" + " ---: |" * len(row))
-        print("| " + " | ".join(f"{value:.3f}" for value in row.values()) + " |", flush=True)
+        print("| " + " | ".join(f"{value:.4g}" for value in row.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":

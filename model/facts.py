@@ -24,14 +24,14 @@ SIZE = 512  # pixels of a video, unless another size is asked for
 @dataclass(frozen=True)
 class StudentFacts:
     """``limits``: the scales that a student was distilled in, of one that takes them as tokens;
-    ``None``: its scales mix three branches, each an evaluation. ``temperature``: of its noise when
-    it goes its own ``steps``, see `warmth`."""
+    ``None``: its scales mix three branches, each an evaluation. ``temperature``: of a motion
+    student's noise, of the eyes' and of brows and head."""
 
     steps: int
     guidance: Guidance
     limits: Limits | None
     licence: str
-    temperature: float = 1.0
+    temperature: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], guided: bool, licence: str | None = None) -> StudentFacts:
@@ -48,20 +48,15 @@ class StudentFacts:
             audio, reference = facts["limits"]
             limits = (audio[0], audio[1]), (reference[0], reference[1])
         words = licence or str(facts.get("licence", OWN_LICENCE))
-        temperature = float(facts.get("temperature", 1.0))
-        if not 0 <= temperature <= WARMEST:
-            raise ValueError(f"a student's temperature is {temperature}, expected 0 to {WARMEST}")
+        temperature = facts.get("temperature", 1.0)
+        one = isinstance(temperature, (int, float))  # ... is of both
+        eyes, head = (temperature, temperature) if one else temperature
+        if not all(0 <= warmth <= WARMEST for warmth in (eyes, head)):
+            raise ValueError(
+                f"a student's temperatures are {eyes}, {head}, expected 0 to {WARMEST}"
+            )
         guidance = Guidance(*facts["guidance"])
-        return cls(int(facts["steps"]), guidance, limits, words, temperature)
-
-    def warmth(self, steps: int) -> float:
-        """The temperature of the noise that so many steps begin with.
-
-        Few steps spread less from seed to seed than the teacher's many, and the longer a step the
-        more it takes away: what ``temperature`` adds to 1 grows as the steps grow longer.
-        """
-        warm = 1 + (self.temperature - 1) * self.steps / steps
-        return min(max(warm, 0.0), WARMEST)
+        return cls(int(facts["steps"]), guidance, limits, words, (eyes, head))
 
     def info(self, name: str, latent_space: str) -> StudentInfo:
         """What `GET /models` says."""

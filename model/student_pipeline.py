@@ -43,8 +43,9 @@ class Student:
     network's device; they take latents between physical units, in which they are handed out and
     kept, and the network's. ``prefix`` clean latents before a window are told to it. ``told``
     makes of a batch's references the conditions that they are to it. ``finish``, if given, has
-    the last word on every window's latents. ``temperature`` of a number of steps, one number or
-    one for each of a frame's latent, scales the noise that sampling starts from.
+    the last word on every window's latents. ``temperature``, one number or one for each of a
+    frame's latent, scales the noise that sampling starts from: few steps spread less from seed to
+    seed than many, and above 1 that is made up for.
     """
 
     denoiser: Denoiser
@@ -55,7 +56,7 @@ class Student:
     std: Tensor
     told: Callable[[Sequence[Reference]], Conditions]
     finish: Finish | None = None
-    temperature: Callable[[int], float | Tensor] = lambda steps: 1.0
+    temperature: float | Tensor = 1.0
 
 
 class StudentPipeline:
@@ -100,7 +101,7 @@ class StudentPipeline:
         with torch.inference_mode():
             latents = sample(
                 student.denoiser,
-                student.temperature(steps) * self._shaped(noise),
+                student.temperature * self._shaped(noise),
                 uniform_timesteps(steps),
                 self._conditions(tasks),
                 student.schedule,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.audio.hearing import Hearing
 from model.audio.windows import LOG_MEL, PREFIX
@@ -21,7 +21,7 @@ from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.once import Once
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts, refuse_teacher
-from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH
+from model.motion.actions import EYES, MOTION_DIM, MOUTH
 from model.motion.net import MotionNet
 from model.motion.steady import steadied
 from model.motion.weights import MotionWeights, load_weights
@@ -37,9 +37,6 @@ SHIPPED = {
     VIDEO_TINY: ("video-tiny", "video-tiny-balanced"),
     VIDEO: (),
 }
-# What sound does not decide: eyes, brows, head. Temperature is of these, a mouth keeps its words.
-_FREE = torch.ones(MOTION_DIM, dtype=torch.bool)
-_FREE[:ACTION_COUNT] = ~torch.tensor(MOUTH)
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
 MotionEngine = Callable[[MotionNet], Forward]
@@ -198,9 +195,17 @@ def motion_pipeline(
         std=weights.std,
         told=_told,
         finish=steadied,
-        temperature=lambda steps: torch.where(_FREE, facts.warmth(steps), 1.0),
+        temperature=_temperature(*facts.temperature),
     )
     return StudentPipeline(facts.info(name, space.name), space, student)
+
+
+def _temperature(eyes: float, head: float) -> Tensor:
+    """(58,) of a frame's noise. Sound decides what a mouth does: there it stays as it is."""
+    every = torch.full((MOTION_DIM,), head)
+    every[np.flatnonzero(EYES)] = eyes
+    every[np.flatnonzero(MOUTH)] = 1.0
+    return every
 
 
 def _told(references: Sequence[Reference]) -> Conditions:

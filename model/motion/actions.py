@@ -99,6 +99,8 @@ _ABSOLUTE_STEMS = (
 ABSOLUTE: NDArray[np.bool_] = np.array([name.startswith(_ABSOLUTE_STEMS) for name in ACTIONS])
 BLINK: NDArray[np.bool_] = np.array([name.startswith("eyeBlink") for name in ACTIONS])
 _OFFSET = ~ABSOLUTE & ~BLINK
+# Lids and gaze.
+EYES: NDArray[np.bool_] = np.array([name.startswith("eye") for name in ACTIONS])
 # What speech moves; eyes, brows and nose go their own way.
 MOUTH: NDArray[np.bool_] = np.array(
     [name.startswith(("jaw", "mouth", "cheekPuff", "tongue")) for name in ACTIONS]
@@ -106,6 +108,7 @@ MOUTH: NDArray[np.bool_] = np.array(
 ABSOLUTE.setflags(write=False)
 MOUTH.setflags(write=False)
 BLINK.setflags(write=False)
+EYES.setflags(write=False)
 
 # A rest of 1 (eyes closed in the portrait) leaves nothing to close; the floor keeps the inverse
 # finite there.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.audio.features import HOPS_PER_FRAME
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
-from model.motion.actions import ACTION_COUNT, ACTIONS, MOTION_DIM, MOUTH, REFERENCE_DIM
+from model.motion.actions import ACTION_COUNT, ACTIONS, EYES, MOTION_DIM, MOUTH, REFERENCE_DIM
 from model.training.augment import VoiceAugmenter
 from model.training.corpus import LEAST_LOG_POWER, Corpus
 from model.training.phones import Phone, visemes
@@ -81,9 +81,10 @@ class WindowSampler:
         self._closed = -mean / std  # a mouth of zero motion
         self._lid = ACTIONS.index("eyeBlinkLeft")
         self._shut = (BLINK_SHUT - mean[self._lid]) / std[self._lid]
-        self._eyes = torch.tensor([a.startswith("eye") for a in ACTIONS] + [False] * 6)
-        self._mouth = torch.zeros(MOTION_DIM, dtype=torch.bool)
-        self._mouth[:ACTION_COUNT] = torch.tensor(MOUTH)
+        self._eyes, self._mouth = (
+            torch.tensor([*actions, *(MOTION_DIM - ACTION_COUNT) * [False]])
+            for actions in (EYES, MOUTH)
+        )
         # a clip is drawn as often as it is long
         self._weights = corpus.frames.float()
         tracked = corpus.trust == 1

@@ -120,9 +120,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        default=1.0,
-        help="motion student: how loud the noise of eyes, brows and head is when it is served; "
-        "more than 1 makes up for the variety that few steps lose (%(default)s)",
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=("EYES", "HEAD"),
+        help="motion student: how loud the noise of the eyes, and of brows and head, is when it is "
+        "served; more than 1 makes up for the variety that few steps lose (1 1)",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
@@ -148,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
     if args.ears is not None and args.role != "denoising":
         raise ValueError(f"--ears is for `fada train denoising`, not {args.role}")
-    if args.temperature != 1.0 and args.role not in ("student", "balanced"):
+    if tuple(args.temperature) != (1.0, 1.0) and args.role not in ("student", "balanced"):
         raise ValueError(f"--temperature is for a motion student, not {args.role}")
     torch.set_num_threads(args.threads)
     if args.role in video.ROLES:
@@ -165,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
             embedded_scales=args.scales == "embedding",
             supervision=args.supervision,
             part_way=args.part_way,
-            temperature=args.temperature,
+            temperature=tuple(args.temperature),
             hears_anew=args.hears_anew,
         )
         path = train_student(corpus, args.teacher, options, args.seed, args.start, recipe)

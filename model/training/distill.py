@@ -95,13 +95,14 @@ class Recipe:
     part_way: float = 1.0  # what is kept lies so far from its start to where it came, see `stages`
     hears_anew: bool = False  # the encoder of sound is trained along
     own_paths: bool = True  # of a guided one, see above
-    temperature: float = 1.0  # of the noise when it is served, see `Student`
+    temperature: tuple[float, float] = (1.0, 1.0)  # when it is served, see `StudentFacts`
 
     def __post_init__(self) -> None:
         if not 0 <= self.part_way <= 1:
             raise ValueError(f"--part-way {self.part_way}, expected 0 (the start) to 1")
-        if not 0 <= self.temperature <= WARMEST:
-            raise ValueError(f"--temperature {self.temperature}, expected 0 to {WARMEST}")
+        if not all(0 <= warmth <= WARMEST for warmth in self.temperature):
+            words = " ".join(str(warmth) for warmth in self.temperature)
+            raise ValueError(f"--temperature {words}, expected 0 to {WARMEST}")
 
 
 class Drawn(Protocol):

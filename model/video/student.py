@@ -181,7 +181,6 @@ def _pipeline(
         mean=torch.zeros(shape, device=device),  # latents are about normal as they are
         std=torch.ones(shape, device=device),
         told=told,
-        temperature=facts.warmth,
     )
     return StudentPipeline(facts.info(name, space.name), space, student)
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from model.audio.windows import AudioWindower, windows_of
 from model.conditioning import Floats, Guidance
-from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH, reference_features
+from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
 from model.motion.net import MotionNet, NetConfig
 from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
 from model.pipeline import WindowTask
@@ -104,22 +104,22 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
     reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
     window = windows_of(np.zeros(640, np.float32))[0]
 
-    def made(steps: int, **facts: object) -> Floats:
+    def made(**facts: object) -> Floats:
         weights = load_weights(write(tmp_path / "own.safetensors", **facts))
         pipeline = motion_pipeline("own", weights, MotionOnly(), lambda net: lambda x, t, cond: x)
-        task = WindowTask(window, pipeline.start(1), reference, pipeline.info.guidance, steps)
+        task = WindowTask(window, pipeline.start(1), reference, pipeline.info.guidance, 2)
         return pipeline.step([task])[0][0]
 
-    free = np.ones(MOTION_DIM, bool)
-    free[:ACTION_COUNT] = ~MOUTH
-    assert free.sum() > 20
-    # the longer the steps, the warmer, up to a limit
-    for steps, warmth in ((12, 1.2), (6, 1.4), (4, 1.6), (1, 2.0)):
-        plain, loud = made(steps), made(steps, temperature=1.4)
-        expected = np.where(free, warmth, 1.0) * plain
-        np.testing.assert_allclose(loud, expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match=r"temperature is 3.0, expected 0 to 2.0"):
-        made(6, temperature=3.0)
+    plain, loud, both = made(), made(temperature=[1.2, 1.5]), made(temperature=1.5)
+    expected = np.full(MOTION_DIM, 1.5)
+    for at, name in enumerate(ACTIONS):
+        if name.startswith(("eye", "jaw", "mouth", "cheekPuff", "tongue")):
+            expected[at] = 1.2 if name.startswith("eye") else 1.0
+    np.testing.assert_allclose(loud, expected * plain, rtol=1e-4, atol=1e-6)
+    expected[[i for i, name in enumerate(ACTIONS) if name.startswith("eye")]] = 1.5
+    np.testing.assert_allclose(both, expected * plain, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"temperatures are 1.2, 3.0, expected 0 to 2.0"):
+        made(temperature=[1.2, 3.0])
 
 
 def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A steadied head glides: jitter goes, real movement and the mouth stay, borders do not show."""
+"""Heads glide and lips do not quiver: jitter goes, real movement stays, borders do not show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from model.audio.windows import HOP, PREFIX
 from model.conditioning import Floats
-from model.motion.actions import ACTION_COUNT, MOTION_DIM
+from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.motion.steady import steadied
 
 
@@ -24,12 +24,13 @@ def jerk(motion: Floats) -> float:
     return float(np.abs(np.diff(motion[:, ACTION_COUNT:], 3, axis=0)).mean())
 
 
-def test_the_mouth_is_left_alone_and_a_batch_is_its_rows() -> None:
+def test_eyes_are_left_alone_and_a_batch_is_its_rows() -> None:
     random = np.random.default_rng(0)
     prefix = random.standard_normal((4, PREFIX, MOTION_DIM)).astype(np.float32)
     latents = random.standard_normal((4, HOP, MOTION_DIM)).astype(np.float32)
     out = steadied(prefix, latents)
-    np.testing.assert_array_equal(out[..., :ACTION_COUNT], latents[..., :ACTION_COUNT])
+    eyes = np.flatnonzero(~MOUTH)
+    np.testing.assert_array_equal(out[..., eyes], latents[..., eyes])
     for row in range(4):
         np.testing.assert_allclose(out[row], steadied(prefix[row], latents[row]), atol=1e-5)
 
@@ -47,6 +48,21 @@ def test_a_turn_of_the_head_goes_through_and_jitter_does_not() -> None:
     assert np.sqrt((error**2).mean()) < 0.003  # nearer to the truth than what went in
     moved = in_windows(clean)[4 * HOP :, ACTION_COUNT:]
     assert np.abs(moved - clean[4 * HOP :, ACTION_COUNT:]).max() < 0.004
+
+
+def test_lips_that_meet_for_three_frames_still_do_and_do_not_quiver() -> None:
+    lips = np.flatnonzero(MOUTH)
+    spoken = np.full((20 * HOP, MOTION_DIM), 0.3, np.float32)
+    for start in range(10, len(spoken) - 3, 11):  # anywhere in a window, over its borders too
+        spoken[start : start + 3] = 0.0
+    out = in_windows(spoken)[:, lips]
+    shut = spoken[:, lips] == 0
+    assert out[shut].reshape(-1, 3, len(lips)).min(1).max() < 0.01
+    random = np.random.default_rng(3)
+    noise = 0.02 * random.standard_normal(spoken.shape).astype(np.float32)
+    left = (in_windows(spoken + noise)[:, lips] - out)[PREFIX:]
+    third = [np.abs(np.diff(x, 3, axis=0)).mean() for x in (left, noise[:, lips])]
+    assert third[0] < 0.75 * third[1]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.05])

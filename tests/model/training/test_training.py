@@ -94,7 +94,7 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
         run(parsed("denoising", *data, *bad, "--out", tmp_path / "none"))
     words = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--out", tmp_path / "student")
     assert run(parsed("student", *data, *words)) == 0
-    half = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--temperature", 1.2)
+    half = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--temperature", 1.2, 1.5)
     half += ("--part-way", 0.5)
     assert run(parsed("student", *data, *half, "--out", tmp_path / "half")) == 0
     first, whole, kept = (
@@ -105,13 +105,14 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
             tmp_path / "half" / "student.safetensors",
         )
     )
-    assert load_weights(tmp_path / "half" / "student.safetensors").facts["temperature"] == 1.2
+    facts = load_weights(tmp_path / "half" / "student.safetensors").facts
+    assert facts["temperature"] == [1.2, 1.5]
     torch.testing.assert_close(kept, (first + whole) / 2, rtol=2e-3, atol=1e-4)  # half precision
     assert not torch.equal(first, whole)
     with pytest.raises(ValueError, match="--part-way 2.0"):
-        run(parsed("student", *data, *half[:5], 2.0, "--out", tmp_path / "none"))
-    with pytest.raises(ValueError, match="--temperature 3.0"):
-        run(parsed("student", *data, *half[:3], 3.0, "--out", tmp_path / "none"))
+        run(parsed("student", *data, *half[:6], 2.0, "--out", tmp_path / "none"))
+    with pytest.raises(ValueError, match="--temperature 1.2 3.0"):
+        run(parsed("student", *data, *half[:4], 3.0, "--out", tmp_path / "none"))
     with pytest.raises(ValueError, match="no teacher"):
         start = tmp_path / "student" / "student.safetensors"
         run(parsed("teacher", *data, "--start", start, "--out", tmp_path / "none"))
@@ -119,7 +120,7 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
 
 def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--temperature is for a motion student, not teacher"):
-        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1.2))
+        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1, 1.2))
     with pytest.raises(ValueError, match="needs --teacher"):
         run(parsed("student", "--data", grid_folder, "--out", tmp_path))
     with pytest.raises(ValueError, match="--ears is for"):
