@@ -2,7 +2,8 @@
 
     python bench/speedup.py [--teacher FILE]
 
-One core, each one's own steps, default scales; windows of one session and of eight at once.
+One core, default scales; the teacher's and the balanced student's own steps, the fast one's and
+fewer; windows of one session and of eight at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from server.bench.report import processor
 ENGINES = {"plain torch": None, "as served": fastest}
 SECONDS = 8
 BATCHES = (1, 8)
+FEWER = (4, 2)  # steps of the fast student besides its own
 ROUNDS = 3  # all networks in turn, so that a busy moment hits them alike
 
 
@@ -39,13 +41,15 @@ def beginning(path: Path) -> list[Window]:
     return windows_of(samples[: SECONDS * rate])
 
 
-def spent_ms(pipeline: StudentPipeline, windows: list[Window], batch: int) -> list[float]:
+def spent_ms(
+    pipeline: StudentPipeline, steps: int, windows: list[Window], batch: int
+) -> list[float]:
     """Of each step of ``batch`` sessions."""
     states = [pipeline.start(seed) for seed in range(batch)]
     reference = reference_of(np.zeros(REFERENCE_DIM, np.float32))
-    info, spent = pipeline.info, []
+    guidance, spent = pipeline.info.guidance, []
     for window in windows:
-        tasks = [WindowTask(window, s, reference, info.guidance, info.steps) for s in states]
+        tasks = [WindowTask(window, s, reference, guidance, steps) for s in states]
         start = time.perf_counter()
         made = pipeline.step(tasks)
         spent.append(1e3 * (time.perf_counter() - start))
@@ -60,24 +64,32 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     windows = beginning(EXAMPLES / "speech.wav")
-    files = {name: WEIGHTS / f"motion-{name}.safetensors" for name in ("balanced", "fast")}
-    files = {"teacher": args.teacher, **files}
-    print(f"{processor()}, one core; ms a step, median\n")
-    print("| | sessions | " + " | ".join(files) + " | teacher / fast |")
-    print("| --- |" + " ---: |" * (len(files) + 2))
+    files = {
+        "teacher": args.teacher,
+        "balanced": WEIGHTS / "motion-balanced.safetensors",
+        "fast": WEIGHTS / "motion-fast.safetensors",
+    }
+    print(
+        f"{processor()}, one core; ms a window, median; in brackets: times as fast as the teacher\n"
+    )
+    head = [*files, *(f"fast, {steps} steps" for steps in FEWER)]
+    print("| | sessions | " + " | ".join(head) + " |")
+    print("| --- |" + " ---: |" * (len(head) + 1))
     for title, engine in ENGINES.items():
-        pipelines = {
+        loaded = {
             name: motion_pipeline(name, load_weights(path), MotionOnly(), engine)
             for name, path in files.items()
         }
+        runs = [(pipeline, pipeline.info.steps) for pipeline in loaded.values()]
+        runs += [(loaded["fast"], steps) for steps in FEWER]
         for batch in BATCHES:
-            spent: dict[str, list[float]] = {name: [] for name in files}
+            spent: list[list[float]] = [[] for _ in runs]
             for _ in range(ROUNDS):
-                for name, pipeline in pipelines.items():
-                    spent[name] += spent_ms(pipeline, windows, batch)
-            took = {name: float(np.median(values)) for name, values in spent.items()}
-            cells = " | ".join(f"{ms:.1f}" for ms in took.values())
-            print(f"| {title} | {batch} | {cells} | {took['teacher'] / took['fast']:.1f} |")
+                for (pipeline, steps), values in zip(runs, spent, strict=True):
+                    values += spent_ms(pipeline, steps, windows, batch)
+            teacher, *rest = (float(np.median(values)) for values in spent)
+            cells = [f"{teacher:.1f}", *(f"{ms:.1f} ({teacher / ms:.1f})" for ms in rest)]
+            print(f"| {title} | {batch} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
