@@ -48,15 +48,9 @@ class StudentFacts:
             audio, reference = facts["limits"]
             limits = (audio[0], audio[1]), (reference[0], reference[1])
         words = licence or str(facts.get("licence", OWN_LICENCE))
-        temperature = facts.get("temperature", 1.0)
-        one = isinstance(temperature, (int, float))  # ... is of both
-        eyes, head = (temperature, temperature) if one else temperature
-        if not all(0 <= warmth <= WARMEST for warmth in (eyes, head)):
-            raise ValueError(
-                f"a student's temperatures are {eyes}, {head}, expected 0 to {WARMEST}"
-            )
+        warmth = _warmth(facts.get("temperature", 1.0))
         guidance = Guidance(*facts["guidance"])
-        return cls(int(facts["steps"]), guidance, limits, words, (eyes, head))
+        return cls(int(facts["steps"]), guidance, limits, words, warmth)
 
     def info(self, name: str, latent_space: str) -> StudentInfo:
         """What `GET /models` says."""
@@ -76,6 +70,16 @@ class StudentFacts:
         if self.limits is None:
             return MultiCFGDenoiser(denoiser)
         return CFGTokenDenoiser(denoiser, self.limits)
+
+
+def _warmth(fact: object) -> tuple[float, float]:
+    pair = list(fact) if isinstance(fact, (list, tuple)) else [fact, fact]
+    numbers = [x for x in pair if isinstance(x, (int, float)) and 0 <= x <= WARMEST]
+    if len(pair) != 2 or len(numbers) != 2:
+        raise ValueError(
+            f"a student's temperature is {fact}, expected 0 to {WARMEST}, for all or eyes and head"
+        )
+    return numbers[0], numbers[1]
 
 
 def refuse_teacher(facts: Mapping[str, Any], what: str, make: str) -> None:

@@ -232,8 +232,8 @@ class WindowSampler:
 class HeardWindows:
     """The windows of ``sampler``, heard by an ``encoder`` that learns no more.
 
-    Teacher and student look at a window a dozen times for one update, and nearly all of what a look
-    costs is to encode the sound: here that is done once.
+    Teacher and student look at a window several times for one update, and most of what a look costs
+    is to encode the sound: here that is done once.
     """
 
     def __init__(self, sampler: WindowSampler, encoder: nn.Module) -> None:

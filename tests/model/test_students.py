@@ -118,8 +118,9 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
     np.testing.assert_allclose(loud, expected * plain, rtol=1e-4, atol=1e-6)
     expected[[i for i, name in enumerate(ACTIONS) if name.startswith("eye")]] = 1.5
     np.testing.assert_allclose(both, expected * plain, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match=r"temperatures are 1.2, 3.0, expected 0 to 2.0"):
-        made(temperature=[1.2, 3.0])
+    for wrong in ([1.2, 3.0], [1.0], "warm", None, -1):
+        with pytest.raises(ValueError, match=r"temperature is .*, expected 0 to 2.0"):
+            made(temperature=wrong)
 
 
 def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:
