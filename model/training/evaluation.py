@@ -125,7 +125,7 @@ def evaluate_grid(
         "jaw r from first phone": float(
             np.mean([correlation(j[spoken], truth[spoken]) for j in jaws])
         ),
-        f"..., mean of {seeds}": correlation(jaws.mean(0)[spoken], truth[spoken]),
+        f"from first phone, mean of {seeds}": correlation(jaws.mean(0)[spoken], truth[spoken]),
     }
     describe("GRID held out", correlations | figures(takes[0], tests.clips, tests.lip_gap))
     describe("the real speaker", figures(tests.real, tests.clips, tests.lip_gap))
