@@ -44,8 +44,8 @@ def correlation(a: Floats, b: Floats) -> float:
 def from_first_phone(spoken: Sequence[Spoken], frames: Sequence[int]) -> NDArray[np.bool_]:
     """Which frames of all speeches end to end lie after the beginning of each one's first phone.
 
-    Before it a speaker often opens his mouth to breathe, up to half a second ahead; of that a live
-    session, which hears 0.16 s ahead, has heard nothing yet.
+    Before it a speaker often opens his mouth to breathe in, longer ahead than the 0.16 s that a
+    live session hears.
     """
     parts = []
     for speech, count in zip(spoken, frames, strict=True):
