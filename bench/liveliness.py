@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from model.audio.windows import HOP, PREFIX
 from model.conditioning import Floats
-from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH, ROTATION
-from model.motion.steady import HEAD, LIPS, Stiffness, smoothed
+from model.motion.actions import MOTION_DIM, ROTATION
+from model.motion.steady import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, smoothed
 from model.motion.weights import MotionWeights, load_weights
 from model.students import WEIGHTS, motion_pipeline
 from model.training.evaluation import HeldOut, held_out_set, run_speeches
@@ -40,9 +40,8 @@ from model.training.rollout import MotionOnly
 
 Integers = NDArray[np.intp]
 # Splines to compare, the last is `model.motion.steady`'s.
-HEADS = (Stiffness(10, 3, 3), Stiffness(3, 3, 1), Stiffness(3, 6, 1), HEAD)
-MOUTHS = (Stiffness(0.01, 1, 0), Stiffness(0.02, 3, 0), Stiffness(0.05, 3, 0), LIPS)
-POSE, SPOKEN = np.arange(ACTION_COUNT, MOTION_DIM), np.flatnonzero(MOUTH)
+HEADS = (Smoothing(10, 3, 3), Smoothing(3, 3, 1), Smoothing(3, 6, 1), HEAD)
+MOUTHS = (Smoothing(0.01, 1, 0), Smoothing(0.02, 3, 0), Smoothing(0.05, 3, 0), LIPS)
 TAKES = 3
 
 
@@ -53,7 +52,7 @@ def said(weights: MotionWeights, spoken: list[Spoken], take: int) -> list[Floats
     return run_speeches(pipeline, spoken, first, info.guidance, info.steps)
 
 
-def again(motion: Floats, at: Integers, old: Stiffness, new: Stiffness | None) -> Floats:
+def again(motion: Floats, at: Integers, old: Smoothing, new: Smoothing | None) -> Floats:
     """(T, 58) with the latents ``at`` as they were before `old` smoothed them, its equation solved
     for x, and smoothed by ``new``, each window after what came out before it."""
     own, past = old.spline()
@@ -85,7 +84,7 @@ def print_splines(tests: HeldOut, motions: list[Floats]) -> None:
     print(f"| head | {heads} |\n| --- |" + " ---: |" * 3)
     print(f"| the real speaker | {rough(truth, ROTATION)} |")
     for by in (None, *HEADS):
-        turned = [again(m, POSE, HEAD, by) for m in motions]
+        turned = [again(m, HEAD_AT, HEAD, by) for m in motions]
         print(f"| {_name(by)} | {rough(turned, ROTATION)} |")
     print(f"\n| jaw | {heads} | jaw r | /p b m/ closed |\n| --- |" + " ---: |" * 5)
     phones = [s.phones for s in tests.clips]
@@ -97,11 +96,11 @@ def print_splines(tests: HeldOut, motions: list[Floats]) -> None:
 
     print(f"| the real speaker | {rough(truth, [JAW])} | {spoken(truth)} |")
     for by in (None, *MOUTHS):
-        moved = [again(m, SPOKEN, LIPS, by) for m in motions]
+        moved = [again(m, LIPS_AT, LIPS, by) for m in motions]
         print(f"| {_name(by)} | {rough(moved, [JAW])} | {spoken(moved)} |")
 
 
-def _name(by: Stiffness | None) -> str:
+def _name(by: Smoothing | None) -> str:
     if by is None:
         return "as sampled"
     return f"λ {by.stiffness:g}, w {by.border:g}, μ {by.damping:g}"

@@ -27,24 +27,24 @@ import numpy as np
 
 from model.audio.windows import HOP
 from model.conditioning import Floats
-from model.motion.actions import ACTION_COUNT, MOUTH
+from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH
 
 _REACH = 3  # frames before the window that a third difference sees
-_HEAD_AT, _MOUTH_AT = slice(ACTION_COUNT, None), np.flatnonzero(MOUTH)
+HEAD_AT, LIPS_AT = np.arange(ACTION_COUNT, MOTION_DIM), np.flatnonzero(MOUTH)  # of a latent
 
 Spline = tuple[Floats, Floats]  # (HOP, HOP) A and (HOP, 3) B
 
 
 @dataclass(frozen=True)
-class Stiffness:
-    """λ, w and μ."""
+class Smoothing:
+    """How much differences cost; see the module's docstring."""
 
-    stiffness: float
-    border: float
-    damping: float
+    stiffness: float  # λ, of a third difference
+    border: float  # w, times λ where it crosses the border
+    damping: float  # μ, of a second difference
 
     def spline(self) -> Spline:
-        """y = A·x + B·p."""
+        """A and B of y = A·x + B·p."""
         frames = np.eye(_REACH + HOP)
         second, third = np.diff(frames, 2, axis=0)[1:], np.diff(frames, 3, axis=0)  # (HOP, 3 + HOP)
         crossing = np.arange(HOP) < _REACH
@@ -55,8 +55,8 @@ class Stiffness:
         return solve.astype(np.float32), (-solve @ before).astype(np.float32)
 
 
-HEAD = Stiffness(3.0, 8.0, 1.0)
-LIPS = Stiffness(0.01, 3.0, 0.0)
+HEAD = Smoothing(3.0, 8.0, 1.0)
+LIPS = Smoothing(0.01, 3.0, 0.0)
 _HEAD, _LIPS = HEAD.spline(), LIPS.spline()
 
 
@@ -69,6 +69,6 @@ def smoothed(before: Floats, sampled: Floats, by: Spline) -> Floats:
 def steadied(prefix: Floats, latents: Floats) -> Floats:
     """(..., PREFIX, 58) frames before, (..., HOP, 58) sampled -> (..., HOP, 58)."""
     out = latents.copy()
-    for at, by in ((_HEAD_AT, _HEAD), (_MOUTH_AT, _LIPS)):
+    for at, by in ((HEAD_AT, _HEAD), (LIPS_AT, _LIPS)):
         out[..., at] = smoothed(prefix[..., at], latents[..., at], by)
     return out
