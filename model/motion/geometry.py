@@ -86,6 +86,10 @@ ROW_WEIGHTS = (1.0, 0.85, 0.6, 0.35)
 # The linear basis opens the lips a little before a real speaker's part (GRID): taken off, softly.
 LIP_DEADZONE = 0.008
 LIP_SOFTNESS = 0.006
+# Then they part faster than the basis has it: beyond the first hundredth of an eye-corner distance
+# a tracked mouth stands this much wider open at any opening, a column (GRID, from 0.02 to 0.2).
+LIP_PARTING = 0.018 * np.array([0.5, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0, 0.7, 0.5])
+LIP_PARTED = 0.01
 SHUT_GAP = 0.01  # below about this opening lips count as closed
 # What of each row of a lip's height is left at the least.
 THINNEST_LIP = 0.15
@@ -260,7 +264,8 @@ def _without_lids(basis: Floats) -> Floats:
 def _lip_gap(coefficients: Floats, rows: Floats) -> NDArray[np.float64]:
     """(52,) actions → the opening of the nine lip columns that they mean, ≥ 0, head units."""
     linear = coefficients @ rows - LIP_DEADZONE
-    return 0.5 * (linear + np.sqrt(linear**2 + LIP_SOFTNESS**2)) - _SOFT_ZERO
+    opened = 0.5 * (linear + np.sqrt(linear**2 + LIP_SOFTNESS**2)) - _SOFT_ZERO
+    return np.asarray(opened + LIP_PARTING * (1.0 - np.exp(-opened / LIP_PARTED)))
 
 
 _SOFT_ZERO = 0.5 * (-LIP_DEADZONE + np.sqrt(LIP_DEADZONE**2 + LIP_SOFTNESS**2))
