@@ -184,11 +184,10 @@ class FaceShape:
         self.origin = shift
         self.points = ((landmarks - shift) @ rotation / scale).astype(np.float32)
         self._linear = _without_lids(shared.basis)
-        self._lip_rows = self._linear[:, LOWER_ROWS[0], 1] - self._linear[:, UPPER_ROWS[0], 1]
         seen = self.points[LOWER_ROWS[0], 1] - self.points[UPPER_ROWS[0], 1]
         self._gap_seen = np.maximum(seen, 0.0)
-        self.rest = _refine_rest(coefficients.astype(np.float32), self._gap_seen, self._lip_rows)
-        self._gap_rest = _lip_gap(self.rest, self._lip_rows)
+        self.rest = _refine_rest(coefficients.astype(np.float32), self._gap_seen)
+        self._gap_rest = lip_gaps(self.rest)
         self._upper, self._lower = _lip_weights(self.points)
         self._lids = [_lid_weights(self.points, eye, shared.basis) for eye in EYES]
 
@@ -207,7 +206,7 @@ class FaceShape:
         What the portrait's lips show beyond their coefficients (``gap_seen - gap_rest``) stays in
         proportion to the opening: all of it at rest, none of it when the lips close.
         """
-        gap = _lip_gap(coefficients, self._lip_rows)
+        gap = lip_gaps(coefficients)
         rest_mean = max(float(self._gap_rest.mean()), 1e-3)
         kept = np.clip(float(gap.mean()) / rest_mean, 0.0, 1.0)
         if not np.any(change):
@@ -261,17 +260,25 @@ def _without_lids(basis: Floats) -> Floats:
     return linear
 
 
-def _lip_gap(coefficients: Floats, rows: Floats) -> NDArray[np.float64]:
-    """(52,) actions → the opening of the nine lip columns that they mean, ≥ 0, head units."""
-    linear = coefficients @ rows - LIP_DEADZONE
+def lip_gaps(coefficients: Floats) -> NDArray[np.float64]:
+    """(..., 52) actions → (..., 9) the openings of the lips' columns that they mean, ≥ 0, head
+    units. The middle one is a tracked speaker's to 0.002 (GRID s1, any opening up to 0.2)."""
+    linear = coefficients @ _lip_rows() - LIP_DEADZONE
     opened = 0.5 * (linear + np.sqrt(linear**2 + LIP_SOFTNESS**2)) - _SOFT_ZERO
-    return np.asarray(opened + LIP_PARTING * (1.0 - np.exp(-opened / LIP_PARTED)))
+    return np.maximum(opened + LIP_PARTING * (1.0 - np.exp(-opened / LIP_PARTED)), 0.0)
+
+
+@cache
+def _lip_rows() -> Floats:
+    """(52, 9) how each action opens the lips' columns, by the basis."""
+    basis = _without_lids(face_basis().basis)
+    return np.asarray(basis[:, LOWER_ROWS[0], 1] - basis[:, UPPER_ROWS[0], 1])
 
 
 _SOFT_ZERO = 0.5 * (-LIP_DEADZONE + np.sqrt(LIP_DEADZONE**2 + LIP_SOFTNESS**2))
 
 
-def _refine_rest(coefficients: Floats, seen: NDArray[np.float64], rows: Floats) -> Floats:
+def _refine_rest(coefficients: Floats, seen: NDArray[np.float64]) -> Floats:
     """The least change of the parting actions that explains the lip opening in the picture."""
     parting = [
         ACTIONS.index(name)
@@ -285,10 +292,10 @@ def _refine_rest(coefficients: Floats, seen: NDArray[np.float64], rows: Floats) 
     ]
     rest = coefficients.copy()
     middle = slice(2, 7)
-    weights = rows[parting][:, middle].mean(axis=1)
+    weights = _lip_rows()[parting][:, middle].mean(axis=1)
     weights = np.maximum(weights, 0.0)
     for _ in range(8):
-        missing = float(seen[middle].mean() - _lip_gap(rest, rows)[middle].mean())
+        missing = float(seen[middle].mean() - lip_gaps(rest)[middle].mean())
         if abs(missing) < 1e-4:
             break
         step = missing * weights / float(weights @ weights)
