@@ -161,9 +161,9 @@ def _read_json(path: Path) -> Capture:
 def lip_gap_of(coefficients: Floats) -> Floats:
     """(N, 52) -> (N,) how far the middles of the inner lips are apart, eye-corner distances.
 
-    As a portrait's would be drawn (`geometry.lip_gaps`). A capture has no landmarks to measure it
-    by. On GRID, which has, it correlates with the measured gap with r = 0.99, has its mean to 0.001,
-    and agrees in 97 % of all frames on whether lips are closed.
+    As a portrait's would be drawn (`geometry.lip_gaps`): a capture has no landmarks to measure it
+    by. On GRID, which has, it correlates with the measured gap with r = 0.99, has its mean to
+    0.001, and agrees in 97 % of all frames on whether lips are closed.
     """
     return lip_gaps(coefficients)[:, 4].astype(np.float32)
 
