@@ -195,13 +195,16 @@ def motion_pipeline(
         std=weights.std,
         told=_told,
         finish=steadied,
-        temperature=_temperature(*facts.temperature),
+        temperature=temperature_of(*facts.temperature),
     )
     return StudentPipeline(facts.info(name, space.name), space, student)
 
 
-def _temperature(eyes: float, head: float) -> Tensor:
-    """(58,) of a frame's noise. Sound decides what a mouth does: there it stays as it is."""
+def temperature_of(eyes: float, head: float) -> Tensor:
+    """(58,) by what the noise of a motion frame is multiplied, see `StudentFacts`.
+
+    Sound decides what a mouth does: there it stays as it is.
+    """
     every = torch.full((MOTION_DIM,), head)
     every[np.flatnonzero(EYES)] = eyes
     every[np.flatnonzero(MOUTH)] = 1.0

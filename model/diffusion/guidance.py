@@ -30,18 +30,21 @@ class MultiCFGDenoiser:
         self._denoiser = denoiser
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        batch = len(x_t)
         guidance = cond["guidance"]
-        _scales(guidance, batch)
+        _scales(guidance, len(x_t))
+        nothing, reference, both = self.branches(x_t, t, cond)
+        s_aud, s_ref = (like(s, x_t) for s in guidance.unbind(1))
+        return nothing + s_ref * (reference - nothing) + s_aud * (both - reference)
+
+    def branches(self, x_t: Tensor, t: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
+        """x̂(∅,∅), x̂(ref,∅) and x̂(ref,aud); scales in ``cond`` are not looked at."""
         rest = {k: torch.cat([v] * 3) for k, v in cond.items() if k != "guidance"}
         on, off = torch.ones_like(t), torch.zeros_like(t)
         rest["has_reference"] = torch.cat([off, on, on])
         rest["has_audio"] = torch.cat([off, off, on])
-        nothing, reference, both = self._denoiser(
-            torch.cat([x_t] * 3), torch.cat([t] * 3), rest
-        ).chunk(3)
-        s_aud, s_ref = (like(s, x_t) for s in guidance.unbind(1))
-        return nothing + s_ref * (reference - nothing) + s_aud * (both - reference)
+        made = self._denoiser(torch.cat([x_t] * 3), torch.cat([t] * 3), rest)
+        nothing, reference, both = made.chunk(3)
+        return nothing, reference, both
 
 
 class CFGTokenDenoiser:

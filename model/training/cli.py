@@ -15,6 +15,7 @@ from model.motion.net import NetConfig
 from model.motion.weights import load_weights
 from model.training.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
 from model.training.distill import Recipe, train_student
+from model.training.fewer import train_fewer
 from model.training.inferred import (
     Speech,
     closed_mouths,
@@ -42,6 +43,7 @@ from model.training.video import cli as video
 
 RATE = 1e-3
 _SPEECH_FOR_BANDS = 40  # clips
+STUDENTS = ("student", "fewer", "balanced")
 TEACHING = {"hearing": train_hearing, "denoising": train_denoising, "teacher": train_teacher}
 
 
@@ -49,9 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fada train``."""
     parser.add_argument(
         "role",
-        choices=(*TEACHING, "student", "balanced", *video.ROLES),
+        choices=(*TEACHING, *STUDENTS, *video.ROLES),
         help="which network: the teacher, or only its audio encoder, or only what comes after; "
-        "a student with guidance tokens, or one without; of motion, or of video",
+        "a student with guidance tokens, the same for two steps, or one without tokens; of motion, "
+        "or of video",
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the tracked GRID clips (motion.npz)"
@@ -146,11 +149,13 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
         raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
-    if args.role.endswith(("student", "balanced")) and args.teacher is None:
+    if args.role.endswith(STUDENTS) and args.teacher is None:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
+    if args.role == "fewer" and args.start is None:
+        raise ValueError("fewer steps need --start, the weights that `fada train student` wrote")
     if args.ears is not None and args.role != "denoising":
         raise ValueError(f"--ears is for `fada train denoising`, not {args.role}")
-    if tuple(args.temperature) != (1.0, 1.0) and args.role not in ("student", "balanced"):
+    if tuple(args.temperature) != (1.0, 1.0) and args.role not in STUDENTS:
         raise ValueError(f"--temperature is for a motion student, not {args.role}")
     torch.set_num_threads(args.threads)
     if args.role in video.ROLES:
@@ -163,14 +168,15 @@ def run(args: argparse.Namespace) -> int:
         path = TEACHING[args.role](corpus, options, _beginning(args, corpus), args.seed)
     else:
         recipe = Recipe(
-            guided=args.role == "student",
+            guided=args.role != "balanced",
             embedded_scales=args.scales == "embedding",
             supervision=args.supervision,
             part_way=args.part_way,
             temperature=tuple(args.temperature),
             hears_anew=args.hears_anew,
         )
-        path = train_student(corpus, args.teacher, options, args.seed, args.start, recipe)
+        teach = train_fewer if args.role == "fewer" else train_student
+        path = teach(corpus, args.teacher, options, args.seed, args.start, recipe)
     print(path)
     return 0
 

@@ -153,14 +153,17 @@ def own_prefix(
     scales: dict[str, Tensor],
     schedule: NoiseSchedule,
     random: torch.Generator,
+    temperature: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """(B, P, ...) prefixes, most of them what ``net`` (x0) itself just made of the window
     ``before``, and (B, ...) by how much those end off the recording.
 
+    ``temperature``: of the noise that it starts from.
+
     In service every prefix is the network's own; taught on recordings only, it would trust them
     too much and its errors would last.
     """
-    noise = torch.randn(batch.x0.shape, generator=random)
+    noise = temperature * torch.randn(batch.x0.shape, generator=random)
     cond = before.conditions() | scales
     made = sample(X0Denoiser(net), noise, uniform_timesteps(OWN_STEPS), cond, schedule)
     own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]

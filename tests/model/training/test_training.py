@@ -58,6 +58,13 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     assert LIMITS[0][0] <= info.guidance.audio <= LIMITS[0][1]
     assert list(out.glob("events.out.tfevents.*"))
 
+    words = ("--start", out / "student.safetensors", "--temperature", 1.2, 1.5, "--steps", 6)
+    two = tmp_path / "two"
+    assert run(parsed("fewer", *data, "--out", two, "--teacher", weights, *words)) == 0
+    fewer = load_weights(two / "student.safetensors")
+    assert fewer.facts["temperature"] == [1.2, 1.5]
+    assert motion_pipeline("new", fewer, MotionOnly()).info.nfe_per_window == 2
+
     words = ("balanced", *data, "--out", tmp_path / "three", "--steps", 2, "--teacher", weights)
     assert run(parsed(*words)) == 0
     balanced = load_weights(tmp_path / "three" / "student.safetensors")
@@ -123,6 +130,9 @@ def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) ->
         run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1, 1.2))
     with pytest.raises(ValueError, match="needs --teacher"):
         run(parsed("student", "--data", grid_folder, "--out", tmp_path))
+    with pytest.raises(ValueError, match="fewer steps need --start"):
+        words = ("fewer", "--data", grid_folder, "--teacher", tmp_path)
+        run(parsed(*words, "--out", tmp_path))
     with pytest.raises(ValueError, match="--ears is for"):
         ears = ("--ears", tmp_path, tmp_path)
         run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, *ears))
