@@ -226,7 +226,7 @@ def train_fewer(
     trainer: Trainer[MotionNet] = Trainer(student, brief, random, SCALES)
     objective = FewerSteps(
         student,
-        former.net,
+        Once(former.net),
         Once(teacher.net),
         HeardWindows(WindowSampler(corpus, teacher.mean, teacher.std, random), teacher.net.audio),
         MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights()),
