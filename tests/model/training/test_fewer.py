@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.motion.weights import DEFAULT_GUIDANCE
-from model.training.fewer import PLACES, REFERENCE_GAIN, FewerSteps
+from model.training.fewer import DATA_SHARE, GAINS, PLACES, FewerSteps
 
 T = 8
 AUDIO, FACE = 0.1, 0.01  # what the teacher's branches differ by
@@ -26,13 +26,19 @@ class Recording:
     trust: Tensor
 
     def conditions(self) -> dict[str, Tensor]:
-        return {"prefix": self.prefix, "has_audio": self.trust, "has_reference": self.trust}
+        on = torch.ones(len(self.x0))
+        return {"prefix": self.prefix, "has_audio": on, "has_reference": on}
 
 
 class Recordings:
+    """Of no motion."""
+
+    def __init__(self, trust: float) -> None:
+        self._trust = trust
+
     def draw_run(self, size: int, windows: int) -> Sequence[Recording]:
-        before = torch.zeros(size, 4, MOTION_DIM)
-        return [Recording(torch.zeros(size, T, MOTION_DIM), before, before, torch.ones(size))] * 2
+        before, trust = torch.zeros(size, 4, MOTION_DIM), torch.full((size,), self._trust)
+        return [Recording(torch.zeros(size, T, MOTION_DIM), before, before, trust)] * windows
 
 
 class Squared:
@@ -64,16 +70,22 @@ def hesitant(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
     return (1 - t)[:, None, None].expand_as(x_t)
 
 
-def objective(student: object, former: object, loss: Squared) -> FewerSteps:
+def objective(student: object, former: object, loss: Squared, trust: float = 0.6) -> FewerSteps:
     random = torch.Generator().manual_seed(0)
-    warmth = torch.ones(MOTION_DIM)
-    return FewerSteps(student, former, teacher, Recordings(), loss, warmth, random)  # type: ignore[arg-type]
+    warmth, recordings = torch.ones(MOTION_DIM), Recordings(trust)
+    return FewerSteps(student, former, teacher, recordings, loss, warmth, random)  # type: ignore[arg-type]
+
+
+def mouth() -> Tensor:
+    some = torch.zeros(MOTION_DIM, dtype=torch.bool)
+    some[:ACTION_COUNT] = torch.tensor(MOUTH)
+    return some
 
 
 def test_a_student_that_adds_the_teachers_guidance_to_what_it_was_misses_nothing() -> None:
     def student(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        audio, face = (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE)).unbind(1)
-        turned = AUDIO * audio + REFERENCE_GAIN * FACE * face
+        push = GAINS * (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE))
+        turned = push @ torch.tensor((AUDIO, FACE))
         return constant(x_t, t, cond) + turned[:, None, None]
 
     taught = objective(student, constant, Squared())
@@ -92,10 +104,16 @@ def test_a_student_that_turns_nothing_misses_all_of_both_scales() -> None:
 def test_the_mouth_learns_what_is_said_at_once_and_the_rest_what_three_steps_come_to() -> None:
     loss = Squared()
     taught = objective(hesitant, hesitant, loss)
-    mouth = torch.zeros(MOTION_DIM, dtype=torch.bool)
-    mouth[:ACTION_COUNT] = torch.tensor(MOUTH)
     for place in PLACES:
         taught.losses()
         plain, _ = loss.off[-2:]
         # at a recording nothing is asked but what it said before
-        assert torch.equal(plain, torch.zeros_like(mouth) if place is None else ~mouth)
+        assert torch.equal(plain, torch.zeros_like(plain) if place is None else ~mouth())
+
+
+def test_a_tracked_mouth_has_a_word() -> None:
+    def student(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return torch.where(mouth(), 1 - DATA_SHARE, 1.0).expand_as(x_t)
+
+    tracked, inferred = (objective(student, constant, Squared(), trust) for trust in (1.0, 0.6))
+    assert float(tracked.losses()["plain"]) < 1e-10 < float(inferred.losses()["plain"])
