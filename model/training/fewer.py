@@ -9,7 +9,7 @@ its scales turn less, since there are fewer steps to push in. So it learns again
 was. At its two steps' own times, where its own first step leads (own paths, see `distill`), it
 predicts x̂ at the default scales s̄ and x̂(s) at others, and
 
-    L = d(x̂, b) + 4·closure(x̂) + 0.2·d(x̂(s), b + Δ(s)) + 0.1·Σ |x̂(s) - x̂ - Δ(s)|² / Σ |Δ(s)|²
+    L = d(x̂, b) + 4·closure(x̂) + 0.4·d(x̂(s), b + Δ(s)) + 0.1·Σ |x̂(s) - x̂ - Δ(s)|² / Σ |Δ(s)|²
 
 with d and closure of `losses.MotionLoss`.
 
@@ -82,10 +82,10 @@ STEPS = OWN_STEPS
 FORMER_STEPS_EACH = 3  # steps of the former student inside one of this one
 # Of five updates in a row: how many steps were made before, or a noised recording.
 PLACES = (0, 0, 1, 1, None)
-OTHER_SCALES_WEIGHT = 0.2
+OTHER_SCALES_WEIGHT = 0.4
 TURN_WEIGHT = 0.1
 DATA_SHARE = 0.35  # β
-GAINS = torch.tensor((1.15, 2.1))  # γ, audio and reference
+GAINS = torch.tensor((1.4, 2.0))  # γ, audio and reference
 # Of a run that begins with what is nearly right, see `RunOptions`.
 WARM_UP_STEPS, AVERAGE = 50, 0.99
 _DEFAULTS = torch.tensor(DEFAULT_GUIDANCE)

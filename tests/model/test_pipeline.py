@@ -138,5 +138,5 @@ def test_wrong_tasks_are_refused_before_anything_runs(pipeline: StudentPipeline)
 def test_the_shipped_student_says_what_it_is(pipeline: StudentPipeline) -> None:
     info = pipeline.info
     assert (info.name, info.latent_space) == ("motion-fast", "motion")
-    assert info.steps == info.nfe_per_window == 6
+    assert info.steps == info.nfe_per_window == 2
     assert info.fps == 25
