@@ -85,7 +85,7 @@ PLACES = (0, 0, 1, 1, None)
 OTHER_SCALES_WEIGHT = 0.4
 TURN_WEIGHT = 0.1
 DATA_SHARE = 0.35  # β
-GAINS = torch.tensor((1.4, 2.0))  # γ, audio and reference
+GAINS = torch.tensor((1.0, 2.0))  # γ, audio and reference
 # Of a run that begins with what is nearly right, see `RunOptions`.
 WARM_UP_STEPS, AVERAGE = 50, 0.99
 _DEFAULTS = torch.tensor(DEFAULT_GUIDANCE)
