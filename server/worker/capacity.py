@@ -33,8 +33,9 @@ _HOPELESS = 100  # times as slow as real time
 SHARE = 0.55
 # Parts of its media time that making a window takes. A session makes one at a time: at 1 it falls
 # behind. Above the first no more sessions are taken; above the second offline jobs wait; below the
-# third there may be one session more than was reckoned.
-_FULL, _BUSY, _EASY = 0.8, 0.6, 0.4
+# third there may be one session more than was reckoned. (Two sessions a core are at 0.3 where two
+# cores are nearly all in use: a fifth session there, and all five fell behind.)
+_FULL, _BUSY, _EASY = 0.8, 0.6, 0.25
 _MEMORY = 8  # windows
 _STALE_S = 2.0
 
