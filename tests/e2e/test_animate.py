@@ -82,7 +82,7 @@ def test_avatar_portrait_and_command_line_give_the_same_video(
     assert out.read_bytes() == direct.content
 
 
-@pytest.mark.parametrize("option", [("steps", "2"), ("audio_cfg", "4"), ("reference_cfg", "4")])
+@pytest.mark.parametrize("option", [("steps", "6"), ("audio_cfg", "4"), ("reference_cfg", "4")])
 def test_an_option_changes_the_video(
     client: httpx.Client, examples: Path, option: tuple[str, str]
 ) -> None:
