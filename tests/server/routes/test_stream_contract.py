@@ -164,7 +164,7 @@ def test_an_interrupt_with_idle_lets_little_of_the_old_speech_go(stream: Stream)
 
 def test_settings_change_on_the_way(stream: Stream) -> None:
     stream.start()
-    stream.tell("update", steps=2, audio_cfg=1.5)
+    stream.tell("update", steps=6, audio_cfg=1.5)
     stream.speak(pcm(0.5))
     stream.finish()
 
