@@ -343,13 +343,25 @@ def train_student(
     )
     path = options.folder / "student.safetensors"
 
-    def keep() -> None:
-        limits = LIMITS if student.config.guided else None
-        facts = weights_facts("student", STEPS, trainer.step, limits)
-        facts["temperature"] = recipe.temperature
-        kept = copy.deepcopy(trainer.averaged)
-        part_way(first, kept, recipe.part_way)
-        save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))
-
-    trainer.run(objective.losses, keep)
+    trainer.run(
+        objective.losses, lambda: write_student(path, trainer, first, teacher, STEPS, recipe)
+    )
     return path
+
+
+def write_student(
+    path: Path,
+    trainer: Trainer[MotionNet],
+    first: MotionNet,
+    teacher: MotionWeights,
+    steps: int,
+    recipe: Recipe,
+) -> None:
+    """Writes what a run keeps: a student of ``steps``, as far from ``first`` as ``recipe`` says,
+    in its ``teacher``'s units."""
+    kept = copy.deepcopy(trainer.averaged)
+    part_way(first, kept, recipe.part_way)
+    limits = LIMITS if kept.config.guided else None
+    facts = weights_facts("student", steps, trainer.step, limits)
+    facts["temperature"] = recipe.temperature
+    save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))

@@ -51,13 +51,7 @@ from model.diffusion.sampler import ddim_step, ddim_target
 from model.diffusion.schedule import CosineSchedule, add_noise, like
 from model.motion.actions import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.motion.net import MotionNet
-from model.motion.weights import (
-    DEFAULT_GUIDANCE,
-    MotionWeights,
-    load_weights,
-    save_weights,
-    weights_facts,
-)
+from model.motion.weights import DEFAULT_GUIDANCE, load_weights
 from model.students import temperature_of
 from model.training.batches import HeardWindows, WindowSampler
 from model.training.corpus import Corpus, fit_lip_gap
@@ -72,9 +66,9 @@ from model.training.distill import (
     Windows,
     own_prefix,
     student_of,
+    write_student,
 )
 from model.training.losses import MotionLoss, dimension_weights
-from model.training.stages import part_way
 from model.training.trainer import Losses, RunOptions, Trainer
 
 BATCH = 40
@@ -244,12 +238,7 @@ def train_fewer(
     )
     path = options.folder / "student.safetensors"
 
-    def keep() -> None:
-        facts = weights_facts("student", STEPS, trainer.step, LIMITS)
-        facts["temperature"] = recipe.temperature
-        kept = copy.deepcopy(trainer.averaged)
-        part_way(first, kept, recipe.part_way)
-        save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))
-
-    trainer.run(objective.losses, keep)
+    trainer.run(
+        objective.losses, lambda: write_student(path, trainer, first, teacher, STEPS, recipe)
+    )
     return path
