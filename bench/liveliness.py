@@ -3,8 +3,8 @@
     python bench/liveliness.py --data GRID --speech SPEECH [--temperatures 1:1,1.2:1.6]
 
 Three Markdown tables. Head and jaw over held-out clips: the real speaker's, and of one take as it
-was sampled and smoothed by each spline. And takes at each temperature (eyes':head's): how they vary
-and what they say, on the clips and on voices never heard.
+was sampled and smoothed by each spline. And takes at each temperature (eyes':head's): how they
+vary, whole and by parts of the face, and what they say, on the clips and on voices never heard.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.audio.windows import HOP, PREFIX
 from model.conditioning import Floats
-from model.motion.actions import MOTION_DIM, ROTATION
+from model.motion.actions import ACTIONS, MOTION_DIM, ROTATION
 from model.motion.steady import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, smoothed
 from model.motion.weights import MotionWeights, load_weights
 from model.students import WEIGHTS, motion_pipeline
@@ -43,6 +43,13 @@ Integers = NDArray[np.intp]
 HEADS = (Smoothing(10, 3, 3), Smoothing(3, 3, 1), Smoothing(3, 6, 1), HEAD)
 MOUTHS = (Smoothing(0.01, 1, 0), Smoothing(0.02, 3, 0), Smoothing(0.05, 3, 0), LIPS)
 TAKES = 3
+PARTS = {
+    "mouth": LIPS_AT,
+    "eyes": np.array([i for i, name in enumerate(ACTIONS) if name.startswith("eye")]),
+    "brows": np.array([i for i, name in enumerate(ACTIONS) if name.startswith("brow")]),
+    "head": HEAD_AT,
+}
+PARTS["all but the mouth"] = np.concatenate([PARTS[name] for name in ("eyes", "brows", "head")])
 
 
 def said(weights: MotionWeights, spoken: list[Spoken], take: int) -> list[Floats]:
@@ -121,6 +128,11 @@ def at_temperature(
     features = MotionFeatures(real)
     true_jaw = np.concatenate([m[:, JAW] for m in tests.real])
     jaws = [np.concatenate([m[:, JAW] for m in take]) for take in takes]
+    spread = corpus.motion.numpy().std(0)
+    varied = {
+        f"diversity: {part}": diversity([[m[:, at] for m in take] for take in takes], spread[at])
+        for part, at in PARTS.items()
+    }
     away = [frechet_distance(features(take), features(tests.real)) for take in takes]
     clips = [figures(take, tests.clips, tests.lip_gap) for take in takes]
     voices = [
@@ -130,7 +142,8 @@ def at_temperature(
     return {
         "eyes": temperature[0],
         "head": temperature[1],
-        "diversity": diversity(takes, corpus.motion.numpy().std(0)),
+        "diversity": diversity(takes, spread),
+        **varied,
         "Fréchet": _mean(away),
         "jaw r": _mean([correlation(jaw, true_jaw) for jaw in jaws]),
         "blinks/min": _mean([f["blinks/min"] for f in clips]),

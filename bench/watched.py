@@ -4,10 +4,10 @@
 
 Makes ten videos as `fada animate` does, each of another portrait and another voice: six that were
 never heard in training, and four languages other than English, said by espeak-ng. Then follows the
-face through each MP4. Of the lips' gap as seen it prints how it goes with the gap that the student
-meant (renderer and codec) and, where the phones are known, the same shares as `fada evaluate`
-(everything together). The first line is a real speaker, tracked in the same way. ``sheet.jpg`` in
-the folder shows all of them.
+face through each MP4. Of the lips' gap as seen, and of `jawOpen` as tracked, it prints how they go
+with what the student meant (renderer, codec and tracker) and, where the phones are known, the same
+shares of the gap as `fada evaluate` (everything together). The first line is a real speaker,
+tracked in the same way. ``sheet.jpg`` in the folder shows all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from model.portrait import load_picture
 from model.portrait.landmarks import Face, FaceTracker
 from model.training.corpus import LipGap, load_grid
 from model.training.evaluation import HeldOut, held_out_set
-from model.training.judging import closed_share, correlation, gaps_of, open_share, silence_share
+from model.training.judging import (
+    JAW,
+    closed_share,
+    correlation,
+    gaps_of,
+    open_share,
+    silence_share,
+)
 from model.training.phones import Phone, openness
 from model.training.rollout import roll_out
 from server.media.footage import open_footage
@@ -48,13 +55,13 @@ OTHERS = {
 }
 
 
-def gap_seen(file: Path, tracker: FaceTracker) -> Floats:
-    """(T,) between the inner lips in each picture of a video, in eye-corner distances."""
-    gaps, face = [], None
+def mouth_seen(file: Path, tracker: FaceTracker) -> Floats:
+    """(T, 2) of a video's pictures: the inner lips' gap, in eye-corner distances; `jawOpen`."""
+    mouths, face = [], None
     for _, picture in open_footage(file).pictures():
         face = tracker.find(picture) if face is None else tracker.follow(picture, face)
-        gaps.append(_gap(face))
-    return np.array(gaps, np.float32)
+        mouths.append((_gap(face), face.coefficients[JAW]))
+    return np.array(mouths, np.float32)
 
 
 def _gap(face: Face) -> float:
@@ -79,13 +86,19 @@ def sounds(tests: HeldOut, folder: Path) -> dict[str, list[Phone] | None]:
     return said
 
 
-def gap_meant(pipeline: AvatarPipeline, portrait: Path, sound: Path, lip_gap: LipGap) -> Floats:
-    """(T,) the gap of the motion that ``pipeline`` makes of a portrait and a sound."""
+def mouth_meant(pipeline: AvatarPipeline, portrait: Path, sound: Path, lip_gap: LipGap) -> Floats:
+    """(T, 2) gap and `jawOpen` of the motion that ``pipeline`` makes of a portrait and a sound."""
     features = pipeline.space.encode_reference(load_picture(portrait.read_bytes())).features
     samples = soundfile.read(sound, dtype="float32")[0]
     info = pipeline.info
     motion = roll_out(pipeline, [samples], [features], [SEED], info.guidance, info.steps)
-    return gaps_of(motion, lip_gap)[0]
+    mouth = np.stack([gaps_of(motion, lip_gap)[0], motion[0][:, JAW]], axis=1)
+    return mouth.clip(0)  # lips do not pass through each other
+
+
+def followed(meant: Floats, seen: Floats) -> tuple[float, float]:
+    """r, and how far what is seen moves for what was meant."""
+    return correlation(meant, seen), float(np.cov(meant, seen)[0, 1] / meant.var(ddof=1))
 
 
 def shares(gaps: list[Floats], phones: list[list[Phone]]) -> str:
@@ -113,6 +126,11 @@ def pictures(folder: Path, count: int) -> list[Path]:
     return good[:: max(1, len(good) // count)][:count]
 
 
+def _told(agreed: list[tuple[float, float]]) -> str:
+    (r, moved), (jaw_r, jaw_moved) = agreed
+    return f"gap r {r:.2f} × {moved:.2f}  jaw r {jaw_r:.2f} × {jaw_moved:.2f}"
+
+
 def main() -> None:
     """Makes, tracks, prints, draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -126,21 +144,23 @@ def main() -> None:
     settings, tracker = Settings(), FaceTracker()
     pipeline = next(iter(load_pipelines(settings).values()))
     options = AnimationOptions.model_validate({"seed": SEED})
-    videos, all_seen, r, moved = [], [], [], []
+    videos, gaps, agreed = [], [], []
     for portrait, name in zip(pictures(args.portraits, len(said)), tqdm(said), strict=True):
         sound, video = args.out / f"{name}.wav", args.out / f"{name}.mp4"
         animate(settings, portrait, sound, video, options)
-        meant, seen = gap_meant(pipeline, portrait, sound, tests.lip_gap), gap_seen(video, tracker)
+        meant = mouth_meant(pipeline, portrait, sound, tests.lip_gap)
+        seen = mouth_seen(video, tracker)
         frames = min(len(meant), len(seen))
-        meant = meant[:frames].clip(0)  # lips do not pass through each other
-        r.append(correlation(meant, seen[:frames]))
-        moved.append(float(np.cov(meant, seen[:frames])[0, 1] / meant.var(ddof=1)))
-        told = f"as meant r {r[-1]:.2f} × {moved[-1]:.2f}  spread {seen.std():.3f}"
-        print(f"{name:>4} {portrait.stem:<42} {told}", flush=True)
+        pairs = zip(meant[:frames].T, seen[:frames].T, strict=True)
+        agreed.append([followed(*pair) for pair in pairs])
+        print(
+            f"{name:>4} {portrait.stem:<42} {_told(agreed[-1])}  spread {seen[:, 0].std():.3f}",
+            flush=True,
+        )
         videos.append(video)
-        all_seen.append(seen)
-    print(f"as meant: r {np.median(r):.2f}, × {np.median(moved):.2f} (medians)")
-    known = [(seen, p) for seen, p in zip(all_seen, said.values(), strict=True) if p is not None]
+        gaps.append(seen[:, 0])
+    print(f"as meant, medians: {_told(np.median(agreed, axis=0).tolist())}")
+    known = [(seen, p) for seen, p in zip(gaps, said.values(), strict=True) if p is not None]
     print(f"voices with known phones: {shares([g for g, _ in known], [p for _, p in known])}")
     sheet = np.vstack([row(v, 0.4, 3.0, 12, 160) for v in videos])
     cv2.imwrite(str(args.out / "sheet.jpg"), sheet[..., ::-1])
