@@ -16,10 +16,9 @@ with d and closure of `losses.MotionLoss`.
 *Eyes, brows, head*: b is the x0 with which one step lands where three steps of the former student
 do (progressive distillation, Salimans & Ho 2022, arXiv 2202.00512).
 
-*Mouth*: there sound decides, and the mean of what it leaves open follows it best. So b is half
-that x0, half what the former student says at once; where motion was tracked, β of it is the
-recording. Inferred mouths say nothing here: all voices but one keep what the former student hears
-in them.
+*Mouth*: there sound decides, and the mean of what it leaves open follows it best. So b is what the
+former student says at once; where motion was tracked, β of it is the recording. Inferred mouths
+say nothing here: all voices but one keep what the former student hears in them.
 
 *Scales*: Δ(s) is the teacher's guidance (`diffusion.guidance`) as it sees it in one look,
 
@@ -79,8 +78,7 @@ FORMER_STEPS_EACH = 3  # steps of the former student inside one of this one
 PLACES = (0, 0, 1, 1, None)
 OTHER_SCALES_WEIGHT = 0.4
 TURN_WEIGHT = 0.1
-MOUTH_WALKS = 0.5  # of a mouth's b: the rest is said at once
-DATA_SHARE = 0.45  # β
+DATA_SHARE = 0.35  # β
 GAINS = torch.tensor((1.1, 2.0))  # γ, audio and reference
 # Of a run that begins with what is nearly right, see `RunOptions`.
 WARM_UP_STEPS, AVERAGE = 50, 0.99
@@ -177,8 +175,7 @@ class FewerSteps:
             x0_hat = at_once if i == 1 else self._former(x, now, cond)
             x, now = ddim_step(x, x0_hat, now, then, self._schedule), then
         walked = ddim_target(x_t, x, t, end, self._schedule)
-        said = torch.lerp(at_once, walked, MOUTH_WALKS)
-        said = torch.lerp(said, batch.x0, DATA_SHARE * like((batch.trust == 1).to(t), x_t))
+        said = torch.lerp(at_once, batch.x0, DATA_SHARE * like((batch.trust == 1).to(t), x_t))
         return torch.where(self._mouth, said, walked)
 
     @torch.no_grad()
