@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from model.audio.windows import HOP, PREFIX
 from model.conditioning import Floats
 from model.motion.actions import ACTIONS, MOTION_DIM, ROTATION
+from model.motion.rollout import MotionOnly
 from model.motion.steady import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, smoothed
 from model.motion.weights import MotionWeights, load_weights
 from model.students import WEIGHTS, motion_pipeline
@@ -36,7 +37,6 @@ from model.training.judging import (
     frechet_distance,
     gaps_of,
 )
-from model.training.rollout import MotionOnly
 
 Integers = NDArray[np.intp]
 # Splines to compare, the last is `model.motion.steady`'s.

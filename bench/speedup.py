@@ -21,11 +21,11 @@ from engines.registry import fastest
 from model.audio.windows import windows_of
 from model.conditioning import Window
 from model.motion.actions import REFERENCE_DIM
+from model.motion.rollout import MotionOnly, reference_of
 from model.motion.weights import load_weights
 from model.pipeline import WindowTask
 from model.student_pipeline import StudentPipeline
 from model.students import WEIGHTS, motion_pipeline
-from model.training.rollout import MotionOnly, reference_of
 from server.bench.report import processor
 
 ENGINES = {"plain torch": None, "as served": fastest}

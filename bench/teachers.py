@@ -21,6 +21,7 @@ from model.conditioning import Floats
 from model.diffusion.denoiser import Conditions, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, like
 from model.motion.net import MotionNet
+from model.motion.rollout import MotionOnly
 from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
 from model.students import WEIGHTS, motion_pipeline
 from model.training.batches import WindowSampler
@@ -29,7 +30,6 @@ from model.training.corpus import Corpus, fit_lip_gap
 from model.training.evaluation import HeldOut, held_out_set, run_speeches
 from model.training.judging import JAW, correlation, figures
 from model.training.losses import MotionLoss, dimension_weights
-from model.training.rollout import MotionOnly
 from model.training.teacher import STEPS, TeacherObjective
 from model.training.trainer import RunOptions, Trainer
 
@@ -107,7 +107,7 @@ def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> P
 
 def judged(path: Path, variant: Variant, tests: HeldOut, takes: int) -> list[str]:
     """A row's cells: the jaw's correlation, then `COLUMNS` of held-out clips and of voices."""
-    engine = FromV if variant.predicts_v else None
+    engine = (lambda weights: FromV(weights.net)) if variant.predicts_v else None
     pipeline = motion_pipeline("judged", load_weights(path), MotionOnly(), engine)
     guidance = pipeline.info.guidance
     truth = np.concatenate([m[:, JAW] for m in tests.real])

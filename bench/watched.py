@@ -24,6 +24,7 @@ from sheet import row
 from tqdm import tqdm
 
 from model.conditioning import SAMPLE_RATE, Floats
+from model.motion.rollout import roll_out
 from model.pipeline import AvatarPipeline
 from model.portrait import load_picture
 from model.portrait.landmarks import Face, FaceTracker
@@ -38,7 +39,6 @@ from model.training.judging import (
     silence_share,
 )
 from model.training.phones import Phone, openness
-from model.training.rollout import roll_out
 from server.media.footage import open_footage
 from server.offline import animate
 from server.protocol import AnimationOptions

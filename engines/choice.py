@@ -1,11 +1,8 @@
-"""Which engine runs a network here.
-
-Knows: in which order engines are tried, and that what fails is told and passed over. Does not know
-students, sessions or servers, nor how an engine works.
+"""Which engine runs a network here: the first that loads, and whose output is good enough.
 
 The order is what measures fastest where it runs: on a GPU TensorRT, then compiled code; on a CPU
 OpenVINO, then compiled code (docs/engines.md); plain torch where all else fails. Of two of a kind
-the one of lower precision: whoever built it wanted it.
+the one of lower precision is tried first, and judged by what it does to the motion.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,11 +24,13 @@ from engines.eager import EagerHalves
 from engines.graphs import condition_names
 from engines.programs import ProgramEngine
 from engines.subjects import Inputs
-from engines.vino import VinoEngine
+from engines.vino import VinoEngine, precisions
 
 _PRECISIONS = ("fp8", "bf16", "fp16", "fp32")
 # Parameters: to compile and compare a larger network at the start would keep a CPU busy for hours.
 _LARGEST = 100_000_000
+# What is wrong with an engine's output, or ``None``.
+Judge = Callable[[Engine], str | None]
 _log = logging.getLogger(__name__)
 
 
@@ -40,23 +40,31 @@ class _Way:
 
     title: str
     why: str
+    precision: str
     make: Callable[[], Engine]
 
 
-def best(net: nn.Module, inputs: Inputs, root: Path, threads: int = 1) -> Engine:
+def best(
+    net: nn.Module, inputs: Inputs, root: Path, threads: int = 1, *, judge: Judge | None = None
+) -> Engine:
     """The first engine that can be made of those that fit ``net``, a `SplitNet`, here.
 
-    ``root``: where artifacts are; ``threads``: of OpenVINO. Tells which it is and why, which
-    artifacts do not fit and why not, and warns of every one that fails.
+    ``root``: where artifacts are; ``threads``: of OpenVINO; ``judge`` has the last word on
+    engines below single precision. Logs which it is and why, and why others are not used; one that
+    fails is a warning.
     """
     for way in _ways(net, inputs, root, threads):
         try:
             engine = way.make()
         except Exception as error:  # backends raise what they like
             _log.warning("engine failed, %s: %s: %s", way.title, type(error).__name__, error)
-        else:
+            continue
+        rounded = way.precision != "fp32"
+        reason = judge(engine) if judge is not None and rounded else None
+        if reason is None:
             _log.info("engine: %s, since %s", way.title, way.why)
             return engine
+        _log.info("engine not used, %s: %s", way.title, reason)
     _log.warning("engine: plain torch, since nothing faster works here")
     return EagerHalves(net, condition_names(inputs(1)))
 
@@ -71,7 +79,9 @@ def _ways(net: nn.Module, inputs: Inputs, root: Path, threads: int) -> Iterator[
     if on_cpu and sum(p.numel() for p in parameters) <= _LARGEST:
         example = inputs(2)
         why = "nothing built for a GPU fits, and it is the fastest on a CPU"
-        yield _Way("openvino", why, lambda: VinoEngine(net, example, threads))
+        for precision in precisions():
+            make = partial(VinoEngine, net, example, threads, precision=precision)
+            yield _Way(f"openvino {precision}", why, precision, make)
     for folder, manifest in built:
         if (folder, manifest) not in first:
             yield _artifact(folder, manifest, inputs)
@@ -115,4 +125,4 @@ def _artifact(folder: Path, manifest: Manifest, inputs: Inputs) -> _Way:
 
     where = manifest.machine.get("gpu", manifest.machine["device"])
     why = f"it was built of these weights for {where}, and is the best of those"
-    return _Way(f"{manifest.title} ({folder.name})", why, make)
+    return _Way(f"{manifest.title} ({folder.name})", why, manifest.precision, make)

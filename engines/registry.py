@@ -11,14 +11,15 @@ import os
 from torch import Tensor, nn
 
 from engines.artifacts import default_folder
-from engines.base import as_forward
+from engines.base import Engine, as_forward
 from engines.choice import best
+from engines.motion_error import LARGEST, motion_error
 from engines.subjects import motion_inputs
 from engines.video import video_inputs
 from model import students
 from model.audio.hearing import Hearing
 from model.diffusion.denoiser import Forward
-from model.motion.net import MotionNet
+from model.motion.weights import MotionWeights
 from model.student_pipeline import StudentPipeline
 
 MOST_THREADS = 4  # of a video network that a CPU runs; more were not tried
@@ -34,11 +35,19 @@ def load_pipeline(name: str = students.DEFAULT) -> StudentPipeline:
     return load_pipelines(students.Choice((name,)))[name]
 
 
-def fastest(net: MotionNet) -> Forward:
-    def inputs(rows: int) -> dict[str, Tensor]:
-        return motion_inputs(rows, net.config.guided)
+def fastest(weights: MotionWeights) -> Forward:
+    """The fastest engine that moves a face as the network does, see `motion_error`."""
 
-    return as_forward(best(net, inputs, default_folder()))
+    def inputs(rows: int) -> dict[str, Tensor]:
+        return motion_inputs(rows, weights.net.config.guided)
+
+    def judge(engine: Engine) -> str | None:
+        error = motion_error(weights, as_forward(engine))
+        if error < LARGEST:
+            return None
+        return f"motion is off by {error:.1%} of its spread, at most {LARGEST:.0%} is accepted"
+
+    return as_forward(best(weights.net, inputs, default_folder(), judge=judge))
 
 
 def _fastest_video(net: nn.Module, hearing: Hearing, latent: tuple[int, ...]) -> Forward:

@@ -1,9 +1,8 @@
 """The network on OpenVINO: the engine for CPUs, x86 and Arm alike.
 
 A window alone takes a half to a third of torch's time (`bench/network.py`) where the processor
-multiplies bfloat16 (AVX512-BF16, AMX, Arm's BF16): then the weights are half as many bytes to
-fetch, too. Motion is then off by less than a hundredth of its spread, pictures agree to 51 dB, and
-what a batch gives is still what each row gives alone. Elsewhere it computes in single precision.
+multiplies bfloat16 (AVX512-BF16, AMX, Arm's BF16): the weights are half as many bytes to fetch.
+What a batch gives is what each row gives alone, in either precision.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from engines.graphs import Example, Graph, halves
 from engines.split import SplitEngine
 
-_TOLERANCE = 0.1  # eight bits of precision through a dozen layers
+# Largest absolute error on random inputs: a wrong graph is off by more.
+_TOLERANCES = {"fp32": 1e-2, "bf16": 0.1}
+_ELEMENT_TYPES = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
 _ANY = -1
 _CONFIG = {
     "NUM_STREAMS": 1,
@@ -33,17 +34,25 @@ _CONFIG = {
 class VinoEngine(SplitEngine):
     """Compiles ``net``, a `SplitNet`, on ``example``: two or more rows of all its inputs.
 
-    One thread unless told otherwise, which goes where it can: sessions run side by side, and
-    drawing takes the other cores. Raises ``ValueError`` when the compiled network does not
+    One thread by default: sessions run side by side, and drawing takes the other cores.
+    ``precision`` is one of `precisions`. Raises ``ValueError`` when the compiled network does not
     reproduce ``net``.
     """
 
-    def __init__(self, net: nn.Module, example: Example, threads: int = 1) -> None:
+    def __init__(
+        self, net: nn.Module, example: Example, threads: int = 1, *, precision: str = "fp32"
+    ) -> None:
         context, denoise = halves(net, example)
         super().__init__(context.names)
-        self._prepare, self._denoise = (_compiled(half, threads) for half in (context, denoise))
+        self.precision = precision
+        config = {
+            **_CONFIG,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": _ELEMENT_TYPES[precision],
+        }
+        self._prepare, self._denoise = (_compiled(half, config) for half in (context, denoise))
         self._held: list[openvino.Tensor] = []
-        self.check(net, example, _TOLERANCE)
+        self.check(net, example, _TOLERANCES[precision])
 
     def prepare(self, conditions: tuple[Tensor, ...]) -> None:
         # The tensors are shared, not copied: they must live as long as the request may read them.
@@ -62,11 +71,17 @@ class VinoEngine(SplitEngine):
         return torch.from_numpy(np.array(self._denoise.get_output_tensor(0).data))
 
 
+def precisions() -> tuple[str, ...]:
+    """Those in which this processor runs a network at full speed, the fastest first."""
+    native = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bf16", "fp32") if "BF16" in native else ("fp32",)
+
+
 def _shared(tensor: Tensor) -> openvino.Tensor:
     return openvino.Tensor(np.ascontiguousarray(tensor.numpy()), shared_memory=True)
 
 
-def _compiled(graph: Graph, threads: int) -> openvino.InferRequest:
+def _compiled(graph: Graph, config: dict[str, object]) -> openvino.InferRequest:
     """Not by ``openvino.convert_model``, which reports its use over the network."""
     front_end = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(_traced(graph), example_input=graph.inputs)
@@ -76,7 +91,6 @@ def _compiled(graph: Graph, threads: int) -> openvino.InferRequest:
         for x, batch in zip(graph.inputs, graph.axes, strict=True)
     )
     model.reshape({place: openvino.PartialShape(shape) for place, shape in enumerate(shapes)})
-    config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
     return openvino.Core().compile_model(model, "CPU", config).create_infer_request()
 
 

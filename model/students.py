@@ -22,7 +22,6 @@ from model.diffusion.once import Once
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts, refuse_teacher
 from model.motion.actions import EYES, MOTION_DIM, MOUTH
-from model.motion.net import MotionNet
 from model.motion.steady import steadied
 from model.motion.weights import MotionWeights, load_weights
 from model.pipeline import LatentSpace
@@ -39,7 +38,7 @@ SHIPPED = {
 }
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
-MotionEngine = Callable[[MotionNet], Forward]
+MotionEngine = Callable[[MotionWeights], Forward]
 # A video network, how it hears and its latent's shape → what runs it.
 VideoEngine = Callable[[nn.Module, Hearing, tuple[int, ...]], Forward]
 
@@ -185,7 +184,7 @@ def motion_pipeline(
     ``licence`` None: what its file says, if it does.
     """
     facts = StudentFacts.of(weights.facts, weights.net.config.guided, licence)
-    forward = X0Denoiser(Once(weights.net) if engine is None else engine(weights.net))
+    forward = X0Denoiser(Once(weights.net) if engine is None else engine(weights))
     student = Student(
         denoiser=facts.guided(forward),
         schedule=CosineSchedule(),

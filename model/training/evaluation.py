@@ -19,6 +19,7 @@ import torch
 
 from model.conditioning import FPS, SAMPLE_RATE, Floats, Guidance
 from model.motion.actions import ACTION_COUNT
+from model.motion.rollout import MotionOnly, roll_out
 from model.motion.weights import load_weights
 from model.student_pipeline import StudentPipeline
 from model.students import WEIGHTS, motion_pipeline
@@ -36,7 +37,6 @@ from model.training.judging import (
 from model.training.losses import CLOSED_GAP
 from model.training.music import played
 from model.training.phones import LOUD_SILENCE_DB, Aligner, loud_silence_db
-from model.training.rollout import MotionOnly, roll_out
 
 _MUSIC_UNDER_DB = 10.0  # the speech it accompanies
 

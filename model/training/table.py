@@ -20,6 +20,7 @@ from tqdm import tqdm
 from model.audio.features import HOPS_PER_FRAME, log_mel
 from model.audio.windows import HOP, PREFIX, windows_of
 from model.conditioning import FPS, Floats, Guidance
+from model.motion.rollout import MotionOnly, reference_of
 from model.motion.weights import load_weights
 from model.pipeline import WindowTask
 from model.student_pipeline import StudentPipeline
@@ -36,7 +37,6 @@ from model.training.judging import (
     frechet_distance,
     from_first_phone,
 )
-from model.training.rollout import MotionOnly, reference_of
 
 Make = Callable[[list[Spoken], int], list[Floats]]  # speeches, seed -> motion (T, 58) of each
 Values = dict[str, list[float]]  # a figure's value in each take

@@ -264,7 +264,7 @@ def check_the_whole_way(precision: str, root: Path, caplog: pytest.LogCaptureFix
 
 
 def _chosen_without_openvino(subject: Subject, root: Path) -> ProgramEngine:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeError("not today")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from engines.artifacts import Manifest
 from engines.choice import best, fitting
 from engines.eager import EagerHalves
 from engines.subjects import motion_inputs
-from engines.vino import VinoEngine
+from engines.vino import VinoEngine, precisions
 from model.diffusion.denoiser import Conditions
 from model.motion.net import MotionNet, NetConfig
 
@@ -62,7 +62,7 @@ def test_without_artifacts_a_cpu_runs_openvino(
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert isinstance(best(net, inputs, tmp_path), VinoEngine)
-    assert "engine: openvino, since" in caplog.text
+    assert f"engine: openvino {precisions()[0]}, since" in caplog.text
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
@@ -129,20 +129,21 @@ def stubborn_inputs(rows: int) -> dict[str, Tensor]:
 
 
 def test_every_failure_is_a_warning_and_plain_torch_remains(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = Stubborn()
     shapes = {"x_t": (3,), "t": (), "size": ()}
     damaged = publish(tmp_path, manifest_of(net, shapes=shapes))
     (damaged / "denoise.pt2").write_bytes(b"other bytes")
     publish(tmp_path, manifest_of(net, shapes=shapes, model="unloadable"))
+    monkeypatch.setattr("engines.choice.precisions", lambda: ("fp32",))
     with caplog.at_level(logging.INFO):
         engine = best(net, stubborn_inputs, tmp_path)
     assert isinstance(engine, EagerHalves)
     own = [record for record in caplog.records if record.name == "engines.choice"]
     warnings = [record.message for record in own if record.levelno == logging.WARNING]
     assert len(warnings) == 4
-    assert "openvino: ValueError: the engine's network is off by" in warnings[0]
+    assert "openvino fp32: ValueError: the engine's network is off by" in warnings[0]
     assert any("its file denoise.pt2 is damaged" in text for text in warnings)
     assert any("unloadable-compiled-fp32" in text for text in warnings)
     assert warnings[-1] == "engine: plain torch, since nothing faster works here"

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from model.audio.windows import HOP, PREFIX, windows_of
 from model.conditioning import SAMPLE_RATE, Floats, Guidance, SessionState, Window
 from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
+from model.motion.rollout import MotionOnly, reference_of, roll_out
 from model.pipeline import WindowTask
 from model.student_pipeline import StudentPipeline, window_noise
 from model.students import load_pipeline
-from model.training.rollout import MotionOnly, reference_of, roll_out
 
 JAW = ACTIONS.index("jawOpen")
 

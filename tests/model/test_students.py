@@ -13,6 +13,7 @@ from model.audio.windows import AudioWindower, windows_of
 from model.conditioning import Floats, Guidance
 from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
 from model.motion.net import MotionNet, NetConfig
+from model.motion.rollout import MotionOnly, reference_of
 from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
 from model.pipeline import WindowTask
 from model.students import (
@@ -23,7 +24,6 @@ from model.students import (
     motion_pipeline,
     names,
 )
-from model.training.rollout import MotionOnly, reference_of
 from model.video.config import FaceLocatorConfig
 from model.video.face_locator import FaceLocator
 from model.video.weights import save_net
@@ -106,7 +106,7 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
 
     def made(**facts: object) -> Floats:
         weights = load_weights(write(tmp_path / "own.safetensors", **facts))
-        pipeline = motion_pipeline("own", weights, MotionOnly(), lambda net: lambda x, t, cond: x)
+        pipeline = motion_pipeline("own", weights, MotionOnly(), lambda _: lambda x, t, cond: x)
         task = WindowTask(window, pipeline.start(1), reference, pipeline.info.guidance, 2)
         return pipeline.step([task])[0][0]
 

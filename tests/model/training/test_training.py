@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.motion.actions import ACTIONS, MOTION_DIM
+from model.motion.rollout import MotionOnly
 from model.motion.weights import load_weights
 from model.students import motion_pipeline
 from model.training.cli import add_arguments, run
 from model.training.corpus import LipGap
 from model.training.distill import LIMITS
 from model.training.losses import MotionLoss, dimension_weights
-from model.training.rollout import MotionOnly
 from model.training.teacher import draw_times, dropped
 from model.training.trust import DATA_SHARE, AdaptiveTrust
 from tests.model.training.test_whisper_start import made_up_whisper, write_ctranslate2

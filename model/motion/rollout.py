@@ -1,7 +1,4 @@
-"""A student run as it is in service: streaming windows, its own frames as the next prefix.
-
-Knows: the pipeline and the windower. Does not know: what the motion is judged by.
-"""
+"""A student run as it is in service: streaming windows, its own frames as the next prefix."""
 
 from __future__ import annotations
 
@@ -45,16 +42,20 @@ def roll_out(
     seeds: list[int],
     guidance: Guidance,
     steps: int,
+    *,
+    progress: bool = True,
 ) -> list[Floats]:
     """The motion (T, 58) of each speech, all sessions stepped side by side.
 
-    ``sounds``: (N,) samples each; ``features``: (64,) of each one's reference.
+    ``sounds``: (N,) samples each; ``features``: (64,) of each one's reference; ``progress`` shows
+    a bar.
     """
     windows = [windows_of(s) for s in sounds]
     references = [reference_of(f) for f in features]
     states = [pipeline.start(seed) for seed in seeds]
     made: list[list[Floats]] = [[] for _ in sounds]
-    for index in tqdm(range(max(len(w) for w in windows)), unit="window", leave=False):
+    count = max(len(w) for w in windows)
+    for index in tqdm(range(count), unit="window", leave=False, disable=not progress):
         active = [i for i, w in enumerate(windows) if index < len(w)]
         for group in _groups(active, 64):
             tasks = [
