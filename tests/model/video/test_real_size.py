@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,10 +65,8 @@ def loaded(code: str, path: Path) -> tuple[int, int]:
     return size, used
 
 
-def test_a_real_size_student_has_its_shapes_within_a_second() -> None:
-    began = time.perf_counter()
+def test_a_real_size_student_has_its_shapes_without_its_memory() -> None:
     net = on_meta(lambda: DenoisingUNet(STUDENT))
-    assert time.perf_counter() - began < 1.0
     assert 1.2e9 < sum(p.numel() for p in net.parameters()) < 1.4e9
     assert all(p.is_meta for p in net.parameters())
 
