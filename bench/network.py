@@ -20,7 +20,7 @@ from engines.registry import load_pipeline
 from model import students
 from model.conditioning import Floats, Reference, Window
 from model.pipeline import WindowTask
-from model.portrait import load_picture
+from model.portrait.picture import load_picture
 from model.student_pipeline import StudentPipeline
 from server.bench.report import processor
 

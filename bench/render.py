@@ -22,7 +22,7 @@ from model.motion.actions import ACTIONS
 from model.motion.raster import draw_triangles
 from model.motion.renderer import PortraitRenderer
 from model.motion.space import MotionSpace
-from model.portrait import load_picture
+from model.portrait.picture import load_picture
 
 PORTRAIT = Path(__file__).parents[1] / "docs" / "examples" / "presenter.jpg"
 Draw = Callable[[np.ndarray, np.ndarray], object]

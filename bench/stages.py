@@ -27,7 +27,7 @@ from model.conditioning import FPS, Floats, Reference, Window
 from model.motion.actions import from_motion
 from model.motion.renderer import LIVELINESS, PortraitRenderer
 from model.pipeline import WindowTask
-from model.portrait import load_picture
+from model.portrait.picture import load_picture
 from model.student_pipeline import StudentPipeline
 from server.bench.report import processor
 from server.media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment

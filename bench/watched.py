@@ -26,8 +26,8 @@ from tqdm import tqdm
 from model.conditioning import SAMPLE_RATE, Floats
 from model.motion.rollout import roll_out
 from model.pipeline import AvatarPipeline
-from model.portrait import load_picture
 from model.portrait.landmarks import Face, FaceTracker
+from model.portrait.picture import load_picture
 from model.training.corpus import LipGap, load_grid
 from model.training.evaluation import HeldOut, held_out_set
 from model.training.judging import (

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,6 @@ from tqdm import tqdm
 from model.conditioning import FPS
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
-from server.media.decode import decode_audio
 from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AnimationOptions
 from server.sessions import Snapshot
@@ -31,6 +30,7 @@ from server.worker.batcher import Batcher
 from server.worker.loading import load_pipelines, model_names
 from server.worker.portraits import encode_portrait
 from server.worker.runner import Animation, prepare, run
+from server.worker.sandbox import Sandbox
 
 
 def animate(
@@ -41,15 +41,16 @@ def animate(
     Raises `ServiceError` for input that cannot be used, `SetupError` for a student that cannot,
     ``OSError`` for files that cannot be read or written; ``out`` then is as it was before.
     """
-    picture, sound = portrait.read_bytes(), audio.read_bytes()
+    blob, sound = portrait.read_bytes(), audio.read_bytes()
     known = model_names(settings)
     name = known[0] if options.model is None else options.model
     if name not in known:
         allowed = ", ".join(known)
         raise ServiceError("invalid_option", f"model is {name!r}; it must be one of {allowed}")
-    speech = decode_audio(sound, SAMPLE_RATE, settings.max_audio_s)
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
-    with _put_in_place(out) as file:
+    with closing(Sandbox()) as sandbox, _put_in_place(out) as file:
+        speech = sandbox.speech(sound, SAMPLE_RATE, settings.max_audio_s)
+        picture = sandbox.picture(blob)
         pipeline = load_pipelines(settings, [name])[name]
         started_s = time.monotonic()
         reference = encode_portrait(pipeline, picture)

@@ -17,17 +17,27 @@ from collections.abc import Mapping, Sequence
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def spawn(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    inherit: bool = True,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
     """Start ``command`` (absolute program first) bound to this process, in its own session.
+
+    ``environment`` is added to this process's, or is all there is without ``inherit``; of open
+    descriptors ``pass_fds`` are handed on.
 
     Its own session, so that a Ctrl-C on the terminal reaches the parent alone, which then stops
     its children in order. Call it on the main thread: the kernel binds to the calling thread.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "server.process", str(os.getpid()), *command],
-        env={**os.environ, **environment},
+        env={**(os.environ if inherit else {}), **environment},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        pass_fds=pass_fds,
     )
 
 

@@ -18,9 +18,11 @@ from server.broker import liveness, messages, redis
 from server.protocol import AvatarView
 
 LEASE_S = 1.0
+SUSPECT_WAIT_S = 20.0  # for a worker with nothing else in hand
 _WORKER_TTL_S = 4
 _TICK_MS = 250
 _LISTEN_MS = 1000
+_LOOK_AT = 10  # leases that have ended, at a time
 _FORGET_MS = 60_000  # an idle worker's name in the consumer group
 
 START = "0-0"
@@ -44,6 +46,11 @@ class Claim:
     tries: int
     saved: bytes | None
     late: int = 0
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the worker that had it before died without getting on with it."""
+        return self.tries > 1
 
 
 @dataclass(frozen=True)
@@ -108,16 +115,24 @@ class Work:
                 return await self._claim(queue, entry, fields)
         return None
 
-    async def take_over(self, kind: str) -> Claim | None:
-        """A running job whose lease has ended, if there is any."""
+    async def take_over(self, kind: str, *, alone: bool) -> Claim | None:
+        """A running job whose lease has ended, if there is any.
+
+        A job whose last claim ended with its worker and brought nothing is suspect: it is for
+        workers that are ``alone``, until `SUSPECT_WAIT_S` have passed.
+        """
         queue = redis.queue_key(kind)
         lease_ms = round(LEASE_S * 1000)
         try:
             held = await self.connection.redis.xpending_range(
-                queue, redis.GROUP, "-", "+", 1, idle=lease_ms
+                queue, redis.GROUP, "-", "+", _LOOK_AT, idle=lease_ms
             )
             for one in held:
                 count = await self._count_as(one)
+                waited_ms = one["time_since_delivered"] % liveness.LET_GO_MS
+                tries = await self._tries(queue, one["message_id"]) + (count == "tries")
+                if tries > 1 and not alone and waited_ms < SUSPECT_WAIT_S * 1000:
+                    continue
                 # Only one of those that see it gets it.
                 entries = await self.connection.redis.xclaim(
                     queue, redis.GROUP, self.worker_id, lease_ms, [one["message_id"]]
@@ -127,6 +142,13 @@ class Work:
         except ResponseError as error:
             await self._rejoin(error)
         return None
+
+    async def _tries(self, queue: str, entry: bytes) -> int:
+        """Claims of a job so far that brought nothing."""
+        for _, fields in await self.connection.redis.xrange(queue, entry, entry):
+            job = redis.job_key(fields[b"job"].decode())
+            return int(await self.connection.redis.hget(job, "tries") or 0)
+        return 0
 
     async def _count_as(self, held: dict[str, Any]) -> str:
         """``late``, when its lease ran out with a worker that lives; else ``tries``."""

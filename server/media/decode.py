@@ -8,8 +8,9 @@ more memory than its compressed bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import av
 import numpy as np
@@ -39,12 +40,22 @@ class Block:
     model: Samples
 
 
+class Blocks(Protocol):
+    """An iterator over the blocks of a speech that may be closed early, as a generator is."""
+
+    def __iter__(self) -> Iterator[Block]: ...
+
+    def __next__(self) -> Block: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Speech:
     """``duration_s`` is what the container says, ``None`` when it says nothing."""
 
     duration_s: float | None
-    blocks: Iterator[Block]
+    blocks: Blocks
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ def _check_length(duration_s: float, max_s: float) -> None:
         )
 
 
-def _resampled(source: _Source, output_rate: int, max_s: float) -> Iterator[Block]:
+def _resampled(source: _Source, output_rate: int, max_s: float) -> Generator[Block, None, None]:
     output = soxr.ResampleStream(source.rate, output_rate, 1, dtype="float32")
     model = soxr.ResampleStream(source.rate, MODEL_RATE, 1, dtype="float32")
     samples = heard = 0
@@ -151,11 +162,14 @@ def _open_container(blob: bytes) -> _Source:
         raise ServiceError(
             "unsupported_media", f"no sound could be decoded ({_FORMATS} are read): {error}"
         ) from error
-    if not container.streams.audio or not container.streams.audio[0].rate:
+    # A track whose codec is unknown has no rate.
+    rate = getattr(container.streams.audio[0], "rate", 0) if container.streams.audio else 0
+    if not rate:
         container.close()
-        raise ServiceError("unsupported_media", f"the {container.format.name} file has no sound")
+        raise ServiceError(
+            "unsupported_media", f"no track of the {container.format.name} file can be decoded"
+        )
     duration_s = container.duration / av.time_base if container.duration else None
-    rate = container.streams.audio[0].rate
     return _Source(rate, duration_s, _read_container(container, rate))
 
 

@@ -17,6 +17,7 @@ from model.audio.live import LiveWindower
 from model.audio.windows import LOG_MEL
 from model.conditioning import FPS, SessionState
 from model.pipeline import AvatarPipeline, WindowTask
+from model.portrait.picture import load_picture
 from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from server.process import usable_cores
 from server.worker.portraits import encode_portrait
@@ -47,7 +48,7 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
     student that is hopelessly slow is not asked twice. Nothing else may run in this process
     meanwhile.
     """
-    reference = encode_portrait(pipeline, _PORTRAIT.read_bytes())
+    reference = encode_portrait(pipeline, load_picture(_PORTRAIT.read_bytes()))
     decoder = pipeline.space.decoder(reference, pipeline.info.size, "portrait")
     muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
     info, hearing = pipeline.info, pipeline.hearing

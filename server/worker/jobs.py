@@ -14,12 +14,14 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from model.conditioning import Reference
+from model.pipeline import AvatarPipeline
 from server import metrics
 from server.broker import messages
 from server.broker.redis import BROKER_LOST
 from server.broker.work import START, Claim
 from server.errors import ServiceError
-from server.media.decode import decode_audio
+from server.media.decode import Speech
 from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AvatarView, FaceView
 from server.sessions import Heard, Inbox, Snapshot, pack_saved, unpack_saved
@@ -29,7 +31,7 @@ from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Deserted, Pace, Un
 from server.worker.runner import prepare, run
 from server.worker.workshop import Workshop
 
-_MAX_TRIES = 5
+_MAX_TRIES = 2  # beside others, then alone
 _MAX_LATE = 100  # on a machine with too much to do, workers are late for nothing of the job's doing
 _LOOK_S = 0.05
 _READER_LOOK_S = 1.0
@@ -43,8 +45,10 @@ async def do(shop: Workshop, claim: Claim) -> messages.AvatarMade | messages.Don
     has ended or is another worker's.
     """
     if claim.tries > _MAX_TRIES:
+        raise ServiceError("internal_error", f"{_MAX_TRIES} workers ended while they did this job")
+    if claim.suspect and claim.job_id not in shop.quarantine:
         raise ServiceError(
-            "internal_error", f"{_MAX_TRIES} workers ended without getting on with the job"
+            "internal_error", "a worker ended while it did this job, and none was free to try again"
         )
     if claim.late > _MAX_LATE:
         raise ServiceError("internal_error", f"workers were held up {_MAX_LATE} times by the job")
@@ -139,6 +143,7 @@ class _Video:
             lives = await work.publish(self._claim, self._published, event, saved, entry)
         if not lives:
             raise Unwanted("it has ended, or another worker has it")
+        self._shop.quarantine.discard(self._claim.job_id)  # it got on: the worker's end was not its
         if isinstance(event, messages.Fragment):
             metrics.fragment("speech" if event.speech else "idle", event.duration_s)
 
@@ -158,20 +163,11 @@ class Animation(_Video):
         return await self._listening(self._make(request))
 
     async def _make(self, request: messages.AnimateRequest) -> messages.Done:
-        shop, job_id = self._shop, self._claim.job_id
+        shop = self._shop
         deadline_s = math.inf if request.keep else time.monotonic()
         batcher = shop.batcher(request.model)
-        audio = await shop.part(job_id, "audio")
-        loop = asyncio.get_running_loop()
-        speech = await loop.run_in_executor(
-            shop.pool, decode_audio, audio, SAMPLE_RATE, shop.max_audio_s
-        )
         pipeline = batcher.pipeline
-        reference = await shop.reference(job_id, request.avatar_id, pipeline)
-        wishes = (request.options, request.seed, self._left)
-        animation = await loop.run_in_executor(
-            shop.pool, prepare, pipeline, reference, speech, *wishes
-        )
+        speech, reference = await self._inputs(request, pipeline)
 
         async def room() -> None:
             while not shop.capacity.spare:  # live sessions need it all
@@ -179,13 +175,35 @@ class Animation(_Video):
             if not request.keep:
                 await self._pace.room()
 
-        began_s = time.monotonic()
-        done = await run(
-            animation, self._session, deadline_s, batcher, shop.pool, self._publish, room
-        )
+        with contextlib.closing(speech.blocks):
+            wishes = (request.options, request.seed, self._left)
+            animation = await asyncio.to_thread(prepare, pipeline, reference, speech, *wishes)
+            began_s = time.monotonic()
+            done = await run(
+                animation, self._session, deadline_s, batcher, shop.pool, self._publish, room
+            )
         if self._left is None:
             metrics.real_time_factor(done.duration_s, time.monotonic() - began_s)
         return done
+
+    async def _inputs(
+        self, request: messages.AnimateRequest, pipeline: AvatarPipeline
+    ) -> tuple[Speech, Reference]:
+        """Both uploads, decoded side by side. What is wrong with the sound is raised first."""
+        shop, job_id = self._shop, self._claim.job_id
+        audio = await shop.part(job_id, "audio")
+        portrait = asyncio.create_task(shop.reference(job_id, request.avatar_id, pipeline))
+        try:
+            speech = await asyncio.to_thread(
+                shop.sandbox.speech, audio, SAMPLE_RATE, shop.max_audio_s
+            )
+            try:
+                return speech, await portrait
+            except BaseException:
+                speech.blocks.close()
+                raise
+        finally:
+            await cancelled([portrait])
 
 
 class Conversation(_Video):

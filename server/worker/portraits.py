@@ -1,22 +1,22 @@
-"""An uploaded picture in, a prepared reference out. Knows the model's errors and what a client
-is told of them; does not know jobs or keys."""
+"""From a decoded picture to a prepared reference, with errors as a client gets them."""
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.conditioning import Reference
 from model.pipeline import AvatarPipeline
-from model.portrait import NoFaceError, PictureError, load_picture
+from model.portrait.landmarks import NoFaceError
 from server.errors import ServiceError
 
 
-def encode_portrait(pipeline: AvatarPipeline, blob: bytes) -> Reference:
-    """Blocks for some tens of milliseconds; one call at a time, as the trackers are shared.
+def encode_portrait(pipeline: AvatarPipeline, picture: NDArray[np.uint8]) -> Reference:
+    """``picture`` (H, W, 3) RGB. Blocks for some tens of milliseconds.
 
-    Raises `ServiceError` ``unsupported_media`` or ``no_face``.
+    One call at a time, as the trackers are shared. Raises `ServiceError` ``no_face``.
     """
     try:
-        return pipeline.space.encode_reference(load_picture(blob))
-    except PictureError as error:
-        raise ServiceError("unsupported_media", str(error)) from error
+        return pipeline.space.encode_reference(picture)
     except NoFaceError as error:
         raise ServiceError("no_face", str(error)) from error

@@ -212,16 +212,14 @@ async def run(
     """Make the whole video; returns when its last fragment was emitted.
 
     ``deadline_s`` is when the first frame is wanted, and each window by its media time after it.
-    ``room`` is awaited before each window: it returns when the reader keeps up. ``pool`` decodes
-    and draws. The first exception of any part ends all of them and is raised.
+    ``room`` is awaited before each window: it returns when the reader keeps up. ``pool`` draws.
+    The first exception of any part ends all of them and is raised.
     """
     left = animation.left
     if left is not None and left.closed:
         return _done(left)
     ready: _Ready = asyncio.Queue(maxsize=1)
-    thinking = asyncio.create_task(
-        _think(animation, session, deadline_s, batcher, pool, ready, room)
-    )
+    thinking = asyncio.create_task(_think(animation, session, deadline_s, batcher, ready, room))
     drawing = asyncio.create_task(_draw(animation, pool, ready, emit))
     try:  # no TaskGroup: it cancels once, which can get lost, and then waits for ever
         done, _ = await asyncio.wait({thinking, drawing}, return_when=asyncio.FIRST_EXCEPTION)
@@ -247,11 +245,9 @@ async def _think(
     session: str,
     deadline_s: float,
     batcher: Batcher,
-    pool: Executor,
     ready: _Ready,
     room: Room,
 ) -> None:
-    loop = asyncio.get_running_loop()
     state = _begin(animation)
     begin_s = deadline_s - state.frames_done / FPS
     piece = animation.first
@@ -263,7 +259,7 @@ async def _think(
         due_s = begin_s + state.frames_done / FPS
         latents, state = await batcher.step(session, due_s, task)
         await ready.put(_Thought(piece, latents, state))
-        piece = await loop.run_in_executor(pool, animation.pieces.next)
+        piece = await asyncio.to_thread(animation.pieces.next)
     await ready.put(None)
 
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from model.pipeline import AvatarPipeline
@@ -38,6 +39,7 @@ _LOOK_S = 0.15  # several looks a lease
 _AVATARS_AT_ONCE = 2
 _GENEROUS_S = 1.5
 _LAST_CLAIM_S = 1.0
+_WAITING_THREADS = 32
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Worker:
 
     def _room(self, kind: str) -> bool:
         """Whether to take another job of that kind: live sessions first, offline what is left."""
+        if self._shop.quarantine:
+            return False
         live, running = self._running("live"), self._running(kind)
         if kind == "live":
             taken = self._capacity.taken(self._models_of(kind))
@@ -119,6 +123,8 @@ class Worker:
         running, taken = len(models), self._capacity.taken(models)
         # Told in sessions: what those of a dearer student take beyond their own is not there.
         places = max(0, self._capacity.places(taken) - (taken - running))
+        if self._shop.quarantine:
+            places = running
         self._changed.set()  # room comes and goes with the capacity, too
         beat = messages.Beat(
             models=self._models,
@@ -158,8 +164,16 @@ class Worker:
                 log.warning("no jobs to be had: %s", error)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if claim is not None:
+            if claim is None:
+                continue
+            if self._shop.quarantine:  # meanwhile
+                await self._let_go([claim])
+            else:
                 self._begin(claim)
+
+    async def _let_go(self, claims: Sequence[Claim]) -> None:
+        with contextlib.suppress(*BROKER_LOST):  # their leases end by themselves
+            await self._work.let_go(claims)
 
     async def _look(self) -> None:
         """Own leases first: who was held up must not take his own jobs for another's."""
@@ -170,10 +184,15 @@ class Worker:
     async def _take_over(self) -> None:
         """Go on with what other workers left; there is room for it, for it was admitted before."""
         for kind in QUEUES:
-            while (claim := await self._work.take_over(kind)) is not None:
+            while not self._shop.quarantine:
+                claim = await self._work.take_over(kind, alone=not self._held)
+                if claim is None:
+                    break
                 if self._leaving:  # meanwhile
                     await self._work.let_go([claim])
                     return
+                if claim.suspect and not self._held:
+                    self._shop.quarantine.add(claim.job_id)
                 log.info("job %s: taken over after %d events", claim.job_id, claim.events)
                 self._begin(claim)
                 await asyncio.sleep(0)
@@ -195,6 +214,7 @@ class Worker:
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            self._shop.quarantine.discard(claim.job_id)
             if self._held.get(claim.job_id) is held:
                 del self._held[claim.job_id]
             self._changed.set()
@@ -282,6 +302,8 @@ async def _serve_until_told(
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # They wait for decoders, so there are more of them than cores.
+    loop.set_default_executor(ThreadPoolExecutor(_WAITING_THREADS, "decode"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     limits = Limits(

@@ -16,6 +16,7 @@ from server.errors import ServiceError
 from server.worker.batcher import Batcher
 from server.worker.capacity import Capacity
 from server.worker.portraits import encode_portrait
+from server.worker.sandbox import Sandbox
 
 
 class Workshop:
@@ -29,6 +30,9 @@ class Workshop:
         capacity: Capacity,
     ) -> None:
         self.work, self.max_audio_s, self.capacity = work, max_audio_s, capacity
+        self.sandbox = Sandbox()
+        # Jobs that may have ended a worker, and are tried once more with nothing beside them.
+        self.quarantine: set[str] = set()
         cores = os.cpu_count() or 1
         self._network = ThreadPoolExecutor(1, "network")
         self._portraits = ThreadPoolExecutor(1, "portraits")  # the trackers are not thread-safe
@@ -45,6 +49,7 @@ class Workshop:
 
     def close(self) -> None:
         """Give the threads back."""
+        self.sandbox.close()  # so that no thread waits for a decoder
         for executor in (self._network, self._portraits, self.live_pool, self.pool):
             executor.shutdown(cancel_futures=True)
 
@@ -74,8 +79,11 @@ class Workshop:
         if avatar_id is None:
             portrait = await self.part(job_id, "portrait")
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._portraits, encode_portrait, pipeline, portrait)
+            return await loop.run_in_executor(self._portraits, self._encoded, pipeline, portrait)
         packed = await self.work.load_avatar(avatar_id, job_id)
         if packed is None:
             raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
         return Reference.from_bytes(packed)
+
+    def _encoded(self, pipeline: AvatarPipeline, portrait: bytes) -> Reference:
+        return encode_portrait(pipeline, self.sandbox.picture(portrait))

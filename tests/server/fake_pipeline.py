@@ -14,7 +14,7 @@ import numpy as np
 from model.audio.windows import LOG_MEL
 from model.conditioning import Floats, Guidance, Reference, SessionState
 from model.pipeline import Frame, StudentInfo, WindowTask
-from model.portrait import NoFaceError
+from model.portrait.landmarks import NoFaceError
 
 RED_STEP, GREEN_STEP, BLUE_STEP = 16, 16, 24
 

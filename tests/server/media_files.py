@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 
+import av
 import numpy as np
 import soundfile
 from PIL import Image
+
+_CODECS = {"m4a": ("mp4", "aac"), "webm": ("webm", "libopus")}
 
 GREY, NO_FACE, POISON = (90, 140, 90), (255, 0, 0), (0, 0, 255)  # see fake_pipeline
 
@@ -33,4 +36,20 @@ def sound(seconds: float, *, silent: bool = False, rate: int = 16_000, kind: str
     pcm = np.random.default_rng(0).integers(-level, level + 1, count).astype(np.int16)
     file = io.BytesIO()
     soundfile.write(file, pcm, rate, format=kind)
+    return file.getvalue()
+
+
+def encoded_sound(seconds: float, ending: str, rate: int = 48_000) -> bytes:
+    """Noise as a file with that ending: wav, flac, mp3, ogg, m4a or webm."""
+    if ending not in _CODECS:
+        return sound(seconds, rate=rate, kind=ending.upper())
+    container, codec = _CODECS[ending]
+    pcm = np.random.default_rng(0).uniform(-0.2, 0.2, round(seconds * rate)).astype(np.float32)
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            out.mux(packet)
     return file.getvalue()

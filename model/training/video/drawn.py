@@ -21,10 +21,9 @@ from model.conditioning import Floats
 from model.motion.actions import from_motion
 from model.motion.renderer import LIVELINESS
 from model.motion.space import MotionSpace
-from model.portrait import NoFaceError, load_picture
 from model.portrait.framing import Frame
-from model.portrait.landmarks import FaceTracker
-from model.portrait.picture import PictureError
+from model.portrait.landmarks import FaceTracker, NoFaceError
+from model.portrait.picture import PictureError, load_picture
 from model.training.corpus import Grid, clip_motion, held_out, load_grid
 from model.training.track import LANDMARK_INDEX
 from model.training.video.clips import (

@@ -13,7 +13,7 @@ from model.conditioning import Reference
 from model.motion.prepared import PreparedRenderers
 from model.motion.renderer import PortraitRenderer
 from model.motion.space import MotionSpace
-from model.portrait import load_picture
+from model.portrait.picture import load_picture
 
 
 @pytest.fixture(scope="module")

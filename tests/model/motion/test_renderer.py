@@ -13,7 +13,8 @@ from model.motion.actions import ABSOLUTE, ACTIONS, MOTION_DIM
 from model.motion.mesh import signed_areas
 from model.motion.renderer import PortraitRenderer
 from model.motion.space import MotionSpace
-from model.portrait import FaceTracker, NoFaceError, load_picture
+from model.portrait.landmarks import FaceTracker, NoFaceError
+from model.portrait.picture import load_picture
 
 STILL = np.zeros(6, np.float32)
 # Folded area below this many pixels (of 512 x 512) cannot be seen.

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from model.motion.actions import ACTIONS
-from model.portrait import FaceTracker, NoFaceError, load_picture
 from model.portrait.framing import Frame
+from model.portrait.landmarks import FaceTracker, NoFaceError
+from model.portrait.picture import load_picture
 
 
 @pytest.fixture(scope="module")

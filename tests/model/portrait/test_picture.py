@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.portrait import PictureError, load_picture
+from model.portrait.picture import PictureError, load_picture
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:

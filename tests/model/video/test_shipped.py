@@ -12,8 +12,8 @@ import torch
 from model.audio.windows import AudioWindower
 from model.conditioning import SAMPLE_RATE, Floats
 from model.pipeline import WindowTask
-from model.portrait import load_picture
 from model.portrait.landmarks import FaceTracker
+from model.portrait.picture import load_picture
 from model.student_pipeline import StudentPipeline
 from model.students import Choice, load_pipelines
 from model.training.video.judging import lip_gap, tracked

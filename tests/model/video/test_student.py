@@ -11,7 +11,7 @@ import torch
 from model.audio.windows import AudioWindower
 from model.conditioning import SAMPLE_RATE, Floats, Guidance, Reference, SessionState, Window
 from model.pipeline import WindowTask
-from model.portrait import load_picture
+from model.portrait.picture import load_picture
 from model.student_pipeline import StudentPipeline
 from model.students import Choice, load_pipelines, names
 from model.video.student import KeptReferences

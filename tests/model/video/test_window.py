@@ -16,7 +16,7 @@ from model.diffusion.denoiser import VDenoiser
 from model.diffusion.guidance import CFGTokenDenoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import LinearBetaSchedule
-from model.portrait import load_picture
+from model.portrait.picture import load_picture
 from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet

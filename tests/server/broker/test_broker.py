@@ -218,7 +218,7 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
             await work.beat(messages.Beat(models=[MODEL], live_places=2))
             assert await work.renew([claim]) == [True]
             await work.let_go([claim])
-            again = await work.take_over("animate")
+            again = await work.take_over("animate", alone=True)
             assert again is not None
             claim = again
             # What was taken can still be given back.
@@ -245,13 +245,13 @@ async def test_another_worker_goes_on_where_a_dead_one_stopped(url: str) -> None
         claim = await taken(work)
         await say(work, claim, 1, started())
         await say(work, claim, 2, fragment(0))
-        assert await other.take_over("animate") is None  # the lease is young
+        assert await other.take_over("animate", alone=True) is None  # the lease is young
         await bury(client.connection, "w1")
-        again = await other.take_over("animate")
+        again = await other.take_over("animate", alone=True)
         assert again is not None
         assert (again.job_id, again.request, again.events) == (job_id, wish(), 2)
         assert (again.saved, again.tries) == (b"state 2", 1)
-        assert await other.take_over("animate") is None
+        assert await other.take_over("animate", alone=True) is None
         assert await other.part(job_id, "audio") == b"sound"
         # Who was thought dead can do no harm.
         assert await work.renew([claim]) == [False]
@@ -272,9 +272,9 @@ async def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends(url: str) 
         for _ in range(5):
             await asyncio.sleep(LEASE_S / 3)
             assert await work.renew([claim]) == [True]
-            assert await other.take_over("animate") is None
+            assert await other.take_over("animate", alone=True) is None
         await asyncio.sleep(LEASE_S * 1.1)
-        assert await other.take_over("animate") is not None
+        assert await other.take_over("animate", alone=True) is not None
 
 
 async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
@@ -283,10 +283,10 @@ async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
         await client.submit(wish(), PARTS)
         claim = await taken(work)
         await work.let_go([claim])
-        again = await other.take_over("animate")
+        again = await other.take_over("animate", alone=True)
         assert again is not None and again.job_id == claim.job_id
         await work.let_go([claim])  # no longer his to give
-        assert await work.take_over("animate") is None
+        assert await work.take_over("animate", alone=True) is None
 
 
 async def test_tries_without_progress_are_counted(url: str) -> None:
@@ -294,14 +294,36 @@ async def test_tries_without_progress_are_counted(url: str) -> None:
         await client.submit(wish(), PARTS)
         claim: Claim | None = await taken(work)
         for tries in (1, 2, 3):
-            assert claim is not None and claim.tries == tries
+            assert claim is not None and (claim.tries, claim.suspect) == (tries, tries > 1)
             await bury(client.connection, "w1")
-            claim = await work.take_over("animate")
+            assert await work.take_over("animate", alone=False) is None  # not beside others
+            claim = await work.take_over("animate", alone=True)
         assert claim is not None
         await say(work, claim, 1, started())
         await work.let_go([claim])
-        claim = await work.take_over("animate")
+        claim = await work.take_over("animate", alone=True)
         assert claim is not None and claim.tries == 1
+
+
+async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with halves(url) as (client, work):
+        suspect = await client.submit(wish(), PARTS)
+        await taken(work)
+        await bury(client.connection, "w1")
+        await work.beat(messages.Beat(models=[MODEL], live_places=2))
+        innocent = await client.submit(wish(), PARTS)
+        other = await taken(work)
+        assert other.job_id == innocent
+        await say(work, other, 1, started())
+        await bury(client.connection, "w1")
+        claim = await work.take_over("animate", alone=False)
+        assert claim is not None and claim.job_id == innocent
+        assert await work.take_over("animate", alone=False) is None
+        monkeypatch.setattr("server.broker.work.SUSPECT_WAIT_S", 0.0)
+        claim = await work.take_over("animate", alone=False)
+        assert claim is not None and (claim.job_id, claim.suspect) == (suspect, True)
 
 
 async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
@@ -313,7 +335,7 @@ async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
         async def lapsed(*, lives: bool = True) -> Claim:
             if lives:
                 await work.beat(messages.Beat(models=[MODEL], live_places=2))
-            while (claim := await work.take_over("animate")) is None:
+            while (claim := await work.take_over("animate", alone=True)) is None:
                 await asyncio.sleep(0.01)
             return claim
 
@@ -337,7 +359,7 @@ async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:
         for _ in range(10):
             assert claim is not None and claim.tries == 1
             await work.let_go([claim])
-            claim = await work.take_over("animate")
+            claim = await work.take_over("animate", alone=True)
 
 
 async def test_what_is_done_twice_happens_once(url: str) -> None:
@@ -364,7 +386,7 @@ async def test_a_server_that_lost_everything_is_joined_again(url: str) -> None:
         assert await work.renew([claim]) == [False]
         assert not await say(work, claim, 1, started())
         assert await work.claim("animate") is None
-        assert await work.take_over("live") is None
+        assert await work.take_over("live", alone=True) is None
         await work.beat(messages.Beat(models=[MODEL], live_places=2))
         job_id = await client.submit(wish(), PARTS)
         assert (await taken(work)).job_id == job_id

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -129,10 +130,12 @@ def test_a_failure_ends_the_video_even_where_a_cancellation_gets_lost() -> None:
     picture = np.full((8, 8, 3), (0, 0, 255), np.uint8)  # its third window is poisoned
     reference = pipeline.space.encode_reference(picture)
     lost: list[asyncio.CancelledError] = []
+    emitting, windows = asyncio.Event(), itertools.count(1)
 
     async def emit(event: Started | Fragment, snapshot: Snapshot) -> None:
         if isinstance(event, Started):
             return
+        emitting.set()
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError as error:  # as some clients do when their answer comes
@@ -141,7 +144,8 @@ def test_a_failure_ends_the_video_even_where_a_cancellation_gets_lost() -> None:
             lost.append(error)
 
     async def room() -> None:
-        return None
+        if next(windows) == 3:
+            await emitting.wait()
 
     async def everything() -> None:
         with ThreadPoolExecutor(1) as network, ThreadPoolExecutor(1) as pool:

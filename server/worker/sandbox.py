@@ -1,0 +1,181 @@
+"""Pictures and sound that strangers send, decoded where a crash hurts nobody.
+
+Each upload is decoded by a process of its own (`server.worker.sandboxed`), without network, files
+or privileges and with bounded memory and time. If it ends before its answer does, that upload is
+refused, and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.portrait.picture import MAX_PIXELS
+from server import process
+from server.errors import KINDS, ServiceError
+from server.media.decode import MODEL_RATE, Block, Speech
+from server.worker import wire
+
+log = logging.getLogger("fada.worker")
+
+# How long an answer may take; processor time is bounded far lower, but a busy machine takes longer.
+_ANSWER_S = 60.0
+_SMALL_BYTES = 1 << 16
+_BLOCK_BYTES = 16 << 20  # a container's longest frame, resampled
+_PROGRAM = (sys.executable, "-m", "server.worker.sandboxed")
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+
+
+class Sandbox:
+    """Starts ``program``, which keeps decoders waiting: each takes one descriptor that is sent.
+
+    May be used from several threads. `close` ends all that is being decoded.
+    """
+
+    def __init__(self, program: Sequence[str] = _PROGRAM) -> None:
+        self._program = program
+        self._lock = threading.Lock()
+        self._template, self._control = self._started()
+
+    @property
+    def process_id(self) -> int:
+        """Of the template."""
+        return self._template.pid
+
+    def picture(self, blob: bytes) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB, see `load_picture`. Raises `ServiceError` ``unsupported_media``."""
+        with self._decoder({"kind": "picture"}, blob) as sock:
+            answer = _answer(sock, wire.PICTURE, 8 + 3 * MAX_PIXELS, "picture")
+        try:
+            height, width = struct.unpack_from("<2I", answer)
+            return np.frombuffer(answer, np.uint8, offset=8).reshape(height, width, 3)
+        except (struct.error, ValueError) as error:
+            _refuse("picture", str(error))
+
+    def speech(self, blob: bytes, output_rate: int, max_s: float) -> Speech:
+        """See `decode_audio`, whose errors this and the blocks raise.
+
+        Blocks are decoded as they are taken; the decoder lives until the last, or until they are
+        closed.
+        """
+        request = {"kind": "speech", "output_rate": output_rate, "max_s": max_s}
+        sock = self._decoder(request, blob)
+        try:
+            (duration_s,) = struct.unpack("<d", _answer(sock, wire.SPEECH, 8, "sound"))
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, struct.error):
+                _refuse("sound", str(error))
+            raise
+        most = math.ceil((max_s + 1.0) * (output_rate + MODEL_RATE))
+        return Speech(duration_s if math.isfinite(duration_s) else None, _Blocks(sock, most))
+
+    def close(self) -> None:
+        self._control.close()
+        process.stop(self._template, timeout_s=1.0)
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [*self._program, str(theirs.fileno())]
+            kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+            kept["OPENBLAS_NUM_THREADS"] = kept["OMP_NUM_THREADS"] = "1"  # forks have one thread
+            template = process.spawn(command, kept, inherit=False, pass_fds=[theirs.fileno()])
+        return template, ours
+
+    def _decoder(self, request: dict[str, Any], blob: bytes) -> socket.socket:
+        """The worker's end of a decoder that has been given its upload."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(_ANSWER_S)
+        try:
+            with theirs:
+                self._hand_over(theirs)
+            wire.send_json(ours, wire.REQUEST, request)
+            wire.send(ours, wire.BLOB, blob)
+        except OSError:
+            pass  # it has ended, and so will the answer
+        return ours
+
+    def _hand_over(self, theirs: socket.socket) -> None:
+        with self._lock:
+            try:
+                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+            except OSError:
+                log.warning("the decoders' template ended with %s", self._template.poll())
+                self._control.close()
+                self._template, self._control = self._started()
+                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+
+
+class _Blocks(Iterator[Block]):
+    """A speech as its decoder sends it; `close` ends the decoder."""
+
+    def __init__(self, sock: socket.socket, most: int) -> None:
+        """``most``: samples at both rates together, whatever the decoder claims."""
+        self._sock, self._left = sock, most
+
+    def __next__(self) -> Block:
+        try:
+            answer = _answer(self._sock, wire.BLOCK, _BLOCK_BYTES, "sound")
+            if not answer:
+                raise StopIteration
+            return self._block(answer)
+        except BaseException:  # the end, too
+            self.close()
+            raise
+
+    def _block(self, answer: bytearray) -> Block:
+        try:
+            (count,) = struct.unpack_from("<I", answer)
+            samples = np.frombuffer(answer, np.float32, offset=4)
+        except (struct.error, ValueError) as error:
+            _refuse("sound", str(error))
+        self._left -= len(samples)
+        if self._left < 0 or count > len(samples):
+            _refuse("sound", f"{count} of {len(samples)} samples, {-self._left} too many")
+        return Block(samples[:count], samples[count:])
+
+    def close(self) -> None:
+        self._sock.close()
+
+    __del__ = close  # a thread's result may come after whoever waited for it was cancelled
+
+
+def _answer(sock: socket.socket, expected: bytes, most: int, what: str) -> bytearray:
+    """The body of the next message; empty at the end. Raises `ServiceError`."""
+    try:
+        kind, body = wire.receive(sock, max(most, _SMALL_BYTES))
+        if kind == wire.ERROR:
+            error = json.loads(body)
+            code, detail = error["code"], error["detail"]
+    except TimeoutError:
+        _refuse(what, f"no answer within {_ANSWER_S:g} s")
+    except (OSError, wire.Closed):
+        _refuse(what, "it ended the process that decoded it")
+    except (ValueError, KeyError, TypeError) as error:
+        _refuse(what, str(error))
+    if kind == wire.ERROR:
+        if code not in KINDS or code == "internal_error":
+            log.error("decoding a %s failed: %s", what, detail)
+            raise ServiceError("internal_error", f"decoding the {what} failed")
+        raise ServiceError(code, detail)
+    if kind not in (expected, wire.END):
+        _refuse(what, f"message {kind!r}")
+    return body
+
+
+def _refuse(what: str, why: str) -> NoReturn:
+    log.warning("a %s could not be decoded: %s", what, why)
+    raise ServiceError("unsupported_media", f"the {what} could not be decoded")
