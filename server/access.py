@@ -33,6 +33,7 @@ from server.settings import Settings
 log = logging.getLogger("fada.api")
 
 SUBPROTOCOL = "fada"
+OWNER = "fada.owner"  # in a request's scope: whose jobs and avatars it may see
 _KEY_PREFIX = "fada.key."
 _LEASE_S = 30  # a place held by an API process that died is free again after this
 
@@ -73,15 +74,20 @@ class Access:
         self._take: AsyncScript = connection.redis.register_script(_TAKE)
         self._hold: AsyncScript = connection.redis.register_script(_HOLD)
         self._keys = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
+        self._share = settings.keys_share
         self._per_minute = settings.requests_per_minute
         self._sessions = settings.sessions_per_client
 
     async def admit(self, connection: HTTPConnection) -> str:
         """The name of the client that this request counts for; it holds no key.
 
+        Jobs and avatars are the key's from here on.
+
         Raises `ServiceError` ``unauthorized``, or ``busy`` beyond the requests a minute.
         """
         client = self._name(connection)
+        if self._keys and not self._share:
+            connection.scope[OWNER] = client
         if self._per_minute:
             wait_s = float(await self._take([f"fada:requests:{client}"], [self._per_minute]))
             if wait_s:

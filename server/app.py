@@ -7,7 +7,7 @@ second; whatever touches pictures, sound or networks is a worker's.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -21,6 +21,7 @@ from server.access import Access
 from server.broker.client import Client
 from server.broker.liveness import reading
 from server.broker.redis import BROKER_LOST, connect
+from server.doors import Doors
 from server.errors import KINDS, ServiceError
 from server.limits import BodyLimit
 from server.observe import Observe
@@ -37,8 +38,11 @@ _OWN_HEADERS = [
 ]  # fmt: skip
 
 
-def create_app(settings: Settings, url: str) -> FastAPI:
-    """The application over the broker at ``url``, which is opened when it starts."""
+def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastAPI:
+    """The application over the broker at ``url``, which is opened when it starts.
+
+    ``loopback``: it listens where only this machine reaches it.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,6 +59,11 @@ def create_app(settings: Settings, url: str) -> FastAPI:
         title="FADA",
         summary="A portrait and speech in, a talking video out while it is being made.",
         lifespan=lifespan,
+        docs_url=None,  # `server.routes.studio` has a page that loads nothing from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(
+        Doors, origins=settings.cors_origins, hosts=settings.hosts, loopback=loopback
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     if settings.cors_origins:
@@ -77,9 +86,9 @@ def create_app(settings: Settings, url: str) -> FastAPI:
     return app
 
 
-def _problem(error: ServiceError) -> Response:
+def _problem(error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
     metrics.error(error.code)
-    headers = {}
+    headers = dict(headers or {})
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.kind.status == 401:
@@ -101,8 +110,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     by_status = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
     code = by_status.get(error.status_code, "bad_request")
-    detail = f"{request.method} {request.url.path}: {KINDS[code].title.lower()}"
-    return _problem(ServiceError(code, detail))
+    allowed = (error.headers or {}).get("Allow")
+    detail = KINDS[code].title if allowed is None else f"this address takes {allowed}"
+    return _problem(ServiceError(code, detail), error.headers)
 
 
 async def _broker_lost(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from pydantic import ValidationError
 from server import logs, traces
 from server.errors import ServiceError, SetupError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
-from server.settings import SECRET, Settings, describe
+from server.settings import SECRET, Settings, check_names, describe
+
+log = logging.getLogger("fada")
 
 # Commands whose flags are their own module's: loaded only when they are meant.
 _MOUNTED = {
@@ -56,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.command in _MOUNTED:
         return int(importlib.import_module(_MOUNTED[options.command]).run(options) or 0)
+    for name in check_names(os.environ):
+        log.warning("%s is no setting of fada, and not read", name)
     _set_by_flags(options)
     settings = Settings()  # type: ignore[call-arg]  # all have defaults
     if options.command == "animate":
@@ -74,10 +79,11 @@ def _run(options: argparse.Namespace) -> int:
 
     with serving.listening(options.host, options.port) as sock:
         if options.command == "api":
-            return serving.serve_api(settings, _need_redis(settings, "fada api"), sock)
+            url = _need_redis(settings, "fada api")
+            return serving.serve_api(settings, url, sock, options.host)
         if options.workers is not None:
             settings = Settings(workers=options.workers)  # type: ignore[call-arg]
-        return serving.serve_all(settings, sock)
+        return serving.serve_all(settings, sock, options.host)
 
 
 def _set_by_flags(options: argparse.Namespace) -> None:
@@ -159,9 +165,15 @@ def _add_services(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         if name == "worker":
             continue
         command.add_argument("--host", default="127.0.0.1", help="[%(default)s]")
-        command.add_argument("--port", type=int, default=8000, help="[%(default)s]")
+        command.add_argument("--port", type=_port, default=8000, help="[%(default)s]")
         if name == "serve":
             command.add_argument("--workers", type=int, help="worker processes [FADA_WORKERS]")
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, expected 0 to 65535")
+    return int(text)
 
 
 def _add_flag(command: argparse.ArgumentParser, flag: str, setting: str, words: str) -> None:

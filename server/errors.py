@@ -21,8 +21,10 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "bad_request": Kind(400, "The request is malformed"),
     "unauthorized": Kind(401, "The API key is missing or wrong"),
+    "forbidden": Kind(403, "The request comes from where it may not"),
     "not_found": Kind(404, "There is nothing here"),
     "method_not_allowed": Kind(405, "This address does not take that method"),
+    "timeout": Kind(408, "The request did not come in time"),
     "too_large": Kind(413, "The input is too large"),
     "unsupported_media": Kind(415, "The input is no picture or sound that can be read"),
     "no_face": Kind(422, "There is no face in the picture"),

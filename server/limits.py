@@ -1,12 +1,15 @@
 """A request's body is measured while it is read. Knows ASGI messages; not what they carry.
 
-A body that says that it is too large, or turns out to be, is answered with 413. Before this or
-any other refusal goes out, what is left of the body is read and thrown away, up to a bound: a
-client that is still writing would otherwise see its connection reset instead of the answer.
+A body that says that it is too large, or turns out to be, is answered with 413, and one that
+stalls or trickles with 408. Before a refusal goes out, what is left of the body is read and thrown
+away, up to a bound: a client that is still writing would otherwise see its connection reset
+instead of the answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 
 from starlette.responses import JSONResponse
@@ -17,6 +20,8 @@ from server.errors import ServiceError
 
 _DRAIN_BYTES = 512 << 20
 _DRAIN_S = 20.0
+_PAUSE_S = 20.0  # between two pieces of a body
+_GRACE_S, _SLOWEST = 30.0, 4096  # a body of N bytes may take _GRACE_S + N / _SLOWEST seconds
 
 
 class BodyLimit:
@@ -33,15 +38,12 @@ class BodyLimit:
         body = _Body(receive, send, self._max_bytes, dict(scope["headers"]))
         try:
             if body.declared > self._max_bytes:
-                raise _TooLarge
+                raise _Refused(_too_large(self._max_bytes))
             await self._app(scope, body.receive, body.send)
-        except _TooLarge:
-            await self._refuse(scope, body)
+        except _Refused as refused:
+            await self._refuse(scope, body, refused.error)
 
-    async def _refuse(self, scope: Scope, body: _Body) -> None:
-        error = ServiceError(
-            "too_large", f"the request is larger than the {self._max_bytes} bytes allowed"
-        )
+    async def _refuse(self, scope: Scope, body: _Body, error: ServiceError) -> None:
         metrics.error(error.code)
         response = JSONResponse(
             error.problem(),
@@ -52,8 +54,22 @@ class BodyLimit:
         await response(scope, body.receive, body.send)
 
 
-class _TooLarge(Exception):
+class _Refused(Exception):
     """Passes through the application, which has sent nothing yet: it was still reading."""
+
+    def __init__(self, error: ServiceError) -> None:
+        super().__init__(error.detail)
+        self.error = error
+
+
+def _too_large(most: int) -> ServiceError:
+    return ServiceError("too_large", f"the request is larger than the {most} bytes allowed")
+
+
+_TOO_SLOW = ServiceError(
+    "timeout",
+    f"the body paused for {_PAUSE_S:g} s, or came at less than {_SLOWEST} bytes a second",
+)
 
 
 class _Body:
@@ -66,15 +82,23 @@ class _Body:
         self._send = send
         self._max_bytes = max_bytes
         self._total = 0
-        self._ended = False
+        self._ended = self._gone = False
+        self._began_s = time.monotonic()
         self.declared = int(headers.get(b"content-length", b"0"))
         # Such a client waits for leave before it sends; to read would be to give it.
         self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
 
     async def receive(self) -> Message:
-        message = await self._next()
+        if self._ended:
+            return await self._receive()  # until the client hangs up
+        slowest_s = self._began_s + _GRACE_S + self._total / _SLOWEST
+        try:
+            message = await self._next(min(time.monotonic() + _PAUSE_S, slowest_s))
+        except TimeoutError as error:
+            self._gone = True
+            raise _Refused(_TOO_SLOW) from error
         if self._total > self._max_bytes:
-            raise _TooLarge
+            raise _Refused(_too_large(self._max_bytes))
         return message
 
     async def send(self, message: Message) -> None:
@@ -82,8 +106,9 @@ class _Body:
             await self._drain()
         await self._send(message)
 
-    async def _next(self) -> Message:
-        message = await self._receive()
+    async def _next(self, deadline_s: float) -> Message:
+        async with asyncio.timeout(deadline_s - time.monotonic()):
+            message = await self._receive()
         self._waits = False
         self._total += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
@@ -91,7 +116,6 @@ class _Body:
 
     async def _drain(self) -> None:
         bound, deadline = self._total + _DRAIN_BYTES, time.monotonic() + _DRAIN_S
-        while not self._ended and not self._waits:
-            if self._total > bound or time.monotonic() > deadline:
-                return
-            await self._next()
+        with contextlib.suppress(TimeoutError):
+            while not (self._ended or self._waits or self._gone) and self._total <= bound:
+                await self._next(deadline)

@@ -159,7 +159,8 @@ def mic_to_fragment(seconds: float) -> None:
     _microphone.observe(seconds)
 
 
-def request(method: str, route: str, status: int) -> None:
+def request(method: str, route: str, status: str) -> None:
+    """An answer; each label is one of a fixed set."""
     _requests.labels(method, route, status).inc()
 
 
@@ -239,14 +240,15 @@ async def _service(connection: Connection) -> list[Metric]:
     )
     places.add_metric(["taken"], sum(beat.live_running for beat in beats))
     places.add_metric(["all"], sum(beat.live_places for beat in beats))
+    avatars = 0
+    for owner in await connection.redis.smembers(redis.OWNERS):
+        avatars += await connection.redis.zcard(redis.avatars_key(owner.decode()))
     used = int((await connection.redis.info("memory"))["used_memory"])
     return [
         jobs,
         places,
         GaugeMetricFamily("fada_workers", "Workers that live.", len(beats)),
-        GaugeMetricFamily(
-            "fada_avatars", "Avatars kept.", await connection.redis.zcard(redis.AVATARS)
-        ),
+        GaugeMetricFamily("fada_avatars", "Avatars kept.", avatars),
         GaugeMetricFamily("fada_broker_memory_bytes", "Memory that Redis uses.", used),
     ]
 

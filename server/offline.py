@@ -22,6 +22,7 @@ from tqdm import tqdm
 from model.conditioning import FPS
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
+from server.media.decode import Speech
 from server.media.fmp4 import SAMPLE_RATE
 from server.protocol import AnimationOptions
 from server.sessions import Snapshot
@@ -48,8 +49,11 @@ def animate(
         allowed = ", ".join(known)
         raise ServiceError("invalid_option", f"model is {name!r}; it must be one of {allowed}")
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
-    with closing(Sandbox()) as sandbox, _put_in_place(out) as file:
-        speech = sandbox.speech(sound, SAMPLE_RATE, settings.max_audio_s)
+    with (
+        closing(Sandbox()) as sandbox,
+        _put_in_place(out) as file,
+        _opened(sandbox, sound, settings.max_audio_s) as speech,
+    ):
         picture = sandbox.picture(blob)
         pipeline = load_pipelines(settings, [name])[name]
         started_s = time.monotonic()
@@ -60,6 +64,13 @@ def animate(
         f"{out}: {done.duration_s:.2f} s, {done.frames} frames, seed {seed}; made in "
         f"{took_s:.2f} s, {done.duration_s / took_s:.1f} times real time"
     )
+
+
+@contextmanager
+def _opened(sandbox: Sandbox, blob: bytes, max_s: float) -> Iterator[Speech]:
+    speech = sandbox.speech(blob, SAMPLE_RATE, max_s)
+    with closing(speech.blocks):
+        yield speech
 
 
 async def _make(animation: Animation, file: BinaryIO) -> Done:

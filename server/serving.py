@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,7 +26,9 @@ from server.app import create_app
 from server.broker.embedded import EmbeddedServer, embedded_server, valkey_program
 from server.broker.liveness import live_workers
 from server.broker.redis import Connection, connect
-from server.routes.stream import MAX_MESSAGE_BYTES
+from server.connections import Connections, SeldomComplaints, protocols, raise_file_limit
+from server.doors import is_loopback
+from server.errors import SetupError
 from server.settings import Settings
 from server.supervisor import Supervisor, worker_count
 
@@ -39,9 +41,18 @@ _STOP_MARGIN_S = 5.0
 class _Server(uvicorn.Server):
     """uvicorn that drains live sessions, too, within ``drain_s``, and leaves the rest to stop."""
 
-    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, drain_s: float, connections: Connections) -> None:
         super().__init__(config)
         self._drain_s = drain_s
+        self._connections = connections
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(SeldomComplaints())
+        watching = asyncio.create_task(self._connections.watch())
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new and wait; uvicorn alone would cut every WebSocket at once."""
@@ -74,35 +85,41 @@ def _exit_in_order(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket; port 0 picks a free one. Raises ``OSError`` when it cannot be had."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    with socket.socket(family, kind, protocol) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+    """A bound socket; port 0 picks a free one. Raises `SetupError` when it cannot be had."""
+    with ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            sock = stack.enter_context(socket.socket(family, kind, protocol))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+        except OSError as error:
+            raise SetupError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
         yield sock
 
 
-def serve_all(settings: Settings, sock: socket.socket) -> int:
-    """`fada serve`: everything on this machine, until a signal. The exit status."""
+def serve_all(settings: Settings, sock: socket.socket, host: str) -> int:
+    """`fada serve`: everything on this machine, until a signal. The exit status.
+
+    ``sock`` is bound to ``host``.
+    """
     signal.signal(signal.SIGTERM, _exit_in_order)
     if settings.redis_url is None:
         broker = embedded_server(valkey_program())
         with broker as server:
-            return asyncio.run(_serve_all(settings, sock, server.url, server))
-    with nullcontext(settings.redis_url) as url:
-        return asyncio.run(_serve_all(settings, sock, url, None))
+            return asyncio.run(_serve_all(settings, sock, host, server.url, server))
+    return asyncio.run(_serve_all(settings, sock, host, settings.redis_url, None))
 
 
-def serve_api(settings: Settings, url: str, sock: socket.socket) -> int:
+def serve_api(settings: Settings, url: str, sock: socket.socket, host: str) -> int:
     """`fada api`: the HTTP half alone, until a signal. The exit status."""
     signal.signal(signal.SIGTERM, _exit_in_order)
-    return asyncio.run(_serve_api(settings, url, sock))
+    return asyncio.run(_serve_api(settings, url, sock, host))
 
 
-async def _serve_api(settings: Settings, url: str, sock: socket.socket) -> int:
-    server = _server(settings, url)
+async def _serve_api(settings: Settings, url: str, sock: socket.socket, host: str) -> int:
+    server = _server(settings, url, host)
     serving = asyncio.create_task(server.serve([sock]))
     while not server.started and not serving.done():
         await asyncio.sleep(_LOOK_S)
@@ -113,10 +130,10 @@ async def _serve_api(settings: Settings, url: str, sock: socket.socket) -> int:
 
 
 async def _serve_all(
-    settings: Settings, sock: socket.socket, url: str, valkey: EmbeddedServer | None
+    settings: Settings, sock: socket.socket, host: str, url: str, valkey: EmbeddedServer | None
 ) -> int:
     async with connect(url) as connection:
-        server = _server(settings, url)
+        server = _server(settings, url, host)
         count = worker_count(settings.workers, process.usable_cores())
         supervisor = Supervisor(connection, url, count)
         serving = asyncio.create_task(server.serve([sock]))
@@ -175,16 +192,26 @@ def _announce(sock: socket.socket) -> None:
     print(f"fada is ready on http://{shown}:{port}", flush=True)
 
 
-def _server(settings: Settings, url: str) -> _Server:
+def _server(settings: Settings, url: str, host: str) -> _Server:
+    raise_file_limit()
+    connections = Connections(
+        settings.max_connections, settings.connections_per_address, settings.trusted_proxies
+    )
+    http, web_socket = protocols(connections)
+    if not (settings.api_keys or is_loopback(host)):
+        log.warning(
+            "ANYBODY WHO REACHES %s MAY USE THIS SERVICE: set FADA_API_KEYS, or listen on "
+            "127.0.0.1", host,
+        )  # fmt: skip
     config = uvicorn.Config(
-        create_app(settings, url),
+        create_app(settings, url, loopback=is_loopback(host)),
         log_config=None,  # its lines are lines like ours
-        log_level="warning",
+        log_level="error",  # it warns of every malformed request
         access_log=False,  # `server.observe` writes it
-        forwarded_allow_ips=settings.trusted_proxies,
-        ws="websockets-sansio",
-        # Beyond it the connection is cut without a word; up to it the route says what is allowed.
-        ws_max_size=2 * MAX_MESSAGE_BYTES,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        http=http,
+        ws=web_socket,
         ws_per_message_deflate=False,  # video and speech do not get smaller
     )
-    return _Server(config, settings.drain_s)
+    return _Server(config, settings.drain_s, connections)

@@ -6,12 +6,16 @@ project reads the environment, but for the standard ``OTEL_*`` (`server.traces`)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.errors import SetupError
+
+_SHORTEST_KEY = 16
 SECRET = frozenset({"api_keys", "redis_url"})  # their values must not be repeated
 
 
@@ -21,7 +25,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FADA_", frozen=True)
 
     redis_url: str | None = Field(
-        None, description="Redis or Valkey to use; unset, `fada serve` starts one of its own"
+        None,
+        pattern=r"^(rediss?|unix)://.+",
+        description="Redis or Valkey to use; unset, `fada serve` starts one of its own",
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("motion",),
@@ -71,21 +77,38 @@ class Settings(BaseSettings):
     sessions_per_client: int = Field(
         0, ge=0, description="live sessions that a client may hold at once; 0: any number"
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="origins whose pages may call the API, comma-separated; *: every one"
+    keys_share: bool = Field(
+        False, description="1: jobs and avatars are for every key; else for the key that made them"
     )
-    trusted_proxies: str = Field(
-        "127.0.0.1", description="whose X-Forwarded-For is believed, comma-separated; *: anyone's"
+    max_connections: int = Field(1024, ge=0, description="connections open at once; 0: any number")
+    connections_per_address: int = Field(
+        128, ge=0, description="of them from one address, but for trusted proxies; 0: any number"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="other origins whose pages may use the API, comma-separated; *: every one"
+    )
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="names the service answers to, comma-separated, besides loopback ones; unset: "
+        "only those where it listens on loopback, else any",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="addresses whose X-Forwarded-For is believed, comma-separated; *: anyone's"
     )
     log_format: Literal["text", "json"] = Field("text", description="of log lines: text or json")
     drain_s: float = Field(10.0, ge=0, description="on SIGTERM, time for running jobs to end")
 
-    @field_validator("models", "api_keys", "cors_origins", mode="before")
+    @field_validator(
+        "models", "api_keys", "cors_origins", "hosts", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(name.strip() for name in value.split(",") if name.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if value.strip() and not names:
+            raise ValueError("it names nothing; leave it unset to allow the default")
+        return names
 
     @field_validator("api_keys")
     @classmethod
@@ -93,7 +116,48 @@ class Settings(BaseSettings):
         for key in keys:
             if not all("!" <= letter <= "~" for letter in key.get_secret_value()):
                 raise ValueError("a key must be of visible ASCII characters")
+            if len(key.get_secret_value()) < _SHORTEST_KEY:
+                raise ValueError(f"a key must have at least {_SHORTEST_KEY} characters")
         return keys
+
+
+# Read from the environment as well, by the modules named.
+_ELSEWHERE = ("FADA_ENGINES",)  # engines.artifacts
+
+
+def check_names(environment: Mapping[str, str]) -> list[str]:
+    """The ``FADA_*`` variables that are no settings, such as those that Kubernetes injects.
+
+    Raises `SetupError` for one that is a slip away from a setting: an API key that is not read
+    would leave the door open.
+    """
+    known = [*(f"FADA_{name.upper()}" for name in Settings.model_fields), *_ELSEWHERE]
+    unknown = [
+        name for name in environment
+        if name.upper().startswith("FADA_") and name.upper() not in known
+        and not name.startswith("FADA_TEST_")
+    ]  # fmt: skip
+    for name in unknown:
+        for real in known:
+            if _one_slip(name.upper(), real):
+                raise SetupError(f"there is no setting {name}; {real} is one")
+    return unknown
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """Whether one letter more, less or else, or two swapped, make ``one`` the ``other``."""
+    shorter, longer = sorted((one, other), key=len)
+    at = next(
+        (i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter)
+    )
+    if len(longer) == len(shorter) + 1:
+        return shorter[at:] == longer[at + 1 :]
+    if len(longer) != len(shorter) or at == len(shorter):
+        return False
+    swapped = longer[at : at + 2] == shorter[at : at + 2][::-1]
+    return shorter[at + 1 :] == longer[at + 1 :] or (
+        swapped and shorter[at + 2 :] == longer[at + 2 :]
+    )
 
 
 def describe() -> str:

@@ -18,6 +18,7 @@ from server.errors import ServiceError
 
 _MAX_PARTS = 20
 _MAX_FIELD_BYTES = 4096
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,13 @@ async def read_upload(request: Request, files: Collection[str]) -> Upload:
     Raises `ServiceError` ``bad_request`` for anything that is no such form.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        given = request.headers.get("content-type", "none")
+        given = request.headers.get("content-type", "none")[:100]
         raise ServiceError(
             "bad_request", f"the body must be multipart/form-data, its content type is {given}"
         )
+    charset = request.headers.get("content-type", "").lower().partition("charset=")[2]
+    if charset and charset.strip(' "').partition(";")[0].strip(' "') not in _CHARSETS:
+        raise ServiceError("bad_request", f"the form's charset must be one of {_CHARSETS}")
     blobs: dict[str, bytes] = {}
     fields: dict[str, str] = {}
     try:
@@ -50,7 +54,7 @@ async def read_upload(request: Request, files: Collection[str]) -> Upload:
                     blobs[name] = await value.read()
                 else:
                     fields[name] = value
-    except (HTTPException, FormParserError) as error:
+    except (HTTPException, FormParserError, UnicodeError, LookupError) as error:
         detail = error.detail if isinstance(error, HTTPException) else str(error)
         raise ServiceError("bad_request", f"the form cannot be read: {detail}") from error
     return Upload(blobs, fields)

@@ -32,13 +32,15 @@ class Client:
     """``max_jobs`` places in the queue; what is not read is gone after ``job_ttl_s``.
 
     ``reader`` is this process's name among the readers that live; without one, what is asked for
-    is made whether it is read or not.
+    is made whether it is read or not. Jobs and avatars are those of ``owner``; what is another's
+    is as if it were not there.
     """
 
     connection: redis.Connection
     max_jobs: int
     job_ttl_s: int
     reader: str = ""
+    owner: str = ""
 
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
@@ -56,7 +58,11 @@ class Client:
             places = min(places, sum(beat.live_places for beat in workers.values()))
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
-        facts = {"trace": traces.here(), "reader": "" if request.keep else self.reader}
+        facts = {
+            "trace": traces.here(),
+            "reader": "" if request.keep else self.reader,
+            "owner": self.owner,
+        }
         keys = [redis.queue_key(request.kind), redis.job_key(job_id), redis.out_key(job_id)]
         arguments: list[Any] = [
             job_id,
@@ -74,7 +80,7 @@ class Client:
 
         taken = False
         try:
-            taken = bool(await redis.with_room(self.connection, hand_in))
+            taken = bool(await redis.with_room(self.connection, hand_in, self.owner))
         finally:
             if not taken:
                 await self._drop_parts(job_id)
@@ -139,7 +145,8 @@ class Client:
         text, data = messages.pack_command(command)
         keys = [redis.job_key(job_id), redis.in_key(job_id)]
         arguments: list[Any] = [number, text, data, self.job_ttl_s, _MAX_COMMANDS]
-        told = await redis.with_room(self.connection, lambda: self.connection.tell(keys, arguments))
+        write = partial(self.connection.tell, keys, arguments)
+        told = await redis.with_room(self.connection, write, None)
         if told < 0:
             raise ServiceError(
                 "too_large", f"{_MAX_COMMANDS} messages wait to be dealt with; no more may"
@@ -149,7 +156,10 @@ class Client:
     async def view(self, job_id: str) -> JobView | None:
         """How a job stands, or ``None`` for one that is not known (any more)."""
         facts = await self.connection.redis.hgetall(redis.job_key(job_id))
-        if not facts or messages.unpack_request(facts[b"request"]).kind != "animate":
+        if not facts:
+            return None
+        request = messages.unpack_request(facts[b"request"])
+        if request.kind != "animate" or request.owner != self.owner:
             return None
         duration_s = float(facts.get(b"duration_s", 0))
         total_s = float(facts.get(b"total_s", 0))
@@ -172,11 +182,12 @@ class Client:
     async def keeps_video(self, job_id: str) -> bool:
         """Whether the job is known and its video can be read from the start."""
         text = await self.connection.redis.hget(redis.job_key(job_id), "request")
-        return (
-            text is not None
-            and messages.unpack_request(text).keep
-            and bool(await self.connection.redis.exists(redis.out_key(job_id)))
-        )
+        if text is None:
+            return False
+        request = messages.unpack_request(text)
+        if not request.keep or request.owner != self.owner:
+            return False
+        return bool(await self.connection.redis.exists(redis.out_key(job_id)))
 
     async def models(self) -> ModelList:
         """What the live workers have loaded, in the order that they name it."""
@@ -187,12 +198,17 @@ class Client:
         return ModelList(models=list(found.values()), default=next(iter(found), None))
 
     async def avatar(self, avatar_id: str) -> AvatarView | None:
-        text = await self.connection.redis.hget(redis.avatar_key(avatar_id), "view")
-        return None if text is None else AvatarView.model_validate_json(text)
+        key = redis.avatar_key(avatar_id)
+        text, owner = await self.connection.redis.hmget(key, "view", "owner")
+        if text is None or owner.decode() != self.owner:
+            return None
+        return AvatarView.model_validate_json(text)
 
     async def delete_avatar(self, avatar_id: str) -> bool:
         """False when there was none."""
-        await self.connection.redis.zrem(redis.AVATARS, avatar_id)
+        if await self.avatar(avatar_id) is None:
+            return False
+        await self.connection.redis.zrem(redis.avatars_key(self.owner), avatar_id)
         return bool(await redis.drop_avatar(self.connection, avatar_id))
 
     async def _goes_on(self, job_id: str, alone: _Patience, unclaimed: _Patience) -> bool:

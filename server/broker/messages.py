@@ -30,10 +30,12 @@ class Beat(_Message):
 
 class _Request(_Message):
     """``trace`` is what `server.traces.span` goes on from. ``reader`` is the API process that alone
-    can read what is made (`server.broker.liveness.reading`); empty: it is kept for anybody."""
+    can read what is made (`server.broker.liveness.reading`); empty: it is kept for anybody.
+    ``owner`` is the client whose job and avatar it is; empty: everybody's."""
 
     trace: dict[str, str] = Field(default_factory=dict)
     reader: str = ""
+    owner: str = ""
 
 
 class AnimateRequest(_Request):

@@ -14,8 +14,9 @@ Keys, all under ``fada:``; one server, no cluster
     job:{id}:state      what another worker needs to go on after the last event
     workers             set of worker ids; worker:{id} expires unless its worker lives
     reader:{name}       expires unless the API process lives that reads what it asked for
-    avatars             sorted set, by last use; avatar:{id} hash: view, reference
-    videos              sorted set of finished jobs whose out-stream is kept
+    avatars:{owner}     sorted set, by last use; avatar:{id} hash: view, reference, owner
+    videos:{owner}      sorted set of finished jobs whose out-stream is kept
+    owners              set of those who keep avatars
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ T = TypeVar("T")
 QUEUES = ("live", "animate", "avatar")
 GROUP = "workers"
 WORKERS = "fada:workers"
-AVATARS = "fada:avatars"
-VIDEOS = "fada:videos"
+OWNERS = "fada:owners"
 PARTS = ("portrait", "audio", "reference")
 
 # What a call raises while the server is away, or stands still.
@@ -85,6 +85,14 @@ def worker_key(worker_id: str) -> str:
 
 def reader_key(name: str) -> str:
     return f"fada:reader:{name}"
+
+
+def avatars_key(owner: str) -> str:
+    return f"fada:avatars:{owner}"
+
+
+def videos_key(owner: str) -> str:
+    return f"fada:videos:{owner}"
 
 
 def avatar_key(avatar_id: str) -> str:
@@ -283,21 +291,24 @@ async def patiently(step: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(_AGAIN_S)
 
 
-async def with_room(connection: Connection, write: Callable[[], Awaitable[T]]) -> T:
-    """Do ``write`` patiently; while memory is short, kept videos go, then avatars, oldest first.
+async def with_room(
+    connection: Connection, write: Callable[[], Awaitable[T]], owner: str | None
+) -> T:
+    """Do ``write`` patiently; while memory is short, what ``owner`` keeps makes room.
 
+    Videos go first, then avatars, the oldest first; ``None`` keeps nothing, and nobody else's go.
     Raises `ServiceError` ``busy`` when none is left and memory still is short.
     """
     while True:
         try:
             return await patiently(write)
         except OutOfMemoryError as error:
-            if not await _drop_oldest(connection):
+            if owner is None or not await _drop_oldest(connection, owner):
                 raise ServiceError("busy", "the service's memory is full") from error
 
 
-async def _drop_oldest(connection: Connection) -> bool:
-    for ranking, drop in ((VIDEOS, drop_video), (AVATARS, drop_avatar)):
+async def _drop_oldest(connection: Connection, owner: str) -> bool:
+    for ranking, drop in ((videos_key(owner), drop_video), (avatars_key(owner), drop_avatar)):
         oldest = await connection.redis.zpopmin(ranking)
         if oldest:
             await drop(connection, oldest[0][0].decode())

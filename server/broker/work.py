@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -218,9 +219,8 @@ class Work:
         keys = [make(claim.job_id) for make in make_key]
         ttl_s = self.limits.job_ttl_s
         arguments = [claim.token, number, text, data, ttl_s, saved, _after(held), *facts]
-        return bool(
-            await redis.with_room(self.connection, lambda: self.connection.publish(keys, arguments))
-        )
+        write = partial(self.connection.publish, keys, arguments)
+        return bool(await redis.with_room(self.connection, write, claim.request.owner))
 
     async def end(self, claim: Claim, ending: messages.Ending) -> None:
         """Say how the job ended, and give back what it held; not if it is another worker's."""
@@ -233,18 +233,20 @@ class Work:
         ttl_s = self.limits.job_ttl_s
         ended = await self.connection.end(claim.job_id, claim.token, status, event, ttl_s, *facts)
         if ended and claim.request.keep:
-            for job_id in await self._keep(redis.VIDEOS, claim.job_id, self.limits.max_videos):
+            ranking = redis.videos_key(claim.request.owner)
+            for job_id in await self._keep(ranking, claim.job_id, self.limits.max_videos):
                 await redis.drop_video(self.connection, job_id)
 
-    async def save_avatar(self, avatar: AvatarView, reference: bytes) -> None:
-        """Keep a prepared portrait; the longest unused one goes when there are too many."""
+    async def save_avatar(self, avatar: AvatarView, reference: bytes, owner: str = "") -> None:
+        """Keep a prepared portrait; the owner's longest unused goes when there are too many."""
         key = redis.avatar_key(avatar.avatar_id)
-        fields = {"view": avatar.model_dump_json(), "reference": reference}
-        await redis.with_room(
-            self.connection, lambda: self.connection.redis.hset(key, mapping=fields)
-        )
+        fields = {"view": avatar.model_dump_json(), "reference": reference, "owner": owner}
+        write = partial(self.connection.redis.hset, key, mapping=fields)
+        await redis.with_room(self.connection, write, owner)
         await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
-        for old in await self._keep(redis.AVATARS, avatar.avatar_id, self.limits.max_avatars):
+        await self.connection.redis.sadd(redis.OWNERS, owner)
+        ranking = redis.avatars_key(owner)
+        for old in await self._keep(ranking, avatar.avatar_id, self.limits.max_avatars):
             await redis.drop_avatar(self.connection, old)
 
     async def load_avatar(self, avatar_id: str, job_id: str) -> bytes | None:
@@ -256,15 +258,14 @@ class Work:
         if (copied := await self._get(own)) is not None:
             return copied
         key = redis.avatar_key(avatar_id)
-        reference = await self.connection.redis.hget(key, "reference")
+        reference, owner = await self.connection.redis.hmget(key, "reference", "owner")
         if reference is None:
             return None
+        owner = (owner or b"").decode()
         await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
-        await self.connection.redis.zadd(redis.AVATARS, {avatar_id: time.time()})
-        ttl_s = self.limits.job_ttl_s
-        await redis.with_room(
-            self.connection, lambda: self.connection.redis.set(own, reference, ex=ttl_s)
-        )
+        await self.connection.redis.zadd(redis.avatars_key(owner), {avatar_id: time.time()})
+        write = partial(self.connection.redis.set, own, reference, ex=self.limits.job_ttl_s)
+        await redis.with_room(self.connection, write, owner)
         return bytes(reference)
 
     async def _claim(

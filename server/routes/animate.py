@@ -18,7 +18,7 @@ from server.broker import messages
 from server.broker.client import Client, give_up
 from server.errors import ServiceError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
-from server.routes.context import DOOR, PROBLEMS, Context, choose_model, context
+from server.routes.context import DOOR, PROBLEMS, Context, an_id, choose_model, context
 from server.routes.video import first_fragment_timed, video_response
 from server.uploads import Upload, check_portrait, read_upload
 
@@ -105,5 +105,5 @@ async def _check_parts(here: Context, upload: Upload, avatar_id: str | None) -> 
 
 async def check_avatar(client: Client, avatar_id: str) -> None:
     """Raises `ServiceError` ``not_found``."""
-    if await client.avatar(avatar_id) is None:
-        raise ServiceError("not_found", f"there is no avatar {avatar_id[:100]!r}")
+    if await client.avatar(an_id(avatar_id)) is None:
+        raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")

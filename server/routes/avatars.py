@@ -17,7 +17,7 @@ from server.broker import messages
 from server.broker.client import give_up
 from server.errors import ServiceError
 from server.protocol import AvatarView
-from server.routes.context import DOOR, PROBLEMS, choose_model, context
+from server.routes.context import DOOR, PROBLEMS, AvatarId, choose_model, context
 from server.routes.video import ClientGone, first_event, unless_gone
 from server.uploads import check_portrait, read_upload
 
@@ -75,16 +75,16 @@ async def create(request: Request, response: Response) -> AvatarView:
 
 
 @router.get("/{avatar_id}")
-async def read(request: Request, avatar_id: str) -> AvatarView:
+async def read(request: Request, avatar_id: AvatarId) -> AvatarView:
     """What is known of an avatar."""
     avatar = await context(request).client.avatar(avatar_id)
     if avatar is None:
-        raise ServiceError("not_found", f"there is no avatar {avatar_id[:100]!r}")
+        raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
     return avatar
 
 
 @router.delete("/{avatar_id}", status_code=204)
-async def delete(request: Request, avatar_id: str) -> None:
+async def delete(request: Request, avatar_id: AvatarId) -> None:
     """Forget an avatar; videos being made of it go on."""
     if not await context(request).client.delete_avatar(avatar_id):
-        raise ServiceError("not_found", f"there is no avatar {avatar_id[:100]!r}")
+        raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")

@@ -5,23 +5,26 @@ Knows where they are kept; does not know what is done with them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+import re
+from dataclasses import dataclass, replace
+from typing import Annotated, cast
 
 from fastapi import Depends, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import HTTPConnection, Request
 
-from server.access import Access
+from server.access import OWNER, Access
 from server.broker.client import Client
 from server.errors import ServiceError
 from server.protocol import ModelView, ProblemView
 from server.settings import Settings
 
-PROBLEMS: dict[int | str, dict[str, object]] = {
-    "4XX": {"model": ProblemView, "description": "application/problem+json"},
-    "5XX": {"model": ProblemView, "description": "application/problem+json"},
+_PROBLEM: dict[str, object] = {
+    "content": {"application/problem+json": {"schema": ProblemView.model_json_schema()}},
+    "description": "what is wrong, with a stable `code`",
 }
+PROBLEMS: dict[int | str, dict[str, object]] = {"4XX": _PROBLEM, "5XX": _PROBLEM}
+_ID = re.compile(r"[0-9a-f]{24}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class Context:
 
 
 def context(request: HTTPConnection) -> Context:
-    """The application's, made at its start."""
-    return cast(Context, request.app.state.context)
+    """The application's, made at its start, for the owner that `Access.admit` found."""
+    here = cast(Context, request.app.state.context)
+    client = replace(here.client, owner=request.scope.get(OWNER, ""))
+    return replace(here, client=client)
 
 
 async def admitted(request: Request) -> str:
@@ -47,6 +52,25 @@ DOOR = [
     Security(HTTPBearer(auto_error=False, scheme_name="key")),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key header")),
 ]
+
+
+def an_id(text: str) -> str:
+    """An id of a job or an avatar, before it names a key. Raises `ServiceError` ``not_found``."""
+    if not _ID.fullmatch(text):
+        raise ServiceError("not_found", f"{text[:40]!r} is no id")
+    return text
+
+
+async def job_id(job_id: str) -> str:
+    return an_id(job_id)
+
+
+async def avatar_id(avatar_id: str) -> str:
+    return an_id(avatar_id)
+
+
+JobId = Annotated[str, Depends(job_id)]
+AvatarId = Annotated[str, Depends(avatar_id)]
 
 
 async def choose_model(client: Client, name: str | None) -> ModelView:

@@ -11,37 +11,37 @@ from starlette.responses import Response
 
 from server.errors import ServiceError
 from server.protocol import JobView
-from server.routes.context import DOOR, PROBLEMS, context
+from server.routes.context import DOOR, PROBLEMS, JobId, context
 from server.routes.video import video_response
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], responses=PROBLEMS, dependencies=DOOR)
 
 
 @router.get("")
-async def read(request: Request, job_id: str) -> JobView:
+async def read(request: Request, job_id: JobId) -> JobView:
     """Status and progress."""
     view = await context(request).client.view(job_id)
     if view is None:
-        raise ServiceError("not_found", f"there is no job {job_id[:100]!r}")
+        raise ServiceError("not_found", f"there is no job {job_id!r}")
     return view
 
 
 @router.get("/video", response_class=Response, responses={200: {"content": {"video/mp4": {}}}})
-async def video(request: Request, job_id: str) -> Response:
+async def video(request: Request, job_id: JobId) -> Response:
     """The MP4 from its start; when it is still being made, as it is made."""
     client = context(request).client
     if not await client.keeps_video(job_id):
-        raise ServiceError("not_found", f"no video of job {job_id[:100]!r} is kept")
+        raise ServiceError("not_found", f"no video of job {job_id!r} is kept")
     events = client.follow(job_id, consume=False)
     return await video_response(request, job_id, events, _nothing)
 
 
 @router.delete("", status_code=204)
-async def cancel(request: Request, job_id: str) -> None:
+async def cancel(request: Request, job_id: JobId) -> None:
     """Stop the job, free its place and drop its video."""
     client = context(request).client
     if await client.view(job_id) is None:
-        raise ServiceError("not_found", f"there is no job {job_id[:100]!r}")
+        raise ServiceError("not_found", f"there is no job {job_id!r}")
     await client.cancel(job_id)
     await client.forget(job_id)
 

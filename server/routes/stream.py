@@ -29,6 +29,7 @@ from server.access import subprotocol
 from server.broker import messages
 from server.broker.client import give_up
 from server.broker.redis import BROKER_LOST
+from server.connections import LIMIT
 from server.errors import ServiceError
 from server.protocol import LiveStart, parse_options
 from server.routes.animate import check_avatar
@@ -40,8 +41,12 @@ from server.uploads import check_portrait
 router = APIRouter()
 log = logging.getLogger("fada.api")
 
-MAX_MESSAGE_BYTES = 16 << 20
 MAX_WAITING_S = 60
+MAX_MESSAGE_BYTES = 6 << 20  # a minute at 48 kHz
+MAX_TEXT_BYTES = 16 << 10  # after `start`
+MAX_PORTRAIT_BYTES = 1 << 20  # larger ones go through /avatars
+_MARGIN_BYTES = 64 << 10
+_START_S = 10.0
 _UPDATES = ("steps", "audio_cfg", "reference_cfg")
 _BAD_CLIENT = 1008
 _SAME_MOMENT_S = 0.02  # arrivals are told apart no finer, so that few are kept
@@ -70,7 +75,7 @@ async def _errors_of(websocket: WebSocket) -> ServiceError | None:
     try:
         async with here.access.session(await here.access.admit(websocket)):
             with metrics.stream_open():
-                await _session(websocket, here)
+                await _session(websocket, context(websocket))
     except ServiceError as error:
         return error
     except BROKER_LOST as error:
@@ -85,7 +90,13 @@ async def _errors_of(websocket: WebSocket) -> ServiceError | None:
 
 
 async def _session(websocket: WebSocket, here: Context) -> None:
-    start = await _start(websocket)
+    try:
+        async with asyncio.timeout(_START_S):
+            start = await _start(websocket)
+    except TimeoutError as late:
+        raise ServiceError("timeout", f"no 'start' came within {_START_S:g} s") from late
+    # A little more gets an answer that says what is allowed; far more, the bare close code.
+    websocket.scope.get(LIMIT, lambda most: None)(MAX_MESSAGE_BYTES + _MARGIN_BYTES)
     began_s = time.monotonic()
     request, parts = await _request(here, start)
     job_id = await here.client.submit(request, parts)
@@ -119,13 +130,15 @@ class _Live:
         self._websocket, self._client, self._job_id = websocket, here.client, job_id
         self._max_waiting = MAX_WAITING_S * sample_rate * 2
         self._microphone = _Microphone(sample_rate)
-        self._sent = self._heard = self._told = 0
+        # Bytes of sound: all, those before the last interrupt, and those the worker has taken.
+        self._sent = self._dropped = self._heard = 0
+        self._told = 0
         self._ended = False
 
     async def listen(self) -> None:
         """What the client says, to the worker, until the session ends; raises `ClientGone`."""
         while True:
-            message = await _receive(self._websocket)
+            message = await _receive(self._websocket, MAX_TEXT_BYTES)
             command = self._sound(message) if isinstance(message, bytes) else self._command(message)
             self._told += 1
             if not await self._client.tell(self._job_id, self._told, command):
@@ -136,8 +149,9 @@ class _Live:
             raise ServiceError("bad_request", "sound came after 'end'")
         self._sent += len(pcm)
         self._microphone.came(self._sent, time.monotonic())
-        waiting = self._sent - self._heard
-        if waiting > self._max_waiting:
+        # What an interrupt drops still takes room until the worker has seen it.
+        waiting = self._sent - max(self._heard, self._dropped)
+        if waiting > self._max_waiting or self._sent - self._heard > 2 * self._max_waiting:
             seconds = waiting * MAX_WAITING_S / self._max_waiting
             raise ServiceError(
                 "too_large",
@@ -156,7 +170,7 @@ class _Live:
                 "interrupt, end, update with options",
             )
         if kind == "interrupt":
-            self._heard = self._sent
+            self._dropped = self._sent
             return messages.Interrupt()
         self._ended = True
         return messages.End()
@@ -278,7 +292,7 @@ async def _request(
             parts["portrait"] = base64.b64decode(start.portrait, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ServiceError("bad_request", f"'portrait' is no base64: {error}") from error
-        check_portrait(parts["portrait"], here.settings.max_portrait_bytes)
+        check_portrait(parts["portrait"], min(MAX_PORTRAIT_BYTES, here.settings.max_portrait_bytes))
     model = await choose_model(here.client, start.options.model)
     seed = start.options.seed
     request = messages.LiveRequest(
@@ -305,21 +319,25 @@ def _update(fields: dict[str, Any]) -> messages.Update:
     )
 
 
-async def _receive(websocket: WebSocket) -> bytes | dict[str, Any]:
-    """The next message: sound, or the object that a text holds. Raises `ClientGone`."""
+async def _receive(websocket: WebSocket, most: int | None = None) -> bytes | dict[str, Any]:
+    """The next message: sound, or the object that a text of ``most`` bytes holds.
+
+    Raises `ClientGone`.
+    """
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise ClientGone
     content = message["text"] if message.get("bytes") is None else message["bytes"]
-    if len(content) > MAX_MESSAGE_BYTES:
+    limit = most if most is not None and isinstance(content, str) else MAX_MESSAGE_BYTES
+    if len(content) > limit:
         raise ServiceError(
-            "too_large",
-            f"a message has {len(content)} bytes; at most {MAX_MESSAGE_BYTES} are allowed",
+            "too_large", f"a message has {len(content)} bytes; at most {limit} are allowed"
         )
     if isinstance(content, bytes):
         return content
     try:
         fields = json.loads(content)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except (ValueError, RecursionError) as error:
         raise ServiceError("bad_request", f"a text is no JSON: {error}") from error
     if not isinstance(fields, dict):

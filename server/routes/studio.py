@@ -1,7 +1,6 @@
-"""`GET /`: the studio, one page to try everything in a browser.
+"""`GET /`: the studio, one page to try everything in a browser; `GET /docs`: the API to read.
 
-Knows: where the page's files lie and how browsers may keep and run them. Everything that the page
-does, it does through the public API.
+Neither loads anything from elsewhere. All that the studio does, it does through the public API.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ router = APIRouter(include_in_schema=False)
 
 _FILES = Path(__file__).resolve().parents[1] / "static"
 _static = StaticFiles(directory=_FILES)
+_swagger = StaticFiles(packages=[("fastapi_offline", "static")])
 
 # Nothing from elsewhere is ever loaded; portraits and videos are blobs of the page's own making.
 _HEADERS = {
@@ -33,6 +33,27 @@ _HEADERS = {
 async def page() -> Response:
     """The studio page."""
     return FileResponse(_FILES / "index.html", headers=_HEADERS)
+
+
+# Swagger UI sets styles of its own and has its icons in data URLs.
+_DOCS_POLICY = _HEADERS["Content-Security-Policy"].replace(
+    "img-src 'self'", "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+)
+
+
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def documents() -> Response:
+    """The API's page, by Swagger UI."""
+    headers = {**_HEADERS, "Content-Security-Policy": _DOCS_POLICY}
+    return FileResponse(_FILES / "docs.html", headers=headers)
+
+
+@router.api_route("/static/swagger/{path:path}", methods=["GET", "HEAD"])
+async def swagger(request: Request, path: str) -> Response:
+    """A file of Swagger UI, out of the package that has it."""
+    response = await _swagger.get_response(path, request.scope)
+    response.headers.update(_HEADERS)
+    return response
 
 
 @router.api_route("/static/{path:path}", methods=["GET", "HEAD"])

@@ -69,7 +69,7 @@ async def _make_avatar(
         height=reference.height,
         face=FaceView(box=reference.face_box, confidence=reference.face_confidence),
     )
-    await shop.work.save_avatar(avatar, reference.to_bytes())
+    await shop.work.save_avatar(avatar, reference.to_bytes(), request.owner)
     return messages.AvatarMade(avatar=avatar)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from server import metrics
+from server.broker.embedded import valkey_program
 from server.settings import Settings
 from tests.docker.images import ROOT, program, read
 
@@ -21,9 +25,13 @@ pytestmark = pytest.mark.skipif(_COMPOSE is None, reason="no docker-compose for 
 # What a container has no use for, by role: it is started by other means, or the other's.
 API_ONLY = {
     "api_keys", "requests_per_minute", "sessions_per_client", "cors_origins", "trusted_proxies",
-    "max_jobs", "max_upload_bytes", "max_portrait_bytes",
+    "max_jobs", "max_upload_bytes", "max_portrait_bytes", "keys_share", "hosts",
+    "max_connections", "connections_per_address",
 }  # fmt: skip
 BOTH = {"redis_url", "log_format", "drain_s", "job_ttl_s"}
+
+
+PASSWORD = "not-a-word"
 
 
 def compose(**environment: str) -> dict[str, Any]:
@@ -31,7 +39,8 @@ def compose(**environment: str) -> dict[str, Any]:
     own = {n: v for n, v in os.environ.items() if not n.startswith(("FADA_", "COMPOSE_"))}
     done = subprocess.run(
         [str(_COMPOSE), "--profile", "*", "config", "--format", "json"],
-        cwd=ROOT, env={**own, **environment}, capture_output=True, text=True,
+        cwd=ROOT, env={**own, "REDIS_PASSWORD": PASSWORD, **environment},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -112,24 +121,71 @@ def test_there_is_time_to_drain(services: dict[str, Any]) -> None:
 
 def test_redis_is_bounded_and_keeps_nothing(services: dict[str, Any]) -> None:
     redis = services["redis"]
-    words = redis["command"]
-    options = dict(zip(words[1::2], words[2::2], strict=True))
-    assert options == {
-        "--save": "", "--appendonly": "no", "--maxmemory": "1gb",
-        "--maxmemory-policy": "noeviction",
-    }  # fmt: skip
+    shell, flag, line = redis["command"]
+    assert (shell, flag) == ("sh", "-c")
+    assert PASSWORD not in line
+    kept, server = line.replace("$$", "$").split(" | ")
+    assert kept == 'echo "requirepass $REDIS_PASSWORD"'
+    assert server == (
+        'exec valkey-server - --save "" --appendonly no --maxmemory 1gb '
+        "--maxmemory-policy noeviction"
+    )
+    assert redis["environment"] == {"REDIS_PASSWORD": PASSWORD}
     assert int(redis["mem_limit"]) >= 1.4 * 2**30
     assert "ports" not in redis and list(redis["networks"]) == ["inner"]
     for role in ("api", "worker", "worker-gpu"):
         assert services[role]["depends_on"]["redis"]["condition"] == "service_healthy"
-    assert redis["healthcheck"]["test"] == ["CMD", "valkey-cli", "ping"]
+        url = services[role]["environment"]["FADA_REDIS_URL"]
+        assert url == f"redis://:{PASSWORD}@redis:6379/0"
+    assert "valkey-cli ping" in redis["healthcheck"]["test"][1]
 
 
-def test_workers_reach_nothing_outside() -> None:
+def test_without_a_password_nothing_starts() -> None:
+    own = {n: v for n, v in os.environ.items() if n != "REDIS_PASSWORD"}
+    command = [str(_COMPOSE), "config", "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+    assert "required variable REDIS_PASSWORD is missing" in done.stderr
+    assert not done.stdout
+
+
+def test_the_line_that_starts_redis_starts_one_with_a_password(tmp_path: Path) -> None:
+    """By the server that comes with the project, on a socket instead of a port."""
+    line = compose()["services"]["redis"]["command"][2].replace("$$", "$")
+    line = line.replace("valkey-server", f"{valkey_program()} ", 1)
+    path = tmp_path / "s"
+    line += f" --port 0 --unixsocket {path}"
+    server = subprocess.Popen(
+        ["sh", "-c", line], env={**os.environ, "REDIS_PASSWORD": PASSWORD}, cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with redis.Redis(unix_socket_path=str(path), password=PASSWORD) as client:
+            for _ in range(200):
+                with contextlib.suppress(redis.ConnectionError):
+                    assert client.ping()
+                    break
+                time.sleep(0.02)
+            assert client.config_get("maxmemory")["maxmemory"] == str(1 << 30)
+        with (
+            redis.Redis(unix_socket_path=str(path)) as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.ping()
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_workers_and_figures_reach_nothing_outside() -> None:
     model = compose()
-    assert model["networks"]["inner"]["internal"] is True
-    for name in ("redis", "worker", "worker-gpu", "prometheus"):
-        assert list(model["services"][name]["networks"]) == ["inner"], name
+    networks = {name: set(one["networks"]) for name, one in model["services"].items()}
+    for name in ("inner", "monitoring"):
+        assert model["networks"][name]["internal"] is True
+    assert networks == {
+        "redis": {"inner"}, "worker": {"inner"}, "worker-gpu": {"inner"},
+        "api": {"inner", "outer", "monitoring"},
+        "prometheus": {"monitoring"}, "grafana": {"monitoring", "outer"},
+    }  # fmt: skip
 
 
 def test_what_is_mounted_exists(services: dict[str, Any]) -> None:

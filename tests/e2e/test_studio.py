@@ -366,7 +366,10 @@ def test_students_of_two_kinds_each_get_their_own_avatar(
 
 
 def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None:
-    with running({**FAKE, "FADA_API_KEYS": "o/ther+"}) as service, browser.new_context() as context:
+    with (
+        running({**FAKE, "FADA_API_KEYS": "o/ther+key-of-16"}) as service,
+        browser.new_context() as context,
+    ):
         studio = Studio(context.new_page())
         page = studio.page
         page.goto(service.url)
@@ -375,7 +378,7 @@ def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None
         page.keyboard.press("Enter")
         page.wait_for_selector("#problem")
         assert "not known" in page.inner_text("#problem")
-        page.fill("#key", "o/ther+")
+        page.fill("#key", "o/ther+key-of-16")
         page.keyboard.press("Enter")
         page.wait_for_selector("#speak:enabled")
         assert page.is_hidden("#key-form") and page.is_hidden("#problem")

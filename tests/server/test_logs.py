@@ -16,7 +16,7 @@ from tests.server.media_files import POISON, picture, sound
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import pcm, stream_to
 
-KEY = "not-for-any-log"
+KEY = "not-for-any-log-file"
 
 
 def work(service: Service) -> dict[str, str]:

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from server.settings import SECRET, Settings, describe
+from server.errors import SetupError
+from server.settings import SECRET, Settings, check_names, describe
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -33,18 +36,71 @@ def test_help_lists_every_setting() -> None:
 
 
 def test_lists_are_cut_at_commas_and_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FADA_API_KEYS", " first, second ,")
+    monkeypatch.setenv("FADA_API_KEYS", " first-of-two-keys, second-of-two-keys ,")
     monkeypatch.setenv("FADA_CORS_ORIGINS", "https://a.example")
     settings = Settings()
-    assert [key.get_secret_value() for key in settings.api_keys] == ["first", "second"]
+    assert [key.get_secret_value() for key in settings.api_keys] == [
+        "first-of-two-keys",
+        "second-of-two-keys",
+    ]
     assert settings.cors_origins == ("https://a.example",)
     assert "first" not in repr(settings)
     assert set(Settings.model_fields) >= SECRET
     monkeypatch.setenv("FADA_API_KEYS", "")
     assert Settings().api_keys == ()
+    monkeypatch.setenv("FADA_API_KEYS", " , ")
+    with pytest.raises(ValidationError, match="names nothing"):
+        Settings()
+    monkeypatch.setenv("FADA_API_KEYS", "0123456789abcde")
+    with pytest.raises(ValidationError, match="at least 16 characters"):
+        Settings()
 
 
-@pytest.mark.parametrize("key", ["a b", "ключ", "tab\t!"])
+@pytest.mark.parametrize(
+    ("name", "real"),
+    [
+        ("FADA_API_KEY", "FADA_API_KEYS"),
+        ("FADA_APIKEYS", "FADA_API_KEYS"),
+        ("FADA_API_KYES", "FADA_API_KEYS"),
+        ("FADA_ALI_KEYS", "FADA_API_KEYS"),
+        ("FADA_CORS_ORIGIN", "FADA_CORS_ORIGINS"),
+        ("fada_worker", "FADA_WORKERS"),
+    ],
+)
+def test_a_name_that_is_a_slip_away_from_a_setting_is_refused(name: str, real: str) -> None:
+    with pytest.raises(SetupError, match=real):
+        check_names({name: "x"})
+
+
+def test_other_names_are_only_told() -> None:
+    strange = ["FADA_SERVICE_HOST", "FADA_PORT_8000_TCP", "FADA_API_SERVICE_PORT"]
+    known = ["FADA_API_KEYS", "FADA_ENGINES", "FADA_TEST_DATA", "PATH"]
+    assert check_names(dict.fromkeys([*strange, *known], "x")) == strange
+
+
+@given(st.sampled_from(sorted(Settings.model_fields)), st.data())
+def test_any_single_slip_is_seen(name: str, data: st.DataObject) -> None:
+    real = f"FADA_{name.upper()}"
+    at = data.draw(st.integers(5, len(real) - 1))
+    letter = data.draw(st.sampled_from("ABCXYZ_"))
+    rest = real[at + 2 :]
+    slips = [
+        real[:at] + letter + real[at:],
+        real[:at] + real[at + 1 :],
+        real[:at] + letter + real[at + 1 :],
+        real[:at] + real[at + 1 : at + 2] + real[at] + rest,
+    ]
+    slip = data.draw(st.sampled_from(slips))
+    if slip.removeprefix("FADA_").lower() in Settings.model_fields:
+        assert check_names({slip: "x"}) == []
+    else:
+        with pytest.raises(SetupError):
+            check_names({slip: "x"})
+
+
+@pytest.mark.parametrize(
+    "key", ["a b and some more", "ключ, который длинен", "tab\t!0123456789abc"]
+)
 def test_a_key_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("FADA_API_KEYS", key)
     with pytest.raises(ValidationError, match="visible ASCII"):

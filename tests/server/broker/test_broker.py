@@ -226,7 +226,7 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
             await client.forget(running)
         finally:
             await client.connection.redis.config_set("maxmemory", 0)
-        assert await keys(client) == {redis.job_key(running)}
+        assert await keys(client) == {redis.job_key(running), redis.OWNERS}
 
 
 async def test_without_a_worker_nothing_is_taken(url: str) -> None:

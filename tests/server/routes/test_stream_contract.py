@@ -254,9 +254,30 @@ def test_more_sound_than_may_wait_is_refused_with_the_bound(stream: Stream) -> N
 
 
 def test_a_message_beyond_the_limit(stream: Stream) -> None:
-    stream.speak(bytes((16 << 20) + 1))
+    stream.start()
+    stream.until("ready")
+    stream.speak(bytes((6 << 20) + 1))
     assert refused(stream) == ("too_large", 1009)
-    assert str(16 << 20) in stream.said[-1]["detail"]
+    assert str(6 << 20) in stream.said[-1]["detail"]
+
+
+def test_texts_are_short_and_little_comes_before_the_start(service: Service) -> None:
+    with stream_to(service.url) as stream:
+        stream.start()
+        stream.until("ready")
+        stream.tell("update", steps=3, audio_cfg=1.0, note="x" * (16 << 10))
+        assert refused(stream) == ("too_large", 1009)
+    with stream_to(service.url) as stream:
+        stream.start(shown=picture() + bytes(1 << 20))
+        assert refused(stream) == ("too_large", 1009)
+    with stream_to(service.url) as stream:
+        stream.speak(bytes(3 << 20))
+        assert stream.close_code() == 1009
+
+
+def test_half_a_character_is_no_text(stream: Stream) -> None:
+    stream.socket.send('{"type": "start", "avatar_id": "\\ud800"}')
+    assert refused(stream) == ("bad_request", 1008)
 
 
 def test_a_client_that_reads_slowly_slows_itself_only(service: Service) -> None:

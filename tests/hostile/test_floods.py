@@ -1,0 +1,206 @@
+"""Those who send much, or nothing, cost little."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import psutil
+import pytest
+from starlette.types import Message
+from websockets.exceptions import ConnectionClosed
+
+from server import limits
+from server.connections import HEADER_S, SEND_S, Connections
+from server.limits import BodyLimit
+from tests.hostile.conftest import undisturbed
+from tests.server.media_files import noise_picture, picture
+from tests.server.service import FAKE, Service, running
+from tests.server.stream_client import pcm, stream_to
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[Service]:
+    """Few connections are allowed from one address."""
+    with running({**FAKE, "FADA_CONNECTIONS_PER_ADDRESS": "12"}) as service:
+        yield service
+
+
+def dialled(service: Service, words: bytes = b"") -> socket.socket:
+    host, port = service.url.removeprefix("http://").split(":")
+    sock = socket.create_connection((host, int(port)), timeout=10)
+    sock.sendall(words)
+    return sock
+
+
+@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\nX-Slow: ", b"POST"])
+def test_the_silent_make_room_for_those_who_speak(few: Service, words: bytes) -> None:
+    with ExitStack() as stack, undisturbed(few):
+        for _ in range(60):
+            stack.enter_context(dialled(few, words))
+            time.sleep(0.005)
+        with few.client() as client:
+            assert client.get("/healthz").status_code == 200
+        assert len(psutil.Process(few.process.pid).net_connections()) < 30
+
+
+class Wire:
+    """A transport that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.left, self.aborted = 0, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Caller:
+    def __init__(self, address: str) -> None:
+        self.client = (address, 1)
+        self.transport: Any = Wire()
+
+
+def test_deadlines_and_bounds_of_connections() -> None:
+    async def everything() -> None:
+        now_s = asyncio.get_running_loop().time()
+        every = Connections(most=5, most_each=3, exempt=["10.0.0.1"])
+        slow, quick, stuck, reading = (Caller(f"10.0.1.{n}") for n in range(4))
+        for one in (slow, quick, stuck, reading):
+            every.opened(one)
+            every.waits(one)
+        for one in (quick, stuck, reading):
+            every.works(one)
+        stuck.transport.left = reading.transport.left = 100
+        every.look(now_s + 1)
+        every.look(now_s + HEADER_S + 2)
+        assert slow.transport.aborted and not quick.transport.aborted
+        reading.transport.left = 99
+        every.look(now_s + SEND_S)
+        every.look(now_s + SEND_S + 2)
+        assert stuck.transport.aborted and not reading.transport.aborted
+        every.closed(reading)
+        every.closed(quick)
+        # One too many from an address: the one that has waited longest goes.
+        crowd = [Caller("10.0.2.2") for _ in range(4)]
+        for one in crowd:
+            every.opened(one)
+            every.waits(one)
+        assert [one.transport.aborted for one in crowd] == [True, False, False, False]
+        proxied = [Caller("10.0.0.1") for _ in range(4)]
+        for one in proxied:  # no bound of its own, but the one of all
+            every.opened(one)
+        assert [one.transport.aborted for one in crowd] == [True, True, True, False]
+        for one in crowd:
+            every.works(one)
+        last = Caller("10.0.3.3")
+        every.opened(last)  # all others are in use
+        assert last.transport.aborted
+
+    asyncio.run(everything())
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_body_that_stalls_is_answered(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    """Whether it is read, or refused before: the answer goes out."""
+    for name in ("_PAUSE_S", "_DRAIN_S"):
+        monkeypatch.setattr(limits, name, 0.05)
+    sent: list[Message] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while not refuses and (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive() -> Message:
+        if not came:
+            came.append(True)
+            return {"type": "http.request", "body": b"some", "more_body": True}
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    came: list[bool] = []
+    scope = {"type": "http", "headers": [(b"content-length", b"100")]}
+    asyncio.run(asyncio.wait_for(BodyLimit(app, 1000)(scope, receive, send), 10))
+    assert sent[0]["status"] == (401 if refuses else 408)
+
+
+def test_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_GRACE_S", 0.2)
+    sent: list[Message] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "headers": []}
+    asyncio.run(asyncio.wait_for(BodyLimit(app, 1000)(scope, receive, send), 10))
+    assert sent[0]["status"] == 408
+
+
+def test_sound_and_interrupts_in_turn_take_nobodys_avatar(service: Service) -> None:
+    """An interrupt drops what was said, but only the worker can make room for more."""
+    with service.client() as client:
+        made = client.post("/avatars", files={"portrait": ("p.png", noise_picture(300))})
+        before = broker_bytes(service)
+        with undisturbed(service), stream_to(service.url) as rude:
+            rude.start(sample_rate=48_000)
+            rude.until("ready")
+            with suppress(ConnectionClosed):  # it is cut off, at whatever moment
+                for _ in range(400):  # 2 GB in all, were it let in
+                    rude.speak(pcm(50.0, 48_000))
+                    rude.tell("interrupt")
+            assert rude.close_code() in (1009, 1006, 1000)
+        assert client.get(f"/avatars/{made.json()['avatar_id']}").status_code == 200
+        assert broker_bytes(service) - before < 100 << 20
+
+
+def broker_bytes(service: Service) -> float:
+    with service.client() as client:
+        figures = client.get("/metrics").text
+    (line,) = [ln for ln in figures.splitlines() if ln.startswith("fada_broker_memory_bytes ")]
+    return float(line.split()[1])
+
+
+def test_unfinished_messages_are_small(service: Service) -> None:
+    memory = psutil.Process(service.process.pid).memory_info
+    with ExitStack() as stack:
+        streams = [stack.enter_context(stream_to(service.url)) for _ in range(10)]
+        before = memory().rss
+        for stream in streams:
+            raw = stream.socket.socket
+            head = b"\x02\xff" + (30 << 20).to_bytes(8, "big") + bytes(4)  # binary, not the last
+            raw.settimeout(5)
+            with suppress(OSError):  # cut off before it was through
+                raw.sendall(head + bytes(4 << 20))
+        time.sleep(0.5)
+        assert memory().rss - before < 40 << 20
+
+
+def test_empty_frames_without_end(service: Service) -> None:
+    with undisturbed(service), stream_to(service.url) as stream:
+        stream.start(shown=picture())
+        stream.until("ready")
+        raw = stream.socket.socket
+        with pytest.raises(OSError):
+            raw.sendall(b"\x02\x80" + bytes(4))
+            for _ in range(100):
+                raw.sendall((b"\x00\x80" + bytes(4)) * 1000)
+                time.sleep(0.01)
