@@ -7,6 +7,7 @@ Knows: sub-commands, flags and exit statuses. Each command's code is loaded only
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from server import logs, traces
+from server.broker.redis import expect_answer
 from server.errors import ServiceError, SetupError
 from server.protocol import ALLOWED, AnimationOptions, parse_options
 from server.settings import SECRET, Settings, check_names, describe
@@ -36,17 +38,33 @@ _MOUNTED = {
 }
 
 
+# Which extra a command needs, where it is not `worker`.
+_EXTRAS = {
+    **dict.fromkeys(("track", "train", "evaluate", "dataset", "evaluate-video"), "train"),
+    "corpus": "corpus",
+}
+_REDIS_PATIENCE_S = 10.0
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exit statuses: 0 done, 1 failed, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logs.configure("text")
-    options = _parser(words[0] if words else "").parse_args(words)
+    options = argparse.Namespace(command=words[0] if words else "")
     try:
+        options = _parser(options.command).parse_args(words)
         sys.exit(_run(options))
     except ServiceError as error:
         sys.exit(f"fada: {error.code}: {error.detail}")
     except (OSError, SetupError) as error:
         sys.exit(f"fada: {error}")
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(options.command, "worker")
+        sys.exit(f"fada: {error.name} is not installed: pip install 'fada[{extra}]'")
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):  # numba's
+            raise
+        sys.exit("fada: no folder for compiled code can be written; NUMBA_CACHE_DIR names one")
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -69,6 +87,8 @@ def _run(options: argparse.Namespace) -> int:
         return _health(settings, options)
     logs.configure(settings.log_format)
     traces.configure("worker" if options.command == "worker" else "api")
+    if settings.redis_url is not None:
+        asyncio.run(expect_answer(settings.redis_url, _REDIS_PATIENCE_S))
     if options.command == "worker":
         url = _need_redis(settings, "fada worker")
         from server.worker import worker

@@ -27,16 +27,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.commands.core import AsyncScript
+from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 from redis.exceptions import ConnectionError as NotConnected
-from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as NotAnswered
 
-from server.errors import ServiceError
+from server.errors import ServiceError, SetupError
 
 T = TypeVar("T")
 
@@ -277,6 +278,28 @@ async def connect(url: str) -> AsyncIterator[Connection]:
     finally:
         await redis.aclose()
         await blocking.aclose()
+
+
+async def expect_answer(url: str, patience_s: float) -> None:
+    """Raises `SetupError` when no Redis answers at ``url``, or it wants another password.
+
+    One that does not answer yet is waited for: services that start together take turns.
+    """
+    place = urlsplit(url)
+    shown = f"{place.scheme}://{place.hostname or ''}{f':{place.port}' if place.port else ''}"
+    shown = url if place.scheme == "unix" else shown  # without its password
+    give_up_s = time.monotonic() + patience_s
+    while True:
+        try:
+            async with connect(url) as connection:
+                await connection.redis.ping()
+            return
+        except BROKER_LOST as error:
+            if time.monotonic() > give_up_s or isinstance(error, AuthenticationError):
+                raise SetupError(f"FADA_REDIS_URL: {shown} does not answer: {error}") from error
+        except (RedisError, ValueError) as error:
+            raise SetupError(f"FADA_REDIS_URL: {shown}: {error}") from error
+        await asyncio.sleep(_AGAIN_S)
 
 
 async def patiently(step: Callable[[], Awaitable[T]]) -> T:
