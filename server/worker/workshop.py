@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from model.conditioning import Reference
@@ -17,6 +19,14 @@ from server.worker.batcher import Batcher
 from server.worker.capacity import Capacity
 from server.worker.portraits import encode_portrait
 from server.worker.sandbox import Sandbox
+
+_NICE = 10
+
+
+def _yield_to_live() -> None:
+    """The calling thread gets what processor time live sessions leave, where threads can differ."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 class Workshop:
@@ -35,10 +45,11 @@ class Workshop:
         self.quarantine: set[str] = set()
         cores = os.cpu_count() or 1
         self._network = ThreadPoolExecutor(1, "network")
-        self._portraits = ThreadPoolExecutor(1, "portraits")  # the trackers are not thread-safe
+        # The trackers are not thread-safe.
+        self._portraits = ThreadPoolExecutor(1, "portraits", _yield_to_live)
         # Two, so that no live fragment waits in line behind an offline one.
         self.live_pool = ThreadPoolExecutor(cores, "live")
-        self.pool = ThreadPoolExecutor(cores, "draw")
+        self.pool = ThreadPoolExecutor(cores, "draw", _yield_to_live)
         self._batchers = {name: Batcher(p, self._network) for name, p in pipelines.items()}
 
     async def serve(self) -> None:
