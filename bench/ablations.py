@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from model.training.cli import build_corpus
-from model.training.corpus import Corpus
-from model.training.distill import Recipe, train_student
-from model.training.trainer import RunOptions
+from fada.cli.train import build_corpus
+from training.data.corpus import Corpus
+from training.guidance_distillation import Recipe, train_student
+from training.trainer import RunOptions
 
 RECIPES = {
     "as shipped": Recipe(),

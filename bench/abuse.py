@@ -243,7 +243,7 @@ def serving() -> Iterator[Served]:
         log = Path(folder) / "log"
         with log.open("w") as errors:
             child = subprocess.Popen(
-                [sys.executable, "-m", "server.cli", "serve", "--port", "0"],
+                [sys.executable, "-m", "fada.cli", "serve", "--port", "0"],
                 stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
         try:

@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from model.audio.whisper import log_mel
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
-from model.conditioning import SAMPLES_PER_FRAME, Floats
-from model.training.corpus import held_out, load_grid
-from model.training.evaluation import unheard_spoken
-from model.training.inferred import grid_phones, heard_speeches, synthetic_speeches
-from model.training.phones import VISEMES, Phone, visemes
+from model.types import SAMPLES_PER_FRAME, Floats
+from training.data.corpus import held_out, load_grid
+from training.data.inferred import grid_phones, heard_speeches, synthetic_speeches
+from training.data.phones import VISEMES, Phone, visemes
+from training.evaluation.evaluate import unheard_spoken
 
 _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 _MISSED = 0.15

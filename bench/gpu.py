@@ -27,9 +27,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from engines.build import Order, build, exact, load, reduced
-from engines.graphs import Graph, Program, Tensors, graphs_of
-from engines.replay import Replayed
-from engines.subjects import VIDEO, Inputs, Subject, subject
+from engines.cuda_graphs import Replayed
+from engines.example_inputs import VIDEO, Inputs, Subject, subject
+from engines.export import Graph, Program, Tensors, graphs_of
 
 FRAMES = 12  # new frames of a window
 STEPS = (6, 4, 2)

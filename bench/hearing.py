@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from model.audio.windows import HOP, PREFIX, windows_of
-from model.conditioning import Floats
-from model.motion.net import MotionNet
-from model.motion.weights import load_weights
-from model.training.evaluation import held_out_set
-from model.training.judging import JAW, Spoken, correlation
-from model.training.phones import openness, visemes
-from model.training.stages import hear_between
+from model.motion.checkpoint import load_weights
+from model.motion.network import MotionNet
+from model.types import Floats
+from training.data.phones import openness, visemes
+from training.evaluation.evaluate import held_out_set
+from training.evaluation.metrics import JAW, Spoken, correlation
+from training.weight_interpolation import hear_between
 
 _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 

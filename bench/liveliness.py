@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.audio.windows import HOP, PREFIX
-from model.conditioning import Floats
-from model.motion.actions import ACTIONS, MOTION_DIM, ROTATION
+from model.models import WEIGHTS, motion_pipeline
+from model.motion.checkpoint import MotionWeights, load_weights
 from model.motion.rollout import MotionOnly
-from model.motion.steady import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, smoothed
-from model.motion.weights import MotionWeights, load_weights
-from model.students import WEIGHTS, motion_pipeline
-from model.training.evaluation import HeldOut, held_out_set, run_speeches
-from model.training.judging import (
+from model.motion.smoothing import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, smoothed
+from model.portrait.blendshapes import ACTIONS, MOTION_DIM, ROTATION
+from model.types import Floats
+from training.evaluation.evaluate import HeldOut, held_out_set, run_speeches
+from training.evaluation.metrics import (
     JAW,
     MotionFeatures,
     Spoken,
@@ -39,7 +39,7 @@ from model.training.judging import (
 )
 
 Integers = NDArray[np.intp]
-# Splines to compare, the last is `model.motion.steady`'s.
+# Splines to compare, the last is `model.motion.smoothing`'s.
 HEADS = (Smoothing(10, 3, 3), Smoothing(3, 3, 1), Smoothing(3, 6, 1), HEAD)
 MOUTHS = (Smoothing(0.01, 1, 0), Smoothing(0.02, 3, 0), Smoothing(0.05, 3, 0), LIPS)
 TAKES = 3

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from stages import BATCHES, EXAMPLES, heard
 
-from engines.registry import load_pipeline
-from model import students
-from model.conditioning import Floats, Reference, Window
+from engines.models import load_pipeline
+from model import models
 from model.pipeline import WindowTask
-from model.portrait.picture import load_picture
+from model.portrait.image import load_picture
 from model.student_pipeline import StudentPipeline
+from model.types import Floats, Reference, Window
 from server.bench.report import processor
 
 PORTRAIT = Path("presenter.jpg")
@@ -46,7 +46,7 @@ def thought(
 
 def main() -> None:
     cv2.setNumThreads(1)
-    compiled, eager = load_pipeline(), students.load_pipeline()
+    compiled, eager = load_pipeline(), models.load_pipeline()
     torch.set_num_threads(1)
     reference = compiled.space.encode_reference(load_picture((EXAMPLES / PORTRAIT).read_bytes()))
     windows, _ = heard(EXAMPLES / "speech.wav")

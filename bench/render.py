@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import torch
 
-from model.motion.actions import ACTIONS
-from model.motion.raster import draw_triangles
-from model.motion.renderer import PortraitRenderer
 from model.motion.space import MotionSpace
-from model.portrait.picture import load_picture
+from model.portrait.blendshapes import ACTIONS
+from model.portrait.image import load_picture
+from model.rendering.raster import draw_triangles
+from model.rendering.renderer import PortraitRenderer
 
 PORTRAIT = Path(__file__).parents[1] / "docs" / "examples" / "presenter.jpg"
 Draw = Callable[[np.ndarray, np.ndarray], object]

@@ -17,15 +17,15 @@ import soundfile
 import torch
 from stages import EXAMPLES
 
-from engines.registry import fastest
+from engines.models import fastest
 from model.audio.windows import windows_of
-from model.conditioning import Window
-from model.motion.actions import REFERENCE_DIM
+from model.models import WEIGHTS, motion_pipeline
+from model.motion.checkpoint import load_weights
 from model.motion.rollout import MotionOnly, reference_of
-from model.motion.weights import load_weights
 from model.pipeline import WindowTask
+from model.portrait.blendshapes import REFERENCE_DIM
 from model.student_pipeline import StudentPipeline
-from model.students import WEIGHTS, motion_pipeline
+from model.types import Window
 from server.bench.report import processor
 
 ENGINES = {"plain torch": None, "as served": fastest}

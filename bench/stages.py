@@ -21,19 +21,19 @@ import cv2
 import numpy as np
 import torch
 
-from engines.registry import load_pipeline
+from engines.models import load_pipeline
+from media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
+from media.colour import to_yuv420
+from media.encoders import AAC_FRAME, SAMPLE_RATE, PictureEncoder, SoundEncoder
+from media.fmp4 import KEY_INTERVAL
 from model.audio.windows import HOP, LOG_MEL
-from model.conditioning import FPS, Floats, Reference, Window
-from model.motion.actions import from_motion
-from model.motion.renderer import LIVELINESS, PortraitRenderer
 from model.pipeline import WindowTask
-from model.portrait.picture import load_picture
+from model.portrait.blendshapes import from_motion
+from model.portrait.image import load_picture
+from model.rendering.renderer import LIVELINESS, PortraitRenderer
 from model.student_pipeline import StudentPipeline
+from model.types import FPS, Floats, Reference, Window
 from server.bench.report import processor
-from server.media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
-from server.media.colour import to_yuv420
-from server.media.encoders import AAC_FRAME, SAMPLE_RATE, PictureEncoder, SoundEncoder
-from server.media.fmp4 import KEY_INTERVAL
 from server.worker.live_sound import FRAGMENT_FRAMES, LiveSound
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"

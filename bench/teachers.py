@@ -17,21 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.conditioning import Floats
+from fada.cli.train import build_corpus
 from model.diffusion.denoiser import Conditions, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, like
-from model.motion.net import MotionNet
+from model.models import WEIGHTS, motion_pipeline
+from model.motion.checkpoint import MotionWeights, load_weights, save_weights, weights_facts
+from model.motion.network import MotionNet
 from model.motion.rollout import MotionOnly
-from model.motion.weights import MotionWeights, load_weights, save_weights, weights_facts
-from model.students import WEIGHTS, motion_pipeline
-from model.training.batches import WindowSampler
-from model.training.cli import build_corpus
-from model.training.corpus import Corpus, fit_lip_gap
-from model.training.evaluation import HeldOut, held_out_set, run_speeches
-from model.training.judging import JAW, correlation, figures
-from model.training.losses import MotionLoss, dimension_weights
-from model.training.teacher import STEPS, TeacherObjective
-from model.training.trainer import RunOptions, Trainer
+from model.types import Floats
+from training.data.batches import WindowSampler
+from training.data.corpus import Corpus, fit_lip_gap
+from training.evaluation.evaluate import HeldOut, held_out_set, run_speeches
+from training.evaluation.metrics import JAW, correlation, figures
+from training.losses import MotionLoss, dimension_weights
+from training.teacher import STEPS, TeacherObjective
+from training.trainer import RunOptions, Trainer
 
 SAMPLER_STEPS = 6
 COLUMNS = (

@@ -11,8 +11,8 @@ from statistics import median
 
 import torch
 
+from engines.openvino import VinoEngine
 from engines.video import video_inputs
-from engines.vino import VinoEngine
 from model.audio.windows import LOG_MEL
 from model.video.tiny import TinyNet
 from model.video.weights import load_net

@@ -23,14 +23,20 @@ import soxr
 from sheet import row
 from tqdm import tqdm
 
-from model.conditioning import SAMPLE_RATE, Floats
+from fada.cli.animate import animate
+from media.footage import open_footage
 from model.motion.rollout import roll_out
 from model.pipeline import AvatarPipeline
-from model.portrait.landmarks import Face, FaceTracker
-from model.portrait.picture import load_picture
-from model.training.corpus import LipGap, load_grid
-from model.training.evaluation import HeldOut, held_out_set
-from model.training.judging import (
+from model.portrait.face_tracker import Face, FaceTracker
+from model.portrait.image import load_picture
+from model.types import SAMPLE_RATE, Floats
+from server.api.protocol import AnimationOptions
+from server.settings import Settings
+from server.worker.loading import load_pipelines
+from training.data.corpus import LipGap, load_grid
+from training.data.phones import Phone, openness
+from training.evaluation.evaluate import HeldOut, held_out_set
+from training.evaluation.metrics import (
     JAW,
     closed_share,
     correlation,
@@ -38,12 +44,6 @@ from model.training.judging import (
     open_share,
     silence_share,
 )
-from model.training.phones import Phone, openness
-from server.media.footage import open_footage
-from server.offline import animate
-from server.protocol import AnimationOptions
-from server.settings import Settings
-from server.worker.loading import load_pipelines
 
 SEED = 7
 ENGLISH = 6

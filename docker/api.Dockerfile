@@ -7,6 +7,7 @@ COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt ./
 # What the project needs first, so that a change of its code installs nothing again.
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > needed.txt
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY fada fada
 COPY server server
 RUN /opt/fada/bin/python -m pip install --no-deps .
 

@@ -12,8 +12,10 @@ FROM needed AS build-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /opt/fada/bin/python -m pip install -r torch.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY fada fada
 COPY server server
 COPY engines engines
+COPY media media
 COPY model model
 RUN /opt/fada/bin/python -m pip install --no-deps .
 
@@ -21,8 +23,10 @@ FROM needed AS build-gpu
 # The index of all packages has the CUDA build for x86-64.
 RUN /opt/fada/bin/python -m pip install -r torch.txt
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY fada fada
 COPY server server
 COPY engines engines
+COPY media media
 COPY model model
 RUN /opt/fada/bin/python -m pip install --no-deps .
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch.export import ExportedProgram
 
-from engines import compiled, tensorrt
-from engines.graphs import Graph, Program
+from engines import aot_inductor, tensorrt
+from engines.export import Graph, Program
 
 
 class Backend(Protocol):
@@ -28,7 +28,7 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, Backend] = {"compiled": compiled, "tensorrt": tensorrt}
+BACKENDS: dict[str, Backend] = {"compiled": aot_inductor, "tensorrt": tensorrt}
 
 
 def backend(name: str) -> Backend:

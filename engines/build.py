@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engines import artifacts, identity, quantised
+from engines import artifacts, fp8, identity
 from engines.artifacts import Manifest
 from engines.backends import backend
-from engines.graphs import Program, exported, graphs_of
+from engines.example_inputs import Inputs, Subject
+from engines.export import Program, exported, graphs_of
 from engines.programs import run_all
-from engines.subjects import Inputs, Subject
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The worst row's root mean square error, as a share of the truth's spread in it.
@@ -84,7 +84,7 @@ def _write(net: nn.Module, inputs: Inputs, order: Order, folder: Path) -> dict[s
     for graph in graphs_of(net, inputs(2)):
         path = folder / f"{graph.name}{tool.SUFFIX}"
         _log.info("%s: exporting", graph.name)
-        with quantised.exporting(order.precision):
+        with fp8.exporting(order.precision):
             program = exported(graph, order.batch)
         _log.info("%s: building for %s", graph.name, order.backend)
         tool.build(graph, program, order.batch, path)
@@ -131,7 +131,7 @@ def reduced(net: nn.Module, precision: str, inputs: Inputs) -> nn.Module:
     if precision == "fp32":
         return net
     if precision == "fp8":
-        return quantised.fp8(copy.deepcopy(net).half(), inputs)
+        return fp8.fp8(copy.deepcopy(net).half(), inputs)
     return copy.deepcopy(net).to(DTYPES[precision])
 
 

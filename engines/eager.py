@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from engines.graphs import SplitNet, Tensors
+from engines.export import SplitNet, Tensors
 from engines.split import SplitEngine
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engines import graphs
+from engines import export
 
 Machine = dict[str, str]
 # Of a backend's packages any one must be installed; all that are count. The fastest backend first.
@@ -43,7 +43,7 @@ def weights_hash(net: nn.Module) -> str:
 
 def code_hash(net: nn.Module) -> str:
     """SHA-256 of the network's sizes, and of the source of every class of its own that it is of."""
-    files = {Path(str(inspect.getsourcefile(graphs)))}
+    files = {Path(str(inspect.getsourcefile(export)))}
     for module in net.modules():
         if not type(module).__module__.startswith("torch."):
             files.add(Path(str(inspect.getsourcefile(type(module)))))

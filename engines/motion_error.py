@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.conditioning import SAMPLE_RATE, Floats
 from model.diffusion.denoiser import Forward
-from model.motion.actions import REFERENCE_DIM
+from model.models import motion_pipeline
+from model.motion.checkpoint import MotionWeights
 from model.motion.rollout import MotionOnly, roll_out
-from model.motion.weights import MotionWeights
-from model.students import motion_pipeline
+from model.portrait.blendshapes import REFERENCE_DIM
+from model.types import SAMPLE_RATE, Floats
 
 # Of the motion's spread. bfloat16 moves motion-fast by 0.013 and motion-balanced by 0.044 on a Xeon
 # with AMX, where another seed is 0.76 away.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from engines.graphs import Example, Program, Tensors, condition_names
+from engines.export import Example, Program, Tensors, condition_names
 from engines.split import SplitEngine
 
 

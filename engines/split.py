@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from engines.graphs import Example, SplitNet
+from engines.export import Example, SplitNet
 
 
 class SplitEngine(ABC):

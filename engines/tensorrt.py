@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from engines.graphs import Graph, Program, Tensors
+from engines.export import Graph, Program, Tensors
 
 SUFFIX = ".plan"
 _OPTIMISATION = 3  # TensorRT's default, of 0 to 5

@@ -1,6 +1,6 @@
 """Inputs of a video student's network, of the shapes in which it is served.
 
-Knows: how a window looks to each network of `model.video.student`. Does not know: backends.
+Knows: how a window looks to each network of `model.video.pipeline`. Does not know: backends.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from engines.subjects import Inputs, Sizes, denoiser_inputs
-from model.audio.hearing import Hearing
+from engines.example_inputs import Inputs, Sizes, denoiser_inputs
+from model.audio.frontend import Hearing
 from model.video.tiny import TinyNet
 from model.video.unet3d import DenoisingUNet
 

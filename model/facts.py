@@ -1,7 +1,7 @@
 """What a student's file says of itself beside its parameters, and what follows for its pipeline.
 
-Knows: the facts' names (`model.motion.weights.weights_facts` writes them). Does not know: networks,
-files or latent spaces.
+Knows: the names of the facts (`model.motion.checkpoint.weights_facts` writes them). Does not know:
+networks, files or latent spaces.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.conditioning import FPS, Guidance
 from model.diffusion.denoiser import Denoiser
 from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
 from model.pipeline import StudentInfo
+from model.types import FPS, Guidance
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 OWN_LICENCE = "as its training data allow"

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.hearing import Hearing
-from model.conditioning import Floats, Guidance, Reference, SessionState, Window
+from model.audio.frontend import Hearing
+from model.types import Floats, Guidance, Reference, SessionState, Window
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 

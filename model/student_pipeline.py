@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.audio.hearing import Hearing
-from model.conditioning import Floats, Reference, SessionState
+from model.audio.frontend import Hearing
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import NoiseSchedule
 from model.pipeline import LatentSpace, StudentInfo, WindowTask
+from model.types import Floats, Reference, SessionState
 
 # (B, P, D) latents before, (B, hop, D) sampled -> (B, hop, D), physical units
 Finish = Callable[[Floats, Floats], Floats]

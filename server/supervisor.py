@@ -64,7 +64,7 @@ class Supervisor:
         deaths = 0
         while True:
             child = process.spawn(
-                [sys.executable, "-m", "server.cli", "worker"],
+                [sys.executable, "-m", "server.worker"],
                 {"FADA_REDIS_URL": self._url, "FADA_WORKERS": str(self._count)},
             )
             self._running[place] = child

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.hearing import FrontEnd, Hearing, row_samples
+from model.audio.frontend import FrontEnd, Hearing, row_samples
 from model.audio.windows import LOG_MEL, stacked
-from model.conditioning import SAMPLES_PER_FRAME, Floats, Window
+from model.types import SAMPLES_PER_FRAME, Floats, Window
 
 
 class _Row:

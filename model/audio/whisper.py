@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.conditioning import SAMPLE_RATE, Floats
+from model.types import SAMPLE_RATE, Floats
 
 HOP_SAMPLES = 160  # a mel frame: 10 ms
 FFT_SAMPLES = 400

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 
-from model.audio.hearing import row_samples
+from model.audio.frontend import row_samples
 from model.audio.whisper import (
     STATES_AFTER,
     STATES_BEFORE,
@@ -26,7 +26,7 @@ from model.audio.whisper import (
     WhisperEncoder,
     log_mel,
 )
-from model.conditioning import FPS, SAMPLES_PER_FRAME, Floats
+from model.types import FPS, SAMPLES_PER_FRAME, Floats
 
 PAST_FRAMES = 24  # a second, together with the frame itself and those after
 # Five states after the frame's own end 140 ms after its start; spectra and convolutions see 30 ms
@@ -36,7 +36,7 @@ STATES_PER_FRAME = STATES_PER_SECOND // FPS
 
 
 class WhisperRows:
-    """A `model.audio.hearing.FrontEnd`: (10 · depths, width) tokens a frame, as EchoMimic's.
+    """A `model.audio.frontend.FrontEnd`: (10 · depths, width) tokens a frame, as EchoMimic's.
 
     ``past_frames``: of sound before the frame. Rows have half the precision of their type, in
     which they are kept. One pass of the encoder a row, on its device.
@@ -65,7 +65,7 @@ class WhisperRows:
         self.future_samples = FUTURE_FRAMES * SAMPLES_PER_FRAME
 
     def row(self, samples: Floats) -> Floats:
-        """See `model.audio.hearing.FrontEnd.row`."""
+        """See `model.audio.frontend.FrontEnd.row`."""
         if samples.shape != (row_samples(self),):
             raise ValueError(f"samples have shape {samples.shape}, expected ({row_samples(self)},)")
         device = self._encoder.positions.device
@@ -76,7 +76,7 @@ class WhisperRows:
         return np.asarray(tokens.half().float().cpu().numpy(), np.float32)
 
     def silence(self) -> Floats:
-        """See `model.audio.hearing.FrontEnd.silence`."""
+        """See `model.audio.frontend.FrontEnd.silence`."""
         return self._silence
 
     @cached_property

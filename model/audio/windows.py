@@ -1,7 +1,7 @@
 """Speech in any pieces in, windows of fixed shape out.
 
 Knows: how rows of sound are grouped into windows, and the state in between. Does not know: motion,
-networks, rows (`model.audio.hearing`), sample rates other than 16 kHz, or where the sound
+networks, rows (`model.audio.frontend`), sample rates other than 16 kHz, or where the sound
 comes from.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.features import LogMel
-from model.audio.hearing import Hearing, row_samples
-from model.conditioning import SAMPLES_PER_FRAME, Floats, Window, pack, unpack
+from model.audio.frontend import Hearing, row_samples
+from model.audio.log_mel import LogMel
+from model.types import SAMPLES_PER_FRAME, Floats, Window, pack, unpack
 
 # Of the networks that hear log-mel rows:
 PREFIX = 12  # frames already made: 0.48 s

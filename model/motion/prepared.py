@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
-from model.conditioning import Reference
-from model.motion.renderer import PortraitRenderer
+from model.rendering.renderer import PortraitRenderer
+from model.types import Reference
 
 Prepare = Callable[[Reference, int, str], PortraitRenderer]
 

@@ -8,10 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from model.audio.windows import windows_of
-from model.conditioning import Floats, Guidance, Reference
-from model.motion.actions import MOTION_DIM
 from model.pipeline import Frame, FrameDecoder, WindowTask
+from model.portrait.blendshapes import MOTION_DIM
 from model.student_pipeline import StudentPipeline
+from model.types import Floats, Guidance, Reference
 
 
 class MotionOnly:

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditioning import Floats, Reference
-from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
-from model.motion.geometry import EYES, FaceShape, face_basis, hide_teeth
 from model.motion.prepared import PreparedRenderers
-from model.motion.renderer import PortraitRenderer
-from model.portrait.landmarks import FaceTracker
-from model.portrait.person import PersonMask
+from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
+from model.portrait.face_tracker import FaceTracker
+from model.portrait.person_mask import PersonMask
+from model.rendering.face_model import EYES, FaceShape, face_basis, hide_teeth
+from model.rendering.renderer import PortraitRenderer
+from model.types import Floats, Reference
 
 # What is kept of the uploaded picture: no video is larger than 1024 pixels, and its crop may take
 # a part of the picture only.

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditioning import Floats
+from model.types import Floats
 
 FRAMINGS = ("portrait", "full")
 MIN_SIZE, MAX_SIZE = 128, 1024

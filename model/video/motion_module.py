@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.conditioning import Floats
+from model.types import Floats
 from model.video.attention import Attention, Context, FeedForward
 from model.video.config import MotionConfig
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.conditioning import Floats, Reference
+from model.portrait.face_tracker import FaceTracker
 from model.portrait.framing import MAX_SIZE, Frame, frame
-from model.portrait.landmarks import FaceTracker
+from model.types import Floats, Reference
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.audio.features import ROW_DIM
+from model.audio.log_mel import ROW_DIM
 from model.audio.windows import LOOKAHEAD, PREFIX
 from model.diffusion.denoiser import Conditions
 from model.video.config import FaceLocatorConfig, TinyConfig

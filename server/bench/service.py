@@ -45,7 +45,7 @@ def own_service(sessions: int, workers: int) -> Iterator[Service]:
     Raises ``RuntimeError`` when it ends before it is ready.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--workers", str(workers)],
+        [sys.executable, "-m", "fada.cli", "serve", "--port", "0", "--workers", str(workers)],
         env={**os.environ, "FADA_SESSIONS_PER_WORKER": str(max(8, sessions + 1))},
         stdout=subprocess.PIPE,
         text=True,

@@ -2,7 +2,7 @@
 
 Knows: workers' and readers' keys, which expire unless renewed. Does not know jobs: what a dead
 worker had in hand is claimed by another, what a dead reader asked for is ended
-(`server.broker.work`).
+(`server.broker.consumer`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from server.protocol import AnimationOptions, AvatarView, ModelView
+from server.api.protocol import AnimationOptions, AvatarView, ModelView
 
 
 class _Message(BaseModel):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.conditioning import Floats, SessionState
 from model.pipeline import AvatarPipeline, WindowTask
+from model.types import Floats, SessionState
 from server import metrics
 from server.worker.scheduler import BatchScheduler, Turn
 

@@ -1,7 +1,7 @@
 """How many live sessions a worker can hold, by measurement.
 
 Knows: what one window costs here, and how quickly windows are made at the moment. Does not know
-who asks for a place (`server.broker.client`).
+who asks for a place (`server.broker.producer`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.live import LiveWindower
 from model.audio.windows import LOG_MEL
-from model.conditioning import FPS, SessionState
 from model.pipeline import AvatarPipeline, WindowTask
-from model.portrait.picture import load_picture
-from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
+from model.portrait.image import load_picture
+from model.types import FPS, SessionState
 from server.process import usable_cores
 from server.worker.portraits import encode_portrait
 

@@ -14,22 +14,22 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from model.conditioning import Reference
+from media.decode import Speech
+from media.fmp4 import SAMPLE_RATE
 from model.pipeline import AvatarPipeline
+from model.types import Reference
 from server import metrics
+from server.api.protocol import AvatarView, FaceView
 from server.broker import messages
+from server.broker.consumer import START, Claim
 from server.broker.redis import BROKER_LOST
-from server.broker.work import START, Claim
 from server.errors import ServiceError
-from server.media.decode import Speech
-from server.media.fmp4 import SAMPLE_RATE
-from server.protocol import AvatarView, FaceView
-from server.sessions import Heard, Inbox, Snapshot, pack_saved, unpack_saved
 from server.tasks import cancelled
+from server.worker.backpressure import AHEAD, LIVE_AHEAD, PATIENCE_S, Deserted, Pace, Unwanted
+from server.worker.checkpoint import Heard, Inbox, Snapshot, pack_saved, unpack_saved
 from server.worker.live import LiveInput, LiveSession
-from server.worker.pace import AHEAD, LIVE_AHEAD, PATIENCE_S, Deserted, Pace, Unwanted
+from server.worker.resources import Workshop
 from server.worker.runner import prepare, run
-from server.worker.workshop import Workshop
 
 _MAX_TRIES = 2  # beside others, then alone
 _MAX_LATE = 100  # on a machine with too much to do, workers are late for nothing of the job's doing

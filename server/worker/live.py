@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from model.audio.hearing import Hearing
-from model.conditioning import FPS, Floats, Guidance, Reference, SessionState, pack, unpack
+from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
+from model.audio.frontend import Hearing
 from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
+from model.types import FPS, Floats, Guidance, Reference, SessionState, pack, unpack
+from server.api.protocol import AnimationOptions
 from server.broker import messages
-from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
-from server.protocol import AnimationOptions
-from server.sessions import Snapshot
 from server.worker.batcher import Batcher
+from server.worker.checkpoint import Snapshot
 from server.worker.live_sound import (
     FRAGMENT_FRAMES,
     OUTPUT_SAMPLES_PER_FRAME,

@@ -17,11 +17,11 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from model.audio.hearing import Hearing
+from media.decode import MODEL_RATE
+from media.fmp4 import SAMPLE_RATE
+from model.audio.frontend import Hearing
 from model.audio.live import LiveWindower
-from model.conditioning import FPS, Floats, Window, pack, unpack
-from server.media.decode import MODEL_RATE
-from server.media.fmp4 import SAMPLE_RATE
+from model.types import FPS, Floats, Window, pack, unpack
 
 OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 

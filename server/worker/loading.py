@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from model.pipeline import AvatarPipeline, StudentInfo
+from server.api.protocol import ModelView
 from server.errors import SetupError
-from server.protocol import ModelView
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from model.students import Choice
+    from model.models import Choice
 
 
 def model_names(settings: Settings) -> tuple[str, ...]:
@@ -27,10 +27,10 @@ def model_names(settings: Settings) -> tuple[str, ...]:
     """
     if settings.pipeline is not None:
         return settings.models
-    from model import students  # torch, which a loader of one's own may do without
+    from model import models  # torch, which a loader of one's own may do without
 
     try:
-        return students.names(_choice(settings))
+        return models.names(_choice(settings))
     except ValueError as error:
         raise SetupError(str(error)) from error
 
@@ -47,19 +47,19 @@ def load_pipelines(
         module, _, function = settings.pipeline.partition(":")
         load = getattr(importlib.import_module(module), function)
         return {name: load(name) for name in names}
-    from engines import registry  # compilers: seconds to import
+    from engines import models  # compilers: seconds to import
 
     choice = _choice(settings)
     if choice.weights is None:
         choice = replace(choice, models=names)
     try:
-        return {**registry.load_pipelines(choice)}
+        return {**models.load_pipelines(choice)}
     except ValueError as error:
         raise SetupError(str(error)) from error
 
 
 def _choice(settings: Settings) -> Choice:
-    from model.students import Choice
+    from model.models import Choice
 
     return Choice(settings.models, settings.weights, settings.model_name)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditioning import Reference
 from model.pipeline import AvatarPipeline
-from model.portrait.landmarks import NoFaceError
+from model.portrait.face_tracker import NoFaceError
+from model.types import Reference
 from server.errors import ServiceError
 
 

@@ -16,9 +16,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.audio.hearing import Hearing
+from media.decode import Speech
+from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
+from model.audio.frontend import Hearing
 from model.audio.windows import AudioWindower
-from model.conditioning import (
+from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
+from model.types import (
     FPS,
     SAMPLES_PER_FRAME,
     Floats,
@@ -27,16 +30,13 @@ from model.conditioning import (
     SessionState,
     Window,
 )
-from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
 from server import metrics
+from server.api.protocol import AnimationOptions
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
-from server.media.decode import Speech
-from server.media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
-from server.protocol import AnimationOptions
-from server.sessions import Snapshot
 from server.tasks import cancelled
 from server.worker.batcher import Batcher
+from server.worker.checkpoint import Snapshot
 
 _OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 

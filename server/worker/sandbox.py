@@ -1,6 +1,6 @@
 """Pictures and sound that strangers send, decoded where a crash hurts nobody.
 
-Each upload is decoded by a process of its own (`server.worker.sandboxed`), without network, files
+Each upload is decoded by a process of its own (`server.worker.decoder`), without network, files
 or privileges and with bounded memory and time. If it ends before its answer does, that upload is
 refused, and nothing else happens.
 """
@@ -22,10 +22,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from model.portrait.picture import MAX_PIXELS
+from media.decode import MODEL_RATE, Block, Speech
+from model.portrait.image import MAX_PIXELS
 from server import process
 from server.errors import KINDS, ServiceError
-from server.media.decode import MODEL_RATE, Block, Speech
 from server.worker import wire
 
 log = logging.getLogger("fada.worker")
@@ -34,7 +34,7 @@ log = logging.getLogger("fada.worker")
 _ANSWER_S = 60.0
 _SMALL_BYTES = 1 << 16
 _BLOCK_BYTES = 16 << 20  # a container's longest frame, resampled
-_PROGRAM = (sys.executable, "-m", "server.worker.sandboxed")
+_PROGRAM = (sys.executable, "-m", "server.worker.decoder")
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from model.pipeline import AvatarPipeline
 from server import logs, metrics, traces
 from server.broker import liveness, messages
+from server.broker.consumer import Claim, Limits, Work
 from server.broker.redis import BROKER_LOST, QUEUES, connect
-from server.broker.work import Claim, Limits, Work
 from server.errors import ServiceError
 from server.settings import Settings
 from server.tasks import cancelled
 from server.worker import jobs, memory
+from server.worker.backpressure import Deserted, Unwanted
 from server.worker.capacity import Capacity, own_cores, window_cost_s
 from server.worker.loading import load_pipelines, view
-from server.worker.pace import Deserted, Unwanted
-from server.worker.workshop import Workshop
+from server.worker.resources import Workshop
 
 log = logging.getLogger("fada.worker")
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from server.cli import main
+from fada.cli import main
 from tests.server.media_files import sound
 from tests.server.media_probe import probe
 from tests.server.service import Service

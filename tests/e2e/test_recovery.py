@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from engines.registry import load_pipeline
+from engines.models import load_pipeline
 from model.pipeline import AvatarPipeline
+from server.api.protocol import AnimationOptions
 from server.broker import messages
-from server.protocol import AnimationOptions
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import Stream, stream_to
 from tests.server.worker.test_recovery import Deaths, Tape, play

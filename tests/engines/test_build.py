@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from engines import cli
 from engines.backends import BACKENDS
 from engines.build import TOLERANCES, Order, build, compared
-from engines.choice import best, fitting
-from engines.graphs import Graph, Program, exported, graphs_of
+from engines.example_inputs import Subject, motion_inputs, names, subject
+from engines.export import Graph, Program, exported, graphs_of
 from engines.programs import ProgramEngine
-from engines.subjects import Subject, motion_inputs, names, subject
+from engines.select import best, fitting
+from fada.cli import engines
 from model.diffusion.denoiser import Conditions
-from model.motion.net import MotionNet, NetConfig
+from model.motion.network import MotionNet, NetConfig
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -188,11 +188,11 @@ def test_networks_by_name() -> None:
 
 
 def test_batches_on_the_command_line() -> None:
-    assert cli.batch_range("1:8") == range(1, 9)
-    assert cli.batch_range("4") == range(4, 5)
+    assert engines.batch_range("1:8") == range(1, 9)
+    assert engines.batch_range("4") == range(4, 5)
     for text in ("8:1", "0:4", "a", "1:b", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="like 1:8"):
-            cli.batch_range(text)
+            engines.batch_range(text)
 
 
 NO_COMPILER = shutil.which("g++") is None
@@ -268,7 +268,7 @@ def _chosen_without_openvino(subject: Subject, root: Path) -> ProgramEngine:
         raise RuntimeError("not today")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engines.choice.VinoEngine", fails)
+        patch.setattr("engines.select.VinoEngine", fails)
         engine = best(subject.net, subject.inputs, root)
     assert isinstance(engine, ProgramEngine)
     return engine
@@ -287,12 +287,12 @@ def test_the_command_builds_and_lists(
     nothing_compiled: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
+    engines.add_arguments(parser)
     words = ["--model", "video-decoder", "--tiny", "--backend", "compiled", "--batch", "1:2"]
-    assert cli.run(parser.parse_args(["list", "--out", str(tmp_path)])) == 0
-    assert cli.run(parser.parse_args(["build", *words, "--out", str(tmp_path)])) == 0
-    assert cli.run(parser.parse_args(["list", "--out", str(tmp_path)])) == 0
-    assert cli.run(parser.parse_args(["models"])) == 0
+    assert engines.run(parser.parse_args(["list", "--out", str(tmp_path)])) == 0
+    assert engines.run(parser.parse_args(["build", *words, "--out", str(tmp_path)])) == 0
+    assert engines.run(parser.parse_args(["list", "--out", str(tmp_path)])) == 0
+    assert engines.run(parser.parse_args(["models"])) == 0
     said = capsys.readouterr().out
     assert f"no engines in {tmp_path}" in said
     assert "video-decoder-tiny: compiled fp32, batches 1 to 2, on cpu, off by" in said
@@ -305,7 +305,7 @@ def test_the_command_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
+    engines.add_arguments(parser)
     words = ["--model", "video-decoder", "--tiny", "--backend", "tensorrt"]
-    assert cli.run(parser.parse_args(["build", *words, "--out", str(tmp_path)])) == 1
+    assert engines.run(parser.parse_args(["build", *words, "--out", str(tmp_path)])) == 1
     assert "fada: tensorrt cannot run here: there is no GPU" in capsys.readouterr().err

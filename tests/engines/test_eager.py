@@ -7,7 +7,7 @@ import torch
 
 from engines.base import as_forward
 from engines.eager import EagerEngine, EagerHalves
-from model.motion.net import MotionNet, NetConfig
+from model.motion.network import MotionNet, NetConfig
 
 CONDITIONS = ("audio", "has_audio", "has_reference", "prefix", "reference")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from engines.build import Order, build, load
-from engines.choice import best
-from engines.graphs import graphs_of
+from engines.cuda_graphs import Replayed
+from engines.example_inputs import VIDEO, subject
+from engines.export import graphs_of
 from engines.programs import ProgramEngine
-from engines.replay import Replayed
-from engines.subjects import VIDEO, subject
+from engines.select import best
 
 pytestmark = [
     pytest.mark.gpu,

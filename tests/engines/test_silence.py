@@ -14,7 +14,7 @@ def looked_up(*words, **more):
     raise OSError("no network here")
 
 socket.getaddrinfo = looked_up
-import engines.vino
+import engines.openvino
 import server.worker.worker
 print(*sorted(name for name in sys.modules if "telemetry" in name and sys.modules[name]))
 """

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engines import quantised, tensorrt
+from engines import fp8, tensorrt
 from engines.build import reduced
-from engines.graphs import Graph, exported, graphs_of
-from engines.subjects import VIDEO, Subject, motion_inputs, subject
-from model.motion.net import MotionNet, NetConfig
+from engines.example_inputs import VIDEO, Subject, motion_inputs, subject
+from engines.export import Graph, exported, graphs_of
+from model.motion.network import MotionNet, NetConfig
 from tests.engines.without_gpu import builder
 
 BATCH = range(1, 9)
@@ -67,7 +67,7 @@ def test_fp8_is_covered_and_built(name: str, tmp_path: Path) -> None:
 
 
 def check(graph: Graph, precision: str, folder: Path) -> None:
-    with quantised.exporting(precision):
+    with fp8.exporting(precision):
         program = exported(graph, BATCH)
     able, every = tensorrt.coverage(program)
     print(f"{graph.name}, {precision}: {able} of {every}")  # docs/engines.md

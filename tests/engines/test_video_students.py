@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from engines.eager import EagerEngine
+from engines.openvino import VinoEngine
 from engines.video import video_inputs
-from engines.vino import VinoEngine
-from model.audio.hearing import Hearing
+from model.audio.frontend import Hearing
 from model.audio.windows import LOG_MEL
 from model.video.tiny import TinyNet
 from model.video.unet3d import DenoisingUNet

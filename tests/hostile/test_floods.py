@@ -14,9 +14,9 @@ import pytest
 from starlette.types import Message
 from websockets.exceptions import ConnectionClosed
 
-from server import limits
-from server.connections import HEADER_S, SEND_S, Connections
-from server.limits import BodyLimit
+from server.api import limits
+from server.api.connections import HEADER_S, SEND_S, Connections
+from server.api.limits import BodyLimit
 from tests.hostile.conftest import undisturbed
 from tests.server.media_files import noise_picture, picture
 from tests.server.service import FAKE, Service, running

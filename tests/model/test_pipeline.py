@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.audio.windows import HOP, PREFIX, windows_of
-from model.conditioning import SAMPLE_RATE, Floats, Guidance, SessionState, Window
-from model.motion.actions import ACTIONS, MOTION_DIM, reference_features
+from model.models import load_pipeline
 from model.motion.rollout import MotionOnly, reference_of, roll_out
 from model.pipeline import WindowTask
+from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
 from model.student_pipeline import StudentPipeline, window_noise
-from model.students import load_pipeline
+from model.types import SAMPLE_RATE, Floats, Guidance, SessionState, Window
 
 JAW = ACTIONS.index("jawOpen")
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from model.audio.windows import LOG_MEL
-from model.conditioning import Floats, Guidance, Reference, SessionState
 from model.pipeline import Frame, StudentInfo, WindowTask
-from model.portrait.landmarks import NoFaceError
+from model.portrait.face_tracker import NoFaceError
+from model.types import Floats, Guidance, Reference, SessionState
 
 RED_STEP, GREEN_STEP, BLUE_STEP = 16, 16, 24
 

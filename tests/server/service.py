@@ -71,7 +71,7 @@ def running(settings: Mapping[str, str], command: str = "serve") -> Iterator[Ser
         with (
             log.open("w") as errors,
             subprocess.Popen(
-                [sys.executable, "-m", "server.cli", command, "--port", "0"],
+                [sys.executable, "-m", "fada.cli", command, "--port", "0"],
                 env=environment({**settings, "TMPDIR": directory}),
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -88,7 +88,7 @@ def running(settings: Mapping[str, str], command: str = "serve") -> Iterator[Ser
 @contextmanager
 def working(settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Start `fada worker`; it may not be ready when the block begins."""
-    command = [sys.executable, "-m", "server.cli", "worker"]
+    command = [sys.executable, "-m", "fada.cli", "worker"]
     quiet = subprocess.DEVNULL
     with (
         subprocess.Popen(command, env=environment(settings), stderr=quiet) as process,

@@ -7,10 +7,22 @@ import pytest
 
 from tests.server.service import environment
 
-HEAVY = {"torch", "model", "engines", "numba", "cv2", "av", "soundfile", "soxr", "scipy"}
+HEAVY = {
+    "torch",
+    "model",
+    "engines",
+    "media",
+    "training",
+    "numba",
+    "cv2",
+    "av",
+    "soundfile",
+    "soxr",
+    "scipy",
+}
 
 
-@pytest.mark.parametrize("module", ["server.app", "server.serving", "server.cli"])
+@pytest.mark.parametrize("module", ["server.api.app", "server.run", "fada.cli"])
 def test_the_api_process_loads_no_model_and_no_media(module: str) -> None:
     assert not HEAVY & loaded_by(module)
 

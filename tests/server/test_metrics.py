@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import metrics
+from server.api.stream import _Microphone
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.redis import Connection, connect
-from server.routes.stream import _Microphone
 from tests.server.media_files import POISON, picture, sound
 from tests.server.service import FAKE, Service, running, working
 from tests.server.stream_client import pcm, spoken

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import main
-from tests.model.test_students import write
+from fada.cli import main
+from tests.model.test_models import write
 from tests.server.media_files import sound
 from tests.server.media_probe import probe
 

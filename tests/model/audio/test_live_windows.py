@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.features import silence_row
 from model.audio.live import LiveWindower
+from model.audio.log_mel import silence_row
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX, AudioWindower
-from model.conditioning import SAMPLES_PER_FRAME, Floats
+from model.types import SAMPLES_PER_FRAME, Floats
 
 
 def noise(samples: int) -> Floats:

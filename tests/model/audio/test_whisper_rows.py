@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.hearing import Hearing, row_samples
+from model.audio.frontend import Hearing, row_samples
 from model.audio.live import LiveWindower
 from model.audio.whisper import WhisperConfig, WhisperEncoder, audio_tokens, speech_states
 from model.audio.whisper_rows import WhisperRows
 from model.audio.windows import AudioWindower, windows_of
-from model.conditioning import FPS, SAMPLES_PER_FRAME, Floats, Window
+from model.types import FPS, SAMPLES_PER_FRAME, Floats, Window
 
 PAST = 2
 

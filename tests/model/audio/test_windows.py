@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.features import (
+from model.audio.log_mel import (
     HOPS_PER_FRAME,
     MEL_BINS,
     PAST_SAMPLES,
@@ -20,7 +20,7 @@ from model.audio.features import (
     silence_row,
 )
 from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES, AudioWindower, windows_of
-from model.conditioning import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats, Window
+from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats, Window
 
 
 def speechlike(samples: int, seed: int = 0) -> Floats:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.conditioning import Reference
 from model.motion.prepared import PreparedRenderers
-from model.motion.renderer import PortraitRenderer
 from model.motion.space import MotionSpace
-from model.portrait.picture import load_picture
+from model.portrait.image import load_picture
+from model.rendering.renderer import PortraitRenderer
+from model.types import Reference
 
 
 @pytest.fixture(scope="module")

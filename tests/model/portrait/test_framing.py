@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.portrait.face_tracker import FaceTracker
 from model.portrait.framing import Frame, frame
-from model.portrait.landmarks import FaceTracker
-from model.portrait.picture import load_picture
+from model.portrait.image import load_picture
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import soundfile
 import torch
 
 from model.audio.windows import AudioWindower
-from model.conditioning import SAMPLE_RATE, Floats
+from model.models import Choice, load_pipelines
 from model.pipeline import WindowTask
-from model.portrait.landmarks import FaceTracker
-from model.portrait.picture import load_picture
+from model.portrait.face_tracker import FaceTracker
+from model.portrait.image import load_picture
 from model.student_pipeline import StudentPipeline
-from model.students import Choice, load_pipelines
-from model.training.video.judging import lip_gap, tracked
-from model.training.video.rollout import Pictures
+from model.types import SAMPLE_RATE, Floats
 from model.video.tiny import PatchCodec
+from training.video.metrics import lip_gap, tracked
+from training.video.rollout import Pictures
 
 REST_S, SPEECH_S = 0.8, 1.6
 FRAMES = 20  # of the rest

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.conditioning import Reference
-from model.portrait.landmarks import NoFaceError
-from model.portrait.picture import load_picture
+from model.portrait.face_tracker import NoFaceError
+from model.portrait.image import load_picture
+from model.types import Reference
 from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from model.audio.whisper import WhisperConfig, WhisperEncoder, audio_tokens, speech_states
-from model.conditioning import FPS
 from model.diffusion.denoiser import VDenoiser
 from model.diffusion.guidance import CFGTokenDenoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import LinearBetaSchedule
-from model.portrait.picture import load_picture
+from model.portrait.image import load_picture
+from model.types import FPS
 from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet

@@ -15,7 +15,7 @@ from tests.server.service import FAKE, environment
 
 def bench(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "server.cli", "bench", "live", "--size", "128", *flags],
+        [sys.executable, "-m", "fada.cli", "bench", "live", "--size", "128", *flags],
         env=environment(FAKE),
         capture_output=True,
         text=True,

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from server.api.protocol import AnimationOptions, AvatarView, FaceView, ModelView
 from server.broker import messages, redis
-from server.broker.client import Client, give_up
+from server.broker.consumer import LEASE_S, START, Claim, Limits, Work
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.liveness import bury, strike_off
-from server.broker.work import LEASE_S, START, Claim, Limits, Work
+from server.broker.producer import Client, give_up
 from server.errors import ServiceError
-from server.protocol import AnimationOptions, AvatarView, FaceView, ModelView
 
 pytestmark = pytest.mark.anyio
 
@@ -321,7 +321,7 @@ async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
         claim = await work.take_over("animate", alone=False)
         assert claim is not None and claim.job_id == innocent
         assert await work.take_over("animate", alone=False) is None
-        monkeypatch.setattr("server.broker.work.SUSPECT_WAIT_S", 0.0)
+        monkeypatch.setattr("server.broker.consumer.SUSPECT_WAIT_S", 0.0)
         claim = await work.take_over("animate", alone=False)
         assert claim is not None and (claim.job_id, claim.suspect) == (suspect, True)
 
@@ -329,7 +329,7 @@ async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
 async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.broker.work.LEASE_S", 0.01)
+    monkeypatch.setattr("server.broker.consumer.LEASE_S", 0.01)
     async with halves(url) as (client, work):
 
         async def lapsed(*, lives: bool = True) -> Claim:
@@ -393,7 +393,7 @@ async def test_a_server_that_lost_everything_is_joined_again(url: str) -> None:
 
 
 async def test_workers_long_gone_are_forgotten(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.broker.work._FORGET_MS", 0)
+    monkeypatch.setattr("server.broker.consumer._FORGET_MS", 0)
     async with halves(url) as (client, work):
         await client.submit(wish(), PARTS)
         await taken(work)

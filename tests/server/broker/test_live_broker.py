@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from server.api.protocol import AnimationOptions
 from server.broker import messages, redis
-from server.broker.client import give_up
+from server.broker.consumer import START
 from server.broker.liveness import reading
-from server.broker.work import START
+from server.broker.producer import give_up
 from server.errors import ServiceError
-from server.protocol import AnimationOptions
 from tests.server.broker.test_broker import (
     all_of,
     fragment,
@@ -65,7 +65,7 @@ async def test_commands_come_in_order_and_stay_until_a_snapshot_holds_them(url: 
 
 
 async def test_too_many_commands_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.broker.client._MAX_COMMANDS", 3)
+    monkeypatch.setattr("server.broker.producer._MAX_COMMANDS", 3)
     async with halves(url) as (client, _):
         job_id = await client.submit(wish(), {})
         for number in range(3):
@@ -115,8 +115,8 @@ async def test_each_kind_of_job_has_places_of_its_own(url: str) -> None:
 async def test_a_session_that_was_let_in_and_finds_no_room_is_busy_soon(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.broker.client._TICK_MS", 50)
-    monkeypatch.setattr("server.broker.client._UNCLAIMED_S", 0.2)
+    monkeypatch.setattr("server.broker.producer._TICK_MS", 50)
+    monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", 0.2)
     async with halves(url, max_jobs=1) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
         queued, failed = await all_of(client, job_id, consume=True)  # its worker claims nothing
@@ -132,8 +132,8 @@ async def test_a_session_that_was_let_in_and_finds_no_room_is_busy_soon(
 
 
 async def test_an_offline_job_may_wait_for_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.broker.client._TICK_MS", 50)
-    monkeypatch.setattr("server.broker.client._UNCLAIMED_S", 0.1)
+    monkeypatch.setattr("server.broker.producer._TICK_MS", 50)
+    monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", 0.1)
     async with halves(url) as (client, work):
         job_id = await client.submit(offline(), {})
         following = asyncio.create_task(all_of(client, job_id, consume=True))

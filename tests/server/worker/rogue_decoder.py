@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.portrait.picture import PictureError
-from server.worker import sandboxed, wire
+from model.portrait.image import PictureError
+from server.worker import decoder, wire
 
-decode = sandboxed.load_picture
+decode = decoder.load_picture
 
 
 def obey(blob: bytes) -> NDArray[np.uint8]:
@@ -87,8 +87,8 @@ def main(control: socket.socket) -> None:
 if __name__ == "__main__":
     control = socket.socket(fileno=int(sys.argv[-1]))
     if "confined" in sys.argv:
-        sandboxed.load_picture = obey
-        sandboxed._STEP_CPU_S = 1
-        sandboxed.main(control)
+        decoder.load_picture = obey
+        decoder._STEP_CPU_S = 1
+        decoder.main(control)
     else:
         main(control)

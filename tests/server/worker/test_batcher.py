@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from model.conditioning import Floats, Guidance, SessionState, Window
 from model.pipeline import WindowTask
+from model.types import Floats, Guidance, SessionState, Window
 from server.worker.batcher import Batcher
 from tests.server.fake_pipeline import FakePipeline
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from model.audio.windows import LOG_MEL
-from model.conditioning import Floats
 from model.pipeline import Frame
+from model.types import Floats
+from server.api.protocol import AnimationOptions
 from server.broker import messages
-from server.protocol import AnimationOptions
-from server.sessions import Snapshot
 from server.worker.batcher import Batcher
+from server.worker.checkpoint import Snapshot
 from server.worker.live import LiveInput, LiveSession
 from tests.server.fake_pipeline import RED_STEP, FakeDecoder, FakePipeline
 from tests.server.media_probe import probe

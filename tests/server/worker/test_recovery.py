@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.pipeline import AvatarPipeline
+from server.api.protocol import AnimationOptions
 from server.broker import messages
-from server.broker.work import Claim
+from server.broker.consumer import Claim
 from server.errors import ServiceError
-from server.protocol import AnimationOptions
 from server.worker import jobs
+from server.worker.backpressure import Unwanted
 from server.worker.capacity import Capacity
-from server.worker.pace import Unwanted
-from server.worker.workshop import Workshop
+from server.worker.resources import Workshop
 from tests.server.fake_pipeline import FakePipeline
 from tests.server.media_files import picture
 from tests.server.media_probe import Probe, probe

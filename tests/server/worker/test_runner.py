@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from media.decode import MODEL_RATE, Block, Speech
+from media.fmp4 import SAMPLE_RATE
 from model.audio.windows import LOG_MEL
+from server.api.protocol import AnimationOptions
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
-from server.media.decode import MODEL_RATE, Block, Speech
-from server.media.fmp4 import SAMPLE_RATE
-from server.protocol import AnimationOptions
-from server.sessions import Snapshot
 from server.worker.batcher import Batcher
+from server.worker.checkpoint import Snapshot
 from server.worker.runner import Pieces, prepare, run
 from tests.server.fake_pipeline import BLUE_STEP, GREEN_STEP, RED_STEP, FakePipeline
 from tests.server.media_probe import Probe, probe

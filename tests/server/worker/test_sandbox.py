@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-from model.portrait.picture import load_picture
+from media.decode import decode_audio
+from media.fmp4 import SAMPLE_RATE
+from model.portrait.image import load_picture
 from server.errors import ServiceError
-from server.media.decode import decode_audio
-from server.media.fmp4 import SAMPLE_RATE
 from server.worker.sandbox import Sandbox
 from tests.server.media_files import encoded_sound, picture, sound
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.conditioning import Floats, SessionState
+from model.models import Choice, load_pipelines
 from model.pipeline import AvatarPipeline, WindowTask
-from model.students import Choice, load_pipelines
+from model.types import Floats, SessionState
+from server.api.protocol import AnimationOptions
 from server.broker import messages
-from server.protocol import AnimationOptions
 from tests.model.video.small_students import write_tiny, write_video
 from tests.server.worker.test_recovery import Deaths, Tape, play
 

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import pytest
 
+from server.api.protocol import AnimationOptions
 from server.broker import messages, redis
-from server.broker.client import Client
+from server.broker.consumer import Claim, Limits, Work
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.liveness import reading
-from server.broker.work import Claim, Limits, Work
-from server.protocol import AnimationOptions
+from server.broker.producer import Client
 from server.settings import Settings
 from server.worker.capacity import Capacity
+from server.worker.resources import Workshop
 from server.worker.worker import Worker
-from server.worker.workshop import Workshop
 from tests.server.fake_pipeline import FakePipeline
 from tests.server.media_files import picture, sound
 
@@ -135,7 +135,7 @@ async def test_too_many_that_were_taken_over_are_shared_with_who_comes(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All are handed over; on a busy machine others would take what is only late.
-    monkeypatch.setattr("server.broker.work.LEASE_S", 60.0)
+    monkeypatch.setattr("server.broker.consumer.LEASE_S", 60.0)
     async with clients(url) as client, working(client, "w0", places=3) as stop:
         jobs = [await talk(client, seed) for seed in range(3)]
         watching = [asyncio.create_task(watch(client, job_id)) for job_id in jobs]

@@ -1,0 +1,3 @@
+from fada.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""``fada corpus build``.
+
+Knows: the flags, and which synthesisers there are. Does not know: how they speak.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from training.data.phones import Aligner
+from training.data.sentences import bank
+from training.data.synthesis import FLITE_VOICES, HIBARI_VOICES, Synthesiser, build, plan
+from training.data.voices import Flite, HibariVoice, Kokoro
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``fada corpus``."""
+    parser.add_argument("action", choices=("build",), help="say sentences in synthetic voices")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument(
+        "--minutes", type=float, default=95.0, help="length of the corpus (%(default)s)"
+    )
+    parser.add_argument("--voices", type=Path, help="folder of Kokoro voice styles (*.bin)")
+    parser.add_argument(
+        "--texts", type=Path, help="manifest.csv whose public-domain transcripts are said, too"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="Kokoro's threads (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the corpus, or goes on with the one in ``--out``. Returns the exit code.
+
+    Raises ``ValueError`` for flags that do not fit and for a synthesiser that is not installed.
+    """
+    engines: dict[str, Synthesiser] = {"flite": Flite(), "hibari": HibariVoice()}
+    voices = {"flite": FLITE_VOICES, "hibari": HIBARI_VOICES}
+    if args.voices is not None:
+        kokoro = Kokoro(args.voices, args.threads)
+        engines["kokoro"], voices["kokoro"] = kokoro, kokoro.voices
+    sentences = bank(args.texts)
+    takes = {engine: plan(engine, names, sentences) for engine, names in voices.items()}
+    rows = build(args.out, takes, engines, Aligner(), args.minutes)
+    print(f"{args.out / 'manifest.csv'}: {sum(float(r['seconds']) for r in rows) / 60:.1f} min")
+    return 0

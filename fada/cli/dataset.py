@@ -1,0 +1,340 @@
+"""``fada dataset build``: a folder of videos as clips that ``fada train video-…`` reads.
+``fada dataset draw``: GRID's clips, and the same said by a folder of portraits.
+
+Knows: which videos are done already, how squares are cut from pictures, progress. Does not know:
+how a face is tracked (`training.data.tracking`), the folder's layout (`training.video.clips`),
+what a clip's scores mean (`scores`).
+
+Each video becomes a folder of clips of its own under ``parts/``; when all are done, they are
+joined. So the command goes on where it was stopped, and takes in videos that came later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fada.cli.track import part_name
+from media.footage import Footage, open_footage
+from model.audio.frontend import row_samples
+from model.audio.whisper_rows import WhisperRows
+from model.portrait.blendshapes import ACTION_COUNT
+from model.portrait.face_tracker import Face, FaceTracker
+from model.portrait.framing import MAX_SIZE, Frame, frame
+from model.types import FPS, SAMPLES_PER_FRAME, Floats
+from model.video.checkpoints import load_vae, load_whisper
+from model.video.space import face_square
+from model.video.vae import VAE
+from model.video.weights import load_net
+from training.data.corpus import held_out
+from training.data.recordings import Clip, Take, cut, read_cues, take_of
+from training.data.tracking import Look, at_video_rate, looks
+from training.video.clips import (
+    Piece,
+    VideoClips,
+    load_clips,
+    pieces_of,
+    save_index,
+    write_clips,
+)
+from training.video.rendered_clips import drawn_clips
+from training.video.scores import judged, sharpness
+from training.video.windows import training_clips
+
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+SUBTITLES = (".srt", ".vtt")
+LEAST_SHARE = 0.3  # of frames with a face: less is no talking head
+ENCODED_AT_ONCE = 4  # frames
+OWN_VAE = "vae.safetensors"
+
+Pictures = NDArray[np.uint8]
+Encode = Callable[[Pictures], NDArray[np.float16]]  # (T, side, side, 3) → (T, C, h, w)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``fada dataset``."""
+    parser.add_argument(
+        "action",
+        choices=("build", "draw"),
+        help="cut, track, encode and judge videos; or draw portraits with GRID's motion",
+    )
+    parser.add_argument(
+        "pictures", type=Path, help="a folder of videos, or one video; to draw: of portraits"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for `fada train --data`")
+    parser.add_argument("--grid", type=Path, help="to draw: GRID's folder, see docs")
+    parser.add_argument("--side", type=int, default=64, help="pixels of a square [%(default)s]")
+    parser.add_argument(
+        "--vae", type=Path, help="an autoencoder's weights: latents are kept beside the pixels"
+    )
+    parser.add_argument(
+        "--whisper", type=Path, help="OpenAI's tiny.pt: what each frame hears is kept as well"
+    )
+    parser.add_argument(
+        "--view",
+        choices=("face", "portrait"),
+        default="face",
+        help="squares close around the face, as video-tiny's, or with hair and shoulders, as the "
+        "real size's [%(default)s]",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of the networks [%(default)s]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepares what is not prepared yet, then joins all; or draws. Returns the exit code."""
+    try:
+        torch.set_num_threads(args.threads)
+        kinds = Kinds(args.side, args.view, args.vae, args.whisper)
+        if args.action == "build":
+            build(args.pictures, args.out, kinds, args.threads)
+        else:
+            draw(args.pictures, args.grid, args.out, kinds)
+    except ValueError as error:
+        sys.exit(f"fada dataset: {error}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What is kept of a clip: squares of ``side`` pixels, and what these networks make of it."""
+
+    side: int
+    view: str = "face"
+    vae: Path | None = None
+    whisper: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.side < 16 or self.side % 16:
+            raise ValueError(f"--side {self.side}, expected a multiple of 16")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The networks of `Kinds`, loaded."""
+
+    tracker: FaceTracker
+    encode: Encode | None
+    hear: WhisperRows | None
+
+    @classmethod
+    def of(cls, kinds: Kinds, threads: int) -> Tools:
+        vae, whisper = kinds.vae, kinds.whisper
+        return cls(
+            FaceTracker(threads),
+            None if vae is None else _encoder(_autoencoder(vae)),
+            None if whisper is None else WhisperRows(load_whisper(whisper, dtype=torch.float32)),
+        )
+
+
+def build(videos: Path, out: Path, kinds: Kinds, threads: int) -> VideoClips:
+    """The folder ``out``. Raises ``ValueError`` when there is nothing to learn from in ``videos``,
+    or ``out`` was begun with other ``kinds``."""
+    parts, listed = out / "parts", _listed(videos)
+    _same_settings(parts, str(kinds))
+    tools = Tools.of(kinds, threads)
+    done: list[VideoClips] = []
+    for video in tqdm(listed, unit="video", desc=str(out)):
+        part = parts / part_name(video, None)
+        skipped = part.with_name(f"{part.name}.skipped")
+        if not (part / "clips.json").is_file() and not skipped.is_file():
+            try:
+                prepare(video, part, kinds, tools)
+            except (ValueError, av.FFmpegError) as error:
+                reason = f"{video.name}: {error}"
+                skipped.write_text(f"{reason}\n")
+                tqdm.write(f"left out: {reason}")
+        if not skipped.is_file():
+            done.append(load_clips(part))
+    if not done:
+        raise ValueError(f"no video of {videos} has a talking head")
+    return joined(done, out, kinds.side)
+
+
+def draw(portraits: Path, grid: Path | None, out: Path, kinds: Kinds) -> VideoClips:
+    """The folder ``out``. Raises ``ValueError`` for flags that do not fit and for folders that
+    hold no GRID or too few portraits."""
+    if kinds != Kinds(kinds.side):
+        raise ValueError("draw makes squares of pixels close around the face: no other --view, "
+                         "no --vae, no --whisper")  # fmt: skip
+    if grid is None:
+        raise ValueError("draw needs --grid, GRID's folder: its motion, sound and real video")
+    return drawn_clips(grid, portraits, out, kinds.side)
+
+
+def prepare(video: Path, part: Path, kinds: Kinds, tools: Tools) -> VideoClips:
+    """One video as a folder of clips. Raises ``ValueError`` that says why it cannot be used."""
+    footage = open_footage(video)
+    total = None if footage.duration_s is None else int(footage.duration_s * FPS)
+    with tqdm(total=total, desc=video.name, unit="frame", leave=False) as bar:
+        seen = at_video_rate(looks(footage.pictures(), tools.tracker))
+        take = take_of(_counted(seen, bar))
+    share = float(take.ok.mean()) if len(take) else 0.0
+    if share < LEAST_SHARE:
+        raise ValueError(f"a face is seen in {100 * share:.0f} % of {len(take)} frames")
+    texts = [video.with_suffix(s) for s in SUBTITLES if video.with_suffix(s).is_file()]
+    chosen = cut(take.ok, read_cues(texts[0]) if texts else None)
+    if not chosen:
+        raise ValueError("a face is nowhere seen for two seconds without a break")
+    frames = sum(clip.stop - clip.first for clip in chosen)
+    pieces = _pieces(footage, take, chosen, kinds, tools)
+    return write_clips(part, pieces, frames, kinds.side)
+
+
+def joined(parts: list[VideoClips], out: Path, side: int) -> VideoClips:
+    """All clips of ``parts`` in one folder, judged and weighed against each other."""
+    frames = sum(len(part.frames) for part in parts)
+    clips = write_clips(out, (p for part in parts for p in pieces_of(part)), frames, side)
+    save_index(out, side, judged(clips))
+    clips = load_clips(out)
+    trust = np.array([clip.trust for clip in clips.clips])
+    print(
+        f"{out}: {len(clips)} clips, {frames / FPS / 60:.1f} min, of {len(parts)} videos; "
+        f"{len(training_clips(clips))} to learn from, {held_out(len(clips)).sum()} held out; "
+        f"trust {trust.mean():.2f} on average, below 0.2: {(trust < 0.2).sum()}"
+    )
+    return clips
+
+
+def _listed(videos: Path) -> list[Path]:
+    files = [videos] if videos.is_file() else sorted(videos.rglob("*"))
+    found = [path for path in files if path.suffix.lower() in VIDEOS]
+    if not found:
+        raise ValueError(f"{videos} holds no video ({', '.join(VIDEOS)})")
+    return found
+
+
+def _same_settings(parts: Path, settings: str) -> None:
+    """Raises ``ValueError`` when ``parts`` were begun otherwise."""
+    parts.mkdir(parents=True, exist_ok=True)
+    note = parts / "settings.txt"
+    if note.is_file() and note.read_text() != settings:
+        raise ValueError(f"{parts.parent} was begun with {note.read_text()}, not {settings}")
+    note.write_text(settings)
+
+
+def _pieces(
+    footage: Footage, take: Take, chosen: list[Clip], kinds: Kinds, tools: Tools
+) -> Iterator[Piece]:
+    """The clips of a video, decoded once more: each in one square, where its face mostly is."""
+    if take.points is None:
+        raise ValueError(f"{footage.path}: a take without points")
+    sound, side = _whole(footage.sound(), len(take)), kinds.side
+    pictures = nearest(footage.pictures(), len(take))
+    for number, clip in enumerate(chosen):
+        span = slice(clip.first, clip.stop)
+        squares: list[Pictures] = []
+        view = Frame((0.0, 0.0), 1.0, side, side)
+        width = 1
+        while len(squares) < clip.stop - clip.first:
+            k, picture = next(pictures)
+            if k < clip.first:
+                continue
+            if not squares:
+                width = picture.shape[1]
+                points = np.median(take.points[span], axis=0) * width
+                if kinds.view == "portrait":
+                    view = _portrait(picture, points, side, tools.tracker)
+                else:
+                    view = face_square(points, side)
+            squares.append(np.asarray(view.cut(picture, 0), np.uint8))
+        frames = np.stack(squares)
+        marks = np.stack([view.place(points * width) for points in take.points[span]]) / side
+        yield Piece(
+            f"{footage.path.stem}/{number}",
+            frames,
+            sound[clip.first * SAMPLES_PER_FRAME : clip.stop * SAMPLES_PER_FRAME],
+            marks.astype(np.float32),
+            take.coefficients[span],
+            clip.text,
+            None if tools.encode is None else tools.encode(frames),
+            None if tools.hear is None else _heard(tools.hear, sound, clip),
+            {"seen": 1.0, "sharpness": sharpness(frames), "pixels": 1.0 / view.scale},
+        )
+
+
+def nearest(
+    pictures: Iterable[tuple[float, Pictures]], frames: int
+) -> Iterator[tuple[int, Pictures]]:
+    """(k, the picture shown closest to k/25 s) for k from 0 up to ``frames``; times rise."""
+    k = 0
+    before: tuple[float, Pictures] | None = None
+    for time_s, picture in pictures:
+        while k < frames and k / FPS <= time_s:
+            wanted = k / FPS
+            earlier = before is not None and wanted - before[0] < time_s - wanted
+            yield k, before[1] if earlier and before is not None else picture
+            k += 1
+        before = time_s, picture
+    while k < frames and before is not None:
+        yield k, before[1]
+        k += 1
+
+
+def _whole(blocks: Iterable[Floats], frames: int) -> Floats:
+    """The sound of ``frames`` frames; silent where the stream ends earlier."""
+    sound = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
+    at = 0
+    for block in blocks:
+        part = block[: len(sound) - at]
+        sound[at : at + len(part)] = part
+        at += len(part)
+        if at == len(sound):
+            break
+    return sound.clip(-1.0, 1.0)
+
+
+def _portrait(picture: Pictures, points: Floats, side: int, tracker: FaceTracker) -> Frame:
+    """The square of `VideoSpace`'s ``portrait`` view around ``points`` (62, 2)."""
+    landmarks = np.pad(points, ((0, 0), (0, 1))).astype(np.float32)
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    box = (float(x0), float(y0), float(x1), float(y1))
+    face = Face(landmarks, np.zeros(ACTION_COUNT, np.float32), box, 1.0)
+    height, width = picture.shape[:2]
+    person = tracker.person(picture, face).whole
+    view = frame("portrait", MAX_SIZE, width, height, landmarks, person)
+    return Frame(view.corner, view.scale * side / MAX_SIZE, side, side)
+
+
+def _heard(hear: WhisperRows, sound: Floats, clip: Clip) -> NDArray[np.float16]:
+    """(T, S, W): what each frame of ``clip`` hears, of all the video's ``sound``."""
+    around = np.pad(sound, (hear.past_samples, hear.future_samples))
+    starts = range(clip.first * SAMPLES_PER_FRAME, clip.stop * SAMPLES_PER_FRAME, SAMPLES_PER_FRAME)
+    count = row_samples(hear)
+    return np.stack([hear.row(around[s : s + count]).astype(np.float16) for s in starts])
+
+
+def _autoencoder(path: Path) -> VAE:
+    """This project's own ``vae.safetensors``, or one of diffusers' files under any other name."""
+    if path.name != OWN_VAE:
+        return load_vae(path, dtype=torch.float32)
+    net, _ = load_net(path, torch.float32)
+    if not isinstance(net, VAE):
+        raise ValueError(f"{path} holds a {type(net).__name__}, expected a VAE")
+    return net
+
+
+def _encoder(vae: VAE) -> Encode:
+    def encode(frames: Pictures) -> NDArray[np.float16]:
+        found = []
+        for at in range(0, len(frames), ENCODED_AT_ONCE):
+            pixels = torch.from_numpy(frames[at : at + ENCODED_AT_ONCE]).permute(0, 3, 1, 2)
+            with torch.inference_mode():
+                found.append(vae.encode(pixels.float() / 127.5 - 1.0).half().numpy())
+        return np.concatenate(found)
+
+    return encode
+
+
+def _counted(found: Iterable[Look | None], bar: tqdm) -> Iterator[Look | None]:
+    for look in found:
+        bar.update()
+        yield look

@@ -1,0 +1,111 @@
+"""`fada engines`: builds engines and lists what was built.
+
+Knows: flags, and what is printed. Does not know: how engines are built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from engines.artifacts import Manifest, Wanted, damage, default_folder, refusal, stored
+from engines.backends import BACKENDS
+from engines.build import PRECISIONS, Order, build
+from engines.example_inputs import names, subject
+from engines.identity import machines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="action", required=True)
+    words = "build one engine, compare it with its network, and keep it"
+    build = commands.add_parser("build", help=words, description=words)
+    build.add_argument("--model", required=True, help="a network, see `fada engines models`")
+    build.add_argument("--backend", required=True, choices=sorted(BACKENDS))
+    build.add_argument("--precision", default="fp32", choices=PRECISIONS, help="[%(default)s]")
+    build.add_argument(
+        "--batch",
+        type=batch_range,
+        default=range(1, 9),
+        metavar="FIRST:LAST",
+        help="windows at once [1:8]",
+    )
+    build.add_argument("--weights", type=Path, help="a file of your own, in the model's place")
+    build.add_argument("--tiny", action="store_true", help="a video network's shape, but small")
+    words = "what was built, and whether it can run here"
+    listing = commands.add_parser("list", help=words, description=words)
+    for command in (build, listing):
+        command.add_argument(
+            "--out",
+            type=Path,
+            metavar="FOLDER",
+            help="where engines are kept [FADA_ENGINES, or fada/engines in the cache]",
+        )
+    words = "the networks that engines can be built of"
+    commands.add_parser("models", help=words, description=words)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.action == "models":
+        print(*names(), sep="\n")
+        return 0
+    root = options.out or default_folder()
+    return _list(root) if options.action == "list" else _build(options, root)
+
+
+def batch_range(text: str) -> range:
+    """``1:8`` or ``4`` → the sizes. Raises ``argparse.ArgumentTypeError`` for anything else."""
+    first, _, last = text.partition(":")
+    try:
+        sizes = range(int(first), int(last or first) + 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected FIRST:LAST, like 1:8") from error
+    if not sizes or sizes[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected sizes from 1 up, like 1:8")
+    return sizes
+
+
+def _build(options: argparse.Namespace, root: Path) -> int:
+    logging.getLogger("engines").setLevel(logging.INFO)
+    torch.set_num_threads(1)
+    try:
+        order = Order(options.backend, options.precision, options.batch)
+        made_on = "cuda" if torch.cuda.is_available() else "cpu"
+        chosen = subject(options.model, options.weights, options.tiny, made_on)
+        place, manifest = build(chosen, order, root)
+    except ValueError as error:
+        print(f"fada: {error}", file=sys.stderr)
+        return 1
+    print(place)
+    print(f"{manifest.title}: {_agreement(manifest)}")
+    return 0
+
+
+def _list(root: Path) -> int:
+    found = list(stored(root))
+    if not found:
+        print(f"no engines in {root}")
+    for folder, manifest in found:
+        print(folder.name)
+        if isinstance(manifest, str):
+            print(f"  cannot run: {manifest}")
+            continue
+        where = manifest.machine.get("gpu", manifest.machine.get("device", "?"))
+        print(f"  {manifest.model}: {manifest.title}, on {where}, {_agreement(manifest)}")
+        reason = _reason(folder, manifest)
+        print("  fits this machine" if reason is None else f"  cannot run here: {reason}")
+    return 0
+
+
+def _reason(folder: Path, manifest: Manifest) -> str | None:
+    """As far as the machine decides: weights and code are told apart when a network is loaded."""
+    own = Wanted(manifest.weights, manifest.code, manifest.shapes, machines())
+    return refusal(manifest, own) or damage(folder, manifest)
+
+
+def _agreement(manifest: Manifest) -> str:
+    errors = ", ".join(f"{error:.1e} at {rows}" for rows, error in manifest.parity.items())
+    return f"off by {errors or 'nobody knows how much'} rows (at most {manifest.tolerance:.0e})"

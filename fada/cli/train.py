@@ -1,0 +1,235 @@
+"""``fada train teacher`` and ``fada train student``.
+
+Knows: the flags, and how the corpus is put together from them. Does not know: how training works.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from model.motion.checkpoint import load_weights
+from model.motion.network import NetConfig
+from model.types import FPS, SAMPLE_RATE
+from training.data.confidence import TRACKED, Quality, write_qualities
+from training.data.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
+from training.data.inferred import (
+    Speech,
+    closed_mouths,
+    fit_mouths,
+    grid_phones,
+    heard_speeches,
+    inferred_corpus,
+    synthetic_speeches,
+)
+from training.data.phones import VISEMES
+from training.guidance_distillation import Recipe, train_student
+from training.sample_weighting import SUPERVISION
+from training.step_distillation import train_fewer
+from training.teacher import (
+    Beginning,
+    continued,
+    fresh,
+    hearing_as_whisper,
+    train_denoising,
+    train_hearing,
+    train_teacher,
+)
+from training.trainer import RunOptions
+from training.video import cli as video
+from training.weight_interpolation import hear_between
+
+RATE = 1e-3
+_SPEECH_FOR_BANDS = 40  # clips
+STUDENTS = ("student", "fewer", "balanced")
+TEACHING = {"hearing": train_hearing, "denoising": train_denoising, "teacher": train_teacher}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``fada train``."""
+    parser.add_argument(
+        "role",
+        choices=(*TEACHING, *STUDENTS, *video.ROLES),
+        help="which network: the teacher, or only its audio encoder, or only what comes after; "
+        "a student with guidance tokens, the same for two steps, or one without tokens; of motion, "
+        "or of video",
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the tracked GRID clips (motion.npz)"
+    )
+    parser.add_argument(
+        "--speech", type=Path, help="folder of other voices (manifest.csv), mouths inferred"
+    )
+    parser.add_argument(
+        "--synthetic", type=Path, help="folder of `fada corpus build`, mouths inferred"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for weights, checkpoint and TensorBoard"
+    )
+    parser.add_argument("--teacher", type=Path, help="student: the teacher's weights")
+    parser.add_argument("--start", type=Path, help="weights to begin from instead of fresh ones")
+    parser.add_argument(
+        "--supervision",
+        choices=tuple(SUPERVISION),
+        default="mixed",
+        help="student: whom it learns from; anything else is an ablation [%(default)s]",
+    )
+    parser.add_argument(
+        "--scales",
+        choices=("tokens", "embedding"),
+        default="tokens",
+        help="student: how it is told the guidance scales [%(default)s]",
+    )
+    parser.add_argument(
+        "--hears-anew",
+        action="store_true",
+        help="student: train the teacher's encoder of sound along (an ablation)",
+    )
+    parser.add_argument(
+        "--audio-layers",
+        type=int,
+        default=NetConfig.audio_layers,
+        help="of a teacher's encoder that begins with nothing [%(default)s]",
+    )
+    parser.add_argument(
+        "--whisper",
+        type=Path,
+        help="teacher: Whisper tiny's model.bin (CTranslate2), whose first blocks its encoder "
+        "begins as",
+    )
+    parser.add_argument(
+        "--whisper-blocks", type=int, default=3, help="how many of them (%(default)s)"
+    )
+    parser.add_argument(
+        "--ears",
+        type=Path,
+        nargs=2,
+        metavar=("EARLY", "LATE"),
+        help="denoising: two stages of `fada train hearing` to take the encoder of sound from, "
+        "instead of --start's",
+    )
+    parser.add_argument(
+        "--between", type=float, default=0.4, help="how far from EARLY to LATE (%(default)s)"
+    )
+    parser.add_argument(
+        "--part-way",
+        type=float,
+        default=1.0,
+        help="student: keep weights so far on the way from its start to what it learned "
+        "(%(default)s); less than 1 forgets less of --start",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=("EYES", "HEAD"),
+        help="motion student: how loud the noise of the eyes, and of brows and head, is when it is "
+        "served; more than 1 makes up for the variety that few steps lose (1 1)",
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time (%(default)s)")
+    parser.add_argument("--steps", type=int, help="stop after this many steps")
+    parser.add_argument("--rate", type=float, help="peak learning rate [0.001, video 0.0005]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="multiply in bfloat16: faster on GPUs and on CPUs with AMX or AVX512-BF16",
+    )
+    video.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; a run whose ``--out`` holds a checkpoint goes on from it. Returns the exit code.
+
+    Raises ``ValueError`` for data that is not there or flags that do not fit.
+    """
+    if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
+        raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
+    if args.role.endswith(STUDENTS) and args.teacher is None:
+        raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
+    if args.role == "fewer" and args.start is None:
+        raise ValueError("fewer steps need --start, the weights that `fada train student` wrote")
+    if args.ears is not None and args.role != "denoising":
+        raise ValueError(f"--ears is for `fada train denoising`, not {args.role}")
+    if tuple(args.temperature) != (1.0, 1.0) and args.role not in STUDENTS:
+        raise ValueError(f"--temperature is for a motion student, not {args.role}")
+    torch.set_num_threads(args.threads)
+    if args.role in video.ROLES:
+        return video.run(args)
+    phones = args.out / "phones.json"
+    corpus = build_corpus(args.data, args.speech, args.synthetic, phones, args.seed)
+    rate = RATE if args.rate is None else args.rate
+    options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate, bf16=args.bf16)
+    if args.role in TEACHING:
+        path = TEACHING[args.role](corpus, options, _beginning(args, corpus), args.seed)
+    else:
+        recipe = Recipe(
+            guided=args.role != "balanced",
+            embedded_scales=args.scales == "embedding",
+            supervision=args.supervision,
+            part_way=args.part_way,
+            temperature=tuple(args.temperature),
+            hears_anew=args.hears_anew,
+        )
+        teach = train_fewer if args.role == "fewer" else train_student
+        path = teach(corpus, args.teacher, options, args.seed, args.start, recipe)
+    print(path)
+    return 0
+
+
+def _beginning(args: argparse.Namespace, corpus: Corpus) -> Beginning:
+    torch.manual_seed(args.seed)
+    if args.start is None:
+        config = NetConfig(visemes=len(VISEMES), audio_layers=args.audio_layers)
+        beginning = fresh(corpus, config)
+    else:
+        beginning = continued(args.start)
+    if args.ears is not None:
+        early, late = (load_weights(path).net for path in args.ears)
+        hear_between(beginning.net, early, late, args.between)
+    if args.whisper is None:
+        return beginning
+    speech = load_grid(args.data).samples[:_SPEECH_FOR_BANDS]
+    return hearing_as_whisper(beginning, args.whisper, args.whisper_blocks, speech)
+
+
+def build_corpus(
+    data: Path, speech: Path | None, synthetic: Path | None, phones: Path, seed: int
+) -> Corpus:
+    """GRID's training clips and, if given, other voices; never what is held out.
+
+    ``speech``: recordings with transcripts. ``synthetic``: what `fada corpus build` wrote.
+    ``phones``: where the alignments are kept, as they take minutes; ``quality.csv`` beside it says
+    how far each sample is believed.
+    """
+    grid = load_grid(data)
+    chosen = ~held_out(len(grid.texts))
+    if speech is None and synthetic is None:
+        return grid_corpus(grid, chosen)
+    said = grid_phones(grid, chosen, phones)
+    tracked = grid_corpus(grid, chosen, said)
+    mouths = fit_mouths(grid, said, seed)
+    closed = closed_mouths(grid, said)
+    spoken: dict[str, Speech] = {}
+    if speech is not None:
+        spoken |= heard_speeches(speech, phones)
+    if synthetic is not None:
+        spoken |= synthetic_speeches(synthetic)
+    write_qualities(phones.with_name("quality.csv"), _qualities(tracked, spoken))
+    return joined([tracked, inferred_corpus(spoken, mouths, closed, fit_lip_gap(tracked))])
+
+
+def _qualities(tracked: Corpus, spoken: dict[str, Speech]) -> list[Quality]:
+    clips = [
+        Quality(f"tracked/{i}", "tracked", frames / FPS, TRACKED)
+        for i, frames in enumerate(tracked.frames.tolist())
+    ]
+    others = [
+        Quality(name, s.source, len(s.samples) / SAMPLE_RATE, s.quality)
+        for name, s in spoken.items()
+    ]
+    return clips + others

@@ -1,0 +1,74 @@
+"""How a student hears: what one video frame's sound is to it, and how many frames a window has.
+
+Knows: that a row is a pure function of the samples around its frame, which is what makes streams of
+any chunking equal. Does not know: which function, nor who hears.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from numpy.typing import DTypeLike
+
+from model.types import FPS, SAMPLES_PER_FRAME, Floats
+
+
+class FrontEnd(Protocol):
+    """Speech as rows, one a video frame, each computed alone and in one fixed shape."""
+
+    row_shape: tuple[int, ...]
+    kept_as: DTypeLike  # holds a row without loss
+    past_samples: int  # heard before the frame's own
+    future_samples: int  # heard after them
+
+    def row(self, samples: Floats) -> Floats:
+        """(past_samples + SAMPLES_PER_FRAME + future_samples,) at 16 kHz → ``row_shape``."""
+        ...
+
+    def silence(self) -> Floats:
+        """The row of digital silence; always the same array, not to be written to."""
+        ...
+
+
+def row_samples(front_end: FrontEnd) -> int:
+    """How many samples one row hears."""
+    return front_end.past_samples + SAMPLES_PER_FRAME + front_end.future_samples
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """A window has rows of ``past`` frames, of ``hop`` new ones, and of ``lookahead`` beyond."""
+
+    front_end: FrontEnd
+    past: int
+    hop: int
+    lookahead: int
+
+    def __post_init__(self) -> None:
+        if self.past < 0 or self.hop < 1 or self.lookahead < 0:
+            raise ValueError(
+                f"a window of {self.past}, {self.hop} and {self.lookahead} frames, expected a hop "
+                "of 1 or more and the others 0 or more"
+            )
+
+    @property
+    def frames(self) -> int:
+        """Rows of a window."""
+        return self.past + self.hop + self.lookahead
+
+    @property
+    def coming(self) -> int:
+        """Rows of a window that are not past."""
+        return self.hop + self.lookahead
+
+    @property
+    def hop_s(self) -> float:
+        """Seconds of video that a window makes."""
+        return self.hop / FPS
+
+    @property
+    def early(self) -> int:
+        """Windows after which nothing of what was heard before them is in a window any more."""
+        heard = self.past + -(-self.front_end.past_samples // SAMPLES_PER_FRAME)
+        return -(-heard // self.hop)

@@ -1,0 +1,215 @@
+"""The students that can be served: their names, their files, and how one becomes a pipeline.
+
+Knows: which latent space a name belongs to, where its weights lie, and what is wrong with some that
+cannot be served. Does not know: sessions or servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.audio.frontend import Hearing
+from model.audio.windows import LOG_MEL, PREFIX
+from model.diffusion.cached_context import Once
+from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
+from model.diffusion.schedule import CosineSchedule
+from model.facts import StudentFacts, refuse_teacher
+from model.motion.checkpoint import MotionWeights, load_weights
+from model.motion.smoothing import steadied
+from model.pipeline import LatentSpace
+from model.portrait.blendshapes import EYES, MOTION_DIM, MOUTH
+from model.student_pipeline import Student, StudentPipeline
+from model.types import Reference
+
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT = "motion-fast"
+MOTION, VIDEO_TINY, VIDEO = "motion", "video-tiny", "video"
+# The students of each kind whose weights ship; those of the real size do not fit here.
+SHIPPED = {
+    MOTION: (DEFAULT, "motion-balanced"),
+    VIDEO_TINY: ("video-tiny", "video-tiny-balanced"),
+    VIDEO: (),
+}
+LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
+
+MotionEngine = Callable[[MotionWeights], Forward]
+# A video network, how it hears and its latent's shape → what runs it.
+VideoEngine = Callable[[nn.Module, Hearing, tuple[int, ...]], Forward]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be served: students by name, or a kind of `SHIPPED` for all that there are of it.
+
+    ``weights`` is a student of one's own and of the one kind in ``models``: a file, or the real
+    size's folder. It is served as ``name``, which is the file's unless given.
+    """
+
+    models: tuple[str, ...] = (MOTION,)
+    weights: Path | None = None
+    name: str | None = None
+
+
+def names(choice: Choice, folder: Path = WEIGHTS) -> tuple[str, ...]:
+    """The names under which a choice is served, the default first; nothing is loaded.
+
+    ``folder`` holds the shipped weights. Raises ``ValueError`` for a name that nobody has, or
+    whose weights are not there.
+    """
+    if choice.weights is None:
+        found = [name for model in choice.models for name in _expanded(model, folder)]
+        return tuple(dict.fromkeys(found))
+    if len(choice.models) != 1 or choice.models[0] not in SHIPPED:
+        raise ValueError(
+            f"own weights are of one kind, {', '.join(SHIPPED)}; got {', '.join(choice.models)}"
+        )
+    (kind,) = choice.models
+    if kind != VIDEO and choice.weights.is_dir():
+        raise ValueError(
+            f"{choice.weights} is a folder: of kind {kind} it is a file, of kind video "
+            "a folder (--model video)"
+        )
+    return (choice.name or (VIDEO if kind == VIDEO else choice.weights.stem),)
+
+
+def _expanded(model: str, folder: Path) -> tuple[str, ...]:
+    if model == VIDEO:
+        raise ValueError(
+            f"{VIDEO} needs the folder with EchoMimic's files and a student's: "
+            "--weights DIR, docs/video.md"
+        )
+    every = SHIPPED.get(model, (model,))
+    if every == (model,) and not any(model in some for some in SHIPPED.values()):
+        known = dict.fromkeys([*SHIPPED, *(name for some in SHIPPED.values() for name in some)])
+        raise ValueError(f"no student is called {model!r}, there are: {', '.join(known)}")
+    there = tuple(name for name in every if _file(name, folder).is_file())
+    if not there:
+        missing = ", ".join(str(_file(name, folder)) for name in every)
+        raise ValueError(f"{model} has no weights here yet: {missing} is missing")
+    return there
+
+
+def _kind(name: str) -> str:
+    return next(kind for kind, some in SHIPPED.items() if name in some)
+
+
+def _file(name: str, folder: Path) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def load_pipelines(
+    choice: Choice,
+    engine: MotionEngine | None = None,
+    space: LatentSpace | None = None,
+    threads: int = 1,
+    folder: Path = WEIGHTS,
+    video_engine: VideoEngine | None = None,
+) -> dict[str, StudentPipeline]:
+    """All of ``choice``, ready to step, by name; motion students share one space.
+
+    ``space``: draws motion; the portrait renderer's unless another is given. ``engine`` wraps
+    a motion network (compiled, on another device), ``video_engine`` a video network; plain torch
+    without one. ``threads`` is torch's, for the whole process: more than one pays only when the
+    cores are idle.
+    Raises ``ValueError`` for what `names` refuses, and for a file that is no student.
+    """
+    torch.set_num_threads(threads)
+    known = names(choice, folder)
+    if choice.weights is not None:
+        (name,), (kind,), licence = known, choice.models, None
+        paths = {name: (kind, choice.weights)}
+    else:
+        licence = LICENCE
+        paths = {name: (_kind(name), _file(name, folder)) for name in known}
+    # What is wrong with a file is told before a space is made, which takes seconds.
+    motion = {n: motion_student(path) for n, (kind, path) in paths.items() if kind == MOTION}
+    if motion and space is None:
+        from model.motion.space import MotionSpace  # draws with numba and OpenCV
+
+        space = MotionSpace()
+    loaded = {}
+    for name, (kind, path) in paths.items():
+        if kind == MOTION and space is not None:
+            loaded[name] = motion_pipeline(name, motion[name], space, engine, licence)
+        else:
+            loaded[name] = _video_pipeline(name, kind, path, licence, video_engine)
+    return loaded
+
+
+def load_pipeline(
+    name: str = DEFAULT,
+    space: LatentSpace | None = None,
+    engine: MotionEngine | None = None,
+    threads: int = 1,
+) -> StudentPipeline:
+    """The one student called ``name``; see `load_pipelines`."""
+    return load_pipelines(Choice((name,)), engine, space, threads)[name]
+
+
+def _video_pipeline(
+    name: str, kind: str, path: Path, licence: str | None, engine: VideoEngine | None
+) -> StudentPipeline:
+    from model.video import pipeline  # its networks, too, take a while to import
+
+    if kind == VIDEO:
+        return pipeline.video_pipeline(name, path, engine)
+    return pipeline.tiny_pipeline(name, path, engine, licence)
+
+
+def motion_student(path: Path) -> MotionWeights:
+    """A motion student from its file.
+
+    Raises ``ValueError`` for a teacher, or a file that holds no motion network.
+    """
+    weights = load_weights(path)
+    refuse_teacher(weights.facts, str(path), "fada train student --teacher")
+    return weights
+
+
+def motion_pipeline(
+    name: str,
+    weights: MotionWeights,
+    space: LatentSpace,
+    engine: MotionEngine | None = None,
+    licence: str | None = None,
+) -> StudentPipeline:
+    """A pipeline around ``weights``; `load_pipelines` for the ones that are served.
+
+    ``licence`` None: what its file says, if it does.
+    """
+    facts = StudentFacts.of(weights.facts, weights.net.config.guided, licence)
+    forward = X0Denoiser(Once(weights.net) if engine is None else engine(weights))
+    student = Student(
+        denoiser=facts.guided(forward),
+        schedule=CosineSchedule(),
+        hearing=LOG_MEL,
+        prefix=PREFIX,
+        mean=weights.mean,
+        std=weights.std,
+        told=_told,
+        finish=steadied,
+        temperature=temperature_of(*facts.temperature),
+    )
+    return StudentPipeline(facts.info(name, space.name), space, student)
+
+
+def temperature_of(eyes: float, head: float) -> Tensor:
+    """(58,) by what the noise of a motion frame is multiplied, see `StudentFacts`.
+
+    Sound decides what a mouth does: there it stays as it is.
+    """
+    every = torch.full((MOTION_DIM,), head)
+    every[np.flatnonzero(EYES)] = eyes
+    every[np.flatnonzero(MOUTH)] = 1.0
+    return every
+
+
+def _told(references: Sequence[Reference]) -> Conditions:
+    """A face is (64,) numbers to the motion network."""
+    return {"reference": torch.from_numpy(np.stack([r.features for r in references]))}

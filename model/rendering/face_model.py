@@ -1,0 +1,344 @@
+"""The shape of a portrait's face and how actions and head pose move it.
+
+Units: the *head frame* has its axes as a picture has (x right, y down, z away from the viewer) and
+is measured in distances of the outer eye corners. Knows the 478-point topology and the action
+basis; does not know pixels' colours, triangles or time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from model.portrait.blendshapes import ACTIONS
+from model.types import Floats
+
+BASIS_FILE = Path(__file__).parents[1] / "weights" / "face_basis.safetensors"
+
+# Points that expressions hardly move: they tell how the head is turned.
+STABLE = [33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 10, 151, 9, 8, 70, 300, 234, 454, 127, 356]
+
+# The lips as nine columns from the subject's right to left; rows from the inner edge outwards.
+# fmt: off
+UPPER_ROWS = np.array([
+    [191, 80, 81, 82, 13, 312, 311, 310, 415],
+    [183, 42, 41, 38, 12, 268, 271, 272, 407],
+    [184, 74, 73, 72, 11, 302, 303, 304, 408],
+    [185, 40, 39, 37, 0, 267, 269, 270, 409],
+])
+LOWER_ROWS = np.array([
+    [95, 88, 178, 87, 14, 317, 402, 318, 324],
+    [96, 89, 179, 86, 15, 316, 403, 319, 325],
+    [77, 90, 180, 85, 16, 315, 404, 320, 307],
+    [146, 91, 181, 84, 17, 314, 405, 321, 375],
+])
+MOUTH_CORNERS = (78, 308)
+CHIN, FOREHEAD = 152, 10
+# fmt: on
+UPPER_LIP = frozenset(UPPER_ROWS.ravel().tolist())
+LOWER_LIP = frozenset(LOWER_ROWS.ravel().tolist())
+MOUTH_RING = np.array(
+    [MOUTH_CORNERS[0], *UPPER_ROWS[0], MOUTH_CORNERS[1], *LOWER_ROWS[0][::-1]], dtype=np.int64
+)
+
+
+@dataclass(frozen=True)
+class Eye:
+    """One eye's points: lid contours from outer to inner corner, iris centre and rim."""
+
+    side: str
+    upper: NDArray[np.int64]
+    lower: NDArray[np.int64]
+    corners: tuple[int, int]
+    iris: NDArray[np.int64]
+
+    @property
+    def ring(self) -> NDArray[np.int64]:
+        return np.array([self.corners[0], *self.upper, self.corners[1], *self.lower[::-1]])
+
+
+EYES = (
+    Eye(
+        "Right",
+        np.array([246, 161, 160, 159, 158, 157, 173]),
+        np.array([7, 163, 144, 145, 153, 154, 155]),
+        (33, 133),
+        np.arange(468, 473),
+    ),
+    Eye(
+        "Left",
+        np.array([466, 388, 387, 386, 385, 384, 398]),
+        np.array([249, 390, 373, 374, 380, 381, 382]),
+        (263, 362),
+        np.arange(473, 478),
+    ),
+)
+
+# How an additional lip gap is shared: the lower lip does most of it.
+UPPER_SHARE, LOWER_SHARE = 0.35, 0.65
+ROW_WEIGHTS = (1.0, 0.85, 0.6, 0.35)
+# The linear basis opens the lips a little before a real speaker's part (GRID): taken off, softly.
+LIP_DEADZONE = 0.008
+LIP_SOFTNESS = 0.006
+# Then they part faster than the basis has it: beyond the first hundredth of an eye-corner distance
+# a tracked mouth stands this much wider open at any opening, a column (GRID, from 0.02 to 0.2).
+LIP_PARTING = 0.018 * np.array([0.5, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0, 0.7, 0.5])
+LIP_PARTED = 0.01
+SHUT_GAP = 0.01  # below about this opening lips count as closed
+# What of each row of a lip's height is left at the least.
+THINNEST_LIP = 0.15
+# How far into the lips, as a share of their first row, the edge of parted lips is moved.
+TEETH_RIM = 0.8
+# A whole blink reads about this much (the median peak of a tracked speaker's), not 1; and a
+# reading a little above rest is noise more than lid: hence a smooth step from rest to there.
+LIDS_MEET_AT = 0.75
+# Lids meet this far up from the lower lid's place.
+LID_MEETING = 0.12
+
+
+@dataclass(frozen=True)
+class FaceBasis:
+    """``canonical`` (468, 3), ``triangles`` (898, 3), ``basis`` (52, 478, 3).
+
+    `training.face_basis` derives them.
+    """
+
+    canonical: Floats
+    triangles: NDArray[np.int32]
+    basis: Floats
+    textures: dict[str, NDArray[np.generic]]
+
+
+@cache
+def face_basis() -> FaceBasis:
+    """The shipped basis, read once a process."""
+    tensors = load_file(BASIS_FILE)
+    basis = np.zeros((len(ACTIONS), 478, 3), np.float32)
+    basis[:, :468] = tensors["basis"]
+    textures = {k: tensors[k] for k in ("teeth_upper", "teeth_lower", "mouth_window")}
+    return FaceBasis(tensors["canonical"], tensors["triangles"], basis, textures)
+
+
+def fit_similarity(
+    source: NDArray[np.floating], target: NDArray[np.floating]
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Scale, rotation (3, 3), shift with ``target ≈ scale * source @ rotation.T + shift``.
+
+    Least squares over paired (N, 3) points (Umeyama, PAMI 1991).
+    """
+    a, b = source.astype(np.float64), target.astype(np.float64)
+    a_mean, b_mean = a.mean(axis=0), b.mean(axis=0)
+    a, b = a - a_mean, b - b_mean
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = (u * sign) @ vt
+    scale = float((s * sign).sum() / (a**2).sum())
+    return scale, rotation, b_mean - scale * rotation @ a_mean
+
+
+def rotation_matrix(vector: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rodrigues: rotation vector (3,) in radians → (3, 3)."""
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-9:
+        return np.eye(3)
+    x, y, z = np.asarray(vector, np.float64) / angle
+    k = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)
+
+
+def hide_teeth(landmarks: Floats) -> Floats:
+    """Move the inner edge of parted lips a little into the lips: (478, 3) pixels, a copy.
+
+    The tracker's inner contour runs along the teeth, not along the lips: closed on it, a smile
+    would keep a rim of teeth. The wider the lips are parted, the surer that rim is teeth.
+    """
+    moved = landmarks.copy()
+    eyes = float(np.linalg.norm(landmarks[33] - landmarks[263]))
+    gap = np.linalg.norm(landmarks[LOWER_ROWS[0]] - landmarks[UPPER_ROWS[0]], axis=1) / eyes
+    share = TEETH_RIM * np.clip(gap / 0.08, 0.0, 1.0)[:, None]
+    for rows in (UPPER_ROWS, LOWER_ROWS):
+        moved[rows[0]] += share * (landmarks[rows[1]] - landmarks[rows[0]])
+        # The next row keeps its distance, or a thin lip would be folded over.
+        moved[rows[1]] += 0.5 * share * (landmarks[rows[2]] - landmarks[rows[1]])
+    return moved
+
+
+class FaceShape:
+    """One portrait's face: where it stands, its rest, and where actions carry its 478 points.
+
+    ``landmarks`` (478, 3) in pixels, ``coefficients`` (52,) as tracked. ``rest`` (52,) is the
+    tracked reading, refined so that the lips' opening it means is the opening seen.
+    """
+
+    def __init__(self, landmarks: Floats, coefficients: Floats) -> None:
+        shared = face_basis()
+        scale, rotation, shift = fit_similarity(shared.canonical[STABLE], landmarks[STABLE])
+        self.eye_distance = float(scale)
+        self.rotation = rotation
+        self.origin = shift
+        self.points = ((landmarks - shift) @ rotation / scale).astype(np.float32)
+        self._linear = _without_lids(shared.basis)
+        seen = self.points[LOWER_ROWS[0], 1] - self.points[UPPER_ROWS[0], 1]
+        self._gap_seen = np.maximum(seen, 0.0)
+        self.rest = _refine_rest(coefficients.astype(np.float32), self._gap_seen)
+        self._gap_rest = lip_gaps(self.rest)
+        self._upper, self._lower = _lip_weights(self.points)
+        self._lids = [_lid_weights(self.points, eye, shared.basis) for eye in EYES]
+
+    def deform(self, coefficients: Floats) -> Floats:
+        """(52,) absolute actions → (478, 3) head-frame points; ``rest`` gives the resting ones."""
+        change = coefficients - self.rest
+        moved = self.points + np.tensordot(change, self._linear, axes=1)
+        self._close_lips(moved, coefficients, change)
+        for eye, lids in zip(EYES, self._lids, strict=True):
+            self._close_lids(moved, coefficients, eye, lids)
+        return moved.astype(np.float32)
+
+    def _close_lips(self, moved: Floats, coefficients: Floats, change: Floats) -> None:
+        """Make the gap what the coefficients mean in absolute terms: closed lips really meet.
+
+        What the portrait's lips show beyond their coefficients (``gap_seen - gap_rest``) stays in
+        proportion to the opening: all of it at rest, none of it when the lips close.
+        """
+        gap = lip_gaps(coefficients)
+        rest_mean = max(float(self._gap_rest.mean()), 1e-3)
+        kept = np.clip(float(gap.mean()) / rest_mean, 0.0, 1.0)
+        if not np.any(change):
+            kept = 1.0
+        wanted = np.maximum(gap + kept * (self._gap_seen - self._gap_rest), 0.0)
+        extra = wanted - (moved[LOWER_ROWS[0], 1] - moved[UPPER_ROWS[0], 1])
+        moved[:, 1] += self._lower @ (LOWER_SHARE * extra) - self._upper @ (UPPER_SHARE * extra)
+        # Closed lips are one line in depth, too, or a nod of the head would part them.
+        shut = np.exp(-wanted / SHUT_GAP)
+        deep = shut * (moved[LOWER_ROWS[0], 2] - moved[UPPER_ROWS[0], 2])
+        moved[UPPER_ROWS[0], 2] += (0.5 * deep).astype(np.float32)
+        moved[LOWER_ROWS[0], 2] -= (0.5 * deep).astype(np.float32)
+        # A lip that rolls in grows thin; its outline never passes its own inner edge.
+        for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
+            for inner, outer in pairwise(rows):
+                seen = sign * (self.points[outer, 1] - self.points[inner, 1])
+                least = np.minimum(THINNEST_LIP * seen, seen)
+                thick = np.maximum(sign * (moved[outer, 1] - moved[inner, 1]), least)
+                moved[outer, 1] = moved[inner, 1] + sign * thick
+
+    def _close_lids(
+        self, moved: Floats, coefficients: Floats, eye: Eye, weights: NDArray[np.float64]
+    ) -> None:
+        index = ACTIONS.index(f"eyeBlink{eye.side}")
+        rest, now = float(self.rest[index]), float(coefficients[index])
+        # Above rest the lids close, below they open further by what rest had closed them.
+        travel = (now - rest) / max(1.0 - rest, 0.05)
+        blink = _smoothstep(travel / LIDS_MEET_AT) if now >= rest else (now - rest) * 0.6
+        upper, lower = moved[eye.upper], moved[eye.lower]
+        gap = np.maximum(lower[:, 1] - upper[:, 1], 0.0)
+        drop = np.clip(blink, -0.25, 1.0) * gap
+        moved[:, 1] += weights @ ((1.0 - LID_MEETING) * drop)
+        lifted = lower[:, 1] - LID_MEETING * np.maximum(drop, 0.0)
+        # Lids may touch, never cross; where they touch they are one line, in depth and sideways
+        # too, or a turn of the head would open them again.
+        moved[eye.lower, 1] = np.maximum(lifted, moved[eye.upper, 1])
+        apart = moved[eye.lower] - moved[eye.upper]
+        met = max(0.0, blink) * np.array([1.0, 0.0, 1.0], np.float32)
+        moved[eye.upper] += met * apart
+
+
+def _smoothstep(x: float) -> float:
+    x = min(1.0, max(0.0, x))
+    return x * x * (3.0 - 2.0 * x)
+
+
+def _without_lids(basis: Floats) -> Floats:
+    """The basis less its blinks: lids close by meeting each other, not by a fixed travel."""
+    linear = basis.copy()
+    linear[[ACTIONS.index("eyeBlinkLeft"), ACTIONS.index("eyeBlinkRight")]] = 0.0
+    return linear
+
+
+def lip_gaps(coefficients: Floats) -> NDArray[np.float64]:
+    """(..., 52) actions → (..., 9) the openings of the lips' columns that they mean, ≥ 0, head
+    units. The middle one is a tracked speaker's to 0.002 (GRID s1, any opening up to 0.2)."""
+    linear = coefficients @ _lip_rows() - LIP_DEADZONE
+    opened = 0.5 * (linear + np.sqrt(linear**2 + LIP_SOFTNESS**2)) - _SOFT_ZERO
+    return np.maximum(opened + LIP_PARTING * (1.0 - np.exp(-opened / LIP_PARTED)), 0.0)
+
+
+@cache
+def _lip_rows() -> Floats:
+    """(52, 9) how each action opens the lips' columns, by the basis."""
+    basis = _without_lids(face_basis().basis)
+    return np.asarray(basis[:, LOWER_ROWS[0], 1] - basis[:, UPPER_ROWS[0], 1])
+
+
+_SOFT_ZERO = 0.5 * (-LIP_DEADZONE + np.sqrt(LIP_DEADZONE**2 + LIP_SOFTNESS**2))
+
+
+def _refine_rest(coefficients: Floats, seen: NDArray[np.float64]) -> Floats:
+    """The least change of the parting actions that explains the lip opening in the picture."""
+    parting = [
+        ACTIONS.index(name)
+        for name in (
+            "jawOpen",
+            "mouthLowerDownLeft",
+            "mouthLowerDownRight",
+            "mouthUpperUpLeft",
+            "mouthUpperUpRight",
+        )
+    ]
+    rest = coefficients.copy()
+    middle = slice(2, 7)
+    weights = _lip_rows()[parting][:, middle].mean(axis=1)
+    weights = np.maximum(weights, 0.0)
+    for _ in range(8):
+        missing = float(seen[middle].mean() - lip_gaps(rest)[middle].mean())
+        if abs(missing) < 1e-4:
+            break
+        step = missing * weights / float(weights @ weights)
+        rest[parting] = np.clip(rest[parting] + step, 0.0, 1.0)
+    return rest
+
+
+def _lip_weights(points: Floats) -> tuple[Floats, Floats]:
+    """(478, 9) each: how much every point follows each lip column, upper and lower."""
+    both = []
+    for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
+        weights = np.zeros((478, 9), np.float32)
+        for row, weight in zip(rows, ROW_WEIGHTS, strict=True):
+            weights[row, np.arange(9)] = weight
+        edge = points[rows[-1]]
+        lips = np.array(sorted(UPPER_LIP | LOWER_LIP | set(MOUTH_CORNERS)))
+        for vertex in np.setdiff1d(np.arange(468), lips):
+            away = points[vertex] - edge
+            if sign * float(away[np.argmin((away**2).sum(axis=1)), 1]) < -0.02:
+                continue  # beside the other lip
+            near = np.exp(-((away**2).sum(axis=1)) / (2 * 0.08**2))
+            if near.max() > 1e-3:
+                weights[vertex] = ROW_WEIGHTS[-1] * near / near.sum() * near.max()
+        both.append(weights)
+    return both[0], both[1]
+
+
+def _lid_weights(points: Floats, eye: Eye, basis: Floats) -> NDArray[np.float64]:
+    """(478, 7): how much every point follows the fall of each upper-lid column.
+
+    The lid's own contour follows wholly; the skin above as far as the blink of the basis carries
+    it in proportion, so that the lid unrolls evenly from below the brow.
+    """
+    weights = np.zeros((478, 7))
+    blink = basis[ACTIONS.index(f"eyeBlink{eye.side}"), :, 1].astype(np.float64)
+    reach = np.clip(blink / max(float(blink[eye.upper].max()), 1e-6), 0.0, 1.0)
+    contour = points[eye.upper]
+    own = {int(v) for v in eye.ring}
+    for vertex in np.flatnonzero(reach > 0.01):
+        if int(vertex) in own or points[vertex, 1] > points[eye.lower, 1].max():
+            continue
+        away = ((points[vertex, :2] - contour[:, :2]) ** 2).sum(axis=1)
+        near = np.exp(-(away - away.min()) / (2 * 0.05**2))
+        weights[vertex] = reach[vertex] * near / near.sum()
+    weights[eye.upper, np.arange(7)] = 1.0
+    return weights

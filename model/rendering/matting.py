@@ -1,0 +1,108 @@
+"""A framed portrait in two layers: the person, who moves, over a background that stands still.
+
+Knows pixels and masks. Does not know meshes or motion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.rendering.raster import Packed
+from model.types import Floats
+
+# The mask is blurry: what it is surer or less sure of than this counts as person or background.
+SURELY_NOT, SURELY = 0.15, 0.85
+
+
+@dataclass(frozen=True)
+class Layers:
+    """``person`` (H, W) packed, premultiplied by its alpha; ``plate`` (H, W, 3) RGB behind it.
+
+    Over the plate, the unmoved person is the picture again, whatever the mask missed: the person
+    is defined as what the plate lacks.
+    """
+
+    person: Packed
+    alpha: Floats
+    plate: NDArray[np.uint8]
+
+
+def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, eye_distance: float) -> Layers:
+    """``picture`` (H, W, 3); ``mask`` (H, W) 0..1; ``face`` (N, 2): an outline full of person."""
+    radius = max(2, round(0.05 * eye_distance))
+    # The filter finds edges far from the person, too: there the mask has the last word.
+    near = cv2.dilate(mask, np.ones((2 * radius + 1, 2 * radius + 1))) > SURELY_NOT
+    alpha = _sharpen(_guided(picture, mask, radius)) * near
+    inside = np.zeros(mask.shape, np.float32)
+    cv2.fillPoly(inside, [face.round().astype(np.int32)], 1.0)
+    soft = max(1, round(0.05 * eye_distance)) * 2 + 1
+    alpha = np.maximum(alpha, cv2.GaussianBlur(cv2.erode(inside, np.ones((soft, soft))), (0, 0), 2))
+    alpha = np.where(alpha > 0.995, 1.0, np.where(alpha < 0.005, 0.0, alpha)).astype(np.float32)
+    # Hair that the mask missed must not stay behind on the plate: keep a distance from it.
+    margin = max(1, round(0.04 * eye_distance)) * 2 + 1
+    known = (cv2.dilate(alpha, np.ones((margin, margin))) < 0.01).astype(np.float32)
+    plate = _behind(picture, known)
+    alpha = np.maximum(alpha, _least_alpha(picture, plate))
+    person = np.clip(picture - (1.0 - alpha[..., None]) * plate, 0, 255)
+    packed = np.concatenate([person, 255.0 * alpha[..., None]], axis=2).round().astype(np.uint8)
+    return Layers(
+        person=np.ascontiguousarray(packed).view(np.uint32)[..., 0],
+        alpha=alpha,
+        plate=plate.astype(np.uint8),
+    )
+
+
+def _behind(picture: NDArray[np.uint8], known: Floats) -> Floats:
+    """The picture where ``known`` is 1, its continuation elsewhere: whole numbers, 0..255."""
+    half = (picture.shape[1] // 2, picture.shape[0] // 2)
+    small = cv2.resize(picture, half, interpolation=cv2.INTER_AREA).astype(np.float32)
+    seen = (cv2.resize(known, half, interpolation=cv2.INTER_AREA) > 0.99).astype(np.float32)
+    filled = cv2.resize(_fill(small, seen).round(), known.shape[::-1]).round()
+    return np.where(known[..., None] > 0, picture, filled).astype(np.float32)
+
+
+def _least_alpha(picture: NDArray[np.uint8], plate: Floats) -> Floats:
+    """The smallest alpha with which some colour, 0..255, over the plate gives the picture."""
+    seen = picture.astype(np.float32)
+    darker = (seen + 1.0) / (plate + 1.0)
+    brighter = (256.0 - seen) / (256.0 - plate)
+    red, green, blue = cv2.split(np.minimum(darker, brighter))
+    return np.clip(1.0 - np.minimum(np.minimum(red, green), blue), 0.0, 1.0)
+
+
+def _sharpen(mask: Floats) -> Floats:
+    return np.clip((mask - SURELY_NOT) / (SURELY - SURELY_NOT), 0.0, 1.0).astype(np.float32)
+
+
+def _guided(picture: NDArray[np.uint8], mask: Floats, radius: int) -> Floats:
+    """The mask, drawn to the picture's own edges (guided filter: He, Sun and Tang, ECCV 2010)."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+    size = (2 * radius + 1, 2 * radius + 1)
+
+    def mean(x: NDArray[np.floating]) -> Floats:
+        return np.asarray(cv2.blur(x, size), np.float32)
+
+    grey_mean, mask_mean = mean(grey), mean(mask)
+    variance = mean(grey * grey) - grey_mean * grey_mean
+    slope = (mean(grey * mask) - grey_mean * mask_mean) / (variance + 4e-4)
+    offset = mask_mean - slope * grey_mean
+    return np.clip(mean(slope) * grey + mean(offset), 0.0, 1.0)
+
+
+def _fill(picture: Floats, known: Floats) -> Floats:
+    """Continue the known pixels into the unknown, ever more coarsely with distance (push-pull)."""
+    if min(known.shape) <= 2 or known.min() > 0:
+        total = max(float(known.sum()), 1e-6)
+        mean = (picture * known[..., None]).sum(axis=(0, 1)) / total
+        return np.where(known[..., None] > 0, picture, mean).astype(np.float32)
+    half = ((known.shape[1] + 1) // 2, (known.shape[0] + 1) // 2)
+    weight = cv2.resize(known, half, interpolation=cv2.INTER_AREA)
+    colour = cv2.resize(picture * known[..., None], half, interpolation=cv2.INTER_AREA)
+    colour = colour / np.maximum(weight, 1e-6)[..., None]
+    coarse = _fill(colour, (weight > 0.05).astype(np.float32))
+    wide = cv2.resize(coarse, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(picture * known[..., None] + wide * (1.0 - known[..., None]), np.float32)

@@ -1,0 +1,262 @@
+"""What shows through the openings of the face: eyeballs between the lids, the mouth's inside.
+
+Both are prepared once a portrait and drawn over the finished skin, each clipped softly to the
+polygon of its opening. Knows pixels and the head's own movement; not how the skin is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.portrait.blendshapes import ACTIONS
+from model.rendering.face_model import (
+    CHIN,
+    EYES,
+    LOWER_ROWS,
+    MOUTH_CORNERS,
+    MOUTH_RING,
+    UPPER_ROWS,
+    UPPER_SHARE,
+    Eye,
+    FaceShape,
+    face_basis,
+)
+from model.rendering.raster import Packed, distances_inside, draw_eye, draw_mouth, pack_rgb
+from model.types import Floats
+
+# At full eyeLook* the iris travels this share of the eye's width, across and up or down.
+GAZE_ACROSS, GAZE_UPDOWN = 0.26, 0.11
+# Lips further apart than this in the portrait show its own teeth; below, there is nothing to see.
+OWN_MOUTH_GAP = 0.022
+CANONICAL_MOUTH_WIDTH = 0.552  # between the mouth's corners, in eye distances
+
+
+@dataclass(frozen=True)
+class Rigid:
+    """The head's own movement: padded resting pixels (x, y, z) → pixels of the frame."""
+
+    turn: NDArray[np.float64]
+    origin: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    pad: float
+
+    def from_frame(self, depth: float) -> NDArray[np.float64]:
+        """(2, 3): frame pixels → resting padded pixels, for a plane at ``depth``."""
+        forward = np.zeros((2, 3))
+        forward[:, :2] = self.turn[:2, :2]
+        at = self.turn[:2, 2] * (depth - self.origin[2])
+        forward[:, 2] = (
+            at - self.turn[:2, :2] @ self.origin[:2] + self.origin[:2] + self.shift[:2] - self.pad
+        )
+        inverse: NDArray[np.float64] = cv2.invertAffineTransform(forward)
+        return inverse
+
+
+@dataclass(frozen=True)
+class Eyeball:
+    """One eye of the portrait, carried on under the lids."""
+
+    eye: Eye
+    texture: Packed
+    corner: NDArray[np.float64]
+    iris: NDArray[np.float64]
+    width: float
+    depth: float
+
+    @classmethod
+    def of(cls, padded: NDArray[np.uint8], points: Floats, eye: Eye) -> Eyeball:
+        ring = points[eye.ring, :2]
+        width = float(np.linalg.norm(points[eye.corners[0], :2] - points[eye.corners[1], :2]))
+        margin = 0.35 * width + 3.0
+        height, full = padded.shape[:2]
+        low = np.maximum(np.floor(ring.min(axis=0) - margin), 0).astype(int)
+        high = np.minimum(np.ceil(ring.max(axis=0) + margin), (full, height)).astype(int)
+        patch = np.ascontiguousarray(padded[low[1] : high[1], low[0] : high[0]])
+        open_ = _distance_inside(ring - low, patch.shape[:2])
+        # What the lids hide is not in the picture: continue the eye's own colours. The rim is left
+        # out of what is continued, for lashes and lid colour would smear.
+        hidden = (open_ < 1.0).astype(np.uint8)
+        continued = cv2.inpaint(patch, hidden, 3, cv2.INPAINT_TELEA) if hidden.min() == 0 else patch
+        keep = np.clip(open_ + 1.0, 0.0, 1.0)[..., None]
+        blended = continued * (1.0 - keep) + patch * keep
+        rim = points[eye.iris[1:], :2]
+        centre = points[eye.iris[0], :2]
+        radius = float(np.linalg.norm(rim - centre, axis=1).mean())
+        return cls(
+            eye=eye,
+            texture=pack_rgb(blended.round().astype(np.uint8)),
+            corner=low.astype(np.float64),
+            iris=np.array([*(centre - low), max(radius, 1.0)]),
+            width=width,
+            depth=float(points[eye.ring, 2].mean()),
+        )
+
+    def draw(
+        self, target: Floats, rigid: Rigid, now: Floats, rest: Floats, out: NDArray[np.uint8]
+    ) -> None:
+        ring = np.ascontiguousarray(target[self.eye.ring])
+        matrix = rigid.from_frame(self.depth)
+        matrix[:, 2] -= self.corner
+        look = _gaze(now, self.eye.side) - _gaze(rest, self.eye.side)
+        shift = look * self.width * np.array([GAZE_ACROSS, GAZE_UPDOWN])
+        draw_eye(ring, self.texture, matrix, self.iris, shift, out)
+
+
+def _gaze(actions: Floats, side: str) -> NDArray[np.float64]:
+    """(2,): where an eye looks, picture axes: right and down positive, about -1..1."""
+    value = {
+        way: float(actions[ACTIONS.index(f"eyeLook{way}{side}")])
+        for way in ("In", "Out", "Up", "Down")
+    }
+    # The subject's left eye lies right in the picture: outwards is to the right.
+    across = value["Out"] - value["In"]
+    return np.array([across if side == "Left" else -across, value["Down"] - value["Up"]])
+
+
+@dataclass(frozen=True)
+class Mouth:
+    """Teeth, tongue and dark, tinted to the portrait, and what the portrait itself shows."""
+
+    shape: FaceShape
+    upper: Packed
+    lower: Packed
+    window: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    scale: float
+    cavity: NDArray[np.float64]
+    tint: NDArray[np.float64]
+    own: Packed
+    own_corner: NDArray[np.float64]
+    own_depth: float
+    own_gap: float
+    jaw_rest: float
+
+    @classmethod
+    def of(cls, padded: NDArray[np.uint8], points: Floats, shape: FaceShape) -> Mouth:
+        textures = face_basis().textures
+        head = shape.points
+        upper, lower = head[UPPER_ROWS[0]], head[LOWER_ROWS[0]]
+        gap = np.maximum(lower[:, 1] - upper[:, 1], 0.0)
+        middle = slice(2, 7)
+        centre = upper[middle].mean(axis=0)
+        centre[1] += UPPER_SHARE * gap[middle].mean()
+        width = float(np.linalg.norm(head[MOUTH_CORNERS[0]] - head[MOUTH_CORNERS[1]]))
+        shows = float(gap[middle].mean()) > OWN_MOUTH_GAP
+        own, corner = _own_mouth(padded, points) if shows else (np.zeros((1, 1), np.uint32), None)
+        jaw = ACTIONS.index("jawOpen")
+        dropped = face_basis().basis[jaw, CHIN, 1] * shape.rest[jaw]
+        return cls(
+            shape=shape,
+            upper=_pack_rgba(textures["teeth_upper"]),
+            lower=_pack_rgba(textures["teeth_lower"]),
+            window=textures["mouth_window"].astype(np.float64),
+            centre=centre.astype(np.float64),
+            scale=float(np.clip(width / CANONICAL_MOUTH_WIDTH, 0.8, 1.15)),
+            cavity=_cavity_colour(padded, points),
+            tint=_tooth_colour(padded, points) / 255.0,
+            own=own,
+            own_corner=np.zeros(2) if corner is None else corner,
+            own_depth=float(points[UPPER_ROWS[0], 2].mean()),
+            own_gap=float(gap[middle].mean()),
+            jaw_rest=float(head[CHIN, 1] - dropped),
+        )
+
+    def draw(
+        self,
+        face: Floats,
+        target: Floats,
+        rigid: Rigid,
+        out: NDArray[np.uint8],
+    ) -> None:
+        ring = np.ascontiguousarray(target[MOUTH_RING])
+        gap = float((face[LOWER_ROWS[0], 1] - face[UPPER_ROWS[0], 1])[2:7].mean())
+        if np.ptp(ring[:, 1]) < 0.5:
+            return
+        shape = self.shape
+        x0, x1, y0, y1 = self.window * self.scale
+        rows, columns = self.upper.shape
+        # Texels → head frame → frame pixels, for the plane just behind the lips; then inverted.
+        axes = shape.eye_distance * (rigid.turn @ shape.rotation)[:2]
+        texel = np.array([(x1 - x0) / columns, (y1 - y0) / rows])
+        start = self.centre + (x0, y0, 0.03)
+        forward = np.zeros((2, 3))
+        forward[:, :2] = axes[:, :2] * texel
+        forward[:, 2] = axes @ start + rigid.origin[:2] + rigid.shift[:2] - rigid.pad
+        to_own = rigid.from_frame(self.own_depth)
+        to_own[:, 2] -= self.own_corner
+        # The jaw carries the lower teeth; turning about its joint, the front goes furthest.
+        drop = max(0.0, float(face[CHIN, 1]) - self.jaw_rest) * 1.1 / texel[1]
+        opened = max(0.0, gap - self.own_gap) * shape.eye_distance
+        draw_mouth(
+            ring,
+            cv2.invertAffineTransform(forward),
+            self.upper,
+            self.lower,
+            drop,
+            self.cavity,
+            self.tint,
+            max(1.5, 0.07 * shape.eye_distance),
+            self.own,
+            to_own,
+            1.5 - min(3.0, 0.75 * opened),
+            out,
+        )
+
+
+def _distance_inside(ring: Floats, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """(H, W): signed distance of each pixel centre to a closed polygon, positive inside."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    centres = np.stack([x.ravel(), y.ravel()], axis=1)
+    return distances_inside(ring.astype(np.float64), centres).reshape(shape)
+
+
+def _own_mouth(padded: NDArray[np.uint8], points: Floats) -> tuple[Packed, NDArray[np.float64]]:
+    """What shows between the portrait's parted lips; alpha is 128 + 16 x the distance to them."""
+    ring = points[MOUTH_RING, :2]
+    low = np.maximum(np.floor(ring.min(axis=0)) - 4, 0).astype(int)
+    high = np.ceil(ring.max(axis=0)).astype(int) + 4
+    patch = padded[low[1] : high[1], low[0] : high[0]]
+    distance = _distance_inside(ring - low, patch.shape[:2])
+    alpha = np.clip(128 + 16 * distance, 0, 255)[..., None]
+    return _pack_rgba(np.concatenate([patch, alpha.astype(np.uint8)], axis=2)), low.astype(float)
+
+
+def _pack_rgba(picture: NDArray[np.generic]) -> Packed:
+    return np.ascontiguousarray(picture, np.uint8).view(np.uint32)[..., 0]
+
+
+def _tooth_colour(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:
+    """Teeth are about as light as the whites of the eyes, in the portrait's own light."""
+    whites = []
+    for eye in EYES:
+        mask = np.zeros(padded.shape[:2], np.uint8)
+        cv2.fillPoly(mask, [points[eye.ring, :2].round().astype(np.int32)], 1)
+        whites.append(padded[mask > 0].reshape(-1, 3))
+    skin = _mean_around(padded, points[[50, 280, 205, 425], :2])
+    pixels = np.concatenate([*whites, skin[None].round().astype(np.uint8)]).astype(np.float64)
+    light = pixels @ (0.299, 0.587, 0.114)
+    white = pixels[light >= np.quantile(light, 0.85)].mean(axis=0)
+    # Never darker than the cheeks, and nearly without their colour.
+    level = max(float(white @ (0.299, 0.587, 0.114)), 1.02 * float(skin @ (0.299, 0.587, 0.114)))
+    hue = 0.65 * white / max(float(white.mean()), 1.0) + 0.35
+    return np.clip(level * 1.04 * hue, 30.0, 245.0)
+
+
+def _cavity_colour(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:
+    lips = _mean_around(padded, points[[0, 17, 37, 267, 84, 314], :2])
+    return np.clip(lips * (0.26, 0.15, 0.15), 6.0, 70.0)
+
+
+def _mean_around(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:
+    height, width = padded.shape[:2]
+    x = np.clip(points[:, 0].round().astype(int), 1, width - 2)
+    y = np.clip(points[:, 1].round().astype(int), 1, height - 2)
+    patches = [
+        padded[b - 1 : b + 2, a - 1 : a + 2].reshape(-1, 3) for a, b in zip(x, y, strict=True)
+    ]
+    mean: NDArray[np.float64] = np.concatenate(patches).astype(np.float64).mean(axis=0)
+    return mean

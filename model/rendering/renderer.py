@@ -1,0 +1,218 @@
+"""Motion → pixels: one framed portrait, ready to be drawn with any actions and head pose.
+
+Back to front: the background, which stands still; the person on a mesh of face, hair and
+shoulders, moved; the mouth's inside through the opening of the lips; the eyeballs through the lids.
+Knows the portrait's pixels and geometry; does not know networks, time or video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.portrait.blendshapes import from_motion
+from model.portrait.framing import Frame, frame
+from model.portrait.person_mask import PersonMask
+from model.rendering.face_model import EYES, FaceShape, hide_teeth, rotation_matrix
+from model.rendering.matting import split
+from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
+from model.rendering.mouth import Eyeball, Mouth, Rigid
+from model.rendering.raster import draw_triangles, drawable, untangle
+from model.types import Floats
+
+# Beyond the frame the mesh goes on, so that no border is dragged into the picture.
+PAD_SHARE = 0.10
+# Head pose is bounded softly: what the picture does not show cannot be turned into view.
+MAX_TURN = 0.42  # radians
+# A portrait already turned this far (radians) has less to show: it turns the less for it.
+TURNED_FROM, TURNED_TO, TURNED_SHARE = 0.35, 0.9, 0.35
+MAX_SHIFT = 0.6  # outer-eye distances
+# The one speaker whose motion the students learned sits still: his head turns by 0.5 degrees
+# (standard deviation) where people who talk freely turn by one to three. Drawn as it is, a
+# portrait looks pinned to its picture.
+LIVELINESS = np.float32(2.5)
+# A weak perspective: a head this many eye distances away grows as it comes nearer.
+CAMERA_DISTANCE = 12.0
+UNTANGLE_ROUNDS = 80
+
+DOWN = np.array([1.0, -1.0, -1.0])  # latent axes (y up, z to the viewer) → picture axes
+
+
+class PortraitRenderer:
+    """Draws one portrait at one size; many threads may at once, for it keeps no buffers.
+
+    ``portrait`` (H, W, 3) is the framed picture; ``rest`` (52,) are the coefficients with which,
+    and no head movement, it is what is drawn.
+    """
+
+    def __init__(
+        self,
+        picture: NDArray[np.uint8],
+        landmarks: Floats,
+        coefficients: Floats,
+        person: PersonMask,
+        size: int = 512,
+        framing: str = "portrait",
+    ) -> None:
+        """``picture`` (H, W, 3) RGB; ``landmarks`` (478, 3) its pixels; ``person`` its mask.
+
+        Raises ``ValueError`` for a size or framing that is not allowed.
+        """
+        view = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, person.whole)
+        self.width, self.height = view.width, view.height
+        self.pad = _padding(view, landmarks)
+        padded = view.cut(picture, self.pad).astype(np.uint8)
+        placed = hide_teeth(view.place(landmarks))
+        self._shape = FaceShape(placed, coefficients)
+        self._eye_distance = self._shape.eye_distance
+        self._turn_share = _turn_share(self._shape.rotation)
+        placed[:, :2] += self.pad
+        mask = person.framed(view, self.pad)
+        self.mesh = build_mesh(placed, self._eye_distance, mask, self.pad)
+        self._rest3 = self.mesh.rest.astype(np.float64)
+        self._origin = self._shape.origin + (self.pad, self.pad, 0.0)
+        layers = split(padded, mask, self.mesh.rest[OVAL, :2], self._eye_distance)
+        self.texture = drawable(layers.person)
+        self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
+        inner = slice(self.pad, -self.pad) if self.pad else slice(None)
+        self.portrait = np.ascontiguousarray(padded[inner, inner])
+        moving, still = _moving(self.mesh, layers.alpha)
+        self._moving = moving
+        # What never moves is drawn once.
+        self._still = np.ascontiguousarray(layers.plate[inner, inner])
+        at_rest = self._source - np.float32(self.pad)
+        draw_triangles(still, at_rest, self._source, self.texture, self._still)
+        self._points = placed
+        self._eyes = [Eyeball.of(padded, placed, eye) for eye in EYES]
+        self._mouth = Mouth.of(padded, placed, self._shape)
+        self.rest = self._shape.rest
+
+    def render(
+        self, coefficients: Floats, pose: Floats, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Draw ``coefficients`` (52,) absolute, 0..1, and ``pose`` (6,) relative to the portrait.
+
+        ``pose`` is a rotation vector (radians) and a translation (eye distances), axes x right,
+        y up, z to the viewer. Returns (H, W, 3) uint8 RGB: ``out`` if given, else a new array.
+        """
+        if out is None:
+            out = np.empty_like(self.portrait)
+        face = self._shape.deform(np.asarray(coefficients, np.float32))
+        turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
+        target = self.project(face, turn, shift, grow)
+        out[...] = self._still
+        draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
+        rigid = self._rigid(turn, shift, grow)
+        self._mouth.draw(face, target, rigid, out)
+        for eyeball in self._eyes:
+            eyeball.draw(target, rigid, np.asarray(coefficients), self.rest, out)
+        return out
+
+    def decode(self, latents: Floats) -> Iterator[NDArray[np.uint8]]:
+        """Motion latents (T, 58) → T frames; each is valid until the next is asked for."""
+        coefficients, poses = from_motion(np.asarray(latents, np.float32), self.rest)
+        out = np.empty_like(self.portrait)
+        for actions, pose in zip(coefficients, LIVELINESS * poses, strict=True):
+            yield self.render(actions, pose, out)
+
+    def vertices(self, coefficients: Floats, pose: Floats) -> Floats:
+        """(V, 2): where the mesh's vertices come to lie, in pixels of the frame."""
+        return self._moved(coefficients, pose)[: len(self._source)]
+
+    def landmarks(self, coefficients: Floats, pose: Floats) -> Floats:
+        """(478, 2): where the tracker's points come to lie, irises last, in pixels of the frame."""
+        moved = self._moved(coefficients, pose)
+        return np.concatenate([moved[:468], moved[len(self._source) :]])
+
+    def _moved(self, coefficients: Floats, pose: Floats) -> Floats:
+        turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
+        face = self._shape.deform(np.asarray(coefficients, np.float32))
+        return self.project(face, turn, shift, grow)
+
+    def project(
+        self, face: Floats, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float
+    ) -> Floats:
+        """Head-frame points (478, 3) → (V + 10, 2) pixels: the mesh's, then the irises'."""
+        shape = self._shape
+        offset = self._eye_distance * ((face - shape.points) @ shape.rotation.T)
+        moved = self._rest3.copy()
+        moved[:468] += offset[:468]
+        moved[468:] += self.mesh.pull @ offset[OVAL]
+        everything = np.concatenate([moved, self._points[468:] + offset[468:]])
+        follow = np.append(self.mesh.follow, np.ones(10))[:, None]
+        turned = (
+            (everything - self._origin) @ turn.T * grow
+            + self._origin
+            + shift * (self._eye_distance)
+        )
+        place = everything + follow * (turned - everything)
+        flat = np.ascontiguousarray(place[:, :2], np.float32)
+        guard = self.mesh.guard
+        untangle(
+            flat[: len(self._source)],
+            guard.skin,
+            guard.least,
+            guard.first,
+            guard.neighbours,
+            guard.weights,
+            guard.pinned,
+            UNTANGLE_ROUNDS,
+        )
+        flat -= np.float32(self.pad)
+        return flat
+
+    def _rigid(self, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float) -> Rigid:
+        return Rigid(turn * grow, self._origin, shift * self._eye_distance, float(self.pad))
+
+
+def _padding(view: Frame, landmarks: Floats) -> int:
+    """Pixels to go on with beyond the frame, on each side: a face cut by the border fits in."""
+    placed = view.place(landmarks)[:, :2]
+    over = max(0.0, float(-placed.min()), float((placed - (view.width, view.height)).max()))
+    least = PAD_SHARE * max(view.width, view.height)
+    return 2 * round(max(least, 1.25 * over + 0.5 * least) / 2)
+
+
+def _turn_share(rotation: NDArray[np.float64]) -> float:
+    """How much of a head turn a portrait that itself stands at ``rotation`` (3, 3) can bear."""
+    away = float(np.arccos(np.clip(rotation[2, 2], -1.0, 1.0)))
+    return float(np.interp(away, (TURNED_FROM, TURNED_TO), (1.0, TURNED_SHARE)))
+
+
+def _bounded(
+    pose: NDArray[np.float64], share: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Rotation (3, 3), shift (3,) in picture axes, and growth, each softly limited."""
+    if pose.shape != (6,):
+        raise ValueError(f"pose has shape {pose.shape}, expected (6,)")
+    turn = share * pose[:3] * DOWN
+    angle = float(np.linalg.norm(turn))
+    if angle > 1e-9:
+        turn = turn * (MAX_TURN * np.tanh(angle / MAX_TURN) / angle)
+    shift = MAX_SHIFT * np.tanh(pose[3:] / MAX_SHIFT) * DOWN
+    grow = CAMERA_DISTANCE / (CAMERA_DISTANCE + float(shift[2]))
+    return rotation_matrix(turn), shift * (1.0, 1.0, 0.0), grow
+
+
+def _moving(mesh: PortraitMesh, alpha: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Triangles that may move, and those that never do; without the ones that show nobody."""
+    reach = np.ones(len(mesh.rest), bool)
+    reach[468:] = (mesh.follow[468:] > 0) | (mesh.pull.max(axis=1, initial=0.0) > 0)
+    # A triangle shows somebody if any of a few points inside it, or near them, is not clear.
+    size = max(3, round(alpha.shape[1] / 60)) | 1
+    spread = cv2.dilate(alpha, np.ones((size, size)))
+    corners = mesh.rest[mesh.triangles, :2]
+    shown = np.zeros(len(corners), bool)
+    for i in range(5):
+        for j in range(5 - i):
+            place = corners.transpose(2, 0, 1) @ (np.array([i, j, 4 - i - j]) / 4)
+            x, y = (
+                np.clip(c, 0, n - 1).astype(int)
+                for c, n in zip(place, alpha.shape[::-1], strict=True)
+            )
+            shown |= spread[y, x] > 0
+    moves = reach[mesh.triangles].any(axis=1)
+    return mesh.triangles[shown & moves], mesh.triangles[shown & ~moves]

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fada.cli import main
+from tests.server.media_files import NO_FACE, POISON, picture, sound
+from tests.server.media_probe import probe
+from tests.server.service import FAKE
+
+Fada = Callable[..., "Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """``error`` is what the process would say before it exits with 1."""
+
+    status: int
+    error: str
+    said: str
+
+
+@pytest.fixture
+def fada(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fada:
+    """The command in this process, over the fake pipeline."""
+
+    def call(*words: str | Path, **settings: str) -> Result:
+        for name, value in {**FAKE, **settings}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        said = capsys.readouterr().out
+        if isinstance(ended.value.code, str):
+            return Result(1, ended.value.code, said)
+        return Result(ended.value.code or 0, "", said)
+
+    return call
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> tuple[Path, Path, Path]:
+    portrait, audio = tmp_path / "p.png", tmp_path / "a.flac"
+    portrait.write_bytes(picture())
+    audio.write_bytes(sound(2.0))
+    return portrait, audio, tmp_path / "out.mp4"
+
+
+def test_a_video_is_made(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
+    portrait, audio, out = inputs
+    done = fada("animate", portrait, audio, "-o", out, "--size", "128", "--seed", "4",
+                "--audio-cfg", "2.5", "--framing", "portrait")  # fmt: skip
+    assert done.status == 0
+    assert "seed 4" in done.said and "50 frames" in done.said
+    seen = probe(out.read_bytes())
+    assert len(seen.times_s) == 50
+    assert (seen.width, seen.height) == (128, 128)
+    again = fada("animate", portrait, audio, "-o", out.with_name("b.mp4"), "--size", "128",
+                 "--seed", "4")  # fmt: skip
+    assert again.status == 0
+    assert out.with_name("b.mp4").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("colour", "flags", "says"),
+    [
+        (NO_FACE, [], "no_face"),
+        (None, ["--size", "127"], "invalid_option: size"),
+        (None, ["--audio-cfg", "nan"], "from 0 to 10"),
+        (None, ["--model", "none"], "must be one of fake"),
+    ],
+)
+def test_failures_say_why_and_leave_the_old_file(
+    fada: Fada,
+    inputs: tuple[Path, Path, Path],
+    colour: tuple[int, int, int] | None,
+    flags: list[str],
+    says: str,
+) -> None:
+    portrait, audio, out = inputs
+    if colour is not None:
+        portrait.write_bytes(picture(colour))
+    out.write_bytes(b"what was here")
+    done = fada("animate", portrait, audio, "-o", out, *flags)
+    assert done.status == 1
+    assert says in done.error
+    assert len(done.error.splitlines()) == 1
+    assert out.read_bytes() == b"what was here"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["a.flac", "out.mp4", "p.png"]
+
+
+def test_a_video_that_breaks_off_is_not_left_behind(
+    fada: Fada, inputs: tuple[Path, Path, Path]
+) -> None:
+    portrait, audio, out = inputs
+    portrait.write_bytes(picture(POISON))
+    with pytest.raises(ArithmeticError, match="this window is poisoned"):
+        fada("animate", portrait, audio, "-o", out)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["a.flac", "p.png"]
+
+
+def test_files_that_are_not_there(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
+    portrait, audio, out = inputs
+    for words in [
+        ("animate", portrait.with_name("none.png"), audio, "-o", out),
+        ("animate", portrait, audio, "-o", out.parent / "nowhere" / "out.mp4"),
+    ]:
+        done = fada(*words)
+        assert done.status == 1
+        assert done.error.startswith("fada: ") and "No such file" in done.error
+
+
+def test_settings_are_listed_and_checked(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
+    portrait, audio, out = inputs
+    listed = fada("serve", "--help").said
+    assert "FADA_REDIS_URL" in listed and "FADA_MAX_AUDIO_S" in listed
+    wrong = fada("animate", portrait, audio, "-o", out, FADA_MAX_AUDIO_S="never")
+    assert wrong.status == 1
+    assert "FADA_MAX_AUDIO_S" in wrong.error and "never" in wrong.error
+
+
+def test_audio_that_is_too_long(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
+    portrait, audio, out = inputs
+    done = fada("animate", portrait, audio, "-o", out, FADA_MAX_AUDIO_S="1.5")
+    assert done.status == 1
+    assert "too_large" in done.error and "1.5 s" in done.error

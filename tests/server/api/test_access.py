@@ -1,0 +1,289 @@
+"""Keys, limits and origins over the real service; the counts are kept by the real broker."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.requests import HTTPConnection
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
+
+from server.api.access import Access
+from server.broker.embedded import embedded_server, valkey_program
+from server.broker.redis import connect as connect_to
+from server.errors import ServiceError
+from server.settings import Settings
+from tests.server.media_files import picture, sound
+from tests.server.service import FAKE, Service, environment, running, working
+from tests.server.stream_client import Stream, pcm
+
+KEYS = ["first-key-of-two", "s/2:%+=-and-longer"]
+ORIGIN = "https://avatars.example"
+FORM = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(0.2))}
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Service]:
+    settings = {"FADA_API_KEYS": ",".join(KEYS), "FADA_CORS_ORIGINS": f"{ORIGIN},https://b.example"}
+    with running({**FAKE, **settings}) as service:
+        yield service
+
+
+@contextmanager
+def stream_with(
+    service: Service, headers: dict[str, str] | None = None, offers: list[str] | None = None
+) -> Iterator[Stream]:
+    url = service.url.replace("http", "ws", 1) + "/stream"
+    protocols = None if offers is None else [Subprotocol(offer) for offer in offers]
+    with connect(url, additional_headers=headers, subprotocols=protocols) as socket:
+        yield Stream(socket)
+
+
+def offered(key: str) -> str:
+    return "fada.key." + base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def test_what_stays_open(guarded: Service) -> None:
+    with guarded.client() as client:
+        for path in ("/", "/static/studio.js", "/healthz", "/readyz", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200, path
+        schemes = client.get("/openapi.json").json()["components"]["securitySchemes"]
+        assert {scheme["type"] for scheme in schemes.values()} == {"http", "apiKey"}
+
+
+WRONG: list[dict[str, str]] = [
+    {},
+    {"X-API-Key": "first-key-of-tw"},
+    {"X-API-Key": ""},
+    {"Authorization": "Bearer wrong"},
+    {"Authorization": "Basic first-key-of-two"},
+    {"Authorization": "Bearer"},
+    {"Authorization": "Bearer first-key-of-two,s/2:%+=-and-longer"},
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/animate"),
+        ("GET", "/models"),
+        ("POST", "/avatars"),
+        ("GET", "/avatars/x"),
+        ("DELETE", "/avatars/x"),
+        ("GET", "/jobs/x"),
+        ("GET", "/jobs/x/video"),
+        ("DELETE", "/jobs/x"),
+    ],
+)
+def test_what_is_closed(guarded: Service, method: str, path: str) -> None:
+    with guarded.client() as client:
+        for headers in WRONG:
+            refused = client.request(method, path, headers=headers)
+            assert refused.status_code == 401, headers
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert refused.json()["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
+def test_any_key_opens(guarded: Service, key: str, header: str) -> None:
+    headers = {header: f"bearer {key}" if header == "Authorization" else key}
+    with guarded.client() as client:
+        assert client.get("/models", headers=headers).status_code == 200
+        made = client.post("/animate", files=FORM, data={"size": "128"}, headers=headers)
+        assert made.status_code == 200
+
+
+def test_an_upload_without_a_key_gets_its_answer(guarded: Service) -> None:
+    with guarded.client() as client:
+        refused = client.post("/animate", files={**FORM, "audio": ("a.wav", bytes(20 << 20))})
+    assert refused.json()["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("headers", "offers"),
+    [
+        (None, None),
+        ({"X-API-Key": "wrong"}, None),
+        (None, ["fada"]),
+        (None, ["fada", offered("wrong")]),
+        (None, ["fada", "fada.key.!"]),
+    ],
+)
+def test_no_live_session_without_a_key(
+    guarded: Service, headers: dict[str, str] | None, offers: list[str] | None
+) -> None:
+    with stream_with(guarded, headers, offers) as stream:
+        assert stream.close_code() == 1008
+        assert stream.said[-1]["type"] == "error"
+        assert stream.said[-1]["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("way", ["bearer", "header", "subprotocol"])
+def test_a_live_session_with_a_key(guarded: Service, key: str, way: str) -> None:
+    headers = {"bearer": {"Authorization": f"Bearer {key}"}, "header": {"X-API-Key": key}}.get(way)
+    offers = ["fada", offered(key)] if way == "subprotocol" else None
+    with stream_with(guarded, headers, offers) as stream:
+        assert stream.socket.subprotocol == ("fada" if offers else None)
+        stream.start()
+        stream.speak(pcm(0.2))
+        assert stream.finish()["type"] == "done"
+
+
+def test_pages_of_the_named_origins_may_call(guarded: Service) -> None:
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,x-api-key,prefer",
+    }
+    with guarded.client() as client:
+        before = client.options("/animate", headers={"Origin": ORIGIN, **asks})
+        assert before.status_code == 200
+        assert before.headers["access-control-allow-origin"] == ORIGIN
+        assert client.options("/animate", headers={"Origin": "https://c.example", **asks}).is_error
+        answer = client.get("/models", headers={"Origin": ORIGIN, "X-API-Key": KEYS[0]})
+        assert "X-Seed" in answer.headers["access-control-expose-headers"]
+        refused = client.get("/models", headers={"Origin": ORIGIN})  # the page reads why
+        assert refused.headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fada.cli", "api"],
+        env=environment({"FADA_API_KEYS": "good,söcret"}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "FADA_API_KEYS" in done.stderr
+    assert "cret" not in done.stderr and "good" not in done.stderr
+
+
+@pytest.fixture
+def two_apis() -> Iterator[tuple[Service, Service]]:
+    """Two API processes over one broker, with limits for a client."""
+    with embedded_server(valkey_program()) as broker, ExitStack() as stack:
+        settings = {
+            **FAKE,
+            "FADA_REDIS_URL": broker.url,
+            "FADA_API_KEYS": ",".join(KEYS),
+            "FADA_REQUESTS_PER_MINUTE": "20",
+            "FADA_SESSIONS_PER_CLIENT": "2",
+        }
+        stack.enter_context(working(settings))
+        apis = [stack.enter_context(running(settings, "api")) for _ in range(2)]
+        with apis[0].client() as client:
+            deadline = time.monotonic() + 20
+            while client.get("/readyz").is_error:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield apis[0], apis[1]
+
+
+def test_limits_hold_over_all_api_processes(two_apis: tuple[Service, Service]) -> None:
+    one, two = two_apis
+    key_a, key_b = {"X-API-Key": KEYS[0]}, {"X-API-Key": KEYS[1]}
+    with ExitStack() as stack:
+        for service in two_apis:  # two live sessions of one key: its places
+            stream = stack.enter_context(stream_with(service, key_a))
+            stream.start(idle=True)
+            stream.until("fragment")
+        third = stack.enter_context(stream_with(one, key_a))
+        assert third.close_code() == 1013
+        assert third.said[-1]["code"] == "busy"
+        assert "2 live sessions" in third.said[-1]["detail"]
+        other = stack.enter_context(stream_with(one, key_b))
+        other.start()
+        other.speak(pcm(0.2))
+        other.finish()
+    until_free(two, key_a)
+
+    answers = [ask(service, key_a) for _ in range(20) for service in two_apis]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert len(answers) - len(refused) <= 20
+    assert refused[0].json()["code"] == "busy"
+    assert 1 <= int(refused[0].headers["retry-after"]) <= 4
+    assert ask(two, key_b).status_code == 200
+    until_refused(one, key_a)
+    with stream_with(two, key_a) as stream:
+        assert stream.close_code() == 1013
+    time.sleep(int(until_refused(two, key_a).headers["retry-after"]))
+    assert ask(one, key_a).status_code == 200  # what the header promises
+
+
+def until_refused(service: Service, headers: dict[str, str]) -> httpx.Response:
+    """Asks on: on a slow machine one more question has become free since the last."""
+    for _ in range(40):
+        answer = ask(service, headers)
+        if answer.status_code == 429:
+            return answer
+    raise AssertionError("never refused")
+
+
+def ask(service: Service, headers: dict[str, str]) -> httpx.Response:
+    with service.client() as client:
+        return client.get("/models", headers=headers)
+
+
+def until_free(service: Service, headers: dict[str, str]) -> None:
+    """A client that hung up has its places again."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with stream_with(service, headers) as stream:
+            stream.start()
+            stream.tell("end")
+            if stream.close_code() == 1000:
+                return
+    pytest.fail("the places are not free again")
+
+
+def test_without_keys_the_address_counts() -> None:
+    with ExitStack() as stack:
+        broker = stack.enter_context(embedded_server(valkey_program()))
+        settings = {"FADA_REDIS_URL": broker.url, "FADA_REQUESTS_PER_MINUTE": "2"}
+        service = stack.enter_context(running(settings, "api"))
+        assert [ask(service, {}).status_code for _ in range(3)] == [200, 200, 429]
+        assert ask(service, {"X-Forwarded-For": "203.0.113.9"}).status_code == 429  # by anybody
+        with service.client() as client:
+            assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("server", ["valkey", "redis-server"])
+async def test_the_counts_are_kept_by_valkey_and_redis_even_when_full(server: str) -> None:
+    program = valkey_program() if server == "valkey" else shutil.which(server)
+    if program is None:
+        pytest.skip("no redis-server on the PATH")
+    request = HTTPConnection({"type": "http", "headers": [], "client": ("192.0.2.1", 1)})
+    settings = Settings(requests_per_minute=2, sessions_per_client=1)
+    with embedded_server(Path(program)) as broker:
+        async with connect_to(broker.url) as connection:
+            access = Access(connection, settings)
+            await connection.redis.config_set("maxmemory", 1)  # no memory is left
+            client = await access.admit(request)
+            assert await access.admit(request) == client == "address:192.0.2.1"
+            with pytest.raises(ServiceError) as refused:
+                await access.admit(request)
+            assert refused.value.code == "busy" and 1 <= (refused.value.retry_after_s or 0) <= 30
+            async with access.session(client):
+                with pytest.raises(ServiceError, match="at most 1 live sessions"):
+                    async with access.session(client):
+                        pytest.fail("there is one place")
+                async with access.session("another"):
+                    pass
+            async with access.session(client):
+                pass
+            async for key in connection.redis.scan_iter("fada:*"):
+                assert 0 < await connection.redis.ttl(key) <= 61

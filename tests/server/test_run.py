@@ -1,0 +1,318 @@
+"""Starting, dying and stopping: the processes of `fada serve`, for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from server.broker.embedded import embedded_server, valkey_program
+from server.supervisor import worker_count
+from tests.server.media_files import picture, sound
+from tests.server.media_probe import probe
+from tests.server.service import FAKE, Service, environment, running, working
+from tests.server.stream_client import pcm, stream_to
+
+LONG = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(60.0))}
+SHORT = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(0.2))}
+SLOW, QUICK = {"size": "1024"}, {"size": "128"}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def alive(process_id: int) -> bool:
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def works(service: Service) -> bool:
+    with service.client() as client:
+        response = client.post("/animate", files=SHORT, data=QUICK)
+        return response.status_code == 200 and len(probe(response.content).times_s) == 5
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Service]:
+    """A service with place for one job."""
+    with running({**FAKE, "FADA_MAX_JOBS": "1", "FADA_SESSIONS_PER_WORKER": "1"}) as service:
+        yield service
+
+
+def test_an_interrupt_stops_everything_in_order() -> None:
+    with running(FAKE) as service:
+        children = service.children()
+        assert len(children) == 2
+        assert service.stop(signal.SIGINT) == 0
+        assert not any(alive(child) for child in children)
+
+
+def test_a_running_answer_may_end_within_the_drain_time() -> None:
+    files = {**LONG, "audio": ("a.flac", sound(4.0))}
+    with (
+        running({**FAKE, "FADA_DRAIN_S": "60"}) as service,
+        service.client() as client,
+        client.stream("POST", "/animate", files=files, data=QUICK) as response,
+    ):
+        chunks = response.iter_bytes()
+        received = next(chunks)
+        service.process.send_signal(signal.SIGTERM)
+        received += b"".join(chunks)
+        assert probe(received).video_s == pytest.approx(4.0)
+        assert service.process.wait(20) == 0
+
+
+def test_an_answer_that_is_too_long_for_the_drain_time_is_cut() -> None:
+    with (
+        running({**FAKE, "FADA_DRAIN_S": "1"}) as service,
+        service.client() as client,
+        client.stream("POST", "/animate", files=LONG, data=SLOW) as response,
+    ):
+        chunks = response.iter_bytes()
+        next(chunks)
+        children = service.children()
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(chunks)
+        assert service.process.wait(20) == 0
+        assert not any(alive(child) for child in children)
+
+
+def test_a_live_session_may_end_within_the_drain_time_and_no_new_one_begins() -> None:
+    with (
+        running({**FAKE, "FADA_DRAIN_S": "60"}) as service,
+        stream_to(service.url) as stream,
+    ):
+        stream.start(idle=True)
+        stream.until("fragment")
+        service.process.send_signal(signal.SIGTERM)
+        assert until(lambda: not accepts(service.url))
+        stream.speak(pcm(1.0))
+        done = stream.finish()
+        assert done["duration_s"] > 1.0
+        assert stream.video().video_s == pytest.approx(done["duration_s"], abs=0.041)
+        assert service.process.wait(20) == 0
+
+
+def test_a_live_session_that_does_not_end_is_cut_after_the_drain_time() -> None:
+    with running({**FAKE, "FADA_DRAIN_S": "1"}) as service, stream_to(service.url) as stream:
+        stream.start(idle=True)
+        stream.until("fragment")
+        service.process.send_signal(signal.SIGTERM)
+        told_s = time.monotonic()
+        assert stream.close_code() == 1012  # service restart
+        assert time.monotonic() - told_s > 0.9
+        assert service.process.wait(20) == 0
+
+
+def accepts(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=5.0).is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_no_child_outlives_a_killed_service() -> None:
+    with running(FAKE) as service:
+        children = service.children()
+        service.process.kill()
+        service.process.wait(10)
+        assert until(lambda: not any(alive(child) for child in children))
+
+
+def test_a_killed_worker_is_replaced_and_the_new_one_goes_on(narrow: Service) -> None:
+    (worker,) = narrow.workers()
+    files = {**LONG, "audio": ("a.flac", sound(12.0))}
+    settings = {"size": "256", "seed": "7"}
+    with (
+        narrow.client() as client,
+        client.stream("POST", "/animate", files=files, data=settings) as response,
+    ):
+        chunks = response.iter_bytes()
+        received = next(chunks)
+        os.kill(worker, signal.SIGKILL)
+        received += b"".join(chunks)
+        alone = client.post("/animate", files=files, data=settings)
+    assert narrow.workers() != [worker]
+    seen, expected = probe(received), probe(alone.content)
+    assert seen.video_s == pytest.approx(12.0)
+    assert seen.times_s == expected.times_s
+    assert np.abs(seen.pictures - expected.pictures).max() < 2
+    assert (seen.sound_s, len(seen.sound)) == (expected.sound_s, len(expected.sound))
+
+
+def test_a_client_that_hangs_up_frees_its_place(narrow: Service) -> None:
+    with narrow.client() as client:
+        with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:
+            chunks = response.iter_bytes()
+            next(chunks)
+            job = response.headers["x-job-id"]
+        assert until(lambda: client.get(f"/jobs/{job}").json()["status"] == "cancelled")
+        assert works(narrow)
+
+
+def test_when_every_place_is_taken_it_is_busy_and_says_when_to_come_back(
+    narrow: Service,
+) -> None:
+    with narrow.client() as client:
+        with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:
+            chunks = response.iter_bytes()
+            next(chunks)
+            with narrow.client() as other:
+                refused = other.post("/animate", files=SHORT, data=QUICK)
+        assert (refused.status_code, refused.json()["code"]) == (429, "busy")
+        assert int(refused.headers["retry-after"]) > 0
+        assert until(lambda: works(narrow))
+
+
+def test_two_services_side_by_side_do_not_disturb_each_other(narrow: Service) -> None:
+    with running({**FAKE, "FADA_MODELS": "other"}) as other:
+        with narrow.client() as here, other.client() as there:
+            assert here.get("/models").json()["default"] == "fake"
+            assert there.get("/models").json()["default"] == "other"
+            made = here.post("/avatars", files={"portrait": ("p.png", picture())}).json()
+            assert there.get(f"/avatars/{made['avatar_id']}").status_code == 404
+        assert other.stop() == 0
+    assert works(narrow)
+
+
+def memory_kb(process_id: int, field: str) -> int:
+    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_long_speech() -> None:
+    files = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(900.0, silent=True))}
+    with running(FAKE) as service, service.client() as client:
+        assert works(service)
+        processes = [service.process.pid, *service.children()]
+        before = [memory_kb(process, "VmRSS") for process in processes]
+        with client.stream("POST", "/animate", files=files, data=QUICK) as response:
+            length = sum(map(len, response.iter_bytes()))
+        assert length > 1e6
+        peaks = [memory_kb(process, "VmHWM") for process in processes]
+        assert max(p - b for p, b in zip(peaks, before, strict=True)) < 30_000
+
+
+def test_a_student_that_cannot_be_loaded_ends_the_service_with_the_reason() -> None:
+    done = fada({"FADA_PIPELINE": "tests.server.nowhere:load", "FADA_MODELS": "x"}, "serve")
+    assert done.returncode == 1
+    assert "tests.server.nowhere" in done.stderr
+    assert "before it was ready" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_port_that_is_taken_is_told_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = fada(FAKE, "serve", port=taken.getsockname()[1])
+    assert done.returncode == 1
+    assert "in use" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_api_and_workers_apart_over_one_broker() -> None:
+    with embedded_server(valkey_program()) as broker:
+        settings = {**FAKE, "FADA_REDIS_URL": broker.url}
+        with running(settings, "api") as api, api.client() as client:
+            refused = client.post("/animate", files=SHORT, data=QUICK)
+            assert (refused.status_code, refused.json()["code"]) == (503, "no_worker")
+            assert client.get("/readyz").status_code == 503
+            assert client.get("/healthz").status_code == 200
+            with working(settings) as worker:
+                assert until(lambda: client.get("/readyz").status_code == 200)
+                assert works(api)
+                files = {**LONG, "audio": ("a.flac", sound(4.0))}
+                with client.stream("POST", "/animate", files=files, data=QUICK) as response:
+                    chunks = response.iter_bytes()
+                    received = next(chunks)
+                    worker.terminate()  # it takes no more, and finishes what it has
+                    received += b"".join(chunks)
+                assert probe(received).video_s == pytest.approx(4.0)
+                assert worker.wait(20) == 0
+            assert client.get("/readyz").status_code == 503
+            broker.child.kill()
+            gone = client.post("/animate", files=SHORT, data=QUICK)
+            assert (gone.status_code, gone.json()["code"]) == (503, "no_worker")
+
+
+def test_a_dead_apis_sessions_give_their_places_back() -> None:
+    with embedded_server(valkey_program()) as broker:
+        settings = {**FAKE, "FADA_REDIS_URL": broker.url, "FADA_SESSIONS_PER_WORKER": "1"}
+        with (
+            running(settings, "api") as first,
+            running(settings, "api") as second,
+            working(settings),
+            second.client() as client,
+        ):
+            assert until(lambda: client.get("/readyz").status_code == 200, 180.0)
+            with stream_to(first.url) as stream:
+                stream.start()  # and says nothing: its worker waits
+                stream.until("ready")
+                assert full(second)
+                first.process.kill()
+                assert until(lambda: not full(second), 60.0)
+
+
+def full(service: Service) -> bool:
+    with stream_to(service.url) as stream:
+        stream.start()
+        with suppress(ConnectionClosed):  # it may have been refused by now
+            stream.tell("end")
+        return stream.close_code() == 1013
+
+
+def test_the_service_does_not_go_on_without_its_broker() -> None:
+    with running(FAKE) as service:
+        workers = service.workers()
+        (valkey,) = set(service.children()) - set(workers)
+        os.kill(valkey, signal.SIGKILL)
+        assert service.process.wait(20) == 1
+        assert not any(alive(worker) for worker in workers)
+
+
+def test_there_is_a_worker_a_core_and_always_one_to_spare() -> None:
+    assert [worker_count(None, cores) for cores in (1, 2, 6, 64)] == [2, 2, 6, 8]
+    assert worker_count(1, 64) == 1
+
+
+@pytest.mark.parametrize("half", ["api", "worker"])
+def test_the_halves_need_a_broker(half: str) -> None:
+    done = fada(FAKE, half)
+    assert done.returncode == 1
+    assert "FADA_REDIS_URL" in done.stderr and "Traceback" not in done.stderr
+
+
+def fada(settings: dict[str, str], command: str, port: int = 0) -> subprocess.CompletedProcess[str]:
+    words = [] if command == "worker" else ["--port", str(port)]
+    return subprocess.run(
+        [sys.executable, "-m", "fada.cli", command, *words],
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -1,0 +1,230 @@
+"""Looks at any rate as 25 a second, head poses, clips, and the folder that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model.motion.space import MotionSpace
+from model.portrait.blendshapes import ACTIONS, rotation_matrices, rotation_vectors
+from model.portrait.face_tracker import Face, FaceTracker
+from model.rendering.face_model import face_basis
+from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from training.data.corpus import grid_corpus, load_grid
+from training.data.recordings import (
+    LONGEST_CLIP,
+    SHORTEST_CLIP,
+    Cue,
+    Recording,
+    Take,
+    cut,
+    load_take,
+    read_cues,
+    save_take,
+    take_of,
+    write_folder,
+)
+from training.data.tracking import LANDMARK_INDEX, Look, Seen, at_video_rate, look_of, looks
+
+JAW = ACTIONS.index("jawOpen")
+
+
+def look(jaw: float) -> Look:
+    coefficients = np.zeros(52, np.float32)
+    coefficients[JAW] = jaw
+    points = np.zeros((62, 2), np.float32)
+    return Look(coefficients, np.eye(3, 4), points, np.zeros((478, 3), np.float32))
+
+
+def seen_at(rate: float, frames: int) -> list[Seen]:
+    """A jaw that opens by one every second."""
+    return [(i / rate, look(i / rate)) for i in range(frames)]
+
+
+@given(rate=st.floats(10, 60), seconds=st.floats(0.2, 20))
+def test_any_rate_becomes_25_a_second_of_the_same_length_and_time(
+    rate: float, seconds: float
+) -> None:
+    frames = max(2, round(rate * seconds))
+    found = list(at_video_rate(seen_at(rate, frames)))
+    assert abs(len(found) - frames / rate * FPS) <= 1 + FPS / rate
+    jaws = [-1.0 if f is None else float(f.coefficients[JAW]) for f in found]
+    np.testing.assert_allclose(jaws, np.arange(len(found)) / FPS, atol=0.003)
+
+
+def test_pictures_at_25_a_second_are_taken_as_they_are() -> None:
+    seen = seen_at(25, 40)
+    assert list(at_video_rate(seen)) == [s[1] for s in seen]
+
+
+def test_lost_faces_and_missing_pictures_are_not_bridged() -> None:
+    seen = seen_at(25, 50)
+    seen[10] = (seen[10][0], None)
+    del seen[20:25]
+    found = list(at_video_rate(seen))
+    assert [i for i, f in enumerate(found) if f is None] == [10, 20, 21, 22, 23, 24]
+
+
+@given(
+    vector=st.tuples(*[st.floats(-0.5, 0.5)] * 3),
+    x=st.floats(-5, 5),
+    y=st.floats(-5, 5),
+    depth=st.floats(30, 120),
+)
+@settings(deadline=None)
+def test_a_head_that_is_placed_somewhere_is_found_there(
+    vector: tuple[float, float, float], x: float, y: float, depth: float
+) -> None:
+    width, height = 640, 480
+    turn = rotation_matrices(np.array([vector], np.float32))[0]
+    place = np.array([x, y, -depth])
+    # through a camera of 63 degrees, all points at the depth of the head's middle
+    centimetres = (face_basis().canonical * (1, -1, -1) * 8.9) @ turn.T
+    focal = height / 2 / np.tan(np.radians(31.5))
+    marks = np.zeros((478, 3), np.float32)
+    marks[:468] = (centimetres + (x, y, 0)) * (1, -1, -1) * focal / depth
+    marks[:, :2] += (width / 2, height / 2)
+    face = Face(marks, np.zeros(52, np.float32), (0, 0, 1, 1), 1.0)
+    found = look_of(face, width, height)
+    np.testing.assert_allclose(found.pose[:, 3], place, atol=0.01)
+    angle = rotation_vectors(found.pose[None, :, :3] @ turn.T)
+    np.testing.assert_allclose(angle, 0, atol=1e-3)
+    np.testing.assert_allclose(found.shape[:468], face_basis().canonical, atol=1e-3)
+
+
+def test_a_face_is_followed_and_found_again(examples: Path) -> None:
+    portrait = cv2.cvtColor(cv2.imread(str(examples / "astronaut.jpg")), cv2.COLOR_BGR2RGB)
+    tracker = FaceTracker()
+    blank = np.full_like(portrait, 127)
+    moved = np.roll(portrait, 12, axis=1)
+    pictures: list[NDArray[np.uint8]] = [portrait, moved, blank, portrait]
+    found = [f for _, f in looks(((i / 25, p) for i, p in enumerate(pictures)), tracker)]
+    first, second, none, again = found
+    assert none is None and first is not None and second is not None and again is not None
+    shift = (second.points - first.points)[:, 0] * portrait.shape[1]
+    assert np.median(shift) == pytest.approx(12, abs=1.5)
+    np.testing.assert_allclose(again.points, first.points, atol=1e-4)
+    # both looks at one face agree on what it does
+    followed = tracker.follow(portrait, tracker.find(portrait))
+    assert np.abs(followed.coefficients - first.coefficients).max() < 0.1
+
+
+def test_what_drove_a_portrait_is_tracked_from_its_pixels(examples: Path) -> None:
+    portrait = cv2.cvtColor(cv2.imread(str(examples / "presenter.jpg")), cv2.COLOR_BGR2RGB)
+    space = MotionSpace()
+    renderer = space.decoder(
+        space.encode_reference(np.asarray(portrait, np.uint8)), 384, "portrait"
+    )
+    frame = np.arange(50)
+    jaw = 0.2 * (1 - np.cos(frame / 3))
+    yaw = 0.1 * np.sin(frame / 5)
+
+    def pictures() -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        for i in frame.tolist():
+            actions = renderer.rest.copy()
+            actions[JAW] = jaw[i]
+            pose = np.array([0, yaw[i], 0, 0, 0, 0], np.float32)
+            yield i / FPS, renderer.render(actions, pose)
+
+    take = take_of(at_video_rate(looks(pictures(), FaceTracker())))
+    assert len(take) == 50 and take.ok.all()
+    assert np.corrcoef(take.coefficients[:, JAW], jaw)[0, 1] > 0.8
+    turned = rotation_vectors(take.pose[:, :, :3])[:, 1]
+    assert np.corrcoef(turned, yaw)[0, 1] > 0.98
+    assert 0.5 < np.ptp(turned) / np.ptp(yaw) < 1.5
+
+
+@given(st.lists(st.booleans(), max_size=1200).map(lambda b: np.repeat(np.array(b, bool), 7)))
+def test_clips_are_tracked_wholly_apart_and_not_too_long(ok: NDArray[np.bool_]) -> None:
+    clips = cut(ok, None)
+    for clip in clips:
+        assert SHORTEST_CLIP <= clip.stop - clip.first <= LONGEST_CLIP
+        assert ok[clip.first : clip.stop].all()
+    assert all(a.stop <= b.first for a, b in pairwise(clips))
+    if ok.all() and len(ok) >= SHORTEST_CLIP:
+        assert sum(c.stop - c.first for c in clips) == len(ok)
+
+
+def test_subtitles_say_where_clips_begin_and_what_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "talk.srt"
+    path.write_text(
+        "1\r\n00:00:01,000 --> 00:00:04,000\r\nBin <i>blue</i> at\r\nF two now\r\n\r\n"
+        "2\r\n00:00:06,500 --> 00:00:07,000\r\nSoon.\r\n\r\n"
+        "3\r\n00:00:07,200 --> 00:00:10,000\r\nOr again.\r\n"
+    )
+    cues = read_cues(path)
+    assert cues[0] == Cue(1.0, 4.0, "Bin blue at F two now")
+    ok = np.ones(300, bool)
+    clips = cut(ok, cues)
+    assert [(c.first, c.stop, c.text) for c in clips] == [
+        (18, 108, "Bin blue at F two now"),
+        (155, 258, "Soon. Or again."),
+    ]
+    ok[200] = False
+    assert len(cut(ok, cues)) == 1
+    path.write_text("WEBVTT\n\n00:01.000 --> 00:02.500\nHello\n")
+    assert read_cues(path) == [Cue(1.0, 2.5, "Hello")]
+    path.write_text("nothing here")
+    with pytest.raises(ValueError, match="holds no subtitle"):
+        read_cues(path)
+
+
+def recording(folder: Path, name: str, frames: int, seed: int) -> Recording:
+    """A hum whose level opens a jaw; its tenth second is lost."""
+    random = np.random.default_rng(seed)
+    level = np.clip(np.sin(np.arange(frames) / 2), 0, 1)
+    made = []
+    for i in range(frames):
+        one = look(0.02 + 0.4 * float(level[i]))
+        one.points[LANDMARK_INDEX.searchsorted(33)] = (0.4, 0.3)
+        one.points[LANDMARK_INDEX.searchsorted(263)] = (0.6, 0.3)
+        one.points[LANDMARK_INDEX.searchsorted(14)] = (0.0, 0.02 * level[i])
+        one.shape[:] = random.random((478, 3))
+        made.append(None if 250 <= i < 275 else one)
+    t = np.arange(frames * SAMPLES_PER_FRAME) / SAMPLE_RATE
+    sound = np.repeat(level, SAMPLES_PER_FRAME) * np.sin(2 * np.pi * 300 * t) * 0.3
+    path = folder / f"{name}.flac"
+    soundfile.write(path, sound, SAMPLE_RATE)
+    return Recording(name, take_of(made), path)
+
+
+def test_training_reads_what_tracking_wrote(tmp_path: Path) -> None:
+    recordings = [recording(tmp_path, "one", 700, 0), recording(tmp_path, "two", 260, 1)]
+    clips = write_folder(recordings, tmp_path / "out")
+    grid = load_grid(tmp_path / "out")
+    assert [len(c) for c in grid.coefficients] == [c.stop - c.first for c in clips]
+    assert [len(c) for c in grid.coefficients] == [250, 213, 212, 250]
+    for coefficients, gap, sound in zip(grid.coefficients, grid.lip_gap, grid.samples, strict=True):
+        level = (coefficients[:, JAW] - 0.02) / 0.4
+        np.testing.assert_allclose(gap, 0.1 * level, atol=1e-3)
+        loud = np.sqrt((sound.reshape(len(level), -1) ** 2).mean(1)) * np.sqrt(2) / 0.3
+        # the coded sound lies frame by frame beside its motion
+        assert np.corrcoef(loud, level)[0, 1] > 0.99
+    assert len(grid_corpus(grid, np.ones(4, bool))) == 4
+
+
+def test_a_take_is_kept_as_it_is(tmp_path: Path) -> None:
+    take = recording(tmp_path, "one", 100, 0).take
+    save_take(tmp_path / "one.npz", take)
+    again = load_take(tmp_path / "one.npz")
+    for name, array in vars(take).items():
+        np.testing.assert_array_equal(getattr(again, name), array)
+
+
+def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    short = recording(tmp_path, "one", SHORTEST_CLIP - 1, 0)
+    with pytest.raises(ValueError, match="no clip is left"):
+        write_folder([short], tmp_path / "out")
+    lips = Take(np.zeros((9, 52), np.float32), np.zeros((9, 3, 4)), np.ones(9, bool),
+                lip_gap=np.zeros(9, np.float32))  # fmt: skip
+    with pytest.raises(ValueError, match="cannot share"):
+        write_folder([short, Recording("two", lips, short.sound)], tmp_path / "out")

@@ -1,0 +1,80 @@
+"""Several processes that train one network: the same as one process with all their batches."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training.distributed import Team, joined_team
+from training.trainer import Losses, RunOptions, Trainer
+
+STEPS, BATCH = 12, 4
+
+
+def a_net() -> nn.Module:
+    torch.manual_seed(0)
+    # 5 outputs do not divide by two: a part may be padded
+    return nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 5))
+
+
+def batches() -> torch.Tensor:
+    return torch.randn(STEPS, BATCH, 3, generator=torch.Generator().manual_seed(1))
+
+
+def trained(folder: Path, team: Team, steps: int) -> nn.Module:
+    """The average after ``steps``, each process with its part of every batch."""
+    net, parts = a_net(), batches().chunk(team.size, dim=1)[team.rank]
+    options = RunOptions(folder, minutes=60.0, steps=steps, warm_up_steps=1)
+    random = torch.Generator().manual_seed(team.seed(3))
+    trainer: Trainer[nn.Module] = Trainer(net, options, random, team=team)
+
+    def losses() -> Losses:
+        torch.rand(1, generator=random)
+        return {"loss": net(parts[trainer.step]).square().mean()}
+
+    trainer.run(losses, lambda: torch.save(trainer.averaged.state_dict(), folder / "net.pt"))
+    return trainer.averaged
+
+
+def main(folder: Path) -> None:
+    """Of each process: half of the steps, then, as after an interruption, the others."""
+    with joined_team(torch.device("cpu")) as (team, _):
+        trained(folder, team, STEPS // 2)
+        trained(folder, team, STEPS)
+
+
+def run_team(*words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    where = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return subprocess.run(
+        [*torchrun, *where, *words], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_two_processes_learn_what_one_learns_of_both_their_batches(tmp_path: Path) -> None:
+    run = run_team("-m", "tests.training.test_distributed", str(tmp_path / "two"))
+    assert run.returncode == 0, run.stderr
+    two = torch.load(tmp_path / "two" / "net.pt", weights_only=True)
+    # the pace follows the steps a run is to have: the same two runs by one process
+    trained(tmp_path / "one", Team(), STEPS // 2)
+    one = trained(tmp_path / "one", Team(), STEPS)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+    saved = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == STEPS
+    assert not torch.equal(*saved["random"])  # each draws numbers of its own
+    with pytest.raises(ValueError, match="is of 2 processes, expected 1"):
+        trained(tmp_path / "two", Team(), STEPS)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

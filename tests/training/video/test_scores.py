@@ -1,0 +1,53 @@
+"""What makes a clip believed, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from training.video.clips import Piece, write_clips
+from training.video.scores import judged, sharpness, trust_of
+
+LATE = 3  # frames
+
+
+def test_dubbed_and_still_clips_are_told_from_spoken_ones(
+    make_piece: Callable[..., Piece], tmp_path: Path
+) -> None:
+    scores = {"sharpness": 1.0, "pixels": 1.0}
+    pieces = [replace(make_piece(k, 75), scores=scores) for k in range(10)]
+    other = make_piece(11, 75).samples[::-1].copy()
+    pieces[4] = replace(pieces[4], samples=other)  # somebody else speaks
+    pieces[6] = replace(pieces[6], marks=np.repeat(pieces[6].marks[:1], 75, axis=0))
+    late = np.roll(pieces[8].marks, LATE, axis=0)
+    pieces[8] = replace(pieces[8], marks=late)
+    clips = judged(write_clips(tmp_path, pieces, 750, 16))
+    r = np.array([clip.scores["sync_r"] for clip in clips])
+    spoken = np.delete(np.arange(10), [4, 6, 8])
+    assert r[spoken].min() > 0.6 > r[4] and r[6] == 0
+    assert clips[8].scores["sync_lag_ms"] == LATE * 40
+    trust = np.array([clip.trust for clip in clips])
+    assert (trust[spoken] == 1).all() and trust[6] == 0
+
+
+def test_blur_takes_sharpness_away_and_contrast_does_not(examples: Path) -> None:
+    picture = cv2.resize(cv2.imread(str(examples / "astronaut.jpg")), (96, 96))
+    frames = np.stack([np.asarray(picture, np.uint8)] * 2)
+    blurred = np.stack([np.asarray(cv2.GaussianBlur(p, (0, 0), 2), np.uint8) for p in frames])
+    faint = (64 + frames.astype(np.float32) / 2).astype(np.uint8)
+    assert sharpness(blurred) < 0.4 * sharpness(frames)
+    assert sharpness(faint) == pytest.approx(sharpness(frames), rel=0.1)
+
+
+def test_one_fault_is_enough_to_be_believed_less() -> None:
+    good = {"sync_r": 0.6, "sharpness": 2.0, "pixels": 3.0}
+    assert trust_of(good, 2.0) == 1.0
+    assert trust_of(good | {"pixels": 0.5}, 2.0) == 0.5
+    assert trust_of(good | {"sharpness": 0.5}, 2.0) == 0.5
+    assert trust_of(good | {"sync_r": 0.1}, 2.0) == pytest.approx(0.25)
+    assert trust_of(good | {"sync_r": -0.2}, 2.0) == 0.0

@@ -1,0 +1,335 @@
+"""Derive `model/weights/face_basis.safetensors`: how the 478-point mesh moves with each action.
+
+Two sources are joined. ICT-FaceKit's expression meshes (MIT) are carried over to MediaPipe's
+canonical face by a thin-plate warp on 68 shared landmarks; they give the prior, for all actions.
+Tracked frames of a real speaker (GRID s1, CC BY 4.0) then correct it by a ridge regression that
+is pulled towards the prior: B = argmin |Y - X B|^2 + lam |B - B_ict|^2. Teeth, gums and tongue of
+ICT-FaceKit are drawn once, from the front, as the textures of the mouth's inside.
+
+    python -m training.face_basis --canonical geometry_pipeline_metadata_landmarks.binarypb \
+        --ict ict_facekit.npz --frames landmarks478_sample.npz
+
+(The first file is inside MediaPipe's `face_landmarker.task`, a zip.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from scipy.interpolate import RBFInterpolator
+from scipy.spatial import cKDTree
+
+from model.models import WEIGHTS
+from model.portrait.blendshapes import ACTIONS
+from model.rendering.face_model import (
+    EYES,
+    LOWER_LIP,
+    MOUTH_CORNERS,
+    STABLE,
+    UPPER_LIP,
+    fit_similarity,
+)
+
+Array = NDArray[np.float64]
+
+OUT = WEIGHTS / "face_basis.safetensors"
+RIDGE = 5.0
+LOWER_FACE_TOP_CM = 1.5  # the eyes are at 2.7, the nose's tip at -1.1
+TEETH_PIXELS_PER_CM = 40
+TEETH_WINDOW_CM = (-3.4, 3.4, -1.9, 1.9)  # x0, x1, y0, y1 around the lips' centre
+
+# The same 68 points (Multi-PIE) as vertices of ICT-FaceKit and of MediaPipe's mesh.
+# fmt: off
+ICT_68 = [
+    1225, 1888, 1052, 367, 1719, 1722, 2199, 1447, 966, 3661, 4390, 3927, 3924, 2608, 3272, 4088,
+    3443, 268, 493, 1914, 2044, 1401, 3615, 4240, 4114, 2734, 2509, 978, 4527, 4942, 4857, 1140,
+    2075, 1147, 4269, 3360, 1507, 1542, 1537, 1528, 1518, 1511, 3742, 3751, 3756, 3721, 3725,
+    3732, 5708, 5695, 2081, 0, 4275, 6200, 6213, 6346, 6461, 5518, 5957, 5841, 5702, 5711, 5533,
+    6216, 6207, 6470, 5517, 5966]
+MESH_68 = [
+    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389, 71, 63,
+    105, 66, 107, 336, 296, 334, 293, 301, 168, 197, 5, 4, 75, 97, 2, 326, 305, 33, 160, 158, 133,
+    153, 144, 362, 385, 387, 263, 373, 380, 61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
+    78, 82, 13, 312, 308, 317, 14, 87]
+# fmt: on
+# The ends of the jaw line are silhouettes, not anatomy, and would bend the warp: left out.
+WARP_ON = [*range(5, 12), *range(17, 68)]
+ICT_SKIN = 11248  # face, head and neck come first
+ICT_GUMS = (14062, 17039)
+ICT_TEETH = (17039, 21451)
+LIP_SPLIT_CM = (-1.45, -1.6)  # jawOpen moves upper lips less, lower lips more than this
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--canonical", type=Path, required=True)
+    parser.add_argument("--ict", type=Path, required=True)
+    parser.add_argument("--frames", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+
+    canonical, triangles = read_canonical(args.canonical)
+    ict = dict(np.load(args.ict).items())
+    names = [str(name) for name in ict["expression_names"]]
+    moves = ict["expressions"].astype(np.float64)
+    jaw = moves[names.index("jawOpen"), :ICT_SKIN, 1]
+    placed = warp(ict["neutral"].astype(np.float64), canonical)
+
+    carried = carry(moves[:, :ICT_SKIN], placed[:ICT_SKIN], jaw, canonical)
+    carried = smooth(carried, triangles)
+    prior = np.stack([_of_action(action, names, carried) for action in ACTIONS])
+    frames = np.load(args.frames)
+    basis = correct(prior, *_tracked(frames, canonical), canonical)
+    unit = float(np.linalg.norm(canonical[33] - canonical[263]))
+    down = np.array([1.0, -1.0, -1.0])  # to picture axes: x right, y down, z away
+    textures = mouth_textures(ict, placed, moves[names.index("jawOpen")], canonical)
+    save_file(
+        {
+            "canonical": (canonical * down / unit).astype(np.float32),
+            "triangles": triangles.astype(np.int32),
+            "basis": (basis * down / unit).astype(np.float16),
+            **textures,
+        },
+        args.out,
+        metadata={
+            "actions": ",".join(ACTIONS),
+            "unit": "distance of the outer eye corners",
+            "origin": "ICT-FaceKit (MIT), MediaPipe (Apache-2.0), GRID s1 (CC BY 4.0)",
+        },
+    )
+    print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} kB")
+
+
+def read_canonical(path: Path) -> tuple[Array, NDArray[np.int64]]:
+    """Vertices (468, 3) in cm, x right, y up, z to the viewer, and triangles (898, 3)."""
+    mesh = next(value for _, value in _fields(path.read_bytes()) if isinstance(value, bytes))
+    floats, corners = [], []
+    for number, value in _fields(mesh):
+        if number == 3 and isinstance(value, bytes):
+            floats.append(struct.unpack("<f", value)[0])
+        elif number == 4:
+            corners.append(value)
+    vertices = np.array(floats).reshape(-1, 5)[:, :3]  # the last two are texture coordinates
+    return vertices, np.array(corners, dtype=np.int64).reshape(-1, 3)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """(number, value) of each field of a protocol-buffer message."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        length = {5: 4, 1: 8}.get(kind) or varint()
+        yield number, message[at : at + length]
+        at += length
+
+
+def warp(neutral: Array, canonical: Array) -> Array:
+    """ICT-FaceKit's neutral face (N, 3) laid over the canonical one, all in cm."""
+    ours = np.array(MESH_68)[17:]
+    scale, turn, shift = fit_similarity(neutral[ICT_68][17:], canonical[ours])
+    laid = scale * neutral @ turn.T + shift
+    at = laid[np.array(ICT_68)[WARP_ON]]
+    residual = canonical[np.array(MESH_68)[WARP_ON]] - at
+    bend = RBFInterpolator(at, residual, kernel="thin_plate_spline", smoothing=0.01, degree=1)
+    return laid + bend(laid)
+
+
+def carry(moves: Array, placed: Array, jaw: Array, canonical: Array) -> Array:
+    """Expression offsets at the 468 mesh points: (E, 468, 3), from the nearest ICT vertices.
+
+    The lips touch in the neutral face: each lip may only borrow from its own side, told apart by
+    how far jawOpen carries it.
+    """
+    allowed = {
+        "upper": np.flatnonzero(jaw > LIP_SPLIT_CM[0]),
+        "lower": np.flatnonzero(jaw < LIP_SPLIT_CM[1]),
+        "any": np.arange(len(jaw)),
+    }
+    trees = {side: cKDTree(placed[index]) for side, index in allowed.items()}
+    carried = np.zeros((len(moves), len(canonical), 3))
+    for vertex, point in enumerate(canonical):
+        side = "upper" if vertex in UPPER_LIP else "lower" if vertex in LOWER_LIP else "any"
+        distance, nearest = trees[side].query(point, k=4)
+        weight = 1.0 / (distance + 0.02) ** 2
+        weight /= weight.sum()
+        carried[:, vertex] = np.einsum("k,ekc->ec", weight, moves[:, allowed[side][nearest]])
+    return carried
+
+
+def smooth(carried: Array, triangles: NDArray[np.int64], rounds: int = 2) -> Array:
+    """Even out what borrowing from single vertices leaves rough; the lips and lids stay exact."""
+    contours = {v for eye in EYES for v in eye.ring.tolist()} | set(MOUTH_CORNERS)
+    fixed = np.array(sorted(UPPER_LIP | LOWER_LIP | contours))
+    mean = np.zeros((carried.shape[1], carried.shape[1]))
+    for a, b, c in triangles:
+        mean[a, [b, c]] = mean[b, [a, c]] = mean[c, [a, b]] = 1.0
+    mean /= mean.sum(axis=1, keepdims=True)
+    mean = 0.5 * mean + 0.5 * np.eye(len(mean))
+    mean[fixed] = np.eye(len(mean))[fixed]
+    for _ in range(rounds):
+        carried = np.einsum("vw,ewc->evc", mean, carried)
+    return carried
+
+
+def _of_action(action: str, names: list[str], carried: Array) -> Array:
+    """ICT splits some ARKit actions by side (summed here) and has no tongueOut (zero)."""
+    stem = action.removesuffix("Left").removesuffix("Right")
+    side = {"Left": ["_L"], "Right": ["_R"]}.get(action[len(stem) :], ["", "_L", "_R"])
+    found = [carried[names.index(stem + s)] for s in side if stem + s in names]
+    if not found and action in names:  # jawLeft, mouthRight, ...: whole-face actions
+        found = [carried[names.index(action)]]
+    return np.sum(found, axis=0) if found else np.zeros(carried.shape[1:])
+
+
+def _tracked(frames: np.lib.npyio.NpzFile, canonical: Array) -> tuple[Array, Array]:
+    """Coefficients (T, 52) and pose-free landmarks (T, 468, 3), each less its mean."""
+    aspect = np.array([360.0, -288.0, -360.0])  # fractions of 360x288 → x right, y up, z to us
+    landmarks = frames["landmarks"].astype(np.float64)[:, :468] * aspect
+    free = []
+    for points in landmarks:
+        scale, turn, shift = fit_similarity(canonical[STABLE], points[STABLE])
+        free.append((points - shift) @ turn / scale)
+    coefficients = np.zeros((len(landmarks), 52))
+    coefficients[:, :51] = frames["blendshapes"][:, 1:]
+    return coefficients - coefficients.mean(axis=0), np.array(free) - np.mean(free, axis=0)
+
+
+def correct(prior: Array, coefficients: Array, landmarks: Array, canonical: Array) -> Array:
+    """The ridge of the module's docstring; actions the speaker never makes keep the prior.
+
+    Only what jaw, lips and cheeks do is corrected, and only below the eyes: a speaker looks down
+    when the jaw opens, and a regression would learn to open the jaw by looking down.
+    """
+    spoken = [i for i, name in enumerate(ACTIONS) if name.startswith(("jaw", "mouth", "cheek"))]
+    flat = prior.reshape(len(ACTIONS), -1)
+    left_over = landmarks.reshape(len(landmarks), -1) - coefficients @ flat
+    active = coefficients[:, spoken]
+    gram = active.T @ active + RIDGE * np.eye(len(spoken))
+    change = np.linalg.solve(gram, active.T @ left_over).reshape(len(spoken), *prior.shape[1:])
+    lower_face = np.clip((LOWER_FACE_TOP_CM - canonical[:, 1]) / 1.5, 0.0, 1.0)
+    corrected = prior.copy()
+    corrected[spoken] += change * lower_face[:, None]
+    return corrected
+
+
+def mouth_textures(
+    ict: dict[str, NDArray[np.generic]], placed: Array, jaw: Array, canonical: Array
+) -> dict[str, NDArray[np.generic]]:
+    """Upper teeth, lower teeth and tongue seen from the front: (H, W, 4) uint8, straight alpha.
+
+    Red, green and blue hold shading (255 = fully lit) of teeth as white and of gums and tongue as
+    pink; the renderer tints them to the portrait. ``window`` is x0, x1, y0, y1 in units of the eye
+    distance, y down, around the middle of the closed lips.
+    """
+    faces = ict["faces"].astype(np.int64)
+    centre = canonical[[13, 14]].mean(axis=0)
+    unit = float(np.linalg.norm(canonical[33] - canonical[263]))
+    moved = np.abs(jaw[:, 1])
+    out: dict[str, NDArray[np.generic]] = {}
+    for name, ranges, lower in (
+        ("teeth_upper", (ICT_GUMS, ICT_TEETH), False),
+        ("teeth_lower", (ICT_GUMS, ICT_TEETH), True),
+    ):
+        board = _Board(centre)
+        for (start, stop), colour in zip(ranges, ((196, 104, 104), (255, 252, 244)), strict=True):
+            inside = np.all((faces >= start) & (faces < stop) | (faces < 0), axis=1)
+            lit = _lighting(placed, faces[inside])
+            for face in faces[inside]:
+                corner = face[face >= 0]
+                palate = (
+                    not lower
+                    and placed[corner, 1].mean() < centre[1] - 0.1
+                    and start == ICT_GUMS[0]
+                )
+                if (moved[corner].mean() > 0.5) == lower and not palate:
+                    board.draw(placed[corner], np.array(colour) * lit[corner, None])
+        out[name] = board.pixels()
+    window = np.array(TEETH_WINDOW_CM)[[0, 1, 2, 3]] / unit
+    out["mouth_window"] = window.astype(np.float32)
+    return out
+
+
+def _lighting(vertices: Array, faces: NDArray[np.int64]) -> Array:
+    """(N,) brightness 0..1 by smooth vertex normals, lit from the front and a little above."""
+    normals = np.zeros_like(vertices)
+    for face in faces:
+        corner = face[face >= 0]
+        normals[corner] += np.cross(
+            vertices[corner[1]] - vertices[corner[0]], vertices[corner[2]] - vertices[corner[0]]
+        )
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    normals *= np.sign(normals[:, 2:] + 1e-9)
+    lit: Array = 0.45 + 0.55 * np.clip(normals @ np.array([0.0, 0.35, 0.94]), 0.0, 1.0)
+    return lit
+
+
+class _Board:
+    """A tiny orthographic z-buffer with four samples a pixel."""
+
+    def __init__(self, centre: Array) -> None:
+        x0, x1, y0, y1 = TEETH_WINDOW_CM
+        self.scale = TEETH_PIXELS_PER_CM * 2
+        self.centre = centre
+        self.corner = np.array([x0, y0])
+        self.size = (round((y1 - y0) * self.scale), round((x1 - x0) * self.scale))
+        self.depth = np.full(self.size, -np.inf)
+        self.colour = np.zeros((*self.size, 4))
+
+    def draw(self, corners: Array, colours: Array) -> None:
+        for i in range(1, len(corners) - 1):
+            self._triangle(corners[[0, i, i + 1]], colours[[0, i, i + 1]])
+
+    def _triangle(self, corners: Array, colours: Array) -> None:
+        flat = (corners - self.centre) * (1.0, -1.0, 1.0)
+        xy = (flat[:, :2] - self.corner) * self.scale
+        low = np.maximum(np.floor(xy.min(axis=0)).astype(int), 0)
+        high = np.minimum(np.ceil(xy.max(axis=0)).astype(int) + 1, self.size[::-1])
+        (ax, ay), (bx, by), (cx, cy) = xy
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if area == 0.0 or np.any(high <= low):
+            return
+        gx, gy = np.meshgrid(np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5)
+        u = ((bx - gx) * (cy - gy) - (by - gy) * (cx - gx)) / area
+        v = ((cx - gx) * (ay - gy) - (cy - gy) * (ax - gx)) / area
+        share = np.stack([u, v, 1.0 - u - v], axis=-1)
+        z = share @ flat[:, 2]
+        part = (slice(low[1], high[1]), slice(low[0], high[0]))
+        seen = (share.min(axis=-1) >= 0) & (z > self.depth[part])
+        self.depth[part][seen] = z[seen]
+        self.colour[part][seen] = np.append(share @ colours, np.full((*z.shape, 1), 255.0), -1)[
+            seen
+        ]
+
+    def pixels(self) -> NDArray[np.uint8]:
+        height, width = self.size[0] // 2, self.size[1] // 2
+        block = self.colour[: height * 2, : width * 2].reshape(height, 2, width, 2, 4)
+        alpha = block[..., 3:].mean(axis=(1, 3))
+        rgb = (block[..., :3] * block[..., 3:]).sum(axis=(1, 3)) / np.maximum(
+            block[..., 3:].sum(axis=(1, 3)), 1e-6
+        )
+        return np.concatenate([rgb, alpha], axis=2).round().astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""A folder of video to learn from: squares around a face with their sound, cut into clips.
+
+All arrays in it are mapped, not read: a corpus may be larger than the memory.
+
+``clips.json`` says the square's side and lists the clips; beside it lie, N frames in all,
+
+    frames.npy        (N, side, side, 3) uint8   RGB
+    latents.npy       (N, C, h, w) float16       only where an autoencoder was used
+    tokens.npy        (N, S, W) float16          only where Whisper was: what each frame hears
+    log_power.npy     (4N, bins) float16         spectra of the sound, 4 a frame
+    samples.npy       (640N,) int16              the sound itself, 16 kHz
+    marks.npy         (N, 62, 2) float32         points of `LANDMARK_INDEX`, in sides of the square
+    coefficients.npy  (N, 52) float32            of `ACTIONS`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.audio.log_mel import HOPS_PER_FRAME, SPECTRUM_BINS
+from model.portrait.blendshapes import ACTION_COUNT
+from model.types import SAMPLES_PER_FRAME, Floats
+from training.data.corpus import log_power
+from training.data.tracking import LANDMARK_INDEX
+
+INDEX = "clips.json"
+_PLACE = {int(p): i for i, p in enumerate(LANDMARK_INDEX)}
+# the mouth's corners and the middles of its inner lips; the outer corners of the eyes
+CORNERS, INNER_LIPS, EYES = ([_PLACE[a], _PLACE[b]] for a, b in ((61, 291), (13, 14), (33, 263)))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames ``first`` up to ``first + frames`` of a folder, without a cut, of one person.
+
+    ``trust`` 0 … 1 is how far it is believed in training, from ``scores`` (`scores.trust_of`).
+    """
+
+    name: str
+    first: int
+    frames: int
+    text: str = ""
+    trust: float = 1.0
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def span(self) -> slice:
+        return slice(self.first, self.first + self.frames)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The content of one clip on its way into a folder, T frames."""
+
+    name: str
+    frames: NDArray[np.uint8]  # (T, side, side, 3)
+    samples: Floats  # (640 T,)
+    marks: Floats  # (T, 62, 2)
+    coefficients: Floats  # (T, 52)
+    text: str = ""
+    latents: NDArray[np.float16] | None = None  # (T, C, h, w)
+    tokens: NDArray[np.float16] | None = None  # (T, S, W)
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    """A folder, open for reading; arrays as the module says."""
+
+    folder: Path
+    side: int
+    clips: tuple[Clip, ...]
+    frames: NDArray[np.uint8]
+    latents: NDArray[np.float16] | None
+    tokens: NDArray[np.float16] | None
+    log_power: NDArray[np.float16]
+    samples: NDArray[np.int16]
+    marks: Floats
+    coefficients: Floats
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def sound(self, clip: Clip) -> Floats:
+        """(640 T,) samples, full scale ±1."""
+        part = self.samples[clip.first * SAMPLES_PER_FRAME :][: clip.frames * SAMPLES_PER_FRAME]
+        return part.astype(np.float32) / 32767.0
+
+
+def lip_gaps(marks: Floats) -> Floats:
+    """(..., 62, 2) → (...) distance of the inner lips over that of the outer eye corners."""
+    gap, unit = (np.linalg.norm(np.diff(marks[..., p, :], axis=-2)[..., 0, :], axis=-1)
+                 for p in (INNER_LIPS, EYES))  # fmt: skip
+    return np.asarray(gap / np.maximum(unit, 1e-6), np.float32)
+
+
+def load_clips(folder: Path) -> VideoClips:
+    """Opens ``folder``. Raises ``ValueError`` when a file is missing or of the wrong length."""
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"{folder} holds no {INDEX}: expected a folder of `fada dataset build`")
+    index = json.loads((folder / INDEX).read_text())
+    clips = tuple(Clip(**entry) for entry in index["clips"])
+    frames = sum(clip.frames for clip in clips)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, rows in _ROWS.items():
+        path = folder / f"{name}.npy"
+        if name in _OPTIONAL and not path.is_file():
+            continue
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {path.name}: its making was not finished")
+        arrays[name] = np.load(path, mmap_mode="r")
+        if len(arrays[name]) != rows * frames:
+            raise ValueError(f"{path} holds {len(arrays[name])} rows, expected {rows * frames}")
+    optional = {name: arrays.pop(name, None) for name in _OPTIONAL}
+    return VideoClips(folder, index["side"], clips, **optional, **arrays)  # type: ignore[arg-type]
+
+
+_ROWS = {
+    "frames": 1,
+    "latents": 1,
+    "tokens": 1,
+    "log_power": HOPS_PER_FRAME,
+    "samples": SAMPLES_PER_FRAME,
+    "marks": 1,
+    "coefficients": 1,
+}
+_OPTIONAL = ("latents", "tokens")
+
+
+def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -> VideoClips:
+    """Lays ``pieces``, ``frames`` frames in all, down in ``folder``, piece by piece.
+
+    The index comes last and at once: a folder with an index is whole. Raises ``ValueError`` when
+    the pieces have more or fewer frames, or a piece's parts disagree.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    arrays: dict[str, NDArray[Any]] = {
+        "frames": _mapped(folder, "frames", (frames, side, side, 3), np.uint8),
+        "log_power": _mapped(folder, "log_power", (frames * 4, SPECTRUM_BINS), np.float16),
+        "samples": _mapped(folder, "samples", (frames * SAMPLES_PER_FRAME,), np.int16),
+        "marks": _mapped(folder, "marks", (frames, len(LANDMARK_INDEX), 2), np.float32),
+        "coefficients": _mapped(folder, "coefficients", (frames, ACTION_COUNT), np.float32),
+    }
+    for name in _OPTIONAL:
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+    clips: list[Clip] = []
+    first = 0
+    for piece in pieces:
+        count = len(piece.frames)
+        extra = {"latents": piece.latents, "tokens": piece.tokens}
+        given = {name: rows for name, rows in extra.items() if rows is not None}
+        if not clips:
+            for name, rows in given.items():
+                shape = (frames, *rows.shape[1:])
+                arrays[name] = _mapped(folder, name, shape, np.float16)
+        _check(piece, side)
+        if given.keys() != arrays.keys() & set(_OPTIONAL):
+            raise ValueError(f"{piece.name} comes with {sorted(given)}, unlike the first clip")
+        if first + count > frames:
+            raise ValueError(f"more than the {frames} frames that were announced")
+        content: dict[str, NDArray[Any]] = {
+            "frames": piece.frames,
+            "log_power": log_power(piece.samples),
+            "samples": np.rint(piece.samples.clip(-1, 1) * 32767.0).astype(np.int16),
+            "marks": piece.marks,
+            "coefficients": piece.coefficients,
+            **given,
+        }
+        for name, rows in content.items():
+            arrays[name][first * _ROWS[name] :][: len(rows)] = rows
+        clips.append(Clip(piece.name, first, count, piece.text, scores=piece.scores))
+        first += count
+    if first != frames:
+        raise ValueError(f"{first} frames, expected {frames}")
+    del arrays  # what is mapped is written out
+    save_index(folder, side, clips)
+    return load_clips(folder)
+
+
+def pieces_of(clips: VideoClips) -> Iterator[Piece]:
+    """The clips again, on their way into another folder."""
+    for clip in clips.clips:
+        yield Piece(
+            clip.name,
+            clips.frames[clip.span],
+            clips.sound(clip),
+            clips.marks[clip.span],
+            clips.coefficients[clip.span],
+            clip.text,
+            None if clips.latents is None else clips.latents[clip.span],
+            None if clips.tokens is None else clips.tokens[clip.span],
+            clip.scores,
+        )
+
+
+def save_index(folder: Path, side: int, clips: Iterable[Clip]) -> None:
+    """Writes ``clips.json``, at once."""
+    partial = folder / f"{INDEX}.partial"
+    partial.write_text(json.dumps({"side": side, "clips": [asdict(c) for c in clips]}, indent=1))
+    partial.replace(folder / INDEX)
+
+
+def _mapped(
+    folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic]
+) -> NDArray[Any]:
+    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+
+
+def _check(piece: Piece, side: int) -> None:
+    count = len(piece.frames)
+    expected: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
+        "frames": (piece.frames, (count, side, side, 3)),
+        "samples": (piece.samples, (count * SAMPLES_PER_FRAME,)),
+        "marks": (piece.marks, (count, len(LANDMARK_INDEX), 2)),
+        "coefficients": (piece.coefficients, (count, ACTION_COUNT)),
+    }
+    for name, (array, shape) in expected.items():
+        if array.shape != shape:
+            raise ValueError(f"{piece.name}: {name} has shape {array.shape}, expected {shape}")

@@ -1,0 +1,224 @@
+"""``fada evaluate-video``: the paper's table on clips that nobody was trained on.
+
+Knows: the rows, and which figures stand in the columns. Does not know: how a figure is computed
+(`judging`) or a video made (`rollout`). Writes a Markdown table and, beside it, one sheet of
+frames a clip: the true video above, a row below it for each network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model.portrait.face_tracker import FaceTracker
+from model.types import FPS, Floats, Guidance
+from training.data.tracking import Look
+from training.evaluation.metrics import frechet_distance
+from training.video.cli import add_cache_argument, open_clips
+from training.video.clips import Clip, VideoClips
+from training.video.features import FrameFeatures, load_mobilenet
+from training.video.losses import mouth_weights
+from training.video.metrics import (
+    Pictures,
+    border_flicker,
+    flicker,
+    mouth_figures,
+    psnr,
+    sheet,
+    ssim,
+    tracked,
+)
+from training.video.rollout import Talker, load_talker, roll_out, window_ms
+from training.video.windows import held_out_clips
+
+SHEETS, COLUMNS, SCALE = 3, 12, 2
+_MOUTH_PIXELS = 3.0  # times the average weight: the mouth itself
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that makes a video of each clip."""
+
+    name: str
+    make: Callable[[Sequence[Clip]], list[Pictures]]
+    talker: Talker | None = None  # whose cost is measured
+
+
+class Judge:
+    """Holds what all rows are compared with: the true frames, their faces, their features."""
+
+    def __init__(self, clips: VideoClips, chosen: Sequence[Clip], mobilenet: Path | None) -> None:
+        self.clips, self.chosen = clips, chosen
+        self.true = [np.asarray(clips.frames[clip.span]) for clip in chosen]
+        self._tracker = FaceTracker()
+        self._faces = [tracked(video, self._tracker) for video in self.true]
+        self._mouths = [_mouth(clips, clip) for clip in chosen]
+        self._features = None
+        if mobilenet is not None:
+            self._features = FrameFeatures(load_mobilenet(mobilenet), self.true)
+            self._real = self._features(self.true)
+
+    def figures(self, row: Row, videos: list[Pictures], wall_s: float) -> Figures:
+        """All columns of one row, whose ``videos`` took ``wall_s`` to make."""
+        faces: list[list[Look | None]] = [tracked(video, self._tracker) for video in videos]
+        pairs = list(zip(videos, self.true, strict=True))
+        found: Figures = {
+            "PSNR, dB": float(np.mean([psnr(a, b) for a, b in pairs])),
+            "PSNR of the mouth, dB": float(
+                np.mean(list(map(psnr, videos, self.true, self._mouths)))
+            ),
+            "SSIM": float(np.mean([ssim(a, b) for a, b in pairs])),
+        }
+        found |= mouth_figures(faces, self._faces)
+        found["flicker"] = flicker(videos)
+        found["flicker at window borders ×"] = border_flicker(videos)
+        if self._features is not None:
+            found["Fréchet distance"] = frechet_distance(self._features(videos), self._real)
+        if row.talker is not None:
+            found["NFE a window"] = row.talker.evaluations
+            found["ms a window, alone"] = window_ms(row.talker)
+            found["frames/s, all together"] = sum(len(v) for v in videos) / wall_s
+        return found
+
+
+def _mouth(clips: VideoClips, clip: Clip) -> Floats:
+    """(side, side) 1 where the clip's mouth is, else 0."""
+    marks = torch.tensor(clips.marks[clip.span])[None]
+    weights = mouth_weights(marks, clips.side, clips.side)[0]
+    return np.asarray(weights.numpy() > _MOUTH_PIXELS, np.float32)
+
+
+def baselines(clips: VideoClips) -> list[Row]:
+    """What any network must beat, and what none can: the portrait kept still, the true video."""
+
+    def still(chosen: Sequence[Clip]) -> list[Pictures]:
+        return [np.repeat(clips.frames[c.first][None], c.frames, axis=0) for c in chosen]
+
+    def true(chosen: Sequence[Clip]) -> list[Pictures]:
+        return [np.asarray(clips.frames[c.span]) for c in chosen]
+
+    return [Row("true video", true), Row("still portrait", still)]
+
+
+def network_row(word: str, clips: VideoClips, seed: int, guidance: Guidance | None) -> Row:
+    """``word`` is NAME=WEIGHTS or NAME=WEIGHTS:STEPS; raises ``ValueError`` for anything else."""
+    name, separator, file = word.partition("=")
+    place, _, steps = file.partition(":")
+    if not separator or not name or (steps and not (steps.isdigit() and int(steps))):
+        raise ValueError(f"--row {word!r}, expected NAME=WEIGHTS or NAME=WEIGHTS:STEPS")
+    talker = load_talker(Path(place), int(steps) if steps else None)
+    if guidance is not None:
+        talker = replace(talker, guidance=guidance)
+    if talker.net.config.side != clips.side:
+        raise ValueError(f"{place} draws {talker.net.config.side} px, the clips have {clips.side}")
+
+    def make(chosen: Sequence[Clip]) -> list[Pictures]:
+        return roll_out(talker, clips, chosen, seed)
+
+    return Row(f"{name}, {talker.evaluations} NFE", make, talker)
+
+
+def judge_rows(
+    judge: Judge, rows: Sequence[Row]
+) -> tuple[dict[str, Figures], dict[str, list[Pictures]]]:
+    """Figures and videos of each row, by name."""
+    figures, videos = {}, {}
+    for row in tqdm(rows, unit="row", desc="evaluate-video"):
+        started = time.perf_counter()
+        made = row.make(judge.chosen)
+        figures[row.name] = judge.figures(row, made, time.perf_counter() - started)
+        videos[row.name] = made
+    return figures, videos
+
+
+def markdown(figures: dict[str, Figures], clips: Sequence[Clip]) -> str:
+    """The table: a line a figure, a column a row of `judge_rows`."""
+    known = list(dict.fromkeys(name for values in figures.values() for name in values))
+    seconds = sum(clip.frames for clip in clips) / FPS
+    lines = [
+        f"{len(clips)} held-out clips, {seconds:.0f} s, each said anew from its first frame and",
+        "its sound. Written by `fada evaluate-video`.",
+        "",
+        "| | " + " | ".join(figures) + " |",
+        "| --- |" + " ---: |" * len(figures),
+    ]
+    for name in known:
+        cells = [_number(values[name]) if name in values else "" for values in figures.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 2 else 3
+    return f"{value:.{digits}f}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``fada evaluate-video``."""
+    parser.add_argument(
+        "--data", type=Path, required=True, help="GRID's folder, or one of `fada dataset build`"
+    )
+    parser.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHTS[:STEPS]",
+        help="a network of the table; teachers and students alike",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the table (.md), sheets beside it")
+    add_cache_argument(parser)
+    parser.add_argument("--clips", type=int, default=20, help="held-out clips [%(default)s]")
+    parser.add_argument(
+        "--named",
+        default="",
+        metavar="PREFIX",
+        help="only clips whose names begin so: 'drawn/' of `fada dataset draw`'s",
+    )
+    parser.add_argument(
+        "--mobilenet", type=Path, help="torchvision's MobileNetV2 weights, for Fréchet distances"
+    )
+    parser.add_argument("--audio-cfg", type=float, help="scales other than each network's own")
+    parser.add_argument("--reference-cfg", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads [%(default)s]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes table and sheets. Returns the exit code.
+
+    Raises ``ValueError`` for data or weights that are not there or flags that do not fit.
+    """
+    if (args.audio_cfg is None) != (args.reference_cfg is None):
+        raise ValueError("--audio-cfg and --reference-cfg are given together")
+    guidance = None if args.audio_cfg is None else Guidance(args.audio_cfg, args.reference_cfg)
+    torch.set_num_threads(args.threads)
+    clips = open_clips(args.data, args.cache or args.out.parent / "grid-video", args.side)
+    chosen = held_out_clips(clips, args.clips, args.named)
+    if not chosen:
+        raise ValueError(
+            f"{args.data} holds no clip to judge by: every tenth is held out"
+            + (f", of those named {args.named}…" if args.named else "")
+        )
+    rows = baselines(clips)
+    rows += [network_row(word, clips, args.seed, guidance) for word in args.row]
+    judge = Judge(clips, chosen, args.mobilenet)
+    figures, videos = judge_rows(judge, rows)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(markdown(figures, chosen))
+    shown = [name for name in videos if name != "still portrait"]
+    for k in range(min(SHEETS, len(chosen))):
+        picture = sheet(COLUMNS, SCALE, [videos[name][k] for name in shown])
+        path = args.out.with_name(f"{args.out.stem}-{k + 1}.png")
+        cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    print(args.out)
+    return 0
