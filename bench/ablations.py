@@ -16,19 +16,19 @@ import torch
 
 from fada.cli.train import build_corpus
 from training.data.corpus import Corpus
-from training.guidance_distillation import Recipe, train_student
+from training.guidance_distillation import DistillConfig, train_student
 from training.trainer import RunOptions
 
 RECIPES = {
-    "as shipped": Recipe(),
-    "teacher's word only": Recipe(supervision="teacher"),
-    "data's word only": Recipe(supervision="data"),
-    "fixed weight": Recipe(supervision="fixed"),
-    "scale embedding": Recipe(embedded_scales=True),
-    "data's word at any scale": Recipe(supervision="any-scale"),
-    "noised recordings only": Recipe(own_paths=False),
-    "encoder trained along": Recipe(hears_anew=True),
-    "no broad data": Recipe(),
+    "as shipped": DistillConfig(),
+    "teacher's word only": DistillConfig(supervision="teacher"),
+    "data's word only": DistillConfig(supervision="data"),
+    "fixed weight": DistillConfig(supervision="fixed"),
+    "scale embedding": DistillConfig(embedded_scales=True),
+    "data's word at any scale": DistillConfig(supervision="any-scale"),
+    "noised recordings only": DistillConfig(own_paths=False),
+    "encoder trained along": DistillConfig(train_audio_encoder=True),
+    "no broad data": DistillConfig(),
 }
 
 
@@ -50,14 +50,14 @@ def main() -> None:
     phones = args.out / "phones.json"
     corpus = build_corpus(args.data, args.speech, args.synthetic, phones, seed=0)
     for name in args.only or RECIPES:
-        recipe = RECIPES[name]
+        config = RECIPES[name]
         folder = args.out / name.replace(" ", "-").replace("'", "")
         path = folder / "student.safetensors"
         if not (folder / "done").exists():
             # a day: the steps decide, so that a slower machine trains the same
             options = RunOptions(folder, minutes=24 * 60, steps=args.steps, peak_rate=7e-4)
             learned_from = tracked_only(corpus) if name == "no broad data" else corpus
-            train_student(learned_from, args.teacher, options, 0, None, recipe)
+            train_student(learned_from, args.teacher, options, 0, None, config)
             (folder / "done").touch()
         print(f"--row '{args.steps} steps, {name}={path}'", flush=True)
 

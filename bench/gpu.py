@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines.build import Order, build, exact, load, reduced
+from engines.build import BuildSpec, build, exact, load, reduced
 from engines.cuda_graphs import Replayed
-from engines.example_inputs import VIDEO, Inputs, Subject, subject
+from engines.example_inputs import VIDEO, ExampleModel, Inputs, subject
 from engines.export import Graph, Program, Tensors, graphs_of
 
 FRAMES = 12  # new frames of a window
@@ -169,14 +169,14 @@ def measure(case: Case, batches: tuple[int, ...], out: Path, dry: bool) -> list[
 
 
 def _programs(
-    case: Case, chosen: Subject, batch: range, out: Path, device: str
+    case: Case, chosen: ExampleModel, batch: range, out: Path, device: str
 ) -> tuple[dict[str, Program], float]:
     """The network's functions, and how far they are off."""
     if case.backend == "eager":
         net = reduced(chosen.net, case.precision, chosen.inputs).to(device)
         graphs = graphs_of(net, _on(device, chosen.inputs)(2))
         return {graph.name: graph for graph in graphs}, 0.0
-    place, manifest = build(chosen, Order(case.backend, case.precision, batch), out)
+    place, manifest = build(chosen, BuildSpec(case.backend, case.precision, batch), out)
     return load(place, manifest), max(manifest.parity.values())
 
 

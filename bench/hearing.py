@@ -1,7 +1,7 @@
 """How well an audio encoder hears: ``bench/hearing.py --data GRID --speech SPEECH WEIGHTS…``.
 
-For each file of `fada train hearing` (or of a teacher), on held-out GRID clips and on voices that
-were never heard, each frame's sound as in service (24 rows, four of them to come): the share of
+For each file of `fada train audio-encoder` (or of a teacher), on held-out GRID clips and on unseen
+voices, each frame's sound as in service (24 rows, four of them to come): the share of
 frames whose visible class of phone is told right, that share among /p b m/ and among silence, and
 the correlation of the jaw as heard with the real one, or elsewhere with phone openness. With
 ``--between 0.25,0.5``, of two files, ears so far from the first's to the second's are tried too.
@@ -22,13 +22,13 @@ from model.motion.network import MotionNet
 from model.types import Floats
 from training.data.phones import openness, visemes
 from training.evaluation.evaluate import held_out_set
-from training.evaluation.metrics import JAW, Spoken, correlation
-from training.weight_interpolation import hear_between
+from training.evaluation.metrics import JAW, Utterance, correlation
+from training.weight_interpolation import interpolate_audio_encoder
 
 _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 
 
-def heard(net: MotionNet, speech: Spoken) -> tuple[Floats, Floats]:
+def heard(net: MotionNet, speech: Utterance) -> tuple[Floats, Floats]:
     """(T, 58) motion in the network's units and (T, classes) logits of a whole speech."""
     windows = windows_of(speech.samples)
     rows = torch.from_numpy(np.stack([w.features for w in windows]))
@@ -43,7 +43,7 @@ def heard(net: MotionNet, speech: Spoken) -> tuple[Floats, Floats]:
     )
 
 
-def report(net: MotionNet, spoken: list[Spoken], truth: list[Floats] | None) -> str:
+def report(net: MotionNet, spoken: list[Utterance], truth: list[Floats] | None) -> str:
     """One line of figures; ``truth``: the real jaws, else phones say how far a mouth opens."""
     jaws, told, said, wanted = [], [], [], []
     for i, speech in enumerate(spoken):
@@ -83,7 +83,7 @@ def main() -> None:
     early, late = nets[str(args.weights[0])], nets[str(args.weights[-1])]
     for share in args.between:
         mixed = copy.deepcopy(late)
-        hear_between(mixed, early, late, share)
+        interpolate_audio_encoder(mixed, early, late, share)
         nets[f"{share} of the way"] = mixed
     for name, net in nets.items():
         print(f"{name}\n  GRID    {report(net, tests.clips, [m[:, JAW] for m in tests.real])}")

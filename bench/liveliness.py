@@ -28,7 +28,7 @@ from training.evaluation.evaluate import HeldOut, held_out_set, run_speeches
 from training.evaluation.metrics import (
     JAW,
     MotionFeatures,
-    Spoken,
+    Utterance,
     border_jerk,
     closed_share,
     correlation,
@@ -52,7 +52,7 @@ PARTS = {
 PARTS["all but the mouth"] = np.concatenate([PARTS[name] for name in ("eyes", "brows", "head")])
 
 
-def said(weights: MotionWeights, spoken: list[Spoken], take: int) -> list[Floats]:
+def said(weights: MotionWeights, spoken: list[Utterance], take: int) -> list[Floats]:
     """The motion (T, 58) of each, as in service."""
     pipeline = motion_pipeline("lively", weights, MotionOnly())
     first, info = take * len(spoken), pipeline.info

@@ -24,7 +24,7 @@ import torch
 from engines.models import load_pipeline
 from media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from media.colour import to_yuv420
-from media.encoders import AAC_FRAME, SAMPLE_RATE, PictureEncoder, SoundEncoder
+from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 from media.fmp4 import KEY_INTERVAL
 from model.audio.windows import HOP, LOG_MEL
 from model.pipeline import WindowTask
@@ -103,14 +103,14 @@ def coded(frames: list[np.ndarray]) -> dict[str, float]:
     planes = [np.empty((height // n, width // n), np.uint8) for n in (1, 2, 2)]
     to_yuv420(frames[0], *planes)
     colours = median_ms(lambda i: to_yuv420(frames[i], *planes), len(frames))
-    video = PictureEncoder(width, height, FPS)
+    video = H264Encoder(width, height, FPS)
     key, other = [], []
     for i, frame in enumerate(frames):
         start = time.perf_counter()
         video.encode(frame, key=i % KEY_INTERVAL == 0)
         (other if i % KEY_INTERVAL else key).append(time.perf_counter() - start)
     h264 = (float(np.median(key)) + (KEY_INTERVAL - 1) * float(np.median(other))) / KEY_INTERVAL
-    sound = SoundEncoder()
+    sound = AACEncoder()
     tone = np.sin(np.arange(AAC_FRAME) * 0.05).astype(np.float32)
     aac = median_ms(lambda i: sound.encode(tone * np.float32(0.5 + i % 7 / 14)), 200)
     return {

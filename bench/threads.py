@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from engines.openvino import VinoEngine
+from engines.openvino import OpenVINOEngine
 from engines.video import video_inputs
 from model.audio.windows import LOG_MEL
 from model.video.tiny import TinyNet
@@ -26,7 +26,7 @@ def main() -> None:
     net, _ = load_net(WEIGHTS, torch.float32)
     assert isinstance(net, TinyNet)
     inputs = video_inputs(net, LOG_MEL, net.config.latent_shape)
-    engines = {threads: VinoEngine(net, inputs(2), threads) for threads in (1, 2)}
+    engines = {threads: OpenVINOEngine(net, inputs(2), threads) for threads in (1, 2)}
     spent: dict[int, list[float]] = {threads: [] for threads in engines}
     for _ in range(ROUNDS):
         window = inputs(1)  # new conditions: what they alone decide is made anew

@@ -55,7 +55,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Requirements:
     """What an artifact must have been made of to run a network here, in a manifest's words.
 
     ``machines``: of each backend that can run here.
@@ -67,7 +67,7 @@ class Wanted:
     machines: Mapping[str, Mapping[str, str]]
 
 
-def refusal(manifest: Manifest, wanted: Wanted) -> str | None:
+def incompatibility(manifest: Manifest, wanted: Requirements) -> str | None:
     """Why the artifact cannot run what is wanted; None: it can."""
     if manifest.backend not in wanted.machines:
         able = ", ".join(sorted(wanted.machines)) or "nothing"
@@ -100,7 +100,7 @@ def _difference(what: str, built: Mapping[str, object], here: Mapping[str, objec
     return f"it was built for {what}: {'; '.join(parts)}"
 
 
-def damage(folder: Path, manifest: Manifest) -> str | None:
+def verify(folder: Path, manifest: Manifest) -> str | None:
     """What is wrong with the files themselves; None: nothing. Reads them all."""
     for name, expected in manifest.files.items():
         path = folder / name

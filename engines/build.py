@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from engines import artifacts, fp8, identity
 from engines.artifacts import Manifest
 from engines.backends import backend
-from engines.example_inputs import Inputs, Subject
+from engines.example_inputs import ExampleModel, Inputs
 from engines.export import Program, exported, graphs_of
 from engines.programs import run_all
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildSpec:
     """What to build; ``batch`` are the sizes that it must take."""
 
     backend: str
@@ -50,26 +50,26 @@ class Order:
             raise ValueError(f"fp8 is TensorRT's; backend = {self.backend!r}")
 
 
-def build(subject: Subject, order: Order, root: Path) -> tuple[Path, Manifest]:
+def build(example_model: ExampleModel, spec: BuildSpec, root: Path) -> tuple[Path, Manifest]:
     """Builds an artifact in ``root``: its folder, and what it is.
 
     Raises ``ValueError`` where the backend cannot run, or what it built is off by more than
     `TOLERANCES`: nothing is written then. A backend's own errors come through.
     """
-    device = identity.device_for(order.backend)
-    machine = identity.machine(order.backend, device)
+    device = identity.device_for(spec.backend)
+    machine = identity.machine(spec.backend, device)
     if machine is None:
-        raise ValueError(f"{order.backend} cannot run here: {_lacking(order.backend)}")
-    net = subject.net.to(device).float()
-    inputs = _on(device, subject.inputs)
+        raise ValueError(f"{spec.backend} cannot run here: {_lacking(spec.backend)}")
+    net = example_model.net.to(device).float()
+    inputs = _on(device, example_model.inputs)
     with artifacts.workshop(root) as folder, exact():
-        files = _write(reduced(net, order.precision, inputs), inputs, order, folder)
-        made = _manifest(subject.name, net, inputs, order, machine, files)
-        made = replace(made, parity=compared(net, load(folder, made), inputs, order.batch))
+        files = _write(reduced(net, spec.precision, inputs), inputs, spec, folder)
+        made = _manifest(example_model.name, net, inputs, spec, machine, files)
+        made = replace(made, parity=compared(net, load(folder, made), inputs, spec.batch))
         _refuse_if_off(made)
         place = artifacts.publish(folder, root, made)
         try:  # what was moved and is read anew must still agree
-            again = compared(net, load(place, made), inputs, order.batch)
+            again = compared(net, load(place, made), inputs, spec.batch)
             _refuse_if_off(replace(made, parity=again))
         except Exception:
             shutil.rmtree(place)
@@ -77,17 +77,17 @@ def build(subject: Subject, order: Order, root: Path) -> tuple[Path, Manifest]:
     return place, made
 
 
-def _write(net: nn.Module, inputs: Inputs, order: Order, folder: Path) -> dict[str, str]:
+def _write(net: nn.Module, inputs: Inputs, spec: BuildSpec, folder: Path) -> dict[str, str]:
     """All functions of ``net``, built: the files' names and hashes."""
-    tool = backend(order.backend)
+    tool = backend(spec.backend)
     files = {}
     for graph in graphs_of(net, inputs(2)):
         path = folder / f"{graph.name}{tool.SUFFIX}"
         _log.info("%s: exporting", graph.name)
-        with fp8.exporting(order.precision):
-            program = exported(graph, order.batch)
-        _log.info("%s: building for %s", graph.name, order.backend)
-        tool.build(graph, program, order.batch, path)
+        with fp8.exporting(spec.precision):
+            program = exported(graph, spec.batch)
+        _log.info("%s: building for %s", graph.name, spec.backend)
+        tool.build(graph, program, spec.batch, path)
         files[path.name] = artifacts.file_hash(path)
     return files
 
@@ -96,21 +96,21 @@ def _manifest(
     name: str,
     net: nn.Module,
     inputs: Inputs,
-    order: Order,
+    spec: BuildSpec,
     machine: identity.Machine,
     files: dict[str, str],
 ) -> Manifest:
     return Manifest(
         model=name,
-        backend=order.backend,
-        precision=order.precision,
-        batch=(order.batch[0], order.batch[-1]),
+        backend=spec.backend,
+        precision=spec.precision,
+        batch=(spec.batch[0], spec.batch[-1]),
         weights=identity.weights_hash(net),
         code=identity.code_hash(net),
         machine=machine,
         shapes=shapes(inputs),
         files=files,
-        tolerance=TOLERANCES[order.precision],
+        tolerance=TOLERANCES[spec.precision],
         parity={},
     )
 

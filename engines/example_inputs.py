@@ -39,7 +39,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExampleModel:
     """``inputs`` are random, always the same, and on the CPU."""
 
     name: str
@@ -66,9 +66,9 @@ def names() -> tuple[str, ...]:
     return (*sorted(path.stem for path in WEIGHTS.glob("motion-*.safetensors")), *VIDEO)
 
 
-def subject(
+def example_model(
     name: str, weights: Path | None = None, tiny: bool = False, device: str = "cpu"
-) -> Subject:
+) -> ExampleModel:
     """The network called ``name``, in evaluation mode.
 
     ``weights``: a file of one's own in the place of what ships; ``tiny``: the video networks' shape
@@ -77,7 +77,7 @@ def subject(
     """
     if name in names() and name not in VIDEO:
         motion = load_weights(weights or WEIGHTS / f"{name}.safetensors").net
-        return Subject(name, motion, lambda rows: motion_inputs(rows, motion.config.guided))
+        return ExampleModel(name, motion, lambda rows: motion_inputs(rows, motion.config.guided))
     if name not in VIDEO:
         raise ValueError(f"no network is called {name!r}, there are: {', '.join(names())}")
     sizes = _TINY_SIZES if tiny else Sizes()
@@ -86,7 +86,7 @@ def subject(
             net = _random(name, tiny)
     else:
         net, _ = load_net(weights)
-    return Subject(f"{name}-tiny" if tiny else name, net, _video_inputs(name, net, sizes))
+    return ExampleModel(f"{name}-tiny" if tiny else name, net, _video_inputs(name, net, sizes))
 
 
 def _random(name: str, tiny: bool) -> nn.Module:

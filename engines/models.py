@@ -17,7 +17,7 @@ from engines.motion_error import LARGEST, motion_error
 from engines.select import best
 from engines.video import video_inputs
 from model import models
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.diffusion.denoiser import Forward
 from model.motion.checkpoint import MotionWeights
 from model.student_pipeline import StudentPipeline
@@ -50,8 +50,10 @@ def fastest(weights: MotionWeights) -> Forward:
     return as_forward(best(weights.net, inputs, default_folder(), judge=judge))
 
 
-def _fastest_video(net: nn.Module, hearing: Hearing, latent: tuple[int, ...]) -> Forward:
+def _fastest_video(
+    net: nn.Module, window_spec: AudioWindowSpec, latent: tuple[int, ...]
+) -> Forward:
     """On several cores: of a video the network draws nearly all itself, so the others idle."""
-    inputs = video_inputs(net, hearing, latent)
+    inputs = video_inputs(net, window_spec, latent)
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     return as_forward(best(net, inputs, default_folder(), threads))

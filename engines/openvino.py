@@ -31,7 +31,7 @@ _CONFIG = {
 }
 
 
-class VinoEngine(SplitEngine):
+class OpenVINOEngine(SplitEngine):
     """Compiles ``net``, a `SplitNet`, on ``example``: two or more rows of all its inputs.
 
     One thread by default: sessions run side by side, and drawing takes the other cores.
@@ -83,9 +83,9 @@ def _shared(tensor: Tensor) -> openvino.Tensor:
 
 def _compiled(graph: Graph, config: dict[str, object]) -> openvino.InferRequest:
     """Not by ``openvino.convert_model``, which reports its use over the network."""
-    front_end = FrontEndManager().load_by_framework("pytorch")
+    frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(_traced(graph), example_input=graph.inputs)
-    model = front_end.convert(front_end.load(decoder))
+    model = frontend.convert(frontend.load(decoder))
     shapes = (
         [_ANY if axis == batch else size for axis, size in enumerate(x.shape)]
         for x, batch in zip(graph.inputs, graph.axes, strict=True)

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from engines import artifacts, identity
-from engines.artifacts import Manifest, Wanted
+from engines.artifacts import Manifest, Requirements
 from engines.base import Engine
 from engines.build import load, shapes
 from engines.eager import EagerHalves
 from engines.example_inputs import Inputs
 from engines.export import condition_names
-from engines.openvino import VinoEngine, precisions
+from engines.openvino import OpenVINOEngine, precisions
 from engines.programs import ProgramEngine
 
 _PRECISIONS = ("fp8", "bf16", "fp16", "fp32")
@@ -80,7 +80,7 @@ def _ways(net: nn.Module, inputs: Inputs, root: Path, threads: int) -> Iterator[
         example = inputs(2)
         why = "nothing built for a GPU fits, and it is the fastest on a CPU"
         for precision in precisions():
-            make = partial(VinoEngine, net, example, threads, precision=precision)
+            make = partial(OpenVINOEngine, net, example, threads, precision=precision)
             yield _Way(f"openvino {precision}", why, precision, make)
     for folder, manifest in built:
         if (folder, manifest) not in first:
@@ -92,10 +92,12 @@ def fitting(net: nn.Module, inputs: Inputs, root: Path) -> list[tuple[Path, Mani
     found = list(artifacts.stored(root))
     if not found:
         return []
-    wanted = wanted_of(net, inputs)
+    wanted = requirements_of(net, inputs)
     fit = []
     for folder, manifest in found:
-        reason = manifest if isinstance(manifest, str) else artifacts.refusal(manifest, wanted)
+        reason = (
+            manifest if isinstance(manifest, str) else artifacts.incompatibility(manifest, wanted)
+        )
         if reason is None and not isinstance(manifest, str):
             fit.append((folder, manifest))
         else:
@@ -103,10 +105,10 @@ def fitting(net: nn.Module, inputs: Inputs, root: Path) -> list[tuple[Path, Mani
     return sorted(fit, key=_rank)
 
 
-def wanted_of(net: nn.Module, inputs: Inputs) -> Wanted:
+def requirements_of(net: nn.Module, inputs: Inputs) -> Requirements:
     """What an artifact must be made of to run ``net`` here."""
     weights, code = identity.weights_hash(net), identity.code_hash(net)
-    return Wanted(weights, code, shapes(inputs), identity.machines())
+    return Requirements(weights, code, shapes(inputs), identity.machines())
 
 
 def _rank(item: tuple[Path, Manifest]) -> tuple[int, int]:
@@ -117,7 +119,7 @@ def _rank(item: tuple[Path, Manifest]) -> tuple[int, int]:
 
 def _artifact(folder: Path, manifest: Manifest, inputs: Inputs) -> _Way:
     def make() -> Engine:
-        if wrong := artifacts.damage(folder, manifest):
+        if wrong := artifacts.verify(folder, manifest):
             raise ValueError(wrong)
         device = torch.device(manifest.machine["device"])
         names = condition_names(inputs(1))

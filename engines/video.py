@@ -9,28 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from engines.example_inputs import Inputs, Sizes, denoiser_inputs
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.video.tiny import TinyNet
 from model.video.unet3d import DenoisingUNet
 
 
-def video_inputs(net: nn.Module, hearing: Hearing, latent: tuple[int, ...]) -> Inputs:
+def video_inputs(net: nn.Module, window_spec: AudioWindowSpec, latent: tuple[int, ...]) -> Inputs:
     """Random ones, always the same. ``latent``: the shape of a frame's.
 
     Raises ``ValueError`` for a network that is no video student's.
     """
     if isinstance(net, TinyNet):
         tiny = net
-        return lambda rows: _tiny_inputs(rows, tiny, hearing, latent)
+        return lambda rows: _tiny_inputs(rows, tiny, window_spec, latent)
     if isinstance(net, DenoisingUNet):
-        config, tokens = net.config, hearing.front_end.row_shape[0]
-        sizes = Sizes(latent[-1], hearing.hop, config.prefix_frames, tokens)
+        config, tokens = net.config, window_spec.frontend.row_shape[0]
+        sizes = Sizes(latent[-1], window_spec.hop, config.prefix_frames, tokens)
         return lambda rows: denoiser_inputs(rows, config, sizes)
     raise ValueError(f"a {type(net).__name__} is no video student's network")
 
 
 def _tiny_inputs(
-    rows: int, net: TinyNet, hearing: Hearing, latent: tuple[int, ...]
+    rows: int, net: TinyNet, window_spec: AudioWindowSpec, latent: tuple[int, ...]
 ) -> dict[str, Tensor]:
     """See `TinyNet.forward`."""
     random = torch.Generator().manual_seed(0)
@@ -39,10 +39,10 @@ def _tiny_inputs(
         return torch.randn(rows, *shape, generator=random)
 
     inputs = {
-        "x_t": normal(hearing.hop, *latent),
+        "x_t": normal(window_spec.hop, *latent),
         "t": torch.linspace(0.2, 0.8, rows),
         "prefix": normal(net.config.unet.prefix_frames, *latent),
-        "audio": normal(hearing.frames, *hearing.front_end.row_shape),
+        "audio": normal(window_spec.frames, *window_spec.frontend.row_shape),
         "reference": normal(*latent),
     }
     if net.config.guided:

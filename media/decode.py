@@ -30,7 +30,7 @@ Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Block:
+class AudioBlock:
     """The next piece of a speech: (N,) at the output rate, (M,) at 16 kHz, of about equal time.
 
     The two resamplers hold back different amounts, so only the sums of both agree.
@@ -40,22 +40,22 @@ class Block:
     model: Samples
 
 
-class Blocks(Protocol):
+class AudioBlocks(Protocol):
     """An iterator over the blocks of a speech that may be closed early, as a generator is."""
 
-    def __iter__(self) -> Iterator[Block]: ...
+    def __iter__(self) -> Iterator[AudioBlock]: ...
 
-    def __next__(self) -> Block: ...
+    def __next__(self) -> AudioBlock: ...
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
-class Speech:
+class DecodedSpeech:
     """``duration_s`` is what the container says, ``None`` when it says nothing."""
 
     duration_s: float | None
-    blocks: Blocks
+    blocks: AudioBlocks
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Source:
     blocks: Iterator[Samples]  # mono at ``rate``
 
 
-def decode_audio(blob: bytes, output_rate: int, max_s: float) -> Speech:
+def decode_audio(blob: bytes, output_rate: int, max_s: float) -> DecodedSpeech:
     """Open a WAV, FLAC, MP3, OGG, M4A or WebM file; decoding happens as the blocks are taken.
 
     Raises `MediaError` at the call: ``unsupported_media`` when nothing in ``blob`` can be
@@ -83,7 +83,7 @@ def decode_audio(blob: bytes, output_rate: int, max_s: float) -> Speech:
         )
     if source.duration_s is not None:
         _check_length(source.duration_s, max_s)
-    return Speech(source.duration_s, _resampled(source, output_rate, max_s))
+    return DecodedSpeech(source.duration_s, _resampled(source, output_rate, max_s))
 
 
 def _check_length(duration_s: float, max_s: float) -> None:
@@ -93,7 +93,9 @@ def _check_length(duration_s: float, max_s: float) -> None:
         )
 
 
-def _resampled(source: _Source, output_rate: int, max_s: float) -> Generator[Block, None, None]:
+def _resampled(
+    source: _Source, output_rate: int, max_s: float
+) -> Generator[AudioBlock, None, None]:
     output = soxr.ResampleStream(source.rate, output_rate, 1, dtype="float32")
     model = soxr.ResampleStream(source.rate, MODEL_RATE, 1, dtype="float32")
     samples = heard = 0
@@ -102,11 +104,11 @@ def _resampled(source: _Source, output_rate: int, max_s: float) -> Generator[Blo
         _check_length(samples / source.rate, max_s)
         # A float file may hold anything; one NaN would spread through both resamplers.
         clean = np.clip(np.nan_to_num(mono, posinf=1.0, neginf=-1.0), -1.0, 1.0)
-        block = Block(output.resample_chunk(clean), model.resample_chunk(clean))
+        block = AudioBlock(output.resample_chunk(clean), model.resample_chunk(clean))
         heard += len(block.model)
         yield block
     rest = np.zeros(0, np.float32)
-    end = Block(output.resample_chunk(rest, last=True), model.resample_chunk(rest, last=True))
+    end = AudioBlock(output.resample_chunk(rest, last=True), model.resample_chunk(rest, last=True))
     if not heard + len(end.model):
         raise MediaError(
             "empty_audio", f"the audio holds {samples} samples, less than one at {MODEL_RATE} Hz"

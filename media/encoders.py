@@ -27,7 +27,7 @@ _BIT_RATE = 96_000
 _BT709 = 1
 
 
-class PictureEncoder:
+class H264Encoder:
     """H.264 of pictures of one size, both sides even: one in, one out.
 
     The fastest of x264's presets: a talking portrait is a still with small motion, on which the
@@ -62,7 +62,7 @@ class PictureEncoder:
         return _length_prefixed(bytes(packets[0]))
 
 
-class SoundEncoder:
+class AACEncoder:
     """AAC of mono sound at `SAMPLE_RATE`, in blocks of `AAC_FRAME` samples.
 
     The encoder's first packet, which only primes a decoder and lies before zero, is left out. One

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from media import boxes
-from media.encoders import AAC_FRAME, SAMPLE_RATE, PictureEncoder, SoundEncoder
+from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 
 AUDIO_CODEC = "mp4a.40.2"
 # A fragment whose first frame is this far from the last keyframe begins with the next one. Players
@@ -63,13 +63,13 @@ class FragmentedMP4Muxer:
     """
 
     def __init__(self, width: int, height: int, fps: int, state: MuxerState = _AT_START) -> None:
-        self._video = PictureEncoder(width, height, fps)
+        self._video = H264Encoder(width, height, fps)
         self._sequence = state.sequence
         self._frames = state.frames
         self._since_key = KEY_INTERVAL
         self._samples_in, self._samples_out = state.samples_in, state.samples_out
         first = state.samples_in - len(state.sound)
-        self._audio = SoundEncoder(first, state.samples_out)
+        self._audio = AACEncoder(first, state.samples_out)
         self._recent = state.sound.astype(np.float32) / np.float32(_FULL_SCALE)
         self._encoded = first
         self._encode_whole()  # of which nothing is wanted again

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.audio.windows import LOG_MEL, PREFIX
-from model.diffusion.cached_context import Once
+from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.schedule import CosineSchedule
 from model.facts import StudentFacts, refuse_teacher
@@ -40,7 +40,7 @@ LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
 MotionEngine = Callable[[MotionWeights], Forward]
 # A video network, how it hears and its latent's shape → what runs it.
-VideoEngine = Callable[[nn.Module, Hearing, tuple[int, ...]], Forward]
+VideoEngine = Callable[[nn.Module, AudioWindowSpec, tuple[int, ...]], Forward]
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,11 @@ def motion_pipeline(
     ``licence`` None: what its file says, if it does.
     """
     facts = StudentFacts.of(weights.facts, weights.net.config.guided, licence)
-    forward = X0Denoiser(Once(weights.net) if engine is None else engine(weights))
+    forward = X0Denoiser(CachedContext(weights.net) if engine is None else engine(weights))
     student = Student(
         denoiser=facts.guided(forward),
         schedule=CosineSchedule(),
-        hearing=LOG_MEL,
+        window_spec=LOG_MEL,
         prefix=PREFIX,
         mean=weights.mean,
         std=weights.std,

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.types import Floats, Guidance, Reference, SessionState, Window
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -83,7 +83,7 @@ class AvatarPipeline(Protocol):
 
     info: StudentInfo
     space: LatentSpace
-    hearing: Hearing
+    window_spec: AudioWindowSpec
 
     def start(self, seed: int) -> SessionState:
         """The state before a session's first window."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import NoiseSchedule
@@ -50,7 +50,7 @@ class Student:
 
     denoiser: Denoiser
     schedule: NoiseSchedule
-    hearing: Hearing
+    window_spec: AudioWindowSpec
     prefix: int
     mean: Tensor
     std: Tensor
@@ -68,7 +68,7 @@ class StudentPipeline:
                 raise ValueError(
                     f"{name} has shape {tuple(scale.shape)}, expected {space.dim} numbers"
                 )
-        self.info, self.space, self.hearing = info, space, student.hearing
+        self.info, self.space, self.window_spec = info, space, student.window_spec
         self._student = student
 
     def start(self, seed: int) -> SessionState:
@@ -96,7 +96,7 @@ class StudentPipeline:
 
     def _sample(self, tasks: list[WindowTask], steps: int) -> Floats:
         """(B, hop, D) latents in physical units."""
-        student, shape = self._student, (self.hearing.hop, self.space.dim)
+        student, shape = self._student, (self.window_spec.hop, self.space.dim)
         noise = [window_noise(k.state.seed, k.state.window_index, *shape) for k in tasks]
         with torch.inference_mode():
             latents = sample(
@@ -132,15 +132,15 @@ class StudentPipeline:
         low, high = STEPS_RANGE
         if not low <= task.steps <= high:
             raise ValueError(f"steps = {task.steps}, expected {low} to {high}")
-        hearing = self.hearing
-        rows = (hearing.frames, *hearing.front_end.row_shape)
+        window_spec = self.window_spec
+        rows = (window_spec.frames, *window_spec.frontend.row_shape)
         if task.window.features.shape != rows:
             raise ValueError(
                 f"a window's features have shape {task.window.features.shape}, expected {rows}"
             )
-        if not 1 <= task.window.frames <= hearing.hop:
+        if not 1 <= task.window.frames <= window_spec.hop:
             raise ValueError(
-                f"a window has {task.window.frames} frames, expected 1 to {hearing.hop}"
+                f"a window has {task.window.frames} frames, expected 1 to {window_spec.hop}"
             )
         prefix = (self._student.prefix, self.space.dim)
         if task.state.prefix.shape != prefix:

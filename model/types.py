@@ -92,8 +92,9 @@ class Guidance:
 class Window:
     """One input of the model: the sound of some new frames with its past and look-ahead.
 
-    ``features`` float32 has one row a video frame, see `model.audio.frontend.Hearing`; ``frames``
-    says how many of the new ones are real (the last window of a speech is padded with silence).
+    ``features`` float32 has one row a video frame (`model.audio.frontend.AudioWindowSpec`);
+    ``frames`` says how many of the new ones are real: the last window of a speech is padded with
+    silence.
     """
 
     index: int

@@ -56,7 +56,8 @@ _batch = Histogram(
 )  # fmt: skip
 _stage = Histogram(
     "fada_stage_seconds",
-    "A window waiting (queue), a batch in the network (think), a fragment (draw, encode, publish).",
+    "A window waiting (queue), a batch in the network (denoise), a fragment drawn, encoded and "
+    "published (draw, encode, publish).",
     ["stage"], buckets=_FINE, registry=_registry,
 )  # fmt: skip
 _fragments = Counter("fada_fragments", "Fragments published.", ["kind"], registry=_registry)
@@ -89,7 +90,7 @@ def process_name(role: str) -> str:
 
 
 def stage(name: str, seconds: float) -> None:
-    """Something spent so long in a stage: queue, think, draw, encode or publish."""
+    """Something spent so long in a stage: queue, denoise, draw, encode or publish."""
     _stage.labels(name).observe(seconds)
 
 

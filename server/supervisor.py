@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from server import process
-from server.broker.liveness import bury, is_live, strike_off, worker_id
+from server.broker.liveness import deregister, is_live, release_leases, worker_id
 from server.broker.redis import BROKER_LOST, Connection
 
 log = logging.getLogger("fada.serve")
@@ -54,7 +54,7 @@ class Supervisor:
         # Counted no more before they are told: else each would hand over to the others.
         with contextlib.suppress(*BROKER_LOST):
             for child in self._running.values():
-                await strike_off(self._connection, worker_id(child.pid))
+                await deregister(self._connection, worker_id(child.pid))
         for child in self._running.values():
             child.terminate()
         for child in self._running.values():
@@ -75,7 +75,7 @@ class Supervisor:
                     joined = joined or await is_live(self._connection, worker_id(child.pid))
             log.error("worker %d ended with %d", child.pid, child.returncode)
             with contextlib.suppress(*BROKER_LOST):  # its leases end by themselves, too
-                await bury(self._connection, worker_id(child.pid))
+                await release_leases(self._connection, worker_id(child.pid))
             self._ever_joined = self._ever_joined or joined
             if not self._ever_joined:
                 raise RuntimeError(f"a worker ended with {child.returncode} before it was ready")

@@ -9,7 +9,7 @@ from typing import Any
 _AGAIN_S = 0.2
 
 
-async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel and wait, so that nothing of them is left; results were looked at before.
 
     Sessions were seen to outlive a single cancellation, perhaps since ``wait_for`` before Python

@@ -49,7 +49,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from model.diffusion.cached_context import Once
+from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
@@ -70,7 +70,7 @@ from training.losses import MotionLoss, dimension_weights
 from training.sample_weighting import SUPERVISION
 from training.teacher import dropped
 from training.trainer import Losses, RunOptions, Trainer
-from training.weight_interpolation import part_way
+from training.weight_interpolation import init_interp
 
 BATCH = 48
 STEPS = 6
@@ -86,20 +86,22 @@ SCALES = "_scale."  # in the names of what makes tokens of scales
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DistillConfig:
     """How a student is taught; anything but the defaults is an ablation."""
 
     guided: bool = True  # takes the scales (``fast``), else is run in three branches (``balanced``)
     embedded_scales: bool = False  # the scales in the time's embedding, not as tokens
     supervision: str = "mixed"  # see `SUPERVISION`
-    part_way: float = 1.0  # what is kept lies so far from its start to where it came, see `stages`
-    hears_anew: bool = False  # the encoder of sound is trained along
+    init_interp: float = (
+        1.0  # what is kept lies so far from its start to where it came, see `stages`
+    )
+    train_audio_encoder: bool = False  # the encoder of sound is trained along
     own_paths: bool = True  # of a guided one, see above
     temperature: tuple[float, float] = (1.0, 1.0)  # when it is served, see `StudentFacts`
 
     def __post_init__(self) -> None:
-        if not 0 <= self.part_way <= 1:
-            raise ValueError(f"--part-way {self.part_way}, expected 0 (the start) to 1")
+        if not 0 <= self.init_interp <= 1:
+            raise ValueError(f"--init-interp {self.init_interp}, expected 0 (the start) to 1")
         if not all(0 <= warmth <= WARMEST for warmth in self.temperature):
             words = " ".join(str(warmth) for warmth in self.temperature)
             raise ValueError(f"--temperature {words}, expected 0 to {WARMEST}")
@@ -281,7 +283,9 @@ class StudentObjective(Generic[Batch]):
         return torch.where(torch.rand(self._batch, generator=self._random) < 0.5, own, anywhere)
 
 
-def student_of(teacher: MotionNet, recipe: Recipe, start: MotionNet | None = None) -> MotionNet:
+def student_of(
+    teacher: MotionNet, distill: DistillConfig, start: MotionNet | None = None
+) -> MotionNet:
     """A student with the teacher's parameters and, if guided, a fresh place for the scales.
 
     ``start``: a student to go on from, but with this teacher's encoder of sound.
@@ -291,8 +295,8 @@ def student_of(teacher: MotionNet, recipe: Recipe, start: MotionNet | None = Non
         raise ValueError("not a teacher's network: it takes guidance scales")
     config = replace(
         teacher.config,
-        guided=recipe.guided,
-        embedded_scales=recipe.embedded_scales,
+        guided=distill.guided,
+        embedded_scales=distill.embedded_scales,
         visemes=0,
     )
     student = MotionNet(config)
@@ -314,7 +318,7 @@ def train_student(
     options: RunOptions,
     seed: int,
     start: Path | None,
-    recipe: Recipe,
+    distill: DistillConfig,
 ) -> Path:
     """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors.
 
@@ -324,27 +328,27 @@ def train_student(
     torch.manual_seed(seed)
     teacher = load_weights(teacher_path)
     begun = None if start is None else load_weights(start).net
-    student = student_of(teacher.net, recipe, begun)
+    student = student_of(teacher.net, distill, begun)
     first = copy.deepcopy(student)
     student.train().requires_grad_(True)
-    student.audio.requires_grad_(recipe.hears_anew)
+    student.audio.requires_grad_(distill.train_audio_encoder)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
     trainer: Trainer[MotionNet] = Trainer(student, options, random, SCALES)
     objective = StudentObjective(
         student,
-        Once(teacher.net),
-        windows if recipe.hears_anew else HeardWindows(windows, teacher.net.audio),
+        CachedContext(teacher.net),
+        windows if distill.train_audio_encoder else HeardWindows(windows, teacher.net.audio),
         lambda _: loss,
         random,
-        recipe.supervision,
+        distill.supervision,
         student.config.guided,
-        own_paths=recipe.own_paths,
+        own_paths=distill.own_paths,
     )
     path = options.folder / "student.safetensors"
 
     trainer.run(
-        objective.losses, lambda: write_student(path, trainer, first, teacher, STEPS, recipe)
+        objective.losses, lambda: write_student(path, trainer, first, teacher, STEPS, distill)
     )
     return path
 
@@ -355,13 +359,13 @@ def write_student(
     first: MotionNet,
     teacher: MotionWeights,
     steps: int,
-    recipe: Recipe,
+    distill: DistillConfig,
 ) -> None:
-    """Writes what a run keeps: a student of ``steps``, as far from ``first`` as ``recipe`` says,
+    """Writes what a run keeps: a student of ``steps``, as far from ``first`` as ``distill`` says,
     in its ``teacher``'s units."""
     kept = copy.deepcopy(trainer.averaged)
-    part_way(first, kept, recipe.part_way)
+    init_interp(first, kept, distill.init_interp)
     limits = LIMITS if kept.config.guided else None
     facts = weights_facts("student", steps, trainer.step, limits)
-    facts["temperature"] = recipe.temperature
+    facts["temperature"] = distill.temperature
     save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))

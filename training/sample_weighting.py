@@ -33,7 +33,7 @@ DOUBT = 1.2  # the data's weight falls with the distance at the rate DOUBT - tru
 _NOISE_LEVELS = 10
 
 
-class AdaptiveTrust:
+class AdaptiveSampleWeight:
     """The data's weight w; keeps τ, the running mean of the distance at each noise level."""
 
     def __init__(self, at_defaults: bool = True) -> None:
@@ -56,7 +56,7 @@ class AdaptiveTrust:
         return weight * torch.exp(-aside) if self._at_defaults else weight
 
 
-Weight = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveTrust`
+Weight = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `AdaptiveSampleWeight`
 
 
 def _constant(share: float) -> Callable[[], Weight]:
@@ -66,8 +66,8 @@ def _constant(share: float) -> Callable[[], Weight]:
 # The data's weight: as above, as if it knew every scale, the same for every sample, the teacher's
 # word only, the data's only.
 SUPERVISION: dict[str, Callable[[], Weight]] = {
-    "mixed": AdaptiveTrust,
-    "any-scale": lambda: AdaptiveTrust(at_defaults=False),
+    "mixed": AdaptiveSampleWeight,
+    "any-scale": lambda: AdaptiveSampleWeight(at_defaults=False),
     "fixed": _constant(DATA_SHARE / 2),
     "teacher": _constant(0.0),
     "data": _constant(1.0),

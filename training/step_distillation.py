@@ -44,7 +44,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.diffusion.cached_context import Once
+from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Forward, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target
@@ -61,8 +61,8 @@ from training.guidance_distillation import (
     OWN_STEPS,
     SCALES,
     Distance,
+    DistillConfig,
     Drawn,
-    Recipe,
     Windows,
     own_prefix,
     student_of,
@@ -204,24 +204,24 @@ def _shares_missed(made: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack([missed[i::3].sum() / whole[i::3].sum() for i in range(3)])
 
 
-def train_fewer(
+def train_step_distilled(
     corpus: Corpus,
     teacher_path: Path,
     options: RunOptions,
     seed: int,
     start: Path,
-    recipe: Recipe,
+    config: DistillConfig,
 ) -> Path:
     """Teaches ``start``, a student with tokens, two steps; the teacher is the one it learned from.
 
-    Of ``recipe``, temperature and part way count. Returns the weights' path,
+    Of ``config``, temperature and part way count. Returns the weights' path,
     ``options.folder``/student.safetensors. Raises ``ValueError`` for files that are no such
     networks.
     """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     teacher, former = load_weights(teacher_path), load_weights(start)
-    student = student_of(teacher.net, Recipe(), former.net)
+    student = student_of(teacher.net, DistillConfig(), former.net)
     first = copy.deepcopy(student)
     student.train().requires_grad_(True)
     student.audio.requires_grad_(False)
@@ -229,16 +229,16 @@ def train_fewer(
     trainer: Trainer[MotionNet] = Trainer(student, brief, random, SCALES)
     objective = FewerSteps(
         student,
-        Once(former.net),
-        Once(teacher.net),
+        CachedContext(former.net),
+        CachedContext(teacher.net),
         HeardWindows(WindowSampler(corpus, teacher.mean, teacher.std, random), teacher.net.audio),
         MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights()),
-        temperature_of(*recipe.temperature),
+        temperature_of(*config.temperature),
         random,
     )
     path = options.folder / "student.safetensors"
 
     trainer.run(
-        objective.losses, lambda: write_student(path, trainer, first, teacher, STEPS, recipe)
+        objective.losses, lambda: write_student(path, trainer, first, teacher, STEPS, config)
     )
     return path

@@ -32,7 +32,7 @@ NO_CONDITIONS = 0.08
 REFERENCE_ONLY = 0.10
 AUDIO_ONLY = 0.03
 HEARING_BATCH = 128
-HEARING_SHARE = 0.4  # of the training time
+AUDIO_ENCODER_SHARE = 0.4  # of the training time
 WHISPER_PACE = 0.15  # of the learning rate, while the blocks of Whisper's learn
 TOKENS = "audio.tokens."  # in the names of what Whisper has not
 HEARING_TRACKED = 0.25  # of its windows: what is heard is voices, and all but one are untracked
@@ -59,7 +59,7 @@ def dropped(size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
     return audio.float(), reference.float()
 
 
-class HearingObjective:
+class AudioEncoderObjective:
     """The audio encoder alone, by `MotionNet.heard_speech`: a fraction of a denoising step's work.
 
     A diffusion loss teaches an encoder slowly, for the prefix and little noise explain most of
@@ -82,7 +82,7 @@ class HearingObjective:
         batch = self._windows.draw(HEARING_BATCH)
         cond = batch.conditions()
         tokens = self._net.audio_tokens(cond)
-        heard, spoken = hearing_losses(self._net, self._loss, batch, tokens)
+        heard, spoken = audio_encoder_losses(self._net, self._loss, batch, tokens)
         losses = {"loss": heard + SPOKEN_WEIGHT * spoken, "heard": heard, "spoken": spoken}
         if self._before is not None:
             with torch.no_grad():
@@ -93,7 +93,7 @@ class HearingObjective:
         return losses
 
 
-def hearing_losses(
+def audio_encoder_losses(
     net: MotionNet, loss: MotionLoss, batch: Batch, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Scalars: error of the motion as heard in ``tokens``, and cross-entropy of what is spoken
@@ -130,7 +130,7 @@ class TeacherObjective:
         x_t = add_noise(self._schedule, batch.x0, eps, t)
         denoising = (self._loss(self._denoiser(x_t, t, cond), batch.x0) * batch.trust).mean()
         tokens = self._net.audio_tokens(cond)
-        heard, spoken = hearing_losses(self._net, self._loss, batch, tokens)
+        heard, spoken = audio_encoder_losses(self._net, self._loss, batch, tokens)
         loss = denoising + HEARD_WEIGHT * (heard + SPOKEN_WEIGHT * spoken)
         return {"loss": loss, "denoising": denoising, "heard": heard, "spoken": spoken}
 
@@ -142,7 +142,7 @@ class Beginning:
     net: MotionNet
     mean: Tensor
     std: Tensor
-    before: MotionNet | None = None  # see `HearingObjective`
+    before: MotionNet | None = None  # see `AudioEncoderObjective`
 
 
 def fresh(corpus: Corpus, config: NetConfig) -> Beginning:
@@ -158,7 +158,7 @@ def continued(path: Path) -> Beginning:
     return Beginning(known.net.train().requires_grad_(True), known.mean, known.std)
 
 
-def hearing_as_whisper(
+def audio_encoder_from_whisper(
     beginning: Beginning, file: Path, blocks: int, speech: Sequence[Floats]
 ) -> Beginning:
     """The same network, but that its encoder of sound is the first ``blocks`` of Whisper's of
@@ -178,22 +178,25 @@ def hearing_as_whisper(
 def train_teacher(corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int) -> Path:
     """Both parts of a teacher's training; returns the weights' path,
     ``options.folder``/teacher.safetensors."""
-    to_hear = replace(options, folder=options.folder / "hearing")
-    train_hearing(corpus, _part(to_hear, HEARING_SHARE), beginning, seed)
-    return train_denoising(corpus, _part(options, 1 - HEARING_SHARE), beginning, seed)
+    to_hear = replace(options, folder=options.folder / "audio-encoder")
+    train_audio_encoder_stage(corpus, _part(to_hear, AUDIO_ENCODER_SHARE), beginning, seed)
+    return train_denoising(corpus, _part(options, 1 - AUDIO_ENCODER_SHARE), beginning, seed)
 
 
-def train_hearing(corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int) -> Path:
+def train_audio_encoder_stage(
+    corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int
+) -> Path:
     """Teaches the encoder of sound of ``beginning`` in place, Whisper's blocks at a fraction of the
-    pace; returns ``options.folder``/hearing.safetensors, a teacher whose denoiser is as it was."""
+    pace. Returns ``options.folder``/audio-encoder.safetensors: a teacher, its denoiser unchanged.
+    """
     random = torch.Generator().manual_seed(seed)
     net, mean, std = beginning.net, beginning.mean, beginning.std
     if net.config.whisper_blocks:
         options = replace(options, peak_rate=WHISPER_PACE * options.peak_rate)
     trainer: Trainer[MotionNet] = Trainer(net, options, random, TOKENS)
     voices = WindowSampler(corpus, mean, std, random, HEARING_TRACKED)
-    objective = HearingObjective(net, voices, _loss(corpus, beginning), beginning.before)
-    path = options.folder / "hearing.safetensors"
+    objective = AudioEncoderObjective(net, voices, _loss(corpus, beginning), beginning.before)
+    path = options.folder / "audio-encoder.safetensors"
     trainer.run(objective.losses, lambda: _keep(trainer, beginning, path))
     net.load_state_dict(trainer.averaged.state_dict())
     return path

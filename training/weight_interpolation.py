@@ -19,7 +19,7 @@ from model.motion.network import MotionNet
 EARS = ("audio.", "heard.", "spoken.")  # what `teacher.HearingObjective` teaches
 
 
-def part_way(early: nn.Module, late: nn.Module, share: float) -> None:
+def init_interp(early: nn.Module, late: nn.Module, share: float) -> None:
     """Takes ``late`` back, in place, to ``share`` (0 to 1) of the way from ``early``, all its
     parameters."""
     before = early.state_dict()
@@ -27,7 +27,9 @@ def part_way(early: nn.Module, late: nn.Module, share: float) -> None:
     late.load_state_dict({name: torch.lerp(before[name], x, share) for name, x in state.items()})
 
 
-def hear_between(net: MotionNet, early: MotionNet, late: MotionNet, share: float) -> None:
+def interpolate_audio_encoder(
+    net: MotionNet, early: MotionNet, late: MotionNet, share: float
+) -> None:
     """Gives ``net``, in place, ears ``share`` of the way from ``early``'s to ``late``'s.
 
     Raises ``ValueError`` for a share outside 0 to 1, or encoders of other shapes.
@@ -36,9 +38,11 @@ def hear_between(net: MotionNet, early: MotionNet, late: MotionNet, share: float
         raise ValueError(f"--between {share}, expected 0 (the early ears) to 1 (the late ones)")
     own = net.state_dict()
     first, second = early.state_dict(), late.state_dict()
-    ears = [name for name in own if name.startswith(EARS)]
-    for name in ears:
+    interpolate = [name for name in own if name.startswith(EARS)]
+    for name in interpolate:
         shapes = {state[name].shape if name in state else None for state in (own, first, second)}
         if len(shapes) > 1:
             raise ValueError(f"these are no stages of one encoder: {name} differs in shape")
-    net.load_state_dict(own | {name: torch.lerp(first[name], second[name], share) for name in ears})
+    net.load_state_dict(
+        own | {name: torch.lerp(first[name], second[name], share) for name in interpolate}
+    )

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from media.decode import Speech
+from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
 from model.types import FPS
 from server.api.protocol import AnimationOptions
@@ -67,7 +67,7 @@ def animate(
 
 
 @contextmanager
-def _opened(sandbox: Sandbox, blob: bytes, max_s: float) -> Iterator[Speech]:
+def _opened(sandbox: Sandbox, blob: bytes, max_s: float) -> Iterator[DecodedSpeech]:
     speech = sandbox.speech(blob, SAMPLE_RATE, max_s)
     with closing(speech.blocks):
         yield speech

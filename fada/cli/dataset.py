@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from fada.cli.track import part_name
 from media.footage import Footage, open_footage
-from model.audio.frontend import row_samples
+from model.audio.frontend import samples_per_row
 from model.audio.whisper_rows import WhisperRows
 from model.portrait.blendshapes import ACTION_COUNT
 from model.portrait.face_tracker import Face, FaceTracker
@@ -36,10 +36,10 @@ from model.video.space import face_square
 from model.video.vae import VAE
 from model.video.weights import load_net
 from training.data.corpus import held_out
-from training.data.recordings import Clip, Take, cut, read_cues, take_of
-from training.data.tracking import Look, at_video_rate, looks
+from training.data.recordings import RecordedClip, RecordedTake, cut, read_cues, take_of
+from training.data.tracking import TrackedFrame, at_video_rate, looks
 from training.video.clips import (
-    Piece,
+    ClipPiece,
     VideoClips,
     load_clips,
     pieces_of,
@@ -222,8 +222,8 @@ def _same_settings(parts: Path, settings: str) -> None:
 
 
 def _pieces(
-    footage: Footage, take: Take, chosen: list[Clip], kinds: Kinds, tools: Tools
-) -> Iterator[Piece]:
+    footage: Footage, take: RecordedTake, chosen: list[RecordedClip], kinds: Kinds, tools: Tools
+) -> Iterator[ClipPiece]:
     """The clips of a video, decoded once more: each in one square, where its face mostly is."""
     if take.points is None:
         raise ValueError(f"{footage.path}: a take without points")
@@ -248,7 +248,7 @@ def _pieces(
             squares.append(np.asarray(view.cut(picture, 0), np.uint8))
         frames = np.stack(squares)
         marks = np.stack([view.place(points * width) for points in take.points[span]]) / side
-        yield Piece(
+        yield ClipPiece(
             f"{footage.path.stem}/{number}",
             frames,
             sound[clip.first * SAMPLES_PER_FRAME : clip.stop * SAMPLES_PER_FRAME],
@@ -304,11 +304,11 @@ def _portrait(picture: Pictures, points: Floats, side: int, tracker: FaceTracker
     return Frame(view.corner, view.scale * side / MAX_SIZE, side, side)
 
 
-def _heard(hear: WhisperRows, sound: Floats, clip: Clip) -> NDArray[np.float16]:
+def _heard(hear: WhisperRows, sound: Floats, clip: RecordedClip) -> NDArray[np.float16]:
     """(T, S, W): what each frame of ``clip`` hears, of all the video's ``sound``."""
     around = np.pad(sound, (hear.past_samples, hear.future_samples))
     starts = range(clip.first * SAMPLES_PER_FRAME, clip.stop * SAMPLES_PER_FRAME, SAMPLES_PER_FRAME)
-    count = row_samples(hear)
+    count = samples_per_row(hear)
     return np.stack([hear.row(around[s : s + count]).astype(np.float16) for s in starts])
 
 
@@ -334,7 +334,7 @@ def _encoder(vae: VAE) -> Encode:
     return encode
 
 
-def _counted(found: Iterable[Look | None], bar: tqdm) -> Iterator[Look | None]:
+def _counted(found: Iterable[TrackedFrame | None], bar: tqdm) -> Iterator[TrackedFrame | None]:
     for look in found:
         bar.update()
         yield look

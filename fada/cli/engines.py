@@ -12,10 +12,17 @@ from pathlib import Path
 
 import torch
 
-from engines.artifacts import Manifest, Wanted, damage, default_folder, refusal, stored
+from engines.artifacts import (
+    Manifest,
+    Requirements,
+    default_folder,
+    incompatibility,
+    stored,
+    verify,
+)
 from engines.backends import BACKENDS
-from engines.build import PRECISIONS, Order, build
-from engines.example_inputs import names, subject
+from engines.build import PRECISIONS, BuildSpec, build
+from engines.example_inputs import example_model, names
 from engines.identity import machines
 
 
@@ -72,10 +79,10 @@ def _build(options: argparse.Namespace, root: Path) -> int:
     logging.getLogger("engines").setLevel(logging.INFO)
     torch.set_num_threads(1)
     try:
-        order = Order(options.backend, options.precision, options.batch)
+        spec = BuildSpec(options.backend, options.precision, options.batch)
         made_on = "cuda" if torch.cuda.is_available() else "cpu"
-        chosen = subject(options.model, options.weights, options.tiny, made_on)
-        place, manifest = build(chosen, order, root)
+        chosen = example_model(options.model, options.weights, options.tiny, made_on)
+        place, manifest = build(chosen, spec, root)
     except ValueError as error:
         print(f"fada: {error}", file=sys.stderr)
         return 1
@@ -102,8 +109,8 @@ def _list(root: Path) -> int:
 
 def _reason(folder: Path, manifest: Manifest) -> str | None:
     """As far as the machine decides: weights and code are told apart when a network is loaded."""
-    own = Wanted(manifest.weights, manifest.code, manifest.shapes, machines())
-    return refusal(manifest, own) or damage(folder, manifest)
+    own = Requirements(manifest.weights, manifest.code, manifest.shapes, machines())
+    return incompatibility(manifest, own) or verify(folder, manifest)
 
 
 def _agreement(manifest: Manifest) -> str:

@@ -23,15 +23,15 @@ from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 from training.data.arkit import capture_take, read_capture
 from training.data.corpus import held_out
 from training.data.recordings import (
+    RecordedTake,
     Recording,
-    Take,
     load_take,
     read_cues,
     save_take,
     take_of,
     write_folder,
 )
-from training.data.tracking import Look, at_video_rate, looks
+from training.data.tracking import TrackedFrame, at_video_rate, looks
 
 CAPTURES = (".csv", ".json")
 _LEAST_SHARE = 0.5  # of frames with a face: less is no talking head
@@ -120,7 +120,7 @@ def part_name(source: Path, sound: Path | None) -> str:
     return f"{source.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:12]}"
 
 
-def _tracked(video: Path, tracker: FaceTracker, heard: Path) -> Take:
+def _tracked(video: Path, tracker: FaceTracker, heard: Path) -> RecordedTake:
     footage = open_footage(video)
     total = None if footage.duration_s is None else int(footage.duration_s * FPS)
     started = time.monotonic()
@@ -136,13 +136,13 @@ def _tracked(video: Path, tracker: FaceTracker, heard: Path) -> Take:
     return take
 
 
-def _captured(capture: Path, sound: Path, heard: Path) -> Take:
+def _captured(capture: Path, sound: Path, heard: Path) -> RecordedTake:
     take = capture_take(read_capture(capture))
     _write_sound(heard, sound_of(sound), len(take))
     return take
 
 
-def _counted(found: Iterable[Look | None], bar: tqdm) -> Iterator[Look | None]:
+def _counted(found: Iterable[TrackedFrame | None], bar: tqdm) -> Iterator[TrackedFrame | None]:
     for look in found:
         bar.update()
         yield look

@@ -16,7 +16,7 @@ from model.types import FPS, SAMPLE_RATE
 from training.data.confidence import TRACKED, Quality, write_qualities
 from training.data.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
 from training.data.inferred import (
-    Speech,
+    LabelledSpeech,
     closed_mouths,
     fit_mouths,
     grid_phones,
@@ -25,26 +25,30 @@ from training.data.inferred import (
     synthetic_speeches,
 )
 from training.data.phones import VISEMES
-from training.guidance_distillation import Recipe, train_student
+from training.guidance_distillation import DistillConfig, train_student
 from training.sample_weighting import SUPERVISION
-from training.step_distillation import train_fewer
+from training.step_distillation import train_step_distilled
 from training.teacher import (
     Beginning,
+    audio_encoder_from_whisper,
     continued,
     fresh,
-    hearing_as_whisper,
+    train_audio_encoder_stage,
     train_denoising,
-    train_hearing,
     train_teacher,
 )
 from training.trainer import RunOptions
 from training.video import cli as video
-from training.weight_interpolation import hear_between
+from training.weight_interpolation import interpolate_audio_encoder
 
 RATE = 1e-3
 _SPEECH_FOR_BANDS = 40  # clips
-STUDENTS = ("student", "fewer", "balanced")
-TEACHING = {"hearing": train_hearing, "denoising": train_denoising, "teacher": train_teacher}
+STUDENTS = ("student", "step-distill", "student-multibranch")
+TEACHING = {
+    "audio-encoder": train_audio_encoder_stage,
+    "denoising": train_denoising,
+    "teacher": train_teacher,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="student: how it is told the guidance scales [%(default)s]",
     )
     parser.add_argument(
-        "--hears-anew",
+        "--train-audio-encoder",
         action="store_true",
         help="student: train the teacher's encoder of sound along (an ablation)",
     )
@@ -103,18 +107,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--whisper-blocks", type=int, default=3, help="how many of them (%(default)s)"
     )
     parser.add_argument(
-        "--ears",
+        "--interpolate",
         type=Path,
         nargs=2,
         metavar=("EARLY", "LATE"),
-        help="denoising: two stages of `fada train hearing` to take the encoder of sound from, "
-        "instead of --start's",
+        help="denoising: two stages of `fada train audio-encoder`, whose encoders' interpolation "
+        "replaces --start's",
     )
     parser.add_argument(
         "--between", type=float, default=0.4, help="how far from EARLY to LATE (%(default)s)"
     )
     parser.add_argument(
-        "--part-way",
+        "--init-interp",
         type=float,
         default=1.0,
         help="student: keep weights so far on the way from its start to what it learned "
@@ -151,10 +155,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--minutes {args.minutes} --steps {args.steps}, expected more than 0")
     if args.role.endswith(STUDENTS) and args.teacher is None:
         raise ValueError("a student needs --teacher, the weights that `fada train teacher` wrote")
-    if args.role == "fewer" and args.start is None:
-        raise ValueError("fewer steps need --start, the weights that `fada train student` wrote")
-    if args.ears is not None and args.role != "denoising":
-        raise ValueError(f"--ears is for `fada train denoising`, not {args.role}")
+    if args.role == "step-distill" and args.start is None:
+        raise ValueError(
+            "step distillation needs --start, the weights that `fada train student` wrote"
+        )
+    if args.interpolate is not None and args.role != "denoising":
+        raise ValueError(f"--interpolate is for `fada train denoising`, not {args.role}")
     if tuple(args.temperature) != (1.0, 1.0) and args.role not in STUDENTS:
         raise ValueError(f"--temperature is for a motion student, not {args.role}")
     torch.set_num_threads(args.threads)
@@ -167,16 +173,16 @@ def run(args: argparse.Namespace) -> int:
     if args.role in TEACHING:
         path = TEACHING[args.role](corpus, options, _beginning(args, corpus), args.seed)
     else:
-        recipe = Recipe(
-            guided=args.role != "balanced",
+        config = DistillConfig(
+            guided=args.role != "student-multibranch",
             embedded_scales=args.scales == "embedding",
             supervision=args.supervision,
-            part_way=args.part_way,
+            init_interp=args.init_interp,
             temperature=tuple(args.temperature),
-            hears_anew=args.hears_anew,
+            train_audio_encoder=args.train_audio_encoder,
         )
-        teach = train_fewer if args.role == "fewer" else train_student
-        path = teach(corpus, args.teacher, options, args.seed, args.start, recipe)
+        teach = train_step_distilled if args.role == "step-distill" else train_student
+        path = teach(corpus, args.teacher, options, args.seed, args.start, config)
     print(path)
     return 0
 
@@ -188,13 +194,13 @@ def _beginning(args: argparse.Namespace, corpus: Corpus) -> Beginning:
         beginning = fresh(corpus, config)
     else:
         beginning = continued(args.start)
-    if args.ears is not None:
-        early, late = (load_weights(path).net for path in args.ears)
-        hear_between(beginning.net, early, late, args.between)
+    if args.interpolate is not None:
+        early, late = (load_weights(path).net for path in args.interpolate)
+        interpolate_audio_encoder(beginning.net, early, late, args.between)
     if args.whisper is None:
         return beginning
     speech = load_grid(args.data).samples[:_SPEECH_FOR_BANDS]
-    return hearing_as_whisper(beginning, args.whisper, args.whisper_blocks, speech)
+    return audio_encoder_from_whisper(beginning, args.whisper, args.whisper_blocks, speech)
 
 
 def build_corpus(
@@ -214,7 +220,7 @@ def build_corpus(
     tracked = grid_corpus(grid, chosen, said)
     mouths = fit_mouths(grid, said, seed)
     closed = closed_mouths(grid, said)
-    spoken: dict[str, Speech] = {}
+    spoken: dict[str, LabelledSpeech] = {}
     if speech is not None:
         spoken |= heard_speeches(speech, phones)
     if synthetic is not None:
@@ -223,7 +229,7 @@ def build_corpus(
     return joined([tracked, inferred_corpus(spoken, mouths, closed, fit_lip_gap(tracked))])
 
 
-def _qualities(tracked: Corpus, spoken: dict[str, Speech]) -> list[Quality]:
+def _qualities(tracked: Corpus, spoken: dict[str, LabelledSpeech]) -> list[Quality]:
     clips = [
         Quality(f"tracked/{i}", "tracked", frames / FPS, TRACKED)
         for i, frames in enumerate(tracked.frames.tolist())

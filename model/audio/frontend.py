@@ -1,7 +1,6 @@
-"""How a student hears: what one video frame's sound is to it, and how many frames a window has.
+"""The audio front end: what a frame's sound is to a network, and how many frames a window has.
 
-Knows: that a row is a pure function of the samples around its frame, which is what makes streams of
-any chunking equal. Does not know: which function, nor who hears.
+A row is a pure function of the samples around its frame, so streams of any chunking are equal.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from numpy.typing import DTypeLike
 from model.types import FPS, SAMPLES_PER_FRAME, Floats
 
 
-class FrontEnd(Protocol):
+class AudioFrontend(Protocol):
     """Speech as rows, one a video frame, each computed alone and in one fixed shape."""
 
     row_shape: tuple[int, ...]
     kept_as: DTypeLike  # holds a row without loss
-    past_samples: int  # heard before the frame's own
-    future_samples: int  # heard after them
+    past_samples: int  # before the frame's own
+    future_samples: int  # after them
 
     def row(self, samples: Floats) -> Floats:
         """(past_samples + SAMPLES_PER_FRAME + future_samples,) at 16 kHz → ``row_shape``."""
@@ -31,16 +30,16 @@ class FrontEnd(Protocol):
         ...
 
 
-def row_samples(front_end: FrontEnd) -> int:
-    """How many samples one row hears."""
-    return front_end.past_samples + SAMPLES_PER_FRAME + front_end.future_samples
+def samples_per_row(frontend: AudioFrontend) -> int:
+    """Samples that one row is computed from."""
+    return frontend.past_samples + SAMPLES_PER_FRAME + frontend.future_samples
 
 
 @dataclass(frozen=True)
-class Hearing:
+class AudioWindowSpec:
     """A window has rows of ``past`` frames, of ``hop`` new ones, and of ``lookahead`` beyond."""
 
-    front_end: FrontEnd
+    frontend: AudioFrontend
     past: int
     hop: int
     lookahead: int
@@ -58,7 +57,7 @@ class Hearing:
         return self.past + self.hop + self.lookahead
 
     @property
-    def coming(self) -> int:
+    def future_rows(self) -> int:
         """Rows of a window that are not past."""
         return self.hop + self.lookahead
 
@@ -68,7 +67,7 @@ class Hearing:
         return self.hop / FPS
 
     @property
-    def early(self) -> int:
-        """Windows after which nothing of what was heard before them is in a window any more."""
-        heard = self.past + -(-self.front_end.past_samples // SAMPLES_PER_FRAME)
-        return -(-heard // self.hop)
+    def warmup_windows(self) -> int:
+        """Windows after which nothing from before them is in a window any more."""
+        rows = self.past + -(-self.frontend.past_samples // SAMPLES_PER_FRAME)
+        return -(-rows // self.hop)

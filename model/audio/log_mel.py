@@ -97,7 +97,7 @@ def silence_row() -> Floats:
 
 
 class LogMel:
-    """These rows as a `model.audio.frontend.FrontEnd`."""
+    """These rows as a `model.audio.frontend.AudioFrontend`."""
 
     row_shape: tuple[int, ...] = (ROW_DIM,)
     kept_as: DTypeLike = np.float32

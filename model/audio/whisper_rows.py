@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 
-from model.audio.frontend import row_samples
+from model.audio.frontend import samples_per_row
 from model.audio.whisper import (
     STATES_AFTER,
     STATES_BEFORE,
@@ -36,7 +36,7 @@ STATES_PER_FRAME = STATES_PER_SECOND // FPS
 
 
 class WhisperRows:
-    """A `model.audio.frontend.FrontEnd`: (10 · depths, width) tokens a frame, as EchoMimic's.
+    """A `model.audio.frontend.AudioFrontend`: (10 · depths, width) tokens a frame, as EchoMimic's.
 
     ``past_frames``: of sound before the frame. Rows have half the precision of their type, in
     which they are kept. One pass of the encoder a row, on its device.
@@ -65,9 +65,11 @@ class WhisperRows:
         self.future_samples = FUTURE_FRAMES * SAMPLES_PER_FRAME
 
     def row(self, samples: Floats) -> Floats:
-        """See `model.audio.frontend.FrontEnd.row`."""
-        if samples.shape != (row_samples(self),):
-            raise ValueError(f"samples have shape {samples.shape}, expected ({row_samples(self)},)")
+        """See `model.audio.frontend.AudioFrontend.row`."""
+        if samples.shape != (samples_per_row(self),):
+            raise ValueError(
+                f"samples have shape {samples.shape}, expected ({samples_per_row(self)},)"
+            )
         device = self._encoder.positions.device
         with torch.inference_mode():
             mel = log_mel(samples, self._encoder.config.mels)[None].to(device)
@@ -76,11 +78,11 @@ class WhisperRows:
         return np.asarray(tokens.half().float().cpu().numpy(), np.float32)
 
     def silence(self) -> Floats:
-        """See `model.audio.frontend.FrontEnd.silence`."""
+        """See `model.audio.frontend.AudioFrontend.silence`."""
         return self._silence
 
     @cached_property
     def _silence(self) -> Floats:
-        made = self.row(np.zeros(row_samples(self), np.float32))
+        made = self.row(np.zeros(samples_per_row(self), np.float32))
         made.setflags(write=False)
         return made

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.frontend import Hearing, row_samples
+from model.audio.frontend import AudioWindowSpec, samples_per_row
 from model.audio.log_mel import LogMel
 from model.types import SAMPLES_PER_FRAME, Floats, Window, pack, unpack
 
@@ -21,7 +21,7 @@ PREFIX = 12  # frames already made: 0.48 s
 HOP = 8  # new frames a window: 0.32 s
 LOOKAHEAD = 4  # frames of sound beyond them: 0.16 s
 WINDOW_FRAMES = PREFIX + HOP + LOOKAHEAD
-LOG_MEL = Hearing(LogMel(), PREFIX, HOP, LOOKAHEAD)
+LOG_MEL = AudioWindowSpec(LogMel(), PREFIX, HOP, LOOKAHEAD)
 
 
 class AudioWindower:
@@ -33,10 +33,10 @@ class AudioWindower:
     same samples gives bit-identical windows.
     """
 
-    def __init__(self, hearing: Hearing = LOG_MEL) -> None:
-        self._hearing = hearing
-        self._pending: Floats = np.zeros(hearing.front_end.past_samples, np.float32)
-        self._rows: list[Floats] = [hearing.front_end.silence()] * hearing.past
+    def __init__(self, window_spec: AudioWindowSpec = LOG_MEL) -> None:
+        self._window_spec = window_spec
+        self._pending: Floats = np.zeros(window_spec.frontend.past_samples, np.float32)
+        self._rows: list[Floats] = [window_spec.frontend.silence()] * window_spec.past
         self._samples = 0
         self._index = 0
         self._finished = False
@@ -67,7 +67,7 @@ class AudioWindower:
         total = -(-self._samples // SAMPLES_PER_FRAME)
         windows: list[Window] = []
         silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
-        hop = self._hearing.hop
+        hop = self._window_spec.hop
         while self._index * hop < total:
             windows += self._take(silence)
         self._finished = True
@@ -84,14 +84,14 @@ class AudioWindower:
             "index": self._index,
             "finished": self._finished,
         }
-        rows = stacked(self._rows, self._hearing)
+        rows = stacked(self._rows, self._window_spec)
         return pack({"pending": self._pending, "rows": rows}, facts)
 
     @classmethod
-    def restore(cls, state: bytes, hearing: Hearing = LOG_MEL) -> AudioWindower:
+    def restore(cls, state: bytes, window_spec: AudioWindowSpec = LOG_MEL) -> AudioWindower:
         """The windower that gave ``state``. Raises ``ValueError`` for other bytes."""
         arrays, facts = unpack(state)
-        windower = cls(hearing)
+        windower = cls(window_spec)
         windower._pending = arrays["pending"].astype(np.float32)
         windower._rows = list(arrays["rows"].astype(np.float32))
         windower._samples = int(str(facts["samples"]))
@@ -102,27 +102,27 @@ class AudioWindower:
     def _take(self, pcm: Floats) -> list[Window]:
         windows: list[Window] = []
         samples = np.concatenate([self._pending, pcm])
-        hearing, front_end = self._hearing, self._hearing.front_end
-        start, count = 0, row_samples(front_end)
+        window_spec, frontend = self._window_spec, self._window_spec.frontend
+        start, count = 0, samples_per_row(frontend)
         while start + count <= len(samples):
-            self._rows.append(front_end.row(samples[start : start + count]))
+            self._rows.append(frontend.row(samples[start : start + count]))
             start += SAMPLES_PER_FRAME
-            if len(self._rows) == hearing.frames:
-                windows.append(Window(self._index, np.stack(self._rows), hearing.hop))
+            if len(self._rows) == window_spec.frames:
+                windows.append(Window(self._index, np.stack(self._rows), window_spec.hop))
                 self._index += 1
-                del self._rows[: hearing.hop]
+                del self._rows[: window_spec.hop]
         self._pending = samples[start:].copy()
         return windows
 
 
-def windows_of(samples: Floats, hearing: Hearing = LOG_MEL) -> list[Window]:
+def windows_of(samples: Floats, window_spec: AudioWindowSpec = LOG_MEL) -> list[Window]:
     """All windows of a whole speech: mono ``samples`` (N,) at 16 kHz. Raises ``ValueError`` as
     `AudioWindower.push`."""
-    windower = AudioWindower(hearing)
+    windower = AudioWindower(window_spec)
     return windower.push(samples) + windower.finish()
 
 
-def stacked(rows: Sequence[Floats], hearing: Hearing) -> NDArray[np.generic]:
+def stacked(rows: Sequence[Floats], window_spec: AudioWindowSpec) -> NDArray[np.generic]:
     """(len(rows), ...) in the precision in which they are kept."""
-    shape = (len(rows), *hearing.front_end.row_shape)
-    return np.array(rows, dtype=hearing.front_end.kept_as).reshape(shape)
+    shape = (len(rows), *window_spec.frontend.row_shape)
+    return np.array(rows, dtype=window_spec.frontend.kept_as).reshape(shape)

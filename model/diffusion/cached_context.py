@@ -21,7 +21,7 @@ class Halves(Protocol):
     def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor: ...
 
 
-class Once:
+class CachedContext:
     """``net``, which keeps what it made of the last conditions for as long as they are equal.
 
     For frozen networks, without gradients: what is kept knows of no change of parameters.

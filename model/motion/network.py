@@ -62,7 +62,7 @@ def _between(x: Tensor, first: int, frames: int) -> Tensor:
     return x.index_select(1, torch.arange(first, first + frames, device=x.device))
 
 
-class Attention(nn.Module):
+class TokenAttention(nn.Module):
     """Multi-head attention over a context, with an additive bias per head."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -107,7 +107,7 @@ class RelativeBias(nn.Module):
         return self.table[:, self._index]
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Self-attention, audio attention, reference attention, feed-forward; each pre-normed."""
 
     def __init__(self, config: NetConfig) -> None:
@@ -115,9 +115,9 @@ class Block(nn.Module):
         width, heads = config.width, config.heads
         self.self_bias = RelativeBias(heads, PREFIX + HOP, PREFIX + HOP)
         self.audio_bias = RelativeBias(heads, PREFIX + HOP, PREFIX + HOP + LOOKAHEAD)
-        self.self_attention = Attention(width, heads)
-        self.audio_attention = Attention(width, heads)
-        self.reference_attention = Attention(width, heads)
+        self.self_attention = TokenAttention(width, heads)
+        self.audio_attention = TokenAttention(width, heads)
+        self.reference_attention = TokenAttention(width, heads)
         self.audio_norm = nn.LayerNorm(width)
         self.reference_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
@@ -202,7 +202,7 @@ class MotionNet(nn.Module):
         self.time_modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.time_modulation.weight)
         nn.init.zeros_(self.time_modulation.bias)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, MOTION_DIM)
         self.heard = nn.Linear(width, MOTION_DIM)
@@ -245,7 +245,7 @@ class MotionNet(nn.Module):
             else:
                 audio = torch.cat([audio, tokens[0]], dim=1)
                 reference = torch.cat([reference, tokens[1]], dim=1)
-        blocks = (cast(Block, block) for block in self.blocks)
+        blocks = (cast(TransformerBlock, block) for block in self.blocks)
         contexts = [part for block in blocks for part in block.context(audio, reference)]
         return heard, prefix, around[:, PREFIX:], *contexts, *embedded
 

@@ -16,7 +16,7 @@ Notes = dict[str, Tensor]  # place in the network → what a layer leaves there
 
 
 @dataclass(frozen=True)
-class Context:
+class AttentionContext:
     """What the layers look at besides their own features; N = B · T rows of frames.
 
     ``audio`` (N, S, W_audio); ``references``: place → (B, L, C); ``has_reference`` (B,) bool, or
@@ -106,7 +106,7 @@ class SpatialTransformer(nn.Module):
         self.feed_forward = FeedForward(width)
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """``x`` (N, C, H, W) → the same shape."""
         size = x.shape[-2:]
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (N, H·W, C)
@@ -122,7 +122,7 @@ class SpatialTransformer(nn.Module):
             x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (size[0], size[1])))
         )
 
-    def _look_around(self, tokens: Tensor, context: Context) -> Tensor:
+    def _look_around(self, tokens: Tensor, context: AttentionContext) -> Tensor:
         attention = self.self_attention
         seen = attention.keys_values(tokens)
         if context.references is None:

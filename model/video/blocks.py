@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.video.attention import Context, SpatialTransformer
+from model.video.attention import AttentionContext, SpatialTransformer
 from model.video.config import UNetConfig
 from model.video.motion_module import TemporalTransformer
 
@@ -64,7 +64,7 @@ class Layer(nn.Module):
         if temporal and config.motion is not None:
             self.temporal = TemporalTransformer(width, config.motion, place)
 
-    def forward(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: AttentionContext) -> Tensor:
         x = self.resnet(x, time)
         if self.spatial is not None:
             x = self.spatial(x, context)
@@ -105,7 +105,7 @@ class Backbone(nn.Module):
             self.time(sinusoid(index, self.config.channels[0]).to(self.conv_in.weight.dtype))
         )
 
-    def run(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
+    def run(self, x: Tensor, time: Tensor, context: AttentionContext) -> Tensor:
         """``x`` (N, C_0, H, W) after the first convolution → the same shape before the last."""
         skips = [x]
         for level in cast(Iterable[Level], self.down):

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from model.types import Floats
-from model.video.attention import Attention, Context, FeedForward
+from model.video.attention import Attention, AttentionContext, FeedForward
 from model.video.config import MotionConfig
 
 
 class TimeAttention(nn.Module):
     """Self-attention over frames, which are told their place in time.
 
-    Frames see each other and those before them, if any (``Context.past``); those before see
-    nothing that came later. So what they leave to be seen depends neither on the frames after them
-    nor on the sampler's step, and is made once a window.
+    Frames attend to each other and to those before them, if any (``AttentionContext.past``), which
+    attend to nothing later. So the keys and values of the past depend neither on the frames after
+    it nor on the sampler's step, and are computed once a window.
     """
 
     def __init__(self, width: int, heads: int, positions: int | None, place: str) -> None:
@@ -31,7 +31,7 @@ class TimeAttention(nn.Module):
         table = None if positions is None else torch.tensor(sinusoid_table(positions, width)[None])
         self.register_buffer("positions", table)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """``x`` (B, H · W, T, W) → the same shape."""
         past = None if context.past is None else context.past[self.place]
         normed = self.norm(x)
@@ -60,7 +60,7 @@ class TimeBlock(nn.Module):
         self.feed_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         for attention in self.attentions:
             x = attention(x, context)
         return torch.as_tensor(x + self.feed_forward(self.feed_norm(x)))
@@ -81,7 +81,7 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """``x`` (B · T, C, H, W) → the same shape."""
         tokens = self.norm(x).unflatten(0, (-1, context.frames)).flatten(3)
         tokens = self.proj_in(tokens.permute(0, 3, 1, 2))  # (B, H · W, T, C)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.audio.whisper import WhisperEncoder
 from model.audio.whisper_rows import WhisperRows
 from model.audio.windows import LOG_MEL
@@ -37,7 +37,7 @@ from model.video.vae import VAE
 from model.video.weights import load_net, on_meta, read_tensors
 
 # A network, how it hears and its latent's shape → what runs it.
-Engine = Callable[[nn.Module, Hearing, tuple[int, ...]], Forward]
+Engine = Callable[[nn.Module, AudioWindowSpec, tuple[int, ...]], Forward]
 TINY_SPACE, SPACE = "video-tiny", "video"
 MAKE_TINY = "fada train video-student"
 SIDE = 512  # pixels of the square, of the real size
@@ -146,15 +146,15 @@ def video_pipeline(
     space = VideoSpace(nets.vae, int(nets.facts.get("side", SIDE)), SPACE, device=device)
     prefix, hop = net.config.prefix_frames, int(nets.facts.get("hop", HOP))
     encode = ReferenceEncoder(nets.reference, nets.face_locator, space.latent_shape)
-    hearing = Hearing(WhisperRows(nets.whisper), prefix, hop, 0)
-    forward = net if engine is None else engine(net, hearing, space.latent_shape)
+    window_spec = AudioWindowSpec(WhisperRows(nets.whisper), prefix, hop, 0)
+    forward = net if engine is None else engine(net, window_spec, space.latent_shape)
     return _pipeline(
         name,
         space,
         known,
         VDenoiser(forward, SCHEDULE),
         SCHEDULE,
-        hearing,
+        window_spec,
         prefix,
         KeptReferences(encode, KEPT_PORTRAITS),
         device,
@@ -167,7 +167,7 @@ def _pipeline(
     facts: StudentFacts,
     denoiser: Denoiser,
     schedule: NoiseSchedule,
-    hearing: Hearing,
+    window_spec: AudioWindowSpec,
     prefix: int,
     told: Callable[[Sequence[Reference]], Conditions],
     device: torch.device,
@@ -176,7 +176,7 @@ def _pipeline(
     student = Student(
         denoiser=facts.guided(denoiser),
         schedule=schedule,
-        hearing=hearing,
+        window_spec=window_spec,
         prefix=prefix,
         mean=torch.zeros(shape, device=device),  # latents are about normal as they are
         std=torch.ones(shape, device=device),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.video.attention import Context, Notes
+from model.video.attention import AttentionContext, Notes
 from model.video.blocks import Backbone
 from model.video.config import UNetConfig
 
@@ -29,4 +29,4 @@ class ReferenceUNet(Backbone):
         bank: Notes = {}
         x = self.conv_in(latents.to(self.conv_in.weight.dtype))
         time = self.embed_time(torch.zeros(x.shape[0], device=x.device))
-        return self.run(x, time, Context(bank=bank)), bank
+        return self.run(x, time, AttentionContext(bank=bank)), bank

@@ -47,7 +47,7 @@ class PatchCodec:
         return F.pixel_shuffle(latents / GAIN, self.stride)
 
 
-class SoundEncoder(nn.Module):
+class TinyAudioEncoder(nn.Module):
     """Log-mel rows → the audio tokens of each frame: its own moment, one before it, those after.
 
     A mouth prepares for a sound and lingers after it: residual convolutions over ±1 frame each.
@@ -89,7 +89,9 @@ class TinyNet(nn.Module):
         unet, channels = config.unet, config.latent_shape[0]
         still = replace(unet, audio_width=None, motion=None, prefix_frames=0, guided=False)
         first = unet.channels[0]
-        self.sound = SoundEncoder(unet.audio_width or 0, config.sound_layers, config.sound_tokens)
+        self.sound = TinyAudioEncoder(
+            unet.audio_width or 0, config.sound_layers, config.sound_tokens
+        )
         self.reference = ReferenceUNet(still)
         self.portrait = FaceLocator(FaceLocatorConfig(channels, (first,), first))
         self.unet = DenoisingUNet(unet)

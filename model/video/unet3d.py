@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.diffusion.denoiser import Conditions
-from model.video.attention import Context, Notes, repeat_rows
+from model.video.attention import AttentionContext, Notes, repeat_rows
 from model.video.blocks import Backbone, reference_places, sinusoid
 from model.video.config import UNetConfig
 from model.video.motion_module import TimeAttention
@@ -21,7 +21,7 @@ from model.video.motion_module import TimeAttention
 TRAIN_STEPS = 1000  # t = 1 is diffusion step 999, the last
 
 
-class ScaleToken(nn.Module):
+class UNetScaleToken(nn.Module):
     """(B,) guidance scales → (B, 1, W) tokens (FADA, arXiv 2412.16915, section 3.3).
 
     Starts at zero: a student starts as its teacher does but for one empty token.
@@ -57,11 +57,14 @@ class DenoisingUNet(Backbone):
         self._levels = {place: level for place, (level, _) in reference_places(config).items()}
         self._parts = self._context_names()
         if config.guided and config.embedded_scales:
-            self.scales = nn.ModuleList(ScaleToken(config.time_width) for _ in range(2))
+            self.scales = nn.ModuleList(UNetScaleToken(config.time_width) for _ in range(2))
         elif config.guided:
-            self.audio_scale = ScaleToken(config.audio_width)
+            self.audio_scale = UNetScaleToken(config.audio_width)
             self.reference_scale = nn.ModuleDict(
-                {str(level): ScaleToken(wide) for level, wide in reference_places(config).values()}
+                {
+                    str(level): UNetScaleToken(wide)
+                    for level, wide in reference_places(config).values()
+                }
             )
 
     def _context_names(self) -> tuple[str, ...]:
@@ -140,7 +143,7 @@ class DenoisingUNet(Backbone):
         """``x`` (B, T, C, H, W) at diffusion step ``index`` (B,) → (B · T, C_0, H, W)."""
         frames = x.shape[1]
         past = {p.removeprefix("past."): v for p, v in parts.items() if p.startswith("past.")}
-        context = Context(
+        context = AttentionContext(
             frames=frames,
             audio=parts["audio"].flatten(0, 1),
             references={place: parts[f"reference.{place}"] for place in self._levels},

@@ -14,12 +14,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from server import logs, traces
-from server.api.context import DOOR, PROBLEMS, Context, an_id, choose_model, context
+from server.api.context import DOOR, PROBLEMS, RequestContext, an_id, choose_model, context
 from server.api.protocol import ALLOWED, AnimationOptions, parse_options
 from server.api.uploads import Upload, check_portrait, read_upload
 from server.api.video import first_fragment_timed, video_response
 from server.broker import messages
-from server.broker.producer import Client, give_up
+from server.broker.producer import JobProducer, give_up
 from server.errors import ServiceError
 
 router = APIRouter(tags=["animation"], dependencies=DOOR)
@@ -74,7 +74,7 @@ async def animate(request: Request) -> Response:
     return await video_response(request, job_id, events, partial(give_up, here.client, job_id))
 
 
-async def _job(here: Context, upload: Upload, *, keep: bool) -> messages.AnimateRequest:
+async def _job(here: RequestContext, upload: Upload, *, keep: bool) -> messages.AnimateRequest:
     fields = dict(upload.fields)
     avatar_id = fields.pop("avatar_id", None)
     options = parse_options(fields)
@@ -90,7 +90,7 @@ async def _job(here: Context, upload: Upload, *, keep: bool) -> messages.Animate
     )
 
 
-async def _check_parts(here: Context, upload: Upload, avatar_id: str | None) -> None:
+async def _check_parts(here: RequestContext, upload: Upload, avatar_id: str | None) -> None:
     if "audio" not in upload.files:
         raise ServiceError("bad_request", "the file 'audio' is missing")
     if ("portrait" in upload.files) == (avatar_id is not None):
@@ -103,7 +103,7 @@ async def _check_parts(here: Context, upload: Upload, avatar_id: str | None) -> 
         await check_avatar(here.client, avatar_id)
 
 
-async def check_avatar(client: Client, avatar_id: str) -> None:
+async def check_avatar(client: JobProducer, avatar_id: str) -> None:
     """Raises `ServiceError` ``not_found``."""
     if await client.avatar(an_id(avatar_id)) is None:
         raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")

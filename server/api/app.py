@@ -19,12 +19,12 @@ from starlette.responses import JSONResponse, Response
 from server import metrics
 from server.api import animate, avatars, health, jobs, stream, studio
 from server.api.access import Access
-from server.api.context import Context
+from server.api.context import RequestContext
 from server.api.doors import Doors
 from server.api.limits import BodyLimit
 from server.api.observe import Observe
 from server.broker.liveness import reading
-from server.broker.producer import Client
+from server.broker.producer import JobProducer
 from server.broker.redis import BROKER_LOST, connect
 from server.errors import KINDS, ServiceError
 from server.settings import Settings
@@ -51,8 +51,8 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             metrics.reporting(connection, "api"),
             reading(connection) as reader,
         ):
-            client = Client(connection, settings.max_jobs, settings.job_ttl_s, reader)
-            app.state.context = Context(client, settings, Access(connection, settings))
+            client = JobProducer(connection, settings.max_jobs, settings.job_ttl_s, reader)
+            app.state.context = RequestContext(client, settings, Access(connection, settings))
             yield
 
     app = FastAPI(

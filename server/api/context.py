@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection, Request
 
 from server.api.access import OWNER, Access
 from server.api.protocol import ModelView, ProblemView
-from server.broker.producer import Client
+from server.broker.producer import JobProducer
 from server.errors import ServiceError
 from server.settings import Settings
 
@@ -28,15 +28,15 @@ _ID = re.compile(r"[0-9a-f]{24}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Context:
-    client: Client
+class RequestContext:
+    client: JobProducer
     settings: Settings
     access: Access
 
 
-def context(request: HTTPConnection) -> Context:
+def context(request: HTTPConnection) -> RequestContext:
     """The application's, made at its start, for the owner that `Access.admit` found."""
-    here = cast(Context, request.app.state.context)
+    here = cast(RequestContext, request.app.state.context)
     client = replace(here.client, owner=request.scope.get(OWNER, ""))
     return replace(here, client=client)
 
@@ -73,7 +73,7 @@ JobId = Annotated[str, Depends(job_id)]
 AvatarId = Annotated[str, Depends(avatar_id)]
 
 
-async def choose_model(client: Client, name: str | None) -> ModelView:
+async def choose_model(client: JobProducer, name: str | None) -> ModelView:
     """The student called ``name``, or the default.
 
     Raises `ServiceError` ``no_worker`` when none is loaded, ``invalid_option`` for another name.

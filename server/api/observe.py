@@ -60,7 +60,7 @@ class Observe:
                 route = getattr(scope.get("route"), "path", "other")
                 traces.note(f"{method} {route}", status=seen.status)
                 metrics.request(method, route, _status(method, seen.status))
-                _tell(scope, method, route, seen.status, time.monotonic() - began_s)
+                _log_request(scope, method, route, seen.status, time.monotonic() - began_s)
 
 
 def _status(method: str, status: int) -> str:
@@ -96,7 +96,7 @@ class _Seen:
         await self._send(message)
 
 
-def _tell(scope: Scope, method: str, route: str, status: int, seconds: float) -> None:
+def _log_request(scope: Scope, method: str, route: str, status: int, seconds: float) -> None:
     client = scope["client"][0] if scope.get("client") else "unknown"
     client = client if is_address(client) else "no address"  # what a proxy passes on is text
     path = scope.get("raw_path", b"").decode("latin-1")[:200]

@@ -28,7 +28,7 @@ from server import logs, metrics, traces
 from server.api.access import subprotocol
 from server.api.animate import check_avatar
 from server.api.connections import LIMIT
-from server.api.context import Context, choose_model, context
+from server.api.context import RequestContext, choose_model, context
 from server.api.protocol import LiveStart, parse_options
 from server.api.uploads import check_portrait
 from server.api.video import ClientGone, first_event, first_fragment_timed
@@ -36,7 +36,7 @@ from server.broker import messages
 from server.broker.producer import give_up
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
-from server.tasks import cancelled
+from server.tasks import cancel_and_wait
 
 router = APIRouter()
 log = logging.getLogger("fada.api")
@@ -89,7 +89,7 @@ async def _errors_of(websocket: WebSocket) -> ServiceError | None:
     return None
 
 
-async def _session(websocket: WebSocket, here: Context) -> None:
+async def _session(websocket: WebSocket, here: RequestContext) -> None:
     try:
         async with asyncio.timeout(_START_S):
             start = await _start(websocket)
@@ -116,7 +116,7 @@ async def _session(websocket: WebSocket, here: Context) -> None:
             error = next((task.exception() for task in ended if task.exception()), None)
     finally:
         try:
-            await cancelled((listening, answering))
+            await cancel_and_wait((listening, answering))
         finally:
             await give_up(here.client, job_id, live=True)
     if error is not None:
@@ -126,7 +126,9 @@ async def _session(websocket: WebSocket, here: Context) -> None:
 class _Live:
     """A session that has begun: both directions, and how much sound waits between them."""
 
-    def __init__(self, websocket: WebSocket, here: Context, job_id: str, sample_rate: int) -> None:
+    def __init__(
+        self, websocket: WebSocket, here: RequestContext, job_id: str, sample_rate: int
+    ) -> None:
         self._websocket, self._client, self._job_id = websocket, here.client, job_id
         self._max_waiting = MAX_WAITING_S * sample_rate * 2
         self._microphone = _Microphone(sample_rate)
@@ -141,10 +143,10 @@ class _Live:
             message = await _receive(self._websocket, MAX_TEXT_BYTES)
             command = self._sound(message) if isinstance(message, bytes) else self._command(message)
             self._told += 1
-            if not await self._client.tell(self._job_id, self._told, command):
+            if not await self._client.send_command(self._job_id, self._told, command):
                 return  # the session's ending is on its way to the client
 
-    def _sound(self, pcm: bytes) -> messages.Sound:
+    def _sound(self, pcm: bytes) -> messages.AudioChunk:
         if self._ended:
             raise ServiceError("bad_request", "sound came after 'end'")
         self._sent += len(pcm)
@@ -157,7 +159,7 @@ class _Live:
                 "too_large",
                 f"{seconds:.1f} s of sound wait to be spoken; at most {MAX_WAITING_S} s may",
             )
-        return messages.Sound(data=pcm)
+        return messages.AudioChunk(data=pcm)
 
     def _command(self, fields: dict[str, Any]) -> messages.LiveCommand:
         kind = fields.pop("type", None)
@@ -280,7 +282,7 @@ async def _start(websocket: WebSocket) -> LiveStart:
 
 
 async def _request(
-    here: Context, start: LiveStart
+    here: RequestContext, start: LiveStart
 ) -> tuple[messages.LiveRequest, dict[str, bytes]]:
     if (start.portrait is None) == (start.avatar_id is None):
         raise ServiceError("bad_request", "give either 'portrait' or 'avatar_id'")

@@ -65,7 +65,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Work:
+class JobConsumer:
     """One worker's access, under its id."""
 
     connection: redis.Connection
@@ -93,8 +93,8 @@ class Work:
         await self.connection.beat(keys, [self.worker_id, beat.model_dump_json(), _WORKER_TTL_S])
 
     async def leave(self) -> None:
-        """Stop being counted; jobs in hand may be finished, or `let_go`."""
-        await liveness.strike_off(self.connection, self.worker_id)
+        """Stop being counted; jobs in hand may be finished, or `release`."""
+        await liveness.deregister(self.connection, self.worker_id)
 
     async def others(self) -> list[messages.Beat]:
         """What the other workers that live say of themselves."""
@@ -116,7 +116,7 @@ class Work:
                 return await self._claim(queue, entry, fields)
         return None
 
-    async def take_over(self, kind: str, *, alone: bool) -> Claim | None:
+    async def reclaim(self, kind: str, *, alone: bool) -> Claim | None:
         """A running job whose lease has ended, if there is any.
 
         A job whose last claim ended with its worker and brought nothing is suspect: it is for
@@ -130,7 +130,7 @@ class Work:
             )
             for one in held:
                 count = await self._count_as(one)
-                waited_ms = one["time_since_delivered"] % liveness.LET_GO_MS
+                waited_ms = one["time_since_delivered"] % liveness.RELEASED_MS
                 tries = await self._tries(queue, one["message_id"]) + (count == "tries")
                 if tries > 1 and not alone and waited_ms < SUSPECT_WAIT_S * 1000:
                     continue
@@ -153,7 +153,7 @@ class Work:
 
     async def _count_as(self, held: dict[str, Any]) -> str:
         """``late``, when its lease ran out with a worker that lives; else ``tries``."""
-        if held["time_since_delivered"] >= liveness.LET_GO_MS:  # let go, or its worker was buried
+        if held["time_since_delivered"] >= liveness.RELEASED_MS:  # let go, or its worker was buried
             return "tries"
         lives = await liveness.is_live(self.connection, held["consumer"].decode())
         return "late" if lives else "tries"
@@ -162,9 +162,9 @@ class Work:
         """Keep the leases; False for each job that has ended, or is another worker's now."""
         return await self._lease(claims, 0)
 
-    async def let_go(self, claims: Sequence[Claim]) -> None:
+    async def release(self, claims: Sequence[Claim]) -> None:
         """End the leases, so that another worker goes on from the snapshots at once."""
-        await self._lease(claims, liveness.LET_GO_MS)
+        await self._lease(claims, liveness.RELEASED_MS)
 
     async def is_read(self, claim: Claim) -> bool:
         """Whether the process lives that reads what is made, if only one can."""
@@ -220,7 +220,7 @@ class Work:
         ttl_s = self.limits.job_ttl_s
         arguments = [claim.token, number, text, data, ttl_s, saved, _after(held), *facts]
         write = partial(self.connection.publish, keys, arguments)
-        return bool(await redis.with_room(self.connection, write, claim.request.owner))
+        return bool(await redis.with_eviction(self.connection, write, claim.request.owner))
 
     async def end(self, claim: Claim, ending: messages.Ending) -> None:
         """Say how the job ended, and give back what it held; not if it is another worker's."""
@@ -242,7 +242,7 @@ class Work:
         key = redis.avatar_key(avatar.avatar_id)
         fields = {"view": avatar.model_dump_json(), "reference": reference, "owner": owner}
         write = partial(self.connection.redis.hset, key, mapping=fields)
-        await redis.with_room(self.connection, write, owner)
+        await redis.with_eviction(self.connection, write, owner)
         await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
         await self.connection.redis.sadd(redis.OWNERS, owner)
         ranking = redis.avatars_key(owner)
@@ -265,7 +265,7 @@ class Work:
         await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
         await self.connection.redis.zadd(redis.avatars_key(owner), {avatar_id: time.time()})
         write = partial(self.connection.redis.set, own, reference, ex=self.limits.job_ttl_s)
-        await redis.with_room(self.connection, write, owner)
+        await redis.with_eviction(self.connection, write, owner)
         return bytes(reference)
 
     async def _claim(

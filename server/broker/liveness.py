@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from server.broker import messages, redis
 
 # An idle time beyond any lease.
-LET_GO_MS = 3_600_000
+RELEASED_MS = 3_600_000
 
 _READER_TTL_S = 5
 _READER_BEAT_S = 1.0
@@ -47,17 +47,17 @@ async def is_live(connection: redis.Connection, worker_id: str) -> bool:
     return bool(await connection.redis.exists(redis.worker_key(worker_id)))
 
 
-async def strike_off(connection: redis.Connection, worker_id: str) -> None:
+async def deregister(connection: redis.Connection, worker_id: str) -> None:
     """Count this worker no more; until it says again that it lives."""
     await connection.redis.delete(redis.worker_key(worker_id))
     await connection.redis.srem(redis.WORKERS, worker_id)
 
 
-async def bury(connection: redis.Connection, worker_id: str) -> None:
+async def release_leases(connection: redis.Connection, worker_id: str) -> None:
     """Strike off a worker that is known to be dead; its jobs may be claimed at once."""
-    await strike_off(connection, worker_id)
+    await deregister(connection, worker_id)
     queues = [redis.queue_key(kind) for kind in redis.QUEUES]
-    await connection.bury(queues, [redis.GROUP, worker_id, LET_GO_MS])
+    await connection.release_leases(queues, [redis.GROUP, worker_id, RELEASED_MS])
 
 
 @asynccontextmanager

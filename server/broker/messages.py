@@ -50,7 +50,7 @@ class AnimateRequest(_Request):
 
 
 class LiveRequest(_Request):
-    """Hold a live session: sound comes as `Sound` while the video goes out."""
+    """Hold a live session: sound comes as `AudioChunk` while the video goes out."""
 
     kind: Literal["live"] = "live"
     options: AnimationOptions
@@ -93,7 +93,7 @@ class Started(_Message):
 class Fragment(_Message):
     """One ``moof`` + ``mdat``; the last may hold sound alone (``frames`` 0).
 
-    ``heard`` is of a live session: the bytes of its `Sound` that wait no more.
+    ``heard`` is of a live session: the bytes of its `AudioChunk` that wait no more.
     """
 
     type: Literal["fragment"] = "fragment"
@@ -154,7 +154,7 @@ class Read(_Message):
     index: int
 
 
-class Sound(_Message):
+class AudioChunk(_Message):
     """More PCM of a live session, in any chunking: ``data`` is s16le mono."""
 
     type: Literal["sound"] = "sound"
@@ -183,7 +183,7 @@ class End(_Message):
 
 
 Progress = Started | Fragment | Interrupted
-LiveCommand = Sound | Interrupt | Update | End
+LiveCommand = AudioChunk | Interrupt | Update | End
 AnyRequest = AnimateRequest | LiveRequest | AvatarRequest
 AnyEvent = Queued | Progress | Ending
 AnyCommand = Read | LiveCommand
@@ -217,13 +217,13 @@ def unpack_event(text: bytes, data: bytes) -> AnyEvent:
 
 def pack_command(command: AnyCommand) -> tuple[bytes, bytes]:
     """JSON, and the raw bytes that go beside it."""
-    data = command.data if isinstance(command, Sound) else b""
+    data = command.data if isinstance(command, AudioChunk) else b""
     return command.model_dump_json().encode(), data
 
 
 def unpack_command(text: bytes, data: bytes) -> AnyCommand:
     """The inverse of `pack_command`."""
     command = _COMMAND.validate_json(text)
-    if isinstance(command, Sound):
+    if isinstance(command, AudioChunk):
         return command.model_copy(update={"data": data})
     return command

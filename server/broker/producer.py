@@ -28,7 +28,7 @@ _MAX_COMMANDS = 20_000  # that no snapshot holds yet
 
 
 @dataclass(frozen=True)
-class Client:
+class JobProducer:
     """``max_jobs`` places in the queue; what is not read is gone after ``job_ttl_s``.
 
     ``reader`` is this process's name among the readers that live; without one, what is asked for
@@ -80,7 +80,7 @@ class Client:
 
         taken = False
         try:
-            taken = bool(await redis.with_room(self.connection, hand_in, self.owner))
+            taken = bool(await redis.with_eviction(self.connection, hand_in, self.owner))
         finally:
             if not taken:
                 await self._drop_parts(job_id)
@@ -98,7 +98,7 @@ class Client:
         last = b"0"
         alone, unclaimed = _Patience(_NO_WORKER_S), _Patience(_UNCLAIMED_S)
         while True:
-            reply = await redis.patiently(
+            reply = await redis.retry_on_disconnect(
                 partial(
                     self.connection.blocking.xread,
                     {redis.out_key(job_id): last},
@@ -135,7 +135,7 @@ class Client:
         """Drop all of a live session that has ended."""
         await redis.drop_video(self.connection, job_id)
 
-    async def tell(self, job_id: str, number: int, command: messages.LiveCommand) -> bool:
+    async def send_command(self, job_id: str, number: int, command: messages.LiveCommand) -> bool:
         """Say something to a live session; False when it has ended.
 
         ``number`` counts a session's commands from 1: one that is said again is heard once.
@@ -145,8 +145,8 @@ class Client:
         text, data = messages.pack_command(command)
         keys = [redis.job_key(job_id), redis.in_key(job_id)]
         arguments: list[Any] = [number, text, data, self.job_ttl_s, _MAX_COMMANDS]
-        write = partial(self.connection.tell, keys, arguments)
-        told = await redis.with_room(self.connection, write, None)
+        write = partial(self.connection.send_command, keys, arguments)
+        told = await redis.with_eviction(self.connection, write, None)
         if told < 0:
             raise ServiceError(
                 "too_large", f"{_MAX_COMMANDS} messages wait to be dealt with; no more may"
@@ -260,7 +260,7 @@ class _Patience:
         return self._since_s is not None and now_s - self._since_s > self._limit_s
 
 
-async def give_up(client: Client, job_id: str, *, live: bool = False) -> None:
+async def give_up(client: JobProducer, job_id: str, *, live: bool = False) -> None:
     """Cancel a job whose reader is gone and drop what it made, even while being cancelled."""
 
     async def _both() -> None:

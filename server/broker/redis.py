@@ -49,7 +49,7 @@ PARTS = ("portrait", "audio", "reference")
 
 # What a call raises while the server is away, or stands still.
 BROKER_LOST = (NotConnected, NotAnswered)
-PATIENCE_S = 10.0
+RETRY_S = 10.0
 _AGAIN_S = 0.2
 
 _ANSWER_S = 5.0
@@ -148,7 +148,7 @@ return {facts[1], token, facts[2], facts[3], facts[4]}
 
 # KEYS job, in; ARGV command's number, command, bytes, TTL, most commands. 0: the job has ended,
 # or never was; -1: too many wait.
-_TELL = """
+_SEND_COMMAND = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'queued' and status ~= 'running' then return 0 end
 if tonumber(ARGV[1]) <= tonumber(redis.call('HGET', KEYS[1], 'told')) then return 1 end
@@ -195,7 +195,7 @@ return kept
 """
 
 # KEYS queues; ARGV group, worker, idle ms. All leases of a dead worker end.
-_BURY = """
+_RELEASE_LEASES = """
 for _, queue in ipairs(KEYS) do
   if redis.call('EXISTS', queue) == 1 then
     for _, held in ipairs(redis.call('XPENDING', queue, ARGV[1], '-', '+', 1000, ARGV[2])) do
@@ -241,10 +241,10 @@ class Connection:
     beat: AsyncScript
     show: AsyncScript
     claim: AsyncScript
-    tell: AsyncScript
+    send_command: AsyncScript
     publish: AsyncScript
     lease: AsyncScript
-    bury: AsyncScript
+    release_leases: AsyncScript
     end_script: AsyncScript
 
     async def end(
@@ -258,7 +258,7 @@ class Connection:
         keys += [part_key(job_id, part) for part in PARTS]
         fence = "" if token is None else token
         arguments = [fence, GROUP, status, event, ttl_s, *facts]
-        return bool(await patiently(lambda: self.end_script(keys, arguments)))
+        return bool(await retry_on_disconnect(lambda: self.end_script(keys, arguments)))
 
 
 @asynccontextmanager
@@ -272,7 +272,17 @@ async def connect(url: str) -> AsyncIterator[Connection]:
         )
 
     redis, blocking = client(_ANSWER_S), client(_BLOCKED_S)
-    scripts = (_SUBMIT, _BEAT, _SHOW, _CLAIM, _TELL, _PUBLISH, _LEASE, _BURY, _END)
+    scripts = (
+        _SUBMIT,
+        _BEAT,
+        _SHOW,
+        _CLAIM,
+        _SEND_COMMAND,
+        _PUBLISH,
+        _LEASE,
+        _RELEASE_LEASES,
+        _END,
+    )
     try:
         yield Connection(redis, blocking, *(redis.register_script(text) for text in scripts))
     finally:
@@ -302,9 +312,9 @@ async def expect_answer(url: str, patience_s: float) -> None:
         await asyncio.sleep(_AGAIN_S)
 
 
-async def patiently(step: Callable[[], Awaitable[T]]) -> T:
-    """Do ``step``, again while the server is away, for `PATIENCE_S`; then raises `BROKER_LOST`."""
-    give_up_s = time.monotonic() + PATIENCE_S
+async def retry_on_disconnect(step: Callable[[], Awaitable[T]]) -> T:
+    """Do ``step``, again while the server is away, for `RETRY_S`; then raises `BROKER_LOST`."""
+    give_up_s = time.monotonic() + RETRY_S
     while True:
         try:
             return await step()
@@ -314,7 +324,7 @@ async def patiently(step: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(_AGAIN_S)
 
 
-async def with_room(
+async def with_eviction(
     connection: Connection, write: Callable[[], Awaitable[T]], owner: str | None
 ) -> T:
     """Do ``write`` patiently; while memory is short, what ``owner`` keeps makes room.
@@ -324,7 +334,7 @@ async def with_room(
     """
     while True:
         try:
-            return await patiently(write)
+            return await retry_on_disconnect(write)
         except OutOfMemoryError as error:
             if owner is None or not await _drop_oldest(connection, owner):
                 raise ServiceError("busy", "the service's memory is full") from error

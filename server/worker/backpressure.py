@@ -6,18 +6,18 @@ import asyncio
 
 LIVE_AHEAD = 1  # so that an interrupt finds next to nothing under way
 AHEAD = 8  # fragments made and not yet read: about two and a half seconds of video
-PATIENCE_S = 60.0
+READ_TIMEOUT_S = 60.0
 
 
-class Unwanted(Exception):
+class JobAborted(Exception):
     """Nobody wants the job any more: cancelled, expired, or its reader stopped reading."""
 
 
-class Deserted(Unwanted):
+class ReaderGone(JobAborted):
     """The only process that could read it is gone."""
 
 
-class Pace:
+class Backpressure:
     """Back-pressure of one job; ``patience_s`` is how long a reader may stand still."""
 
     def __init__(self, ahead: int, patience_s: float) -> None:
@@ -40,10 +40,10 @@ class Pace:
         return self._read
 
     async def room(self) -> None:
-        """Wait until the reader is near enough. Raises `Unwanted` when it does not move."""
+        """Wait until the reader is near enough. Raises `JobAborted` when it does not move."""
         while self._made - self._read >= self._ahead:
             self._moved.clear()
             try:
                 await asyncio.wait_for(self._moved.wait(), self._patience_s)
             except TimeoutError as error:
-                raise Unwanted(f"no fragment was read for {self._patience_s:g} s") from error
+                raise JobAborted(f"no fragment was read for {self._patience_s:g} s") from error

@@ -17,7 +17,7 @@ import numpy as np
 from model.pipeline import AvatarPipeline, WindowTask
 from model.types import Floats, SessionState
 from server import metrics
-from server.worker.scheduler import BatchScheduler, Turn
+from server.worker.scheduler import BatchScheduler, ScheduledWindow
 
 MAX_BATCH = 8
 
@@ -46,7 +46,9 @@ class Batcher:
         Cancelling the call takes the window out of the queue.
         """
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._scheduler.add(Turn(session, deadline_s, _Asked(task, answer, time.monotonic())))
+        self._scheduler.add(
+            ScheduledWindow(session, deadline_s, _Asked(task, answer, time.monotonic()))
+        )
         self._wake.set()
         try:
             return await answer
@@ -73,7 +75,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         metrics.batch(len(tasks))
         try:
-            with metrics.staged("think"):
+            with metrics.staged("denoise"):
                 return [*await loop.run_in_executor(self._executor, self.pipeline.step, tasks)]
         except Exception as error:
             if len(tasks) == 1:

@@ -51,11 +51,14 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
     reference = encode_portrait(pipeline, load_picture(_PORTRAIT.read_bytes()))
     decoder = pipeline.space.decoder(reference, pipeline.info.size, "portrait")
     muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
-    info, hearing = pipeline.info, pipeline.hearing
-    sound, pcm = LiveWindower(hearing), np.zeros(hearing.hop * SAMPLE_RATE // FPS, np.float32)
+    info, window_spec = pipeline.info, pipeline.window_spec
+    sound, pcm = (
+        LiveWindower(window_spec),
+        np.zeros(window_spec.hop * SAMPLE_RATE // FPS, np.float32),
+    )
 
     def round_of(states: Sequence[SessionState]) -> list[SessionState]:
-        window = sound.window(states[0].window_index, hearing.hop, rest=True)
+        window = sound.window(states[0].window_index, window_spec.hop, rest=True)
         tasks = [WindowTask(window, s, reference, info.guidance, info.steps) for s in states]
         results = pipeline.step(tasks)
         for latents, _ in results:
@@ -66,7 +69,7 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
     began_s = time.process_time()
     round_of(states[:1])
     alone_s = time.process_time() - began_s
-    if alone_s > _HOPELESS * hearing.hop_s:
+    if alone_s > _HOPELESS * window_spec.hop_s:
         return alone_s
     states = round_of(states)
     began_s = time.process_time()

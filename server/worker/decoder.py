@@ -58,14 +58,14 @@ def main(control: socket.socket) -> None:
     mapped = _mapped_bytes()
     gc.collect()
     gc.freeze()  # a collection would touch every object, and so copy every shared page
-    taken, tell = os.pipe()
+    taken, announce = os.pipe()
     waiting: set[int] = set()
     while True:
         while len(waiting) < _WAITING:
             child = os.fork()
             if child == 0:
                 try:
-                    _decoder(control, tell, samples, mapped)
+                    _decoder(control, announce, samples, mapped)
                 finally:
                     os._exit(0)
             waiting.add(child)
@@ -78,7 +78,9 @@ def main(control: socket.socket) -> None:
             waiting.discard(child)
 
 
-def _decoder(control: socket.socket, tell: int, samples: tuple[bytes, bytes], mapped: int) -> None:
+def _decoder(
+    control: socket.socket, announce: int, samples: tuple[bytes, bytes], mapped: int
+) -> None:
     """Wait for one upload, and decode it."""
     _give_up_privileges()
     picture, speech = samples
@@ -86,7 +88,7 @@ def _decoder(control: socket.socket, tell: int, samples: tuple[bytes, bytes], ma
     for _ in decode_audio(speech, MODEL_RATE, 60.0).blocks:
         pass
     _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-    os.write(tell, _PID.pack(os.getpid() if descriptors else _CLOSED))
+    os.write(announce, _PID.pack(os.getpid() if descriptors else _CLOSED))
     if descriptors:
         _serve(_alone_with(descriptors[0]), mapped)
 

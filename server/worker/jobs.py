@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from media.decode import Speech
+from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
 from model.pipeline import AvatarPipeline
 from model.types import Reference
@@ -24,11 +24,18 @@ from server.broker import messages
 from server.broker.consumer import START, Claim
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
-from server.tasks import cancelled
-from server.worker.backpressure import AHEAD, LIVE_AHEAD, PATIENCE_S, Deserted, Pace, Unwanted
+from server.tasks import cancel_and_wait
+from server.worker.backpressure import (
+    AHEAD,
+    LIVE_AHEAD,
+    READ_TIMEOUT_S,
+    Backpressure,
+    JobAborted,
+    ReaderGone,
+)
 from server.worker.checkpoint import Heard, Inbox, Snapshot, pack_saved, unpack_saved
 from server.worker.live import LiveInput, LiveSession
-from server.worker.resources import Workshop
+from server.worker.resources import WorkerResources
 from server.worker.runner import prepare, run
 
 _MAX_TRIES = 2  # beside others, then alone
@@ -38,10 +45,10 @@ _READER_LOOK_S = 1.0
 _READER_LOOKS = 5  # in vain: after the broker stood still, a reader must have time to show itself
 
 
-async def do(shop: Workshop, claim: Claim) -> messages.AvatarMade | messages.Done:
+async def do(shop: WorkerResources, claim: Claim) -> messages.AvatarMade | messages.Done:
     """The whole job, or what another worker left of it.
 
-    Raises `ServiceError` for input that cannot be used, `Unwanted` when nobody reads, or the job
+    Raises `ServiceError` for input that cannot be used, `JobAborted` when nobody reads, or the job
     has ended or is another worker's.
     """
     if claim.tries > _MAX_TRIES:
@@ -53,14 +60,14 @@ async def do(shop: Workshop, claim: Claim) -> messages.AvatarMade | messages.Don
     if claim.late > _MAX_LATE:
         raise ServiceError("internal_error", f"workers were held up {_MAX_LATE} times by the job")
     if isinstance(claim.request, messages.AnimateRequest):
-        return await Animation(shop, claim).make(claim.request)
+        return await AnimationJob(shop, claim).make(claim.request)
     if isinstance(claim.request, messages.LiveRequest):
-        return await Conversation(shop, claim).make(claim.request)
+        return await LiveJob(shop, claim).make(claim.request)
     return await _make_avatar(shop, claim.job_id, claim.request)
 
 
 async def _make_avatar(
-    shop: Workshop, job_id: str, request: messages.AvatarRequest
+    shop: WorkerResources, job_id: str, request: messages.AvatarRequest
 ) -> messages.AvatarMade:
     reference = await shop.reference(job_id, None, shop.batcher(request.model).pipeline)
     avatar = AvatarView(
@@ -73,17 +80,17 @@ async def _make_avatar(
     return messages.AvatarMade(avatar=avatar)
 
 
-class _Video:
+class _VideoJob:
     """What a job hears, and what it publishes with its snapshots."""
 
-    def __init__(self, shop: Workshop, claim: Claim, ahead: int) -> None:
+    def __init__(self, shop: WorkerResources, claim: Claim, ahead: int) -> None:
         self._shop, self._claim = shop, claim
         # Of this claim alone: the worker may claim a job again that it is just letting go.
         self._session = f"{claim.job_id}/{claim.token}"
         self._published = claim.events
         self._left: Snapshot | None = None
         self._from = Heard(START, 0, -1)
-        self._pace = Pace(ahead, PATIENCE_S)
+        self._pace = Backpressure(ahead, READ_TIMEOUT_S)
         if claim.saved is not None:
             self._left, self._from = unpack_saved(claim.saved)
             self._pace.made(self._left.video.sequence - 1)
@@ -101,10 +108,10 @@ class _Video:
                 done.pop().result()  # neither ends but by an error
             return await main
         finally:
-            await cancelled([main, *others])
+            await cancel_and_wait([main, *others])
 
     async def _watch_reader(self) -> None:
-        """Raises `Deserted` once the only reader there can be has been gone for some seconds.
+        """Raises `ReaderGone` once the only reader there can be has been gone for some seconds.
 
         A session that waits for its client to speak would else wait for ever.
         """
@@ -113,7 +120,7 @@ class _Video:
             await asyncio.sleep(_READER_LOOK_S)
             with contextlib.suppress(*BROKER_LOST):
                 missed = 0 if await self._shop.work.is_read(self._claim) else missed + 1
-        raise Deserted("the process that asked for it is gone")
+        raise ReaderGone("the process that asked for it is gone")
 
     async def _listen(self) -> None:
         async for commands in self._commands:
@@ -121,7 +128,7 @@ class _Video:
 
     def _hear_all(self, commands: list[tuple[str, messages.AnyCommand]]) -> None:
         for entry, command in commands:
-            sound = len(command.data) if isinstance(command, messages.Sound) else 0
+            sound = len(command.data) if isinstance(command, messages.AudioChunk) else 0
             self._inbox.note(entry, sound)
             if isinstance(command, messages.Read):
                 self._pace.read(command.index)
@@ -142,7 +149,7 @@ class _Video:
         with metrics.staged("publish"):
             lives = await work.publish(self._claim, self._published, event, saved, entry)
         if not lives:
-            raise Unwanted("it has ended, or another worker has it")
+            raise JobAborted("it has ended, or another worker has it")
         self._shop.quarantine.discard(self._claim.job_id)  # it got on: the worker's end was not its
         if isinstance(event, messages.Fragment):
             metrics.fragment("speech" if event.speech else "idle", event.duration_s)
@@ -152,10 +159,10 @@ class _Video:
         return 0
 
 
-class Animation(_Video):
+class AnimationJob(_VideoJob):
     """The video of a speech that is there whole."""
 
-    def __init__(self, shop: Workshop, claim: Claim) -> None:
+    def __init__(self, shop: WorkerResources, claim: Claim) -> None:
         super().__init__(shop, claim, AHEAD)
 
     async def make(self, request: messages.AnimateRequest) -> messages.Done:
@@ -188,7 +195,7 @@ class Animation(_Video):
 
     async def _inputs(
         self, request: messages.AnimateRequest, pipeline: AvatarPipeline
-    ) -> tuple[Speech, Reference]:
+    ) -> tuple[DecodedSpeech, Reference]:
         """Both uploads, decoded side by side. What is wrong with the sound is raised first."""
         shop, job_id = self._shop, self._claim.job_id
         audio = await shop.part(job_id, "audio")
@@ -203,23 +210,23 @@ class Animation(_Video):
                 speech.blocks.close()
                 raise
         finally:
-            await cancelled([portrait])
+            await cancel_and_wait([portrait])
 
 
-class Conversation(_Video):
+class LiveJob(_VideoJob):
     """A live session."""
 
-    def __init__(self, shop: Workshop, claim: Claim) -> None:
+    def __init__(self, shop: WorkerResources, claim: Claim) -> None:
         super().__init__(shop, claim, LIVE_AHEAD)
         self._input: LiveInput | None = None
 
     async def make(self, request: messages.LiveRequest) -> messages.Done:
         """From the start, or from the snapshot on; what was said since is heard first."""
-        left, hearing = self._left, self._shop.batcher(request.model).pipeline.hearing
+        left, window_spec = self._left, self._shop.batcher(request.model).pipeline.window_spec
         if left is None:
-            heard = LiveInput(request, time.monotonic, hearing)
+            heard = LiveInput(request, time.monotonic, window_spec)
         else:
-            heard = LiveInput.restore(request, time.monotonic, hearing, left, self._from.edge)
+            heard = LiveInput.restore(request, time.monotonic, window_spec, left, self._from.edge)
         self._input = heard
         self._hear_all(await anext(self._commands))
         return await self._listening(self._make(request, heard))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
 from model.types import FPS, Floats, Guidance, Reference, SessionState, pack, unpack
 from server.api.protocol import AnimationOptions
@@ -33,7 +33,7 @@ from server.worker.live_sound import (
     OUTPUT_SAMPLES_PER_FRAME,
     Director,
     LiveSound,
-    Turn,
+    NextWindow,
     Wait,
 )
 from server.worker.runner import check_reference, encode, fragment, knobs, open_video
@@ -47,9 +47,11 @@ Made = Callable[[float, float], None]
 class LiveInput:
     """What the client says, as it comes; `LiveSession` looks at it when it can."""
 
-    def __init__(self, request: messages.LiveRequest, clock: Clock, hearing: Hearing) -> None:
+    def __init__(
+        self, request: messages.LiveRequest, clock: Clock, window_spec: AudioWindowSpec
+    ) -> None:
         self.clock = clock
-        self.sound = LiveSound(request.sample_rate, hearing)
+        self.sound = LiveSound(request.sample_rate, window_spec)
         self.director = Director(self.sound, request.idle, clock())
         self.options = request.options
         self.interrupts = 0
@@ -69,7 +71,7 @@ class LiveInput:
         cls,
         request: messages.LiveRequest,
         clock: Clock,
-        hearing: Hearing,
+        window_spec: AudioWindowSpec,
         left: Snapshot,
         edge: int,
     ) -> LiveInput:
@@ -78,8 +80,8 @@ class LiveInput:
         arrays, facts = unpack(left.live)
         known: dict[str, Any] = facts
         state = known["input"]
-        sound = LiveSound.restore(request.sample_rate, hearing, arrays["sound"].tobytes())
-        new = cls(request, clock, hearing)
+        sound = LiveSound.restore(request.sample_rate, window_spec, arrays["sound"].tobytes())
+        new = cls(request, clock, window_spec)
         new.sound, new._again = sound, sound.heard - edge
         new.director = Director(sound, request.idle, clock())
         new.director.resume(state["director"], time.time() - state["at_s"], clock())
@@ -88,7 +90,7 @@ class LiveInput:
 
     def hear(self, command: messages.LiveCommand) -> None:
         """Take one command in; returns at once."""
-        if isinstance(command, messages.Sound):
+        if isinstance(command, messages.AudioChunk):
             fresh = command.data[self._again :]
             self._again -= len(command.data) - len(fresh)
             self.director.heard(fresh, self.clock())
@@ -120,13 +122,13 @@ class _Video:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _PartialWindow:
     """A window that was thought of, and how many of its frames were sent.
 
     Who goes on for another worker in its midst shows the rest of it, not a new thought.
     """
 
-    turn: Turn
+    turn: NextWindow
     latents: Floats
     before: SessionState
     sent: int
@@ -165,7 +167,7 @@ class LiveSession:
         self._left, self._made = left, made
         self._worked_s = 0.0  # since the last fragment
         self._state: SessionState = pipeline.start(request.seed) if left is None else left.state
-        self._scene: _Scene | None = None
+        self._scene: _PartialWindow | None = None
         self._interrupts = 0
         if left is not None:
             self._go_on(left)
@@ -191,7 +193,7 @@ class LiveSession:
         if self._scene is not None:
             await self._show(video, self._scene)
         while (turn := await self._turn(video)) is not None:
-            await self._show(video, await self._think(session, batcher, turn))
+            await self._show(video, await self._denoise(session, batcher, turn))
         now = self._now(video)
         loop = asyncio.get_running_loop()
         rest = await loop.run_in_executor(self._pool, muxer.close)
@@ -200,7 +202,7 @@ class LiveSession:
             await self._emit(event, replace(now, closed=True))
         return self._done(now)
 
-    async def _turn(self, video: _Video) -> Turn | None:
+    async def _turn(self, video: _Video) -> NextWindow | None:
         while True:
             await self._room()
             await self._say_interrupted(video)
@@ -217,7 +219,7 @@ class LiveSession:
         event = messages.Interrupted(at_s=at_s, heard=self._input.sound.heard)
         await self._emit(event, self._now(video))
 
-    async def _think(self, session: str, batcher: Batcher, turn: Turn) -> _Scene:
+    async def _denoise(self, session: str, batcher: Batcher, turn: NextWindow) -> _PartialWindow:
         before = self._state
         began_s, sound = self._input.clock(), self._input.sound
         plan = sound.planned(before.window_index, turn.frames, rest=not turn.speech)
@@ -227,9 +229,9 @@ class LiveSession:
         task = WindowTask(window, before, self._reference, guidance, steps)
         latents, _ = await batcher.step(session, self._input.director.due_s, task)
         self._worked_s = self._input.clock() - began_s
-        return _Scene(turn, latents, before, 0)
+        return _PartialWindow(turn, latents, before, 0)
 
-    async def _show(self, video: _Video, scene: _Scene) -> None:
+    async def _show(self, video: _Video, scene: _PartialWindow) -> None:
         """Send a window's fragments, as far as they go on being wanted."""
         turn = scene.turn
         for first in range(scene.sent, turn.frames, FRAGMENT_FRAMES):
@@ -238,7 +240,7 @@ class LiveSession:
             end = min(first + FRAGMENT_FRAMES, turn.frames)
             first_frame, began_s = self._state.frames_done, self._input.clock()
             data = await self._encode(video, turn, scene.latents[first:end])
-            scene = _Scene(turn, scene.latents, scene.before, end)
+            scene = _PartialWindow(turn, scene.latents, scene.before, end)
             self._state = scene.state
             self._scene = scene if end < turn.frames else None
             await self._send(video, first_frame, end - first, data, speech=turn.speech)
@@ -247,7 +249,7 @@ class LiveSession:
                 self._made(self._worked_s, turn.frames / FPS)
         self._scene = None
 
-    async def _still_wanted(self, turn: Turn, *, begun: bool) -> bool:
+    async def _still_wanted(self, turn: NextWindow, *, begun: bool) -> bool:
         await self._room()
         director, clock = self._input.director, self._input.clock
         while self._input.interrupts == self._interrupts:
@@ -259,7 +261,7 @@ class LiveSession:
             await self._input.news(begin_s)
         return False
 
-    async def _encode(self, video: _Video, turn: Turn, latents: Floats) -> bytes:
+    async def _encode(self, video: _Video, turn: NextWindow, latents: Floats) -> bytes:
         frames = len(latents)
         sound, count = self._input.sound, frames * OUTPUT_SAMPLES_PER_FRAME
         pcm = sound.take(frames) if turn.speech else np.zeros(count, np.float32)
@@ -305,7 +307,7 @@ class LiveSession:
             speech, frames, sent = known["turn"]
             before = SessionState.from_bytes(arrays["before"].tobytes())
             latents = arrays["latents"].astype(np.float32)
-            self._scene = _Scene(Turn(speech, frames), latents, before, sent)
+            self._scene = _PartialWindow(NextWindow(speech, frames), latents, before, sent)
 
     def _knobs(self) -> tuple[Guidance, int]:
         return knobs(self._pipeline, self._input.options)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from media.decode import MODEL_RATE
 from media.fmp4 import SAMPLE_RATE
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.audio.live import LiveWindower
 from model.types import FPS, Floats, Window, pack, unpack
 
@@ -103,14 +103,14 @@ class Resamplers:
 class LiveSound:
     """The sound of one session at ``rate`` samples a second, 16 bits, little-endian, mono.
 
-    ``hearing`` says what a window of it is.
+    ``window_spec`` says what a window of it is.
     """
 
-    def __init__(self, rate: int, hearing: Hearing) -> None:
+    def __init__(self, rate: int, window_spec: AudioWindowSpec) -> None:
         self._rate = rate
         self._raw: deque[bytes] = deque()
         self._half = b""  # a chunk may end inside a sample
-        self._windower = LiveWindower(hearing)
+        self._windower = LiveWindower(window_spec)
         self._output: Floats = np.zeros(0, np.float32)
         self._heard = 0
         self._resamplers = Resamplers(rate)
@@ -126,13 +126,13 @@ class LiveSound:
         return pack(arrays, {"places": places, "heard": self._heard, "half": list(self._half)})
 
     @classmethod
-    def restore(cls, rate: int, hearing: Hearing, state: bytes) -> LiveSound:
+    def restore(cls, rate: int, window_spec: AudioWindowSpec, state: bytes) -> LiveSound:
         """The sound that gave ``state``, to be given again what waited."""
         arrays, facts = unpack(state)
         known: dict[str, Any] = facts
-        sound = cls(rate, hearing)
+        sound = cls(rate, window_spec)
         sound._heard, sound._half = known["heard"], bytes(known["half"])
-        sound._windower = LiveWindower.restore(arrays, hearing)
+        sound._windower = LiveWindower.restore(arrays, window_spec)
         sound._output = arrays["output"].astype(np.float32) / np.float32(32767)
         recent = arrays["recent"].astype(np.int16)
         sound._resamplers, *ready = Resamplers.restore(rate, recent, known["places"])
@@ -142,7 +142,7 @@ class LiveSound:
     @property
     def hop(self) -> int:
         """New frames of a whole window."""
-        return self._windower.hearing.hop
+        return self._windower.window_spec.hop
 
     @property
     def heard(self) -> int:
@@ -234,7 +234,7 @@ class LiveSound:
 
 
 @dataclass(frozen=True)
-class Turn:
+class NextWindow:
     """Make a window of ``frames`` frames: of the sound that waits, or of rest."""
 
     speech: bool
@@ -311,52 +311,52 @@ class Director:
     def end(self) -> None:
         self._ended = True
 
-    def shown(self, turn: Turn, frames: int, now_s: float) -> None:
+    def shown(self, turn: NextWindow, frames: int, now_s: float) -> None:
         """``frames`` of ``turn`` are made at ``now_s``."""
         if not (self._speaking and turn.speech):
             self._seen_s = max(self._seen_s, now_s)
         self._seen_s += frames / FPS
         self._speaking = turn.speech
 
-    def gives_way(self, turn: Turn) -> bool:
+    def gives_way(self, turn: NextWindow) -> bool:
         """Whether the rest of ``turn`` is not wanted: speech is there whole."""
         if turn.speech:
             return False
         self._sound.fill()
         return self._sound.whole
 
-    def next(self, now_s: float) -> Turn | Wait | None:
+    def next(self, now_s: float) -> NextWindow | Wait | None:
         """What to do now; ``None`` when all is said."""
         rows = self._sound.fill()
         begin_s = self.begin_s(speech=self._sound.whole)
         if now_s < begin_s:
             return Wait(begin_s)
         if self._sound.whole:
-            return Turn(True, self._hop)
+            return NextWindow(True, self._hop)
         if self._ended:
             rows = self._sound.finish_speech()
             if rows:
-                return Turn(True, min(self._hop, rows))
+                return NextWindow(True, min(self._hop, rows))
             return self._settling()
         if not self._idle:
             return self._settling() or Wait(None)
         return self._among_the_living(now_s)
 
-    def _settling(self) -> Turn | None:
+    def _settling(self) -> NextWindow | None:
         if not self._settle:
             return None
         self._settle = False
-        return Turn(False, self._hop)
+        return NextWindow(False, self._hop)
 
-    def _among_the_living(self, now_s: float) -> Turn | Wait:
+    def _among_the_living(self, now_s: float) -> NextWindow | Wait:
         """Speech that is not whole: late, just beginning, at its end, or none at all."""
         if not self._sound.waiting:
-            return Turn(False, self._hop)
+            return NextWindow(False, self._hop)
         late_s = self.begin_s(speech=False) + _WAIT_S
         if self._speaking and now_s < late_s:
             return Wait(late_s)
         if self._speaking or now_s - self._news_s >= self._hop_s:
             rows = self._sound.finish_speech()
-            return Turn(rows > 0, min(self._hop, rows) or self._hop)
+            return NextWindow(rows > 0, min(self._hop, rows) or self._hop)
         # It begins: rest until as much is there as a whole window wants.
-        return Turn(False, min(self._hop, self._sound.missing))
+        return NextWindow(False, min(self._hop, self._sound.missing))

@@ -24,7 +24,7 @@ def map_large_blocks() -> bool:
         return False
 
 
-def set_aside_loaded() -> None:
+def freeze_gc_heap() -> None:
     """What is loaded by now stays: the collector need not look at it again.
 
     Else a full collection goes through some 300,000 objects of libraries and networks, and is put

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from model.pipeline import AvatarPipeline
 from model.types import Reference
-from server.broker.consumer import Work
+from server.broker.consumer import JobConsumer
 from server.errors import ServiceError
 from server.worker.batcher import Batcher
 from server.worker.capacity import Capacity
@@ -29,12 +29,12 @@ def _yield_to_live() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-class Workshop:
+class WorkerResources:
     """``pipelines`` by name. `serve` must be running while jobs are."""
 
     def __init__(
         self,
-        work: Work,
+        work: JobConsumer,
         pipelines: dict[str, AvatarPipeline],
         max_audio_s: float,
         capacity: Capacity,

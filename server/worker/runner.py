@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from media.decode import Speech
+from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.audio.windows import AudioWindower
 from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
 from model.types import (
@@ -34,7 +34,7 @@ from server import metrics
 from server.api.protocol import AnimationOptions
 from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
-from server.tasks import cancelled
+from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import Snapshot
 
@@ -45,32 +45,32 @@ Room = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class SpeechWindow:
     """A window with the sound of its frames, at the output's sample rate."""
 
     window: Window
     pcm: Floats
 
 
-class Pieces:
-    """Cuts a speech into `Piece`s, decoding no more than the next one needs.
+class SpeechWindows:
+    """Cuts a speech into `SpeechWindow`s, decoding no more than the next one needs.
 
     ``first`` is the first window that is wanted: what lies before it is decoded, but not cut.
     """
 
-    def __init__(self, speech: Speech, hearing: Hearing, first: int = 0) -> None:
+    def __init__(self, speech: DecodedSpeech, window_spec: AudioWindowSpec, first: int = 0) -> None:
         self._blocks = speech.blocks
-        self._windower = AudioWindower(hearing)
+        self._windower = AudioWindower(window_spec)
         # Begun so early, the windower knows the whole past of the first that is wanted.
-        self._early = max(0, first - hearing.early)
+        self._early = max(0, first - window_spec.warmup_windows)
         self._unwanted = first - self._early
-        self._skip = self._early * hearing.hop * SAMPLES_PER_FRAME
-        self._skip_output = first * hearing.hop * _OUTPUT_SAMPLES_PER_FRAME
+        self._skip = self._early * window_spec.hop * SAMPLES_PER_FRAME
+        self._skip_output = first * window_spec.hop * _OUTPUT_SAMPLES_PER_FRAME
         self._windows: deque[Window] = deque()
         self._pcm: Floats = np.zeros(0, np.float32)
         self._ended = False
 
-    def next(self) -> Piece | None:
+    def next(self) -> SpeechWindow | None:
         """``None`` after the last. Raises what the decoder raises."""
         while not self._ended and not self._complete():
             block = next(self._blocks, None)
@@ -89,7 +89,7 @@ class Pieces:
         last = self._ended and not self._windows
         count = len(self._pcm) if last else window.frames * _OUTPUT_SAMPLES_PER_FRAME
         pcm, self._pcm = self._pcm[:count], self._pcm[count:]
-        return Piece(window, pcm)
+        return SpeechWindow(window, pcm)
 
     def _cut(self, windows: list[Window]) -> None:
         for window in windows:
@@ -110,8 +110,8 @@ class Animation:
     reference: Reference
     size: int
     framing: str
-    pieces: Pieces
-    first: Piece | None
+    pieces: SpeechWindows
+    first: SpeechWindow | None
     total_s: float | None
     guidance: Guidance
     steps: int
@@ -122,7 +122,7 @@ class Animation:
 def prepare(
     pipeline: AvatarPipeline,
     reference: Reference,
-    speech: Speech,
+    speech: DecodedSpeech,
     options: AnimationOptions,
     seed: int,
     left: Snapshot | None = None,
@@ -135,7 +135,7 @@ def prepare(
     """
     check_reference(pipeline, reference)
     first_window = 0 if left is None else left.state.window_index
-    pieces = Pieces(speech, pipeline.hearing, first_window)
+    pieces = SpeechWindows(speech, pipeline.window_spec, first_window)
     first = pieces.next()
     if first is None and left is None:
         raise ServiceError("empty_audio", "the audio holds no samples")
@@ -219,20 +219,20 @@ async def run(
     if left is not None and left.closed:
         return _done(left)
     ready: _Ready = asyncio.Queue(maxsize=1)
-    thinking = asyncio.create_task(_think(animation, session, deadline_s, batcher, ready, room))
+    denoising = asyncio.create_task(_denoise(animation, session, deadline_s, batcher, ready, room))
     drawing = asyncio.create_task(_draw(animation, pool, ready, emit))
     try:  # no TaskGroup: it cancels once, which can get lost, and then waits for ever
-        done, _ = await asyncio.wait({thinking, drawing}, return_when=asyncio.FIRST_EXCEPTION)
+        done, _ = await asyncio.wait({denoising, drawing}, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
         return drawing.result()
     finally:
-        await cancelled([thinking, drawing])
+        await cancel_and_wait([denoising, drawing])
 
 
 @dataclass(frozen=True)
 class _Thought:
-    piece: Piece
+    piece: SpeechWindow
     latents: Floats
     after: SessionState
 
@@ -240,7 +240,7 @@ class _Thought:
 _Ready = asyncio.Queue[_Thought | None]
 
 
-async def _think(
+async def _denoise(
     animation: Animation,
     session: str,
     deadline_s: float,

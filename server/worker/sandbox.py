@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from media.decode import MODEL_RATE, Block, Speech
+from media.decode import MODEL_RATE, AudioBlock, DecodedSpeech
 from model.portrait.image import MAX_PIXELS
 from server import process
 from server.errors import KINDS, ServiceError
@@ -64,7 +64,7 @@ class Sandbox:
         except (struct.error, ValueError) as error:
             _refuse("picture", str(error))
 
-    def speech(self, blob: bytes, output_rate: int, max_s: float) -> Speech:
+    def speech(self, blob: bytes, output_rate: int, max_s: float) -> DecodedSpeech:
         """See `decode_audio`, whose errors this and the blocks raise.
 
         Blocks are decoded as they are taken; the decoder lives until the last, or until they are
@@ -80,7 +80,7 @@ class Sandbox:
                 _refuse("sound", str(error))
             raise
         most = math.ceil((max_s + 1.0) * (output_rate + MODEL_RATE))
-        return Speech(duration_s if math.isfinite(duration_s) else None, _Blocks(sock, most))
+        return DecodedSpeech(duration_s if math.isfinite(duration_s) else None, _Blocks(sock, most))
 
     def close(self) -> None:
         self._control.close()
@@ -119,14 +119,14 @@ class Sandbox:
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
 
 
-class _Blocks(Iterator[Block]):
+class _Blocks(Iterator[AudioBlock]):
     """A speech as its decoder sends it; `close` ends the decoder."""
 
     def __init__(self, sock: socket.socket, most: int) -> None:
         """``most``: samples at both rates together, whatever the decoder claims."""
         self._sock, self._left = sock, most
 
-    def __next__(self) -> Block:
+    def __next__(self) -> AudioBlock:
         try:
             answer = _answer(self._sock, wire.BLOCK, _BLOCK_BYTES, "sound")
             if not answer:
@@ -136,7 +136,7 @@ class _Blocks(Iterator[Block]):
             self.close()
             raise
 
-    def _block(self, answer: bytearray) -> Block:
+    def _block(self, answer: bytearray) -> AudioBlock:
         try:
             (count,) = struct.unpack_from("<I", answer)
             samples = np.frombuffer(answer, np.float32, offset=4)
@@ -145,7 +145,7 @@ class _Blocks(Iterator[Block]):
         self._left -= len(samples)
         if self._left < 0 or count > len(samples):
             _refuse("sound", f"{count} of {len(samples)} samples, {-self._left} too many")
-        return Block(samples[:count], samples[count:])
+        return AudioBlock(samples[:count], samples[count:])
 
     def close(self) -> None:
         self._sock.close()

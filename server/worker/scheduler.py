@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Turn(Generic[T]):
+class ScheduledWindow(Generic[T]):
     """One session's window with the time by which it is wanted."""
 
     session: str
@@ -34,21 +34,21 @@ class BatchScheduler(Generic[T]):
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         self._max_batch = max_batch
-        self._heap: list[tuple[float, int, Turn[T]]] = []
+        self._heap: list[tuple[float, int, ScheduledWindow[T]]] = []
         self._order = itertools.count()
-        self._waiting: dict[str, Turn[T]] = {}
+        self._waiting: dict[str, ScheduledWindow[T]] = {}
         self._in_flight: set[str] = set()
 
-    def add(self, turn: Turn[T]) -> None:
+    def add(self, turn: ScheduledWindow[T]) -> None:
         """Raises ``ValueError`` when the session has a turn waiting or in flight."""
         if turn.session in self._waiting or turn.session in self._in_flight:
             raise ValueError(f"session {turn.session!r} has a window under way already")
         self._waiting[turn.session] = turn
         heapq.heappush(self._heap, (turn.deadline_s, next(self._order), turn))
 
-    def next_batch(self) -> list[Turn[T]]:
+    def next_batch(self) -> list[ScheduledWindow[T]]:
         """Up to ``max_batch`` turns, the most urgent first; they are in flight until `done`."""
-        batch: list[Turn[T]] = []
+        batch: list[ScheduledWindow[T]] = []
         while self._heap and len(batch) < self._max_batch:
             _, _, turn = heapq.heappop(self._heap)
             if self._waiting.get(turn.session) is turn:  # else it was aborted

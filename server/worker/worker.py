@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from model.pipeline import AvatarPipeline
 from server import logs, metrics, traces
 from server.broker import liveness, messages
-from server.broker.consumer import Claim, Limits, Work
+from server.broker.consumer import Claim, JobConsumer, Limits
 from server.broker.redis import BROKER_LOST, QUEUES, connect
 from server.errors import ServiceError
 from server.settings import Settings
-from server.tasks import cancelled
+from server.tasks import cancel_and_wait
 from server.worker import jobs, memory
-from server.worker.backpressure import Deserted, Unwanted
+from server.worker.backpressure import JobAborted, ReaderGone
 from server.worker.capacity import Capacity, own_cores, window_cost_s
 from server.worker.loading import load_pipelines, view
-from server.worker.resources import Workshop
+from server.worker.resources import WorkerResources
 
 log = logging.getLogger("fada.worker")
 
@@ -56,7 +56,7 @@ class Worker:
     def __init__(
         self,
         settings: Settings,
-        work: Work,
+        work: JobConsumer,
         pipelines: dict[str, AvatarPipeline],
         capacity: Capacity,
     ) -> None:
@@ -64,7 +64,7 @@ class Worker:
         self._work = work
         self._capacity = capacity
         self._models = [view(pipeline.info) for pipeline in pipelines.values()]
-        self._shop = Workshop(work, pipelines, settings.max_audio_s, capacity)
+        self._shop = WorkerResources(work, pipelines, settings.max_audio_s, capacity)
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # of all jobs: those held, and those let go
         self._changed = asyncio.Event()
@@ -86,7 +86,7 @@ class Worker:
             beating = asyncio.create_task(self._again(_BEAT_S, self._beat))
             taking = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
             told = asyncio.create_task(stop.wait())
-            at_the_end.push_async_callback(cancelled, [told, beating, *taking, *keeping])
+            at_the_end.push_async_callback(cancel_and_wait, [told, beating, *taking, *keeping])
             done, _ = await asyncio.wait(
                 {told, beating, *keeping, *taking}, return_when=asyncio.FIRST_COMPLETED
             )
@@ -96,7 +96,7 @@ class Worker:
             self._changed.set()
             # What is being claimed at this moment is not dropped half-way.
             await asyncio.wait(taking, timeout=_LAST_CLAIM_S)
-            await cancelled([beating, *taking])
+            await cancel_and_wait([beating, *taking])
             await self._drain()
 
     def _running(self, kind: str) -> int:
@@ -167,29 +167,29 @@ class Worker:
             if claim is None:
                 continue
             if self._shop.quarantine:  # meanwhile
-                await self._let_go([claim])
+                await self._release([claim])
             else:
                 self._begin(claim)
 
-    async def _let_go(self, claims: Sequence[Claim]) -> None:
+    async def _release(self, claims: Sequence[Claim]) -> None:
         with contextlib.suppress(*BROKER_LOST):  # their leases end by themselves
-            await self._work.let_go(claims)
+            await self._work.release(claims)
 
     async def _look(self) -> None:
         """Own leases first: who was held up must not take his own jobs for another's."""
         await self._renew()
         if not self._leaving and time.monotonic() > self._generous_until_s:
-            await self._take_over()
+            await self._reclaim()
 
-    async def _take_over(self) -> None:
+    async def _reclaim(self) -> None:
         """Go on with what other workers left; there is room for it, for it was admitted before."""
         for kind in QUEUES:
             while not self._shop.quarantine:
-                claim = await self._work.take_over(kind, alone=not self._held)
+                claim = await self._work.reclaim(kind, alone=not self._held)
                 if claim is None:
                     break
                 if self._leaving:  # meanwhile
-                    await self._work.let_go([claim])
+                    await self._work.release([claim])
                     return
                 if claim.suspect and not self._held:
                     self._shop.quarantine.add(claim.job_id)
@@ -241,10 +241,10 @@ class Worker:
         except ServiceError as error:
             ending = messages.Failed(code=error.code, detail=error.detail)
             outcome = error.code
-        except Unwanted as error:
+        except JobAborted as error:
             # Nobody hears it, but the job's place is free again.
             ending = messages.Failed(code="internal_error", detail=str(error))
-            outcome = "deserted" if isinstance(error, Deserted) else "unwanted"
+            outcome = "deserted" if isinstance(error, ReaderGone) else "unwanted"
         except BROKER_LOST as error:
             log.warning("given up, the broker does not answer: %s", error)
             return "left"
@@ -282,14 +282,14 @@ class Worker:
                     await asyncio.wait([one.task for one in held], timeout=_LOOK_S)
 
     async def _hand_over(self, held: Sequence[_Held]) -> None:
-        await cancelled([one.task for one in held])
-        await self._work.let_go([one.claim for one in held])
+        await cancel_and_wait([one.task for one in held])
+        await self._work.release([one.claim for one in held])
 
     async def _end_all(self) -> None:
         held = list(self._held.values())
         # Also those whose job was claimed again: once cancelled is not ended yet, and what goes on
         # would find the threads gone.
-        await cancelled(self._tasks)
+        await cancel_and_wait(self._tasks)
         for one in held:
             failed = messages.Failed(code="internal_error", detail="the worker is stopping")
             await self._say(one.claim, failed)
@@ -313,7 +313,7 @@ async def _serve_until_told(
         max_videos=settings.max_videos,
     )
     async with connect(url) as connection, metrics.reporting(connection, "worker"):
-        work = Work(connection, liveness.worker_id(os.getpid()), limits)
+        work = JobConsumer(connection, liveness.worker_id(os.getpid()), limits)
         await Worker(settings, work, pipelines, capacity).serve(stop)
 
 
@@ -323,7 +323,7 @@ def main(settings: Settings, url: str) -> None:
     pipelines = load_pipelines(settings)
     costs_s = {name: window_cost_s(pipeline) for name, pipeline in pipelines.items()}
     cost_s = next(iter(costs_s.values()))
-    hops_s = {name: pipeline.hearing.hop_s for name, pipeline in pipelines.items()}
+    hops_s = {name: pipeline.window_spec.hop_s for name, pipeline in pipelines.items()}
     hop_s = next(iter(hops_s.values()))
     dearer = {name: one_s / hops_s[name] * hop_s / cost_s for name, one_s in costs_s.items()}
     most = settings.sessions_per_worker
@@ -334,5 +334,5 @@ def main(settings: Settings, url: str) -> None:
         cost_s * 1000,
         capacity.places(0),
     )
-    memory.set_aside_loaded()
+    memory.freeze_gc_heap()
     asyncio.run(_serve_until_told(settings, url, pipelines, capacity))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines import artifacts
-from engines.artifacts import Manifest, Wanted, refusal
+from engines.artifacts import Manifest, Requirements, incompatibility
 
 MACHINE = {"device": "cuda", "gpu": "NVIDIA L4", "capability": "8.9", "torch": "2.13.0"}
 GOOD = Manifest(
@@ -27,7 +27,7 @@ GOOD = Manifest(
     tolerance=0.02,
     parity={"1": 0.001, "8": 0.002},
 )
-HERE = Wanted("a" * 64, "b" * 64, {"x_t": (8, 58), "t": ()}, {"tensorrt": MACHINE})
+HERE = Requirements("a" * 64, "b" * 64, {"x_t": (8, 58), "t": ()}, {"tensorrt": MACHINE})
 SLOW_DISK = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 words = st.text('abc é"\\\n', min_size=1, max_size=4)
 manifests = st.builds(
@@ -47,7 +47,7 @@ manifests = st.builds(
 
 
 def test_the_same_network_on_the_same_machine_is_not_refused() -> None:
-    assert refusal(GOOD, HERE) is None
+    assert incompatibility(GOOD, HERE) is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_same_network_on_the_same_machine_is_not_refused() -> None:
     ],
 )
 def test_each_difference_has_its_reason(change: dict[str, object], reason: str) -> None:
-    assert_match(reason, refusal(replace(GOOD, **change), HERE))  # type: ignore[arg-type]
+    assert_match(reason, incompatibility(replace(GOOD, **change), HERE))  # type: ignore[arg-type]
 
 
 def assert_match(pattern: str, text: str | None) -> None:
@@ -77,14 +77,14 @@ def assert_match(pattern: str, text: str | None) -> None:
 
 
 @SLOW_DISK
-@given(st.sampled_from([f.name for f in fields(Wanted)]), words)
+@given(st.sampled_from([f.name for f in fields(Requirements)]), words)
 def test_nothing_that_is_wanted_may_differ(field: str, other: str) -> None:
     stranger: object = other
     if field == "shapes":
         stranger = {**HERE.shapes, other: (1,)}
     if field == "machines":
         stranger = {"tensorrt": {**MACHINE, "cuda": other}}
-    assert refusal(GOOD, replace(HERE, **{field: stranger})) is not None  # type: ignore[arg-type]
+    assert incompatibility(GOOD, replace(HERE, **{field: stranger})) is not None  # type: ignore[arg-type]
 
 
 @SLOW_DISK
@@ -119,7 +119,7 @@ def test_published_artifacts_are_found_whole(tmp_path: Path) -> None:
     assert found == place
     assert isinstance(manifest, Manifest)
     assert manifest.title == "tensorrt fp16, batches 1 to 8"
-    assert artifacts.damage(found, manifest) is None
+    assert artifacts.verify(found, manifest) is None
 
 
 def test_building_anew_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_damage_is_told(tmp_path: Path) -> None:
     place = published(tmp_path, b"one")
     manifest = artifacts.read(place / artifacts.MANIFEST)
     (place / "denoise.plan").write_bytes(b"eno")
-    assert artifacts.damage(place, manifest) == "its file denoise.plan is damaged"
+    assert artifacts.verify(place, manifest) == "its file denoise.plan is damaged"
     (place / "denoise.plan").unlink()
-    assert artifacts.damage(place, manifest) == "its file denoise.plan is missing"
+    assert artifacts.verify(place, manifest) == "its file denoise.plan is missing"
 
 
 @pytest.mark.parametrize(

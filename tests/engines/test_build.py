@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from engines.backends import BACKENDS
-from engines.build import TOLERANCES, Order, build, compared
-from engines.example_inputs import Subject, motion_inputs, names, subject
+from engines.build import TOLERANCES, BuildSpec, build, compared
+from engines.example_inputs import ExampleModel, example_model, motion_inputs, names
 from engines.export import Graph, Program, exported, graphs_of
 from engines.programs import ProgramEngine
 from engines.select import best, fitting
@@ -56,8 +56,8 @@ def small_inputs(rows: int) -> dict[str, Tensor]:
     }
 
 
-def small() -> Subject:
-    return Subject("small", Small().eval().requires_grad_(False), small_inputs)
+def small() -> ExampleModel:
+    return ExampleModel("small", Small().eval().requires_grad_(False), small_inputs)
 
 
 def equal(made: Tensor, truth: Tensor, tolerance: float) -> bool:
@@ -164,27 +164,27 @@ def test_an_error_is_the_worst_rows_share_of_its_spread() -> None:
         (("compiled", "fp32", range(3, 3)), "expected sizes from 1 up"),
     ],
 )
-def test_a_bad_order_is_refused(order: tuple[str, str, range], reason: str) -> None:
+def test_a_bad_order_is_refused(spec: tuple[str, str, range], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Order(*order)
+        BuildSpec(*spec)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tensorrt_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensorrt cannot run here: there is no GPU"):
-        build(small(), Order("tensorrt", "fp16", range(1, 9)), tmp_path)
+        build(small(), BuildSpec("tensorrt", "fp16", range(1, 9)), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_networks_by_name() -> None:
     assert "motion-fast" in names()
     for name in ("video-student", "video-teacher", "video-reference", "video-decoder"):
-        tiny = subject(name, tiny=True)
+        tiny = example_model(name, tiny=True)
         assert tiny.name == f"{name}-tiny"
         assert graphs_of(tiny.net, tiny.inputs(2))
         assert all(parameter.any() for parameter in tiny.net.parameters())
     with pytest.raises(ValueError, match="no network is called 'nobody', there are: motion-"):
-        subject("nobody")
+        example_model("nobody")
 
 
 def test_batches_on_the_command_line() -> None:
@@ -242,7 +242,7 @@ def test_a_compiled_engine_is_built_kept_and_chosen(
 
 
 def check_the_whole_way(precision: str, root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    place, manifest = build(small(), Order("compiled", precision, range(1, 5)), root)
+    place, manifest = build(small(), BuildSpec("compiled", precision, range(1, 5)), root)
     assert list(manifest.parity) == ["1", "3", "4"]
     assert {path.name for path in place.iterdir()} == {
         "manifest.json",
@@ -263,13 +263,13 @@ def check_the_whole_way(precision: str, root: Path, caplog: pytest.LogCaptureFix
     assert equal(engine(**rows), truth, 1e-5 if precision == "fp32" else 0.1)
 
 
-def _chosen_without_openvino(subject: Subject, root: Path) -> ProgramEngine:
+def _chosen_without_openvino(example_model: ExampleModel, root: Path) -> ProgramEngine:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("not today")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engines.select.VinoEngine", fails)
-        engine = best(subject.net, subject.inputs, root)
+        engine = best(example_model.net, example_model.inputs, root)
     assert isinstance(engine, ProgramEngine)
     return engine
 
@@ -279,7 +279,7 @@ def test_what_is_off_is_thrown_away(
 ) -> None:
     monkeypatch.setitem(TOLERANCES, "bf16", 1e-9)
     with pytest.raises(ValueError, match=r"off by .* of the spread, at most 1e-09 is accepted"):
-        build(small(), Order("compiled", "bf16", range(1, 3)), tmp_path)
+        build(small(), BuildSpec("compiled", "bf16", range(1, 3)), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

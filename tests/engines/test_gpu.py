@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engines.build import Order, build, load
+from engines.build import BuildSpec, build, load
 from engines.cuda_graphs import Replayed
-from engines.example_inputs import VIDEO, subject
+from engines.example_inputs import VIDEO, example_model
 from engines.export import graphs_of
 from engines.programs import ProgramEngine
 from engines.select import best
@@ -37,8 +37,8 @@ BACKENDS = [
 def test_engines_agree_with_their_networks(
     backend: str, precision: str, name: str, tmp_path: Path
 ) -> None:
-    chosen = subject(name, tiny=True)
-    place, manifest = build(chosen, Order(backend, precision, range(1, 5)), tmp_path)
+    chosen = example_model(name, tiny=True)
+    place, manifest = build(chosen, BuildSpec(backend, precision, range(1, 5)), tmp_path)
     assert manifest.machine["device"] == "cuda"
     programs = load(place, manifest)
     for graph in graphs_of(chosen.net, {n: x.cuda() for n, x in chosen.inputs(2).items()}):
@@ -51,9 +51,9 @@ def test_engines_agree_with_their_networks(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_student_is_served_by_what_was_built_here(backend: str, tmp_path: Path) -> None:
-    chosen = subject("motion-fast")
-    build(chosen, Order(backend, "fp16", range(1, 9)), tmp_path)
-    again = subject("motion-fast")
+    chosen = example_model("motion-fast")
+    build(chosen, BuildSpec(backend, "fp16", range(1, 9)), tmp_path)
+    again = example_model("motion-fast")
     engine = best(again.net, again.inputs, tmp_path)
     assert isinstance(engine, ProgramEngine)
     for rows in (1, 8, 11):

@@ -16,7 +16,7 @@ from engines.eager import EagerEngine
 from engines.example_inputs import motion_inputs
 from engines.models import fastest, load_pipeline
 from engines.motion_error import LARGEST, motion_error
-from engines.openvino import VinoEngine
+from engines.openvino import OpenVINOEngine
 from model.diffusion.denoiser import Conditions, Forward
 from model.models import WEIGHTS, MotionEngine, motion_pipeline
 from model.models import load_pipeline as load_eager
@@ -41,14 +41,14 @@ def agree(made: Tensor, truth: Tensor) -> bool:
 @pytest.mark.parametrize("guided", [True, False])
 def test_it_equals_the_network_for_any_batch(guided: bool) -> None:
     net = small(guided)
-    made = VinoEngine(net, motion_inputs(2, guided))
+    made = OpenVINOEngine(net, motion_inputs(2, guided))
     for batch in (1, 3, 8, 2):
         inputs = motion_inputs(batch, guided)
         assert agree(made(**inputs), EagerEngine(net)(**inputs))
 
 
 def test_batched_equals_alone() -> None:
-    made = VinoEngine(small(True), motion_inputs(2, True))
+    made = OpenVINOEngine(small(True), motion_inputs(2, True))
     inputs = motion_inputs(5, True)
     together = made(**inputs)
     for i in range(5):
@@ -58,7 +58,7 @@ def test_batched_equals_alone() -> None:
 
 def test_conditions_are_looked_at_anew_when_they_change() -> None:
     net = small(True)
-    made, eager = VinoEngine(net, motion_inputs(2, True)), EagerEngine(net)
+    made, eager = OpenVINOEngine(net, motion_inputs(2, True)), EagerEngine(net)
     inputs = motion_inputs(2, True)
     for name in ("x_t", "t", "audio", "guidance", "prefix", "reference", "has_audio"):
         inputs[name] = 0.5 * inputs[name]
@@ -68,7 +68,7 @@ def test_conditions_are_looked_at_anew_when_they_change() -> None:
 
 
 def test_one_preparation_serves_all_steps_of_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = VinoEngine(small(False), motion_inputs(2, False))
+    made = OpenVINOEngine(small(False), motion_inputs(2, False))
     prepare, rows = made.prepare, []
 
     def counted(conditions: tuple[Tensor, ...]) -> None:
@@ -83,7 +83,7 @@ def test_one_preparation_serves_all_steps_of_a_sampler(monkeypatch: pytest.Monke
 
 
 def test_results_are_the_callers_own() -> None:
-    made = VinoEngine(small(False), motion_inputs(2, False))
+    made = OpenVINOEngine(small(False), motion_inputs(2, False))
     first = made(**motion_inputs(2, False))
     kept = first.clone()
     made(**motion_inputs(2, False) | {"x_t": torch.ones(2, 8, 58)})
@@ -100,7 +100,7 @@ def test_a_network_that_depends_on_its_example_is_refused() -> None:
 
     example = {"x_t": torch.ones(2, 3), "t": torch.ones(2), "size": torch.ones(2)}
     with pytest.raises(ValueError, match="off by"):
-        VinoEngine(Counts(), example)
+        OpenVINOEngine(Counts(), example)
 
 
 def test_the_shipped_student_runs_on_one() -> None:
@@ -135,7 +135,7 @@ def speech_motion(
 def test_a_shipped_student_in_single_precision_is_its_network(name: str, examples: Path) -> None:
     def single(weights: MotionWeights) -> Forward:
         guided = weights.net.config.guided
-        return as_forward(VinoEngine(weights.net, motion_inputs(2, guided), precision="fp32"))
+        return as_forward(OpenVINOEngine(weights.net, motion_inputs(2, guided), precision="fp32"))
 
     weights = shipped(name)
     made, truth = (speech_motion(weights, engine, examples) for engine in (single, None))
@@ -159,7 +159,7 @@ def test_a_precision_that_moves_the_face_elsewhere_is_not_used(
 ) -> None:
     """As bfloat16 does to motion-balanced on some processors; here by a twentieth everywhere."""
 
-    class Coarse(VinoEngine):
+    class Coarse(OpenVINOEngine):
         def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
             made = super().denoise(x_t, t)
             return made if self.precision == "fp32" else made * 1.05

@@ -14,7 +14,7 @@ from engines import artifacts, identity
 from engines.artifacts import Manifest
 from engines.eager import EagerHalves
 from engines.example_inputs import motion_inputs
-from engines.openvino import VinoEngine, precisions
+from engines.openvino import OpenVINOEngine, precisions
 from engines.select import best, fitting
 from model.diffusion.denoiser import Conditions
 from model.motion.network import MotionNet, NetConfig
@@ -61,7 +61,7 @@ def test_without_artifacts_a_cpu_runs_openvino(
     net: MotionNet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert isinstance(best(net, inputs, tmp_path), VinoEngine)
+        assert isinstance(best(net, inputs, tmp_path), OpenVINOEngine)
     assert f"engine: openvino {precisions()[0]}, since" in caplog.text
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
@@ -103,8 +103,8 @@ def test_the_same_weights_in_half_precision_are_the_same(net: MotionNet) -> None
 def test_lower_precision_comes_first(net: MotionNet, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16", "fp16"):
         publish(tmp_path, manifest_of(net, precision=precision))
-    order = [manifest.precision for _, manifest in fitting(net, inputs, tmp_path)]
-    assert order == ["bf16", "fp16", "fp32"]
+    spec = [manifest.precision for _, manifest in fitting(net, inputs, tmp_path)]
+    assert spec == ["bf16", "fp16", "fp32"]
 
 
 class Stubborn(nn.Module):

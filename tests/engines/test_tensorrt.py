@@ -14,7 +14,7 @@ import torch
 
 from engines import fp8, tensorrt
 from engines.build import reduced
-from engines.example_inputs import VIDEO, Subject, motion_inputs, subject
+from engines.example_inputs import VIDEO, ExampleModel, example_model, motion_inputs
 from engines.export import Graph, exported, graphs_of
 from model.motion.network import MotionNet, NetConfig
 from tests.engines.without_gpu import builder
@@ -37,11 +37,11 @@ def a_builder() -> Iterator[None]:
         yield
 
 
-def networks() -> dict[str, Subject]:
+def networks() -> dict[str, ExampleModel]:
     torch.manual_seed(0)
     net = MotionNet(NetConfig(width=32, heads=2, blocks=1, guided=True)).eval()
-    student = Subject("motion", net, lambda rows: motion_inputs(rows, guided=True))
-    return {"motion": student} | {name: subject(name, tiny=True) for name in VIDEO}
+    student = ExampleModel("motion", net, lambda rows: motion_inputs(rows, guided=True))
+    return {"motion": student} | {name: example_model(name, tiny=True) for name in VIDEO}
 
 
 @pytest.mark.parametrize("name", ["motion", *VIDEO])

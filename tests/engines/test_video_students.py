@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from engines.eager import EagerEngine
-from engines.openvino import VinoEngine
+from engines.openvino import OpenVINOEngine
 from engines.video import video_inputs
-from model.audio.frontend import Hearing
+from model.audio.frontend import AudioWindowSpec
 from model.audio.windows import LOG_MEL
 from model.video.tiny import TinyNet
 from model.video.unet3d import DenoisingUNet
@@ -26,7 +26,7 @@ def test_on_two_threads_each_row_gets_what_it_gets_alone(tmp_path: Path) -> None
     net, _ = load_net(write_tiny(tmp_path / "tiny", True), torch.float32)
     assert isinstance(net, TinyNet)
     given = video_inputs(net, LOG_MEL, net.config.latent_shape)(3)
-    made = VinoEngine(net, given, threads=2)
+    made = OpenVINOEngine(net, given, threads=2)
     together = made(**given)
     for row in range(3):
         alone = made(**{name: rows[row : row + 1] for name, rows in given.items()})
@@ -39,7 +39,7 @@ def test_openvino_runs_video_tiny_for_any_batch(tmp_path: Path, guided: bool) ->
     assert isinstance(net, TinyNet)
     net.unet.conv_out.weight.mul_(0.2)  # to the spread of what a trained one adds
     inputs = video_inputs(net, LOG_MEL, net.config.latent_shape)
-    made = VinoEngine(net, inputs(2))
+    made = OpenVINOEngine(net, inputs(2))
     for batch in (1, 3, 2):
         given = inputs(batch)
         truth = EagerEngine(net)(**given)
@@ -52,10 +52,10 @@ def test_openvino_runs_video_tiny_for_any_batch(tmp_path: Path, guided: bool) ->
 def test_inputs_of_the_real_size_are_what_its_network_takes(tmp_path: Path) -> None:
     net, _ = load_net(write_video(tmp_path) / "student.safetensors", torch.float32)
     assert isinstance(net, DenoisingUNet)
-    hearing = Hearing(ROWS, net.config.prefix_frames, 4, 0)
+    window_spec = AudioWindowSpec(ROWS, net.config.prefix_frames, 4, 0)
     shape = (4, SIDE // 4, SIDE // 4)
-    inputs = video_inputs(net, hearing, shape)(2)
-    wide = dict(inputs, audio=torch.zeros(2, hearing.frames, ROWS.row_shape[0], 10))
+    inputs = video_inputs(net, window_spec, shape)(2)
+    wide = dict(inputs, audio=torch.zeros(2, window_spec.frames, ROWS.row_shape[0], 10))
     made = EagerEngine(net)(**wide)
     assert made.shape == (2, 4, *shape)
     assert inputs["audio"].shape[:3] == wide["audio"].shape[:3]

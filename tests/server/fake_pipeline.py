@@ -63,7 +63,7 @@ class FakeSpace:
 class FakePipeline:
     def __init__(self, name: str) -> None:
         self.info = StudentInfo(name, "fake", 6, 6, 25, 512, "Apache-2.0", Guidance(3.0, 2.0))
-        self.space, self.hearing = FakeSpace(), LOG_MEL
+        self.space, self.window_spec = FakeSpace(), LOG_MEL
         self.batches: list[int] = []
 
     def start(self, seed: int) -> SessionState:

@@ -87,7 +87,7 @@ def test_what_a_scrape_tells_after_work(service: Service) -> None:
     assert total(figures, "fada_queue_jobs") == 0
     assert total(figures, "fada_workers") == 1
     assert total(figures, "fada_live_places", state="all") >= 1
-    for stage in ("queue", "think", "draw", "encode", "publish"):
+    for stage in ("queue", "denoise", "draw", "encode", "publish"):
         assert total(figures, "fada_stage_seconds_count", stage=stage) > 0, stage
     windows = total(figures, "fada_batch_windows_sum")
     assert windows == total(figures, "fada_stage_seconds_count", stage="queue") > 8

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.tasks import cancelled
+from server.tasks import cancel_and_wait
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def test_what_swallows_a_cancellation_ends_with_the_next() -> None:
 
     task = asyncio.create_task(stubborn())
     await asyncio.sleep(0)
-    await cancelled([task])
+    await cancel_and_wait([task])
     assert task.cancelled() and lost == ["once"]
 
 
@@ -40,7 +40,7 @@ async def test_nothing_is_left_behind_by_who_is_cancelled_while_he_waits() -> No
 
     inner = asyncio.create_task(slow())
     await asyncio.sleep(0)
-    outer = asyncio.create_task(cancelled([inner]))
+    outer = asyncio.create_task(cancel_and_wait([inner]))
     await asyncio.sleep(0)
     outer.cancel()
     with pytest.raises(asyncio.CancelledError):

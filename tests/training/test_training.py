@@ -19,7 +19,7 @@ from tests.training.test_whisper_init import made_up_whisper, write_ctranslate2
 from training.data.corpus import LipGap
 from training.guidance_distillation import LIMITS
 from training.losses import MotionLoss, dimension_weights
-from training.sample_weighting import DATA_SHARE, AdaptiveTrust
+from training.sample_weighting import DATA_SHARE, AdaptiveSampleWeight
 from training.teacher import draw_times, dropped
 
 JAW = ACTIONS.index("jawOpen")
@@ -60,12 +60,21 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
 
     words = ("--start", out / "student.safetensors", "--temperature", 1.2, 1.5, "--steps", 6)
     two = tmp_path / "two"
-    assert run(parsed("fewer", *data, "--out", two, "--teacher", weights, *words)) == 0
+    assert run(parsed("step-distill", *data, "--out", two, "--teacher", weights, *words)) == 0
     fewer = load_weights(two / "student.safetensors")
     assert fewer.facts["temperature"] == [1.2, 1.5]
     assert motion_pipeline("new", fewer, MotionOnly()).info.nfe_per_window == 2
 
-    words = ("balanced", *data, "--out", tmp_path / "three", "--steps", 2, "--teacher", weights)
+    words = (
+        "student-multibranch",
+        *data,
+        "--out",
+        tmp_path / "three",
+        "--steps",
+        2,
+        "--teacher",
+        weights,
+    )
     assert run(parsed(*words)) == 0
     balanced = load_weights(tmp_path / "three" / "student.safetensors")
     assert motion_pipeline("new", balanced, MotionOnly()).info.nfe_per_window == 18
@@ -83,12 +92,22 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
     new = load_weights(tmp_path / "new" / "teacher.safetensors")
     assert new.net.config.whisper_blocks == 2
     torch.testing.assert_close(new.mean, load_weights(old).mean)
-    heard = load_weights(tmp_path / "new" / "hearing" / "hearing.safetensors").net.audio
+    heard = load_weights(tmp_path / "new" / "audio-encoder" / "audio-encoder.safetensors").net.audio
     for a, b in zip(heard.parameters(), new.net.audio.parameters(), strict=True):
         assert torch.equal(a, b)  # it hears as it learned to, whatever the denoising asks for
-    run(parsed("hearing", *data, *words, "--out", tmp_path / "early", "--seed", 1))
-    ends = tmp_path / "early" / "hearing.safetensors", tmp_path / "new/hearing/hearing.safetensors"
-    mix = ("--start", tmp_path / "new" / "teacher.safetensors", "--ears", *ends, "--between", 0.25)
+    run(parsed("audio-encoder", *data, *words, "--out", tmp_path / "early", "--seed", 1))
+    ends = (
+        tmp_path / "early" / "audio-encoder.safetensors",
+        tmp_path / "new/audio-encoder/audio-encoder.safetensors",
+    )
+    mix = (
+        "--start",
+        tmp_path / "new" / "teacher.safetensors",
+        "--interpolate",
+        *ends,
+        "--between",
+        0.25,
+    )
     assert run(parsed("denoising", *data, *mix, "--out", tmp_path / "mixed")) == 0
     early, late, mixed = (
         load_weights(path).net.audio.state_dict()["encoder.conv_2.weight"]
@@ -97,12 +116,12 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
     torch.testing.assert_close(mixed, 0.75 * early + 0.25 * late)
     assert not torch.equal(early, late)
     with pytest.raises(ValueError, match="no stages of one encoder"):
-        bad = ("--start", old, "--ears", *ends)
+        bad = ("--start", old, "--interpolate", *ends)
         run(parsed("denoising", *data, *bad, "--out", tmp_path / "none"))
     words = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--out", tmp_path / "student")
     assert run(parsed("student", *data, *words)) == 0
     half = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--temperature", 1.2, 1.5)
-    half += ("--part-way", 0.5)
+    half += ("--init-interp", 0.5)
     assert run(parsed("student", *data, *half, "--out", tmp_path / "half")) == 0
     first, whole, kept = (
         load_weights(path).net.frames.weight
@@ -116,7 +135,7 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
     assert facts["temperature"] == [1.2, 1.5]
     torch.testing.assert_close(kept, (first + whole) / 2, rtol=2e-3, atol=1e-4)  # half precision
     assert not torch.equal(first, whole)
-    with pytest.raises(ValueError, match="--part-way 2.0"):
+    with pytest.raises(ValueError, match="--init-interp 2.0"):
         run(parsed("student", *data, *half[:6], 2.0, "--out", tmp_path / "none"))
     with pytest.raises(ValueError, match="--temperature 1.2 3.0"):
         run(parsed("student", *data, *half[:4], 3.0, "--out", tmp_path / "none"))
@@ -130,12 +149,12 @@ def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) ->
         run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1, 1.2))
     with pytest.raises(ValueError, match="needs --teacher"):
         run(parsed("student", "--data", grid_folder, "--out", tmp_path))
-    with pytest.raises(ValueError, match="fewer steps need --start"):
-        words = ("fewer", "--data", grid_folder, "--teacher", tmp_path)
+    with pytest.raises(ValueError, match="step distillation needs --start"):
+        words = ("step-distill", "--data", grid_folder, "--teacher", tmp_path)
         run(parsed(*words, "--out", tmp_path))
-    with pytest.raises(ValueError, match="--ears is for"):
-        ears = ("--ears", tmp_path, tmp_path)
-        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, *ears))
+    with pytest.raises(ValueError, match="--interpolate is for"):
+        interpolate = ("--interpolate", tmp_path, tmp_path)
+        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, *interpolate))
     with pytest.raises(ValueError, match="more than 0"):
         run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--minutes", 0))
     with pytest.raises(ValueError, match="holds no"):
@@ -173,7 +192,7 @@ def test_loss_prefers_a_constant_error_to_a_trembling_one() -> None:
 def test_data_is_trusted_less_the_further_it_lies_from_the_teacher(
     distance: float, trust: float, t: float
 ) -> None:
-    weigh = AdaptiveTrust()
+    weigh = AdaptiveSampleWeight()
     times, trusts = torch.full((3,), t), torch.full((3,), trust)
     clear, at_defaults = torch.ones(3), torch.zeros(3)
     weigh(torch.ones(3), times, clear, trusts, at_defaults)
@@ -184,14 +203,14 @@ def test_data_is_trusted_less_the_further_it_lies_from_the_teacher(
 
 
 def test_data_speaks_for_the_default_scales() -> None:
-    weigh = AdaptiveTrust()
+    weigh = AdaptiveSampleWeight()
     same = torch.ones(3)
     weights = weigh(same, same, same, same, torch.tensor([0.0, 1.0, 3.0])).tolist()
     assert weights[0] > 2 * weights[1] > 4 * weights[2] > 0
 
 
 def test_data_says_nothing_of_what_noise_hides() -> None:
-    weigh = AdaptiveTrust()
+    weigh = AdaptiveSampleWeight()
     same = torch.ones(3)
     weights = weigh(same, same, torch.tensor([1.0, 0.5, 0.0]), same, 0 * same).tolist()
     assert weights[0] == pytest.approx(2 * weights[1]) and weights[0] > 0 and weights[2] == 0

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, rotation_matrices
 from model.rendering.face_model import lip_gaps
 from model.types import FPS, Floats
-from training.data.recordings import Take
+from training.data.recordings import RecordedTake
 from training.data.tracking import LONGEST_GAP_S, nearest_rotation
 
 HEAD = ("HeadYaw", "HeadPitch", "HeadRoll")
@@ -168,7 +168,7 @@ def lip_gap_of(coefficients: Floats) -> Floats:
     return lip_gaps(coefficients)[:, 4].astype(np.float32)
 
 
-def capture_take(capture: Capture) -> Take:
+def capture_take(capture: Capture) -> RecordedTake:
     """At 25 frames a second: frame k is what the capture shows k/25 s after its first row,
     interpolated between rows; where rows are missing for long, frames are marked as lost."""
     frames = int(capture.time_s[-1] * FPS + 1e-6) + 1
@@ -183,7 +183,7 @@ def capture_take(capture: Capture) -> Take:
     pose = np.zeros((frames, 3, 4))
     pose[:, :, :3] = np.stack([nearest_rotation(m) for m in turned])
     ok = span <= LONGEST_GAP_S
-    return Take(coefficients, pose, ok, lip_gap=lip_gap_of(coefficients))
+    return RecordedTake(coefficients, pose, ok, lip_gap=lip_gap_of(coefficients))
 
 
 def _mix(

@@ -217,7 +217,7 @@ def fit_mouths(grid: Grid, phones: Mapping[int, list[Phone]], seed: int) -> Mout
 
 
 @dataclass(frozen=True)
-class Speech:
+class LabelledSpeech:
     """Sound of a voice without tracking."""
 
     samples: Floats  # (N,) in whole frames
@@ -226,7 +226,7 @@ class Speech:
     quality: float
 
 
-Speeches = Mapping[str, Speech]
+Speeches = Mapping[str, LabelledSpeech]
 
 
 def heard_speeches(folder: Path, cache: Path) -> Speeches:
@@ -243,7 +243,7 @@ def heard_speeches(folder: Path, cache: Path) -> Speeches:
         samples = sounds[name][0]
         loud = loud_silence_db(samples, said)
         if loud < LOUD_SILENCE_DB:
-            result[name] = Speech(samples, said, "recorded", recorded_quality(loud))
+            result[name] = LabelledSpeech(samples, said, "recorded", recorded_quality(loud))
     return result
 
 
@@ -255,7 +255,7 @@ def synthetic_speeches(folder: Path) -> Speeches:
             name, apart = row["file"], row["alignment_ms"]
             quality = synthetic_quality(float(apart) if apart else None)
             samples, phones = _whole_frames(folder / name), read_phones(folder, name)
-            result[name] = Speech(samples, phones, "synthetic", quality)
+            result[name] = LabelledSpeech(samples, phones, "synthetic", quality)
     return result
 
 

@@ -50,7 +50,7 @@ _FLITE = {"AX": "AH", "PAU": "SIL", "AXR": "ER", "EL": "L", "EM": "M", "EN": "N"
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TimedSpeech:
     """``samples`` (N,) at 16 kHz and the phones that fill them from start to end."""
 
     samples: Floats

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from model.portrait.blendshapes import ACTION_COUNT, ACTIONS
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
-from training.data.tracking import LANDMARK_INDEX, Look
+from training.data.tracking import LANDMARK_INDEX, TrackedFrame
 
 LONGEST_CLIP = 250  # frames
 # Two training windows with their past at the fastest pace take 35 frames.
@@ -31,7 +31,7 @@ _TIMES = re.compile(_TIME + r"\s*-->\s*" + _TIME)
 
 
 @dataclass(frozen=True)
-class Take:
+class RecordedTake:
     """One recording: N frames, of which only those with ``ok`` mean anything.
 
     Either ``points`` (N, 62, 2), in picture widths, with meshes ``shapes`` (S, 478, 3), or, of a
@@ -59,7 +59,7 @@ class Cue:
 
 
 @dataclass(frozen=True)
-class Clip:
+class RecordedClip:
     """Frames ``first`` up to ``stop`` of a take and what is said in them, if that is known."""
 
     first: int
@@ -72,12 +72,12 @@ class Recording:
     """A take with its name, its sound (16 kHz mono, 640 samples a frame) and its subtitles."""
 
     name: str
-    take: Take
+    take: RecordedTake
     sound: Path
     cues: Sequence[Cue] | None = None
 
 
-def take_of(looks: Iterable[Look | None]) -> Take:
+def take_of(looks: Iterable[TrackedFrame | None]) -> RecordedTake:
     """A video's looks, 25 a second, as a take; few of their meshes are held."""
     ok: list[bool] = []
     coefficients, pose, points, shapes = [], [], [], []
@@ -91,7 +91,7 @@ def take_of(looks: Iterable[Look | None]) -> Take:
             if tracked % SHAPE_EVERY == 0:
                 shapes.append(look.shape)
             tracked += 1
-    return Take(
+    return RecordedTake(
         np.array(coefficients, np.float32).reshape(-1, ACTION_COUNT),
         np.array(pose, np.float64).reshape(-1, 3, 4),
         np.array(ok, bool),
@@ -125,7 +125,7 @@ def _seconds(parts: Sequence[str | None]) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + float(f"0.{part}")
 
 
-def cut(ok: NDArray[np.bool_], cues: Sequence[Cue] | None) -> list[Clip]:
+def cut(ok: NDArray[np.bool_], cues: Sequence[Cue] | None) -> list[RecordedClip]:
     """The clips of a take: frames without a face are in none of them.
 
     Without ``cues``: each unbroken stretch in equal parts of at most `LONGEST_CLIP`. With them:
@@ -138,15 +138,15 @@ def cut(ok: NDArray[np.bool_], cues: Sequence[Cue] | None) -> list[Clip]:
         for first, stop in edges.reshape(-1, 2).tolist():
             parts = -(-(stop - first) // LONGEST_CLIP)
             borders = np.linspace(first, stop, parts + 1).round().astype(int).tolist()
-            clips += [Clip(a, b) for a, b in pairwise(borders)]
+            clips += [RecordedClip(a, b) for a, b in pairwise(borders)]
     else:
         clips = _said(len(ok), cues)
     return [c for c in clips if c.stop - c.first >= SHORTEST_CLIP and ok[c.first : c.stop].all()]
 
 
-def _said(frames: int, cues: Sequence[Cue]) -> list[Clip]:
+def _said(frames: int, cues: Sequence[Cue]) -> list[RecordedClip]:
     """Subtitles as clips; short ones join the next if there is no pause between them."""
-    spans: list[Clip] = []
+    spans: list[RecordedClip] = []
     ends = [-np.inf, *(cue.end_s for cue in cues)]
     starts = [*(cue.start_s for cue in cues), np.inf]
     for i, cue in enumerate(cues):
@@ -160,13 +160,13 @@ def _said(frames: int, cues: Sequence[Cue]) -> list[Clip]:
             and min(last.stop - last.first, stop - first) < SHORTEST_CLIP
             and stop - last.first <= LONGEST_CLIP
         ):
-            spans[-1] = Clip(last.first, stop, f"{last.text} {cue.text}")
+            spans[-1] = RecordedClip(last.first, stop, f"{last.text} {cue.text}")
         else:
-            spans.append(Clip(first, stop, cue.text))
+            spans.append(RecordedClip(first, stop, cue.text))
     return spans
 
 
-def write_folder(recordings: Sequence[Recording], folder: Path) -> list[Clip]:
+def write_folder(recordings: Sequence[Recording], folder: Path) -> list[RecordedClip]:
     """Writes the clips of all ``recordings``: ``motion.npz``, ``audio.opus`` and, of videos, a
     sample of meshes. Returns the clips, in order.
 
@@ -220,7 +220,7 @@ def _save(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     partial.replace(path)
 
 
-def _write_sound(path: Path, chosen: Sequence[tuple[Recording, Clip]]) -> None:
+def _write_sound(path: Path, chosen: Sequence[tuple[Recording, RecordedClip]]) -> None:
     """The clips' sound end to end, a clip at a time."""
     partial = path.with_suffix(".partial")
     with soundfile.SoundFile(partial, "w", SAMPLE_RATE, 1, format="OGG", subtype="OPUS") as written:
@@ -235,12 +235,12 @@ def _write_sound(path: Path, chosen: Sequence[tuple[Recording, Clip]]) -> None:
     partial.replace(path)
 
 
-def save_take(path: Path, take: Take) -> None:
+def save_take(path: Path, take: RecordedTake) -> None:
     """Keeps a take for `load_take`; the file is there whole or not at all."""
     _save(path, {name: array for name, array in vars(take).items() if array is not None})
 
 
-def load_take(path: Path) -> Take:
+def load_take(path: Path) -> RecordedTake:
     """What `save_take` wrote."""
     with np.load(path) as data:
-        return Take(**dict(data))
+        return RecordedTake(**dict(data))

@@ -28,7 +28,7 @@ import soundfile
 from tqdm import tqdm
 
 from model.types import SAMPLE_RATE, Floats
-from training.data.phone_times import Spoken
+from training.data.phone_times import TimedSpeech
 from training.data.phones import Phone
 from training.data.sentences import held_out_sentence
 
@@ -55,11 +55,11 @@ Align = Callable[[Floats, str], list[Phone] | None]
 class Synthesiser(Protocol):
     """Text to speech; ``rate`` 1 is the voice's own pace, 2 twice as fast."""
 
-    def __call__(self, text: str, voice: str, rate: float) -> Spoken: ...
+    def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech: ...
 
 
 @dataclass(frozen=True)
-class Take:
+class SyntheticUtterance:
     """One sentence to be said by one voice."""
 
     engine: str
@@ -80,7 +80,7 @@ def split_of(voice: str) -> str:
     return "held_out" if voice in HELD_OUT_VOICES else "train"
 
 
-def plan(engine: str, voices: tuple[str, ...], sentences: list[str]) -> list[Take]:
+def plan(engine: str, voices: tuple[str, ...], sentences: list[str]) -> list[SyntheticUtterance]:
     """All takes of an engine; any beginning of them has all voices about equally often.
 
     Each voice walks through its side of the bank from another place, so that sentences are spoken
@@ -97,7 +97,11 @@ def plan(engine: str, voices: tuple[str, ...], sentences: list[str]) -> list[Tak
             if turn < len(pool):
                 number = pool[(turn + v * len(pool) // len(voices)) % len(pool)]
                 rate = RATES[(turn + v) % len(RATES)]
-                takes.append(Take(engine, voice, number, sentences[number], rate, split_of(voice)))
+                takes.append(
+                    SyntheticUtterance(
+                        engine, voice, number, sentences[number], rate, split_of(voice)
+                    )
+                )
     return takes
 
 
@@ -137,7 +141,7 @@ def border_distance_ms(ours: list[Phone], theirs: list[Phone] | None) -> float |
 
 def build(
     folder: Path,
-    takes: Mapping[str, list[Take]],
+    takes: Mapping[str, list[SyntheticUtterance]],
     synthesisers: Mapping[str, Synthesiser],
     align: Align,
     minutes: float,
@@ -167,8 +171,8 @@ def build(
 
 
 def _in_turn(
-    left: Mapping[str, Iterator[Take]], made: Mapping[str, float], seconds: float
-) -> Iterator[Take]:
+    left: Mapping[str, Iterator[SyntheticUtterance]], made: Mapping[str, float], seconds: float
+) -> Iterator[SyntheticUtterance]:
     """The next take of whichever engine is furthest behind its share, until there is enough."""
     open_engines = set(left)
     while open_engines and sum(made.values()) < seconds:
@@ -184,7 +188,7 @@ def _seconds(rows: list[Row], engine: str) -> float:
     return sum(float(r["seconds"]) for r in rows if r["engine"] == engine)
 
 
-def _keep(folder: Path, take: Take, spoken: Spoken, align: Align) -> Row:
+def _keep(folder: Path, take: SyntheticUtterance, spoken: TimedSpeech, align: Align) -> Row:
     """Writes a clip, its phones, and last the manifest's row, which makes it count."""
     samples = spoken.samples * min(1.0, _LOUDEST / max(float(np.abs(spoken.samples).max()), 1e-9))
     distance = border_distance_ms(spoken.phones, align(samples, take.text))

@@ -37,7 +37,7 @@ _FLIP = np.array([1.0, -1.0, -1.0])
 
 
 @dataclass(frozen=True)
-class Look:
+class TrackedFrame:
     """One face at one time.
 
     ``coefficients`` (52,) in the order of `ACTIONS`; ``pose`` (3, 4) rotation of the canonical
@@ -52,10 +52,10 @@ class Look:
     shape: Floats
 
 
-Seen = tuple[float, Look | None]  # seconds, and the face if there was one
+Seen = tuple[float, TrackedFrame | None]  # seconds, and the face if there was one
 
 
-def look_of(face: Face, width: int, height: int) -> Look:
+def look_of(face: Face, width: int, height: int) -> TrackedFrame:
     """What a tracked ``face`` shows in a picture of ``width`` × ``height`` pixels."""
     marks = face.landmarks.astype(np.float64)
     scale, rotation, shift = fit_similarity(face_basis().canonical[STABLE], marks[STABLE])
@@ -65,7 +65,7 @@ def look_of(face: Face, width: int, height: int) -> Look:
     pose = np.empty((3, 4))
     pose[:, :3] = _FLIP[:, None] * rotation * _FLIP
     pose[:, 3] = _FLIP * (*aside, depth)
-    return Look(
+    return TrackedFrame(
         face.coefficients,
         pose,
         (marks[LANDMARK_INDEX, :2] / width).astype(np.float32),
@@ -87,7 +87,7 @@ def looks(
         yield time_s, None if face is None else look_of(face, width, height)
 
 
-def at_video_rate(seen: Iterable[Seen]) -> Iterator[Look | None]:
+def at_video_rate(seen: Iterable[Seen]) -> Iterator[TrackedFrame | None]:
     """Looks at any times, counted from 0, as 25 a second: frame k is what is seen at k/25 s.
 
     Between two pictures the look is interpolated, so no rate of pictures adds jitter. ``None``
@@ -105,7 +105,7 @@ def at_video_rate(seen: Iterable[Seen]) -> Iterator[Look | None]:
         yield before[1]
 
 
-def _between(before: Seen, after: Seen, time_s: float) -> Look | None:
+def _between(before: Seen, after: Seen, time_s: float) -> TrackedFrame | None:
     if time_s <= before[0] + _SAME_S:
         return before[1]
     a, b = before[1], after[1]
@@ -114,7 +114,7 @@ def _between(before: Seen, after: Seen, time_s: float) -> Look | None:
     part = (time_s - before[0]) / (after[0] - before[0])
     pose = a.pose + part * (b.pose - a.pose)
     pose[:, :3] = nearest_rotation(pose[:, :3])
-    return Look(
+    return TrackedFrame(
         a.coefficients + np.float32(part) * (b.coefficients - a.coefficients),
         pose,
         a.points + np.float32(part) * (b.points - a.points),

@@ -21,7 +21,7 @@ from hibari import Hibari, dsp
 from numpy.typing import NDArray
 
 from model.types import SAMPLE_RATE, Floats
-from training.data.phone_times import PAD, Spoken, flite_phones, phones_of
+from training.data.phone_times import PAD, TimedSpeech, flite_phones, phones_of
 
 _TOKEN_RATE = 24_000  # of Kokoro and hibari
 _STYLES = (510, 1, 256)  # a style vector for each count of tokens
@@ -64,13 +64,13 @@ class HibariVoice:
         graph = Path(hibari.model_path).read_bytes()
         self._session = _with_output(graph, "/Clip_output_0", threads=1)
 
-    def __call__(self, text: str, voice: str, rate: float) -> Spoken:
+    def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
         tokens, ids = self._read(text)
         feed = {"ids": ids, "speed": np.array([rate], np.float32)}
         *parts, units = self._session.run(None, feed)
         noise = np.random.default_rng(zlib.crc32(text.encode()))
         samples = _resampled(dsp.synth(*(p[0] for p in parts), noise))
-        return Spoken(samples, phones_of(tokens, units.reshape(-1), samples))
+        return TimedSpeech(samples, phones_of(tokens, units.reshape(-1), samples))
 
 
 class Kokoro:
@@ -97,13 +97,13 @@ class Kokoro:
         """The names of the voices, sorted."""
         return tuple(self._styles)
 
-    def __call__(self, text: str, voice: str, rate: float) -> Spoken:
+    def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
         tokens, ids = self._read(text)
         style = self._styles[voice][len(tokens) - 2]
         feed = {"tokens": ids, "style": style, "speed": np.array([rate], np.float32)}
         sound, units = self._session.run(None, feed)
         samples = _resampled(sound.reshape(-1))
-        return Spoken(samples, phones_of(tokens, units.reshape(-1), samples))
+        return TimedSpeech(samples, phones_of(tokens, units.reshape(-1), samples))
 
 
 def _kokoro_graph() -> bytes:
@@ -124,7 +124,7 @@ class Flite:
         if shutil.which("flite") is None:
             raise ValueError("command flite is missing: apt-get install flite")
 
-    def __call__(self, text: str, voice: str, rate: float) -> Spoken:
+    def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
         with tempfile.TemporaryDirectory() as folder:
             sound = Path(folder) / "said.wav"
             command = ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / rate:.3f}",
@@ -133,4 +133,4 @@ class Flite:
             samples, rate_hz = soundfile.read(sound, dtype="float32")
         if rate_hz != SAMPLE_RATE:
             raise ValueError(f"flite's {voice} has {rate_hz} samples a second, expected 16000")
-        return Spoken(samples, flite_phones(said, len(samples) / SAMPLE_RATE))
+        return TimedSpeech(samples, flite_phones(said, len(samples) / SAMPLE_RATE))

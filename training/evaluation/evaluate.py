@@ -29,7 +29,7 @@ from training.data.music import played
 from training.data.phones import LOUD_SILENCE_DB, Aligner, loud_silence_db
 from training.evaluation.metrics import (
     JAW,
-    Spoken,
+    Utterance,
     blinks_per_minute,
     correlation,
     figures,
@@ -45,9 +45,9 @@ _MUSIC_UNDER_DB = 10.0  # the speech it accompanies
 class HeldOut:
     """What motions are judged on; nothing of it was trained on."""
 
-    clips: list[Spoken]  # held-out GRID clips whose words can be aligned
+    clips: list[Utterance]  # held-out GRID clips whose words can be aligned
     real: list[Floats]  # (T, 58) what the speaker did in each
-    voices: list[Spoken]  # speeches of voices that were never heard
+    voices: list[Utterance]  # speeches of voices that were never heard
     training: Corpus  # GRID's other clips, for what is fitted
     lip_gap: LipGap
 
@@ -67,13 +67,13 @@ def held_out_set(data: Path, speech: Path, clips: int, voices: int) -> HeldOut:
     for i, c in enumerate(index):
         phones = align(grid.samples[c], grid.texts[c])
         if phones is not None:
-            spoken.append(Spoken(grid.samples[c], phones, corpus.reference[i].numpy()))
+            spoken.append(Utterance(grid.samples[c], phones, corpus.reference[i].numpy()))
             real.append(motion[i])
     unheard = unheard_spoken(speech, voices)
     return HeldOut(spoken, real, unheard, training, fit_lip_gap(training))
 
 
-def unheard_spoken(folder: Path, count: int) -> list[Spoken]:
+def unheard_spoken(folder: Path, count: int) -> list[Utterance]:
     """About ``count`` speeches of two seconds or more whose voices were never learned from."""
     align, result = Aligner(), []
     neutral = np.zeros(64, np.float32)
@@ -88,12 +88,16 @@ def unheard_spoken(folder: Path, count: int) -> list[Spoken]:
         phones = align(samples, entry["transcript"]) if rate == SAMPLE_RATE else None
         # words that the aligner skipped would count as silence
         if phones is not None and loud_silence_db(samples, phones) < LOUD_SILENCE_DB:
-            result.append(Spoken(samples, phones, neutral))
+            result.append(Utterance(samples, phones, neutral))
     return result
 
 
 def run_speeches(
-    pipeline: StudentPipeline, spoken: list[Spoken], first_seed: int, guidance: Guidance, steps: int
+    pipeline: StudentPipeline,
+    spoken: list[Utterance],
+    first_seed: int,
+    guidance: Guidance,
+    steps: int,
 ) -> list[Floats]:
     """The motion (T, 58) of each speech, seeds counted from ``first_seed``."""
     sounds, features = [s.samples for s in spoken], [s.features for s in spoken]
@@ -131,7 +135,7 @@ def evaluate_grid(
     describe("the real speaker", figures(tests.real, tests.clips, tests.lip_gap))
 
 
-def evaluate_long(pipeline: StudentPipeline, spoken: list[Spoken], lip_gap: LipGap) -> None:
+def evaluate_long(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: LipGap) -> None:
     """Ten minutes in one session, alternately ten seconds of speech and five of silence."""
     speech = np.concatenate([s.samples for s in spoken])
     piece, pause = 10 * SAMPLE_RATE, 5 * SAMPLE_RATE
@@ -155,7 +159,7 @@ def evaluate_long(pipeline: StudentPipeline, spoken: list[Spoken], lip_gap: LipG
     print(f"{'ten minutes':>16}  {'blinks a minute':<30} {blinks_per_minute([motion]):7.3f}")
 
 
-def evaluate_music(pipeline: StudentPipeline, spoken: list[Spoken], lip_gap: LipGap) -> None:
+def evaluate_music(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: LipGap) -> None:
     """Lips do not follow music, and under speech it does not disturb them."""
     info = pipeline.info
     pieces = [played(10.0, seed) for seed in range(10)]

@@ -28,7 +28,7 @@ _CHUNK, _CHUNK_HOP, _CHUNK_DIMS = 25, 5, 32  # of the Fréchet distance
 
 
 @dataclass(frozen=True)
-class Spoken:
+class Utterance:
     """One speech to judge a mouth by."""
 
     samples: Floats
@@ -41,7 +41,7 @@ def correlation(a: Floats, b: Floats) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def from_first_phone(spoken: Sequence[Spoken], frames: Sequence[int]) -> NDArray[np.bool_]:
+def from_first_phone(spoken: Sequence[Utterance], frames: Sequence[int]) -> NDArray[np.bool_]:
     """Which frames of all speeches end to end lie after the beginning of each one's first phone.
 
     Before it a speaker often opens his mouth to breathe in, longer ahead than the 0.16 s that a
@@ -140,7 +140,7 @@ def gaps_of(motions: list[Floats], lip_gap: LipGap) -> list[Floats]:
     return [lip_gap(torch.from_numpy(m[:, :ACTION_COUNT])).numpy() for m in motions]
 
 
-def figures(motions: list[Floats], spoken: list[Spoken], lip_gap: LipGap) -> dict[str, float]:
+def figures(motions: list[Floats], spoken: list[Utterance], lip_gap: LipGap) -> dict[str, float]:
     """All figures that need only the phones, by name."""
     gaps, phones = gaps_of(motions, lip_gap), [s.phones for s in spoken]
     wanted = [openness(p, len(g)) for p, g in zip(phones, gaps, strict=True)]

@@ -30,7 +30,7 @@ from training.evaluation.evaluate import HeldOut, run_speeches
 from training.evaluation.metrics import (
     JAW,
     MotionFeatures,
-    Spoken,
+    Utterance,
     correlation,
     diversity,
     figures,
@@ -38,7 +38,7 @@ from training.evaluation.metrics import (
     from_first_phone,
 )
 
-Make = Callable[[list[Spoken], int], list[Floats]]  # speeches, seed -> motion (T, 58) of each
+Make = Callable[[list[Utterance], int], list[Floats]]  # speeches, seed -> motion (T, 58) of each
 Values = dict[str, list[float]]  # a figure's value in each take
 
 AUDIO_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -66,7 +66,7 @@ _TABLES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """Something that makes motion. ``takes``: 1 where every take would be the same."""
 
     name: str
@@ -99,8 +99,10 @@ def write_table(tests: HeldOut, named: Sequence[str], seeds: int, path: Path) ->
         words += [(f"fast, {n} NFE", fast, n) for n in (6, 4, 2, 1)]
     rows = [
         # the speaker himself said the clips only: of other voices there is no truth
-        Row("real motion", lambda spoken, seed: tests.real if spoken is tests.clips else [], 1),
-        Row("ridge on log-mels", ridge(tests.training), 1),
+        ReportRow(
+            "real motion", lambda spoken, seed: tests.real if spoken is tests.clips else [], 1
+        ),
+        ReportRow("ridge on log-mels", ridge(tests.training), 1),
     ]
     rows += [_network_row(*word, seeds) for word in words]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,17 +144,17 @@ def _parsed(word: str) -> tuple[str, Path, int | None]:
     return name, Path(place), int(steps) if steps else None
 
 
-def _network_row(name: str, weights: Path, steps: int | None, seeds: int) -> Row:
+def _network_row(name: str, weights: Path, steps: int | None, seeds: int) -> ReportRow:
     pipeline = motion_pipeline(name, load_weights(weights), MotionOnly())
     branches = pipeline.info.nfe_per_window // pipeline.info.steps
     used = steps or pipeline.info.steps
     pipeline.info = replace(pipeline.info, steps=used, nfe_per_window=used * branches)
     key = f"{hashlib.sha256(weights.read_bytes()).hexdigest()}, {used} steps, {seeds} takes"
-    return Row(name, _maker(pipeline, pipeline.info.guidance), seeds, pipeline, key)
+    return ReportRow(name, _maker(pipeline, pipeline.info.guidance), seeds, pipeline, key)
 
 
 def _maker(pipeline: StudentPipeline, guidance: Guidance) -> Make:
-    def make(spoken: list[Spoken], seed: int) -> list[Floats]:
+    def make(spoken: list[Utterance], seed: int) -> list[Floats]:
         return run_speeches(pipeline, spoken, seed * len(spoken), guidance, pipeline.info.steps)
 
     return make
@@ -171,7 +173,7 @@ def ridge(training: Corpus) -> Make:
     gram = (x - x_mean).T @ (x - x_mean) + _RIDGE_WEIGHT * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, (x - x_mean).T @ (y - y_mean))
 
-    def make(spoken: list[Spoken], seed: int) -> list[Floats]:
+    def make(spoken: list[Utterance], seed: int) -> list[Floats]:
         made = []
         for speech in spoken:
             windows = windows_of(speech.samples)
@@ -187,7 +189,7 @@ def _neighbours(rows: Floats) -> Floats:
     return np.concatenate([padded[i : i + len(rows)] for i in range(2 * _RIDGE_REACH + 1)], axis=1)
 
 
-def _judge(row: Row, tests: HeldOut) -> Judged:
+def _judge(row: ReportRow, tests: HeldOut) -> Judged:
     truth = np.concatenate([m[:, JAW] for m in tests.real])
     spoken = from_first_phone(tests.clips, [len(m) for m in tests.real])
     corpus = tests.training
@@ -227,7 +229,7 @@ def _judge(row: Row, tests: HeldOut) -> Judged:
     return Judged(values, spreads, shifts)
 
 
-def seconds_a_second(pipeline: StudentPipeline, speech: Spoken) -> float:
+def seconds_a_second(pipeline: StudentPipeline, speech: Utterance) -> float:
     """Seconds of thinking for a second of video, one session alone: median over windows."""
     windows = windows_of(np.tile(speech.samples, 4))[:_TIMED_WINDOWS]
     state, reference = pipeline.start(0), reference_of(speech.features)

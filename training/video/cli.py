@@ -1,4 +1,4 @@
-"""``fada train video-teacher``, ``video-student`` and ``video-balanced``; the last two of
+"""``fada train video-teacher``, ``video-student``, ``video-student-multibranch``; the last two of
 video-tiny's teacher (a file) or, ``video-student``, of EchoMimic (a folder).
 
 Knows: the flags that only they have, and which folders they take. Does not know: how training
@@ -14,7 +14,7 @@ import torch
 
 from model.video.config import tiny_config
 from training.distributed import joined_team
-from training.guidance_distillation import Recipe
+from training.guidance_distillation import DistillConfig
 from training.trainer import RunOptions
 from training.video import echomimic
 from training.video.clips import VideoClips, load_clips
@@ -26,7 +26,7 @@ from training.video.student import train_student
 from training.video.teacher import BATCH as TEACHER_BATCH
 from training.video.teacher import train_teacher
 
-ROLES = ("video-teacher", "video-student", "video-balanced")
+ROLES = ("video-teacher", "video-student", "video-student-multibranch")
 RATE = 5e-4
 
 
@@ -73,10 +73,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trained(args: argparse.Namespace, clips: VideoClips, machine: Machine) -> Path:
-    if args.hears_anew:
-        raise ValueError("--hears-anew is for students of motion")
+    if args.train_audio_encoder:
+        raise ValueError("--train-audio-encoder is for students of motion")
     real = args.role != "video-teacher" and args.teacher.is_dir()
-    recipe = Recipe(args.role == "video-student", args.scales == "embedding", args.supervision)
+    distill = DistillConfig(
+        args.role == "video-student", args.scales == "embedding", args.supervision
+    )
     given = echomimic.RATE if real else RATE
     rate = given if args.rate is None else args.rate
     options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate)
@@ -85,7 +87,7 @@ def _trained(args: argparse.Namespace, clips: VideoClips, machine: Machine) -> P
         batch = args.batch or TEACHER_BATCH
         return train_teacher(clips, options, machine, args.seed, args.start, config, batch)
     if real:
-        if not recipe.guided or recipe.embedded_scales or args.start is not None:
+        if not distill.guided or distill.embedded_scales or args.start is not None:
             raise ValueError(
                 "of EchoMimic only a fresh video-student with tokens is made: no --start, "
                 f"no --scales embedding, no role {args.role!r}"
@@ -100,6 +102,6 @@ def _trained(args: argparse.Namespace, clips: VideoClips, machine: Machine) -> P
         machine,
         args.seed,
         args.start,
-        recipe,
+        distill,
         args.batch or STUDENT_BATCH,
     )

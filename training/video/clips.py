@@ -37,7 +37,7 @@ CORNERS, INNER_LIPS, EYES = ([_PLACE[a], _PLACE[b]] for a, b in ((61, 291), (13,
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipEntry:
     """Frames ``first`` up to ``first + frames`` of a folder, without a cut, of one person.
 
     ``trust`` 0 … 1 is how far it is believed in training, from ``scores`` (`scores.trust_of`).
@@ -56,7 +56,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ClipPiece:
     """The content of one clip on its way into a folder, T frames."""
 
     name: str
@@ -76,7 +76,7 @@ class VideoClips:
 
     folder: Path
     side: int
-    clips: tuple[Clip, ...]
+    clips: tuple[ClipEntry, ...]
     frames: NDArray[np.uint8]
     latents: NDArray[np.float16] | None
     tokens: NDArray[np.float16] | None
@@ -88,7 +88,7 @@ class VideoClips:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def sound(self, clip: Clip) -> Floats:
+    def sound(self, clip: ClipEntry) -> Floats:
         """(640 T,) samples, full scale ±1."""
         part = self.samples[clip.first * SAMPLES_PER_FRAME :][: clip.frames * SAMPLES_PER_FRAME]
         return part.astype(np.float32) / 32767.0
@@ -106,7 +106,7 @@ def load_clips(folder: Path) -> VideoClips:
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no {INDEX}: expected a folder of `fada dataset build`")
     index = json.loads((folder / INDEX).read_text())
-    clips = tuple(Clip(**entry) for entry in index["clips"])
+    clips = tuple(ClipEntry(**entry) for entry in index["clips"])
     frames = sum(clip.frames for clip in clips)
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, rows in _ROWS.items():
@@ -134,7 +134,7 @@ _ROWS = {
 _OPTIONAL = ("latents", "tokens")
 
 
-def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -> VideoClips:
+def write_clips(folder: Path, pieces: Iterable[ClipPiece], frames: int, side: int) -> VideoClips:
     """Lays ``pieces``, ``frames`` frames in all, down in ``folder``, piece by piece.
 
     The index comes last and at once: a folder with an index is whole. Raises ``ValueError`` when
@@ -151,7 +151,7 @@ def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -
     }
     for name in _OPTIONAL:
         (folder / f"{name}.npy").unlink(missing_ok=True)
-    clips: list[Clip] = []
+    clips: list[ClipEntry] = []
     first = 0
     for piece in pieces:
         count = len(piece.frames)
@@ -176,7 +176,7 @@ def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -
         }
         for name, rows in content.items():
             arrays[name][first * _ROWS[name] :][: len(rows)] = rows
-        clips.append(Clip(piece.name, first, count, piece.text, scores=piece.scores))
+        clips.append(ClipEntry(piece.name, first, count, piece.text, scores=piece.scores))
         first += count
     if first != frames:
         raise ValueError(f"{first} frames, expected {frames}")
@@ -185,10 +185,10 @@ def write_clips(folder: Path, pieces: Iterable[Piece], frames: int, side: int) -
     return load_clips(folder)
 
 
-def pieces_of(clips: VideoClips) -> Iterator[Piece]:
+def pieces_of(clips: VideoClips) -> Iterator[ClipPiece]:
     """The clips again, on their way into another folder."""
     for clip in clips.clips:
-        yield Piece(
+        yield ClipPiece(
             clip.name,
             clips.frames[clip.span],
             clips.sound(clip),
@@ -201,7 +201,7 @@ def pieces_of(clips: VideoClips) -> Iterator[Piece]:
         )
 
 
-def save_index(folder: Path, side: int, clips: Iterable[Clip]) -> None:
+def save_index(folder: Path, side: int, clips: Iterable[ClipEntry]) -> None:
     """Writes ``clips.json``, at once."""
     partial = folder / f"{INDEX}.partial"
     partial.write_text(json.dumps({"side": side, "clips": [asdict(c) for c in clips]}, indent=1))
@@ -214,7 +214,7 @@ def _mapped(
     return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
 
 
-def _check(piece: Piece, side: int) -> None:
+def _check(piece: ClipPiece, side: int) -> None:
     count = len(piece.frames)
     expected: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
         "frames": (piece.frames, (count, side, side, 3)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.diffusion.denoiser import Conditions, Forward
-from model.video.attention import Context
+from model.video.attention import AttentionContext
 from model.video.blocks import Layer
 from training.distributed import ALONE, Team
 
@@ -65,7 +65,10 @@ class Machine:
 
 
 def _again(
-    forward: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, time: Tensor, context: Context
+    forward: Callable[[Tensor, Tensor, AttentionContext], Tensor],
+    x: Tensor,
+    time: Tensor,
+    context: AttentionContext,
 ) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x, time, context)

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from model.diffusion.cached_context import Once
+from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, VDenoiser
 from model.motion.checkpoint import weights_facts
 from model.video.checkpoints import EchoMimic, load_echomimic
@@ -29,7 +29,7 @@ from model.video.unet3d import DenoisingUNet, student_of
 from model.video.weights import load_net, save_net
 from training.guidance_distillation import LIMITS, STEPS, StudentObjective
 from training.trainer import RunOptions, Trainer
-from training.video.clips import Clip, VideoClips
+from training.video.clips import ClipEntry, VideoClips
 from training.video.device import Machine
 from training.video.losses import loss_of
 from training.video.windows import VideoWindows, training_clips
@@ -47,7 +47,7 @@ class Tokens:
 
     lookahead = 0
 
-    def __init__(self, clips: VideoClips, chosen: Sequence[Clip], past: int) -> None:
+    def __init__(self, clips: VideoClips, chosen: Sequence[ClipEntry], past: int) -> None:
         if clips.tokens is None:
             raise ValueError(f"{clips.folder} holds no tokens: build it with --whisper and --vae")
         self.past, self._tokens = past, clips.tokens
@@ -166,7 +166,7 @@ def train_real_student(
         machine.thrifty(student)
         objective = StudentObjective(
             VDenoiser(machine.precise(student), SCHEDULE),
-            Windowed(VDenoiser(machine.precise(Once(teacher.denoiser)), SCHEDULE), PREFIX),
+            Windowed(VDenoiser(machine.precise(CachedContext(teacher.denoiser)), SCHEDULE), PREFIX),
             windows,
             loss_of,
             random,

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from model.portrait.face_tracker import FaceTracker
 from model.types import FPS, Floats, Guidance
-from training.data.tracking import Look
+from training.data.tracking import TrackedFrame
 from training.evaluation.metrics import frechet_distance
 from training.video.cli import add_cache_argument, open_clips
-from training.video.clips import Clip, VideoClips
+from training.video.clips import ClipEntry, VideoClips
 from training.video.features import FrameFeatures, load_mobilenet
 from training.video.losses import mouth_weights
 from training.video.metrics import (
@@ -46,18 +46,20 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Row:
+class VideoReportRow:
     """Something that makes a video of each clip."""
 
     name: str
-    make: Callable[[Sequence[Clip]], list[Pictures]]
+    make: Callable[[Sequence[ClipEntry]], list[Pictures]]
     talker: Talker | None = None  # whose cost is measured
 
 
 class Judge:
     """Holds what all rows are compared with: the true frames, their faces, their features."""
 
-    def __init__(self, clips: VideoClips, chosen: Sequence[Clip], mobilenet: Path | None) -> None:
+    def __init__(
+        self, clips: VideoClips, chosen: Sequence[ClipEntry], mobilenet: Path | None
+    ) -> None:
         self.clips, self.chosen = clips, chosen
         self.true = [np.asarray(clips.frames[clip.span]) for clip in chosen]
         self._tracker = FaceTracker()
@@ -68,9 +70,9 @@ class Judge:
             self._features = FrameFeatures(load_mobilenet(mobilenet), self.true)
             self._real = self._features(self.true)
 
-    def figures(self, row: Row, videos: list[Pictures], wall_s: float) -> Figures:
+    def figures(self, row: VideoReportRow, videos: list[Pictures], wall_s: float) -> Figures:
         """All columns of one row, whose ``videos`` took ``wall_s`` to make."""
-        faces: list[list[Look | None]] = [tracked(video, self._tracker) for video in videos]
+        faces: list[list[TrackedFrame | None]] = [tracked(video, self._tracker) for video in videos]
         pairs = list(zip(videos, self.true, strict=True))
         found: Figures = {
             "PSNR, dB": float(np.mean([psnr(a, b) for a, b in pairs])),
@@ -91,26 +93,28 @@ class Judge:
         return found
 
 
-def _mouth(clips: VideoClips, clip: Clip) -> Floats:
+def _mouth(clips: VideoClips, clip: ClipEntry) -> Floats:
     """(side, side) 1 where the clip's mouth is, else 0."""
     marks = torch.tensor(clips.marks[clip.span])[None]
     weights = mouth_weights(marks, clips.side, clips.side)[0]
     return np.asarray(weights.numpy() > _MOUTH_PIXELS, np.float32)
 
 
-def baselines(clips: VideoClips) -> list[Row]:
+def baselines(clips: VideoClips) -> list[VideoReportRow]:
     """What any network must beat, and what none can: the portrait kept still, the true video."""
 
-    def still(chosen: Sequence[Clip]) -> list[Pictures]:
+    def still(chosen: Sequence[ClipEntry]) -> list[Pictures]:
         return [np.repeat(clips.frames[c.first][None], c.frames, axis=0) for c in chosen]
 
-    def true(chosen: Sequence[Clip]) -> list[Pictures]:
+    def true(chosen: Sequence[ClipEntry]) -> list[Pictures]:
         return [np.asarray(clips.frames[c.span]) for c in chosen]
 
-    return [Row("true video", true), Row("still portrait", still)]
+    return [VideoReportRow("true video", true), VideoReportRow("still portrait", still)]
 
 
-def network_row(word: str, clips: VideoClips, seed: int, guidance: Guidance | None) -> Row:
+def network_row(
+    word: str, clips: VideoClips, seed: int, guidance: Guidance | None
+) -> VideoReportRow:
     """``word`` is NAME=WEIGHTS or NAME=WEIGHTS:STEPS; raises ``ValueError`` for anything else."""
     name, separator, file = word.partition("=")
     place, _, steps = file.partition(":")
@@ -122,14 +126,14 @@ def network_row(word: str, clips: VideoClips, seed: int, guidance: Guidance | No
     if talker.net.config.side != clips.side:
         raise ValueError(f"{place} draws {talker.net.config.side} px, the clips have {clips.side}")
 
-    def make(chosen: Sequence[Clip]) -> list[Pictures]:
+    def make(chosen: Sequence[ClipEntry]) -> list[Pictures]:
         return roll_out(talker, clips, chosen, seed)
 
-    return Row(f"{name}, {talker.evaluations} NFE", make, talker)
+    return VideoReportRow(f"{name}, {talker.evaluations} NFE", make, talker)
 
 
 def judge_rows(
-    judge: Judge, rows: Sequence[Row]
+    judge: Judge, rows: Sequence[VideoReportRow]
 ) -> tuple[dict[str, Figures], dict[str, list[Pictures]]]:
     """Figures and videos of each row, by name."""
     figures, videos = {}, {}
@@ -141,7 +145,7 @@ def judge_rows(
     return figures, videos
 
 
-def markdown(figures: dict[str, Figures], clips: Sequence[Clip]) -> str:
+def markdown(figures: dict[str, Figures], clips: Sequence[ClipEntry]) -> str:
     """The table: a line a figure, a column a row of `judge_rows`."""
     known = list(dict.fromkeys(name for values in figures.values() for name in values))
     seconds = sum(clip.frames for clip in clips) / FPS

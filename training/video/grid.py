@@ -19,7 +19,7 @@ from model.portrait.face_tracker import FaceTracker, NoFaceError
 from model.types import Floats
 from training.data.corpus import Grid, load_grid
 from training.data.tracking import LANDMARK_INDEX
-from training.video.clips import Piece, VideoClips, load_clips, write_clips
+from training.video.clips import ClipPiece, VideoClips, load_clips, write_clips
 
 VIDEO, VIDEO_INDEX = "face96.mp4", "face96_index.json"
 _PICTURE = np.array([360.0, 288.0], np.float32)  # its landmarks are fractions of these pixels
@@ -62,7 +62,7 @@ def grid_clips(folder: Path, cache: Path, side: int) -> VideoClips:
 
 def _pieces(
     video: Path, grid: Grid, points: list[Floats], names: list[str], side: int
-) -> Iterator[Piece]:
+) -> Iterator[ClipPiece]:
     tracker = FaceTracker()
     squares = _squares(video)
     for c, name in enumerate(tqdm(names, desc=video.name, unit="clip")):
@@ -70,7 +70,7 @@ def _pieces(
         raw = np.stack([next(squares) for _ in range(count)])
         seen = grid.usable[c, :count]
         marks = _placed(raw, points[c], seen, tracker)
-        yield Piece(
+        yield ClipPiece(
             name,
             np.stack([_resized(square, side) for square in raw]),
             grid.samples[c],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.audio.windows import HOP
 from model.portrait.face_tracker import FaceTracker
 from model.types import FPS, Floats
-from training.data.tracking import Look, looks
+from training.data.tracking import TrackedFrame, looks
 
 Pictures = NDArray[np.uint8]
 # fmt: off
@@ -79,7 +79,7 @@ def _tremble(video: Pictures) -> Floats:
     return np.asarray(np.abs(np.diff(grey, 2, axis=0)).mean(axis=(1, 2)))
 
 
-def tracked(video: Pictures, tracker: FaceTracker) -> list[Look | None]:
+def tracked(video: Pictures, tracker: FaceTracker) -> list[TrackedFrame | None]:
     """The face in every frame, as it is tracked in footage."""
     enlarged = (
         (t / FPS, np.asarray(cv2.resize(p, (_LOOK_SIDE, _LOOK_SIDE),
@@ -89,11 +89,11 @@ def tracked(video: Pictures, tracker: FaceTracker) -> list[Look | None]:
     return [look for _, look in looks(enlarged, tracker)]
 
 
-Pairs = Sequence[tuple[Look | None, Look | None]]  # a clip's frames: made, true
+Pairs = Sequence[tuple[TrackedFrame | None, TrackedFrame | None]]  # a clip's frames: made, true
 
 
 def mouth_figures(
-    made: Sequence[Sequence[Look | None]], true: Sequence[Sequence[Look | None]]
+    made: Sequence[Sequence[TrackedFrame | None]], true: Sequence[Sequence[TrackedFrame | None]]
 ) -> dict[str, float]:
     """What the lips do against what they did, over the frames in which both have a face."""
     pairs = [[(a, b) for a, b in zip(m, t, strict=True)] for m, t in zip(made, true, strict=True)]
@@ -117,7 +117,7 @@ def _r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if min(a.std(), b.std()) > _STILL else 0.0
 
 
-def lip_gap(look: Look) -> float:
+def lip_gap(look: TrackedFrame) -> float:
     """Between the inner lips' middles, in distances of the outer eye corners."""
     return float(np.linalg.norm(look.shape[13, :2] - look.shape[14, :2]))
 

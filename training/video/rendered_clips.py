@@ -28,7 +28,7 @@ from model.video.space import face_square
 from training.data.corpus import Grid, clip_motion, held_out, load_grid
 from training.data.tracking import LANDMARK_INDEX
 from training.video.clips import (
-    Piece,
+    ClipPiece,
     VideoClips,
     load_clips,
     pieces_of,
@@ -167,14 +167,14 @@ def _coloured(picture: NDArray[np.generic], random: np.random.Generator) -> Pict
 
 def _all_pieces(
     real: VideoClips, grid: Grid, portraits: Sequence[Portrait], side: int, seed: int
-) -> Iterator[Piece]:
+) -> Iterator[ClipPiece]:
     yield from pieces_of(real)
     space = MotionSpace()
     for c, held in enumerate(tqdm(held_out(len(real)), desc="drawn", unit="clip")):
         sitters = sitters_of(portraits, bool(held))
         motion, _ = clip_motion(grid, c)
         sitter, (frames, marks, coefficients) = _said(space, sitters, motion, (seed, c))
-        yield Piece(
+        yield ClipPiece(
             f"{_NAME}{sitter.name}/{real.clips[c].name}",
             frames,
             grid.samples[c],

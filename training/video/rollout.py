@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.audio.windows import HOP, WINDOW_FRAMES, windows_of
-from model.diffusion.cached_context import Once
+from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Denoiser, X0Denoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule
@@ -25,7 +25,7 @@ from model.facts import StudentFacts
 from model.types import Floats, Guidance
 from model.video.tiny import PatchCodec, TinyNet
 from model.video.weights import load_net
-from training.video.clips import Clip, VideoClips
+from training.video.clips import ClipEntry, VideoClips
 from training.video.windows import latents_of
 
 Pictures = NDArray[np.uint8]  # (T, side, side, 3) RGB
@@ -52,7 +52,7 @@ class Talker:
 
     def denoiser(self) -> Denoiser:
         """A new one, which holds what it is told of one window."""
-        return self.facts.guided(X0Denoiser(Once(self.net)))
+        return self.facts.guided(X0Denoiser(CachedContext(self.net)))
 
 
 def load_talker(path: Path, steps: int | None = None) -> Talker:
@@ -68,7 +68,7 @@ def load_talker(path: Path, steps: int | None = None) -> Talker:
 
 
 def roll_out(
-    talker: Talker, clips: VideoClips, chosen: Sequence[Clip], seed: int
+    talker: Talker, clips: VideoClips, chosen: Sequence[ClipEntry], seed: int
 ) -> list[Pictures]:
     """Each clip said anew from its first frame and its sound, all side by side."""
     features = [_windows(clips.sound(clip)) for clip in chosen]

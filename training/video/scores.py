@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model.audio.log_mel import HOPS_PER_FRAME, MEL_BINS, log_mel
 from model.types import FPS, Floats
-from training.video.clips import Clip, VideoClips, lip_gaps
+from training.video.clips import ClipEntry, VideoClips, lip_gaps
 
 SURE_R = 0.4
 MOST_LAG = 5  # frames
@@ -71,7 +71,7 @@ def synchronies(clips: VideoClips) -> list[Synchrony]:
     ]
 
 
-def _bands(clips: VideoClips, clip: Clip) -> Floats:
+def _bands(clips: VideoClips, clip: ClipEntry) -> Floats:
     """(T, MEL_BINS) of a frame, less the clip's mean."""
     first, count = clip.first * HOPS_PER_FRAME, clip.frames * HOPS_PER_FRAME
     power = np.exp(clips.log_power[first : first + count].astype(np.float32))
@@ -106,7 +106,7 @@ def _synchrony(expected: Floats, gap: Floats) -> Synchrony:
     return Synchrony(r(0), best * 1000.0 / FPS)
 
 
-def judged(clips: VideoClips) -> tuple[Clip, ...]:
+def judged(clips: VideoClips) -> tuple[ClipEntry, ...]:
     """The clips with their ``sync_r``, ``sync_lag_ms`` and trust; ``sharpness`` and ``pixels``
     must be there."""
     median = float(np.median([clip.scores["sharpness"] for clip in clips.clips]))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.diffusion.cached_context import Once
+from model.diffusion.cached_context import CachedContext
 from model.motion.checkpoint import Limits, weights_facts
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
-from training.guidance_distillation import STEPS, Recipe, StudentObjective
+from training.guidance_distillation import STEPS, DistillConfig, StudentObjective
 from training.trainer import RunOptions, Trainer
 from training.video.clips import VideoClips
 from training.video.device import Machine
@@ -31,7 +31,7 @@ def train_student(
     machine: Machine,
     seed: int,
     start: Path | None,
-    recipe: Recipe,
+    config: DistillConfig,
     batch: int = BATCH,
 ) -> Path:
     """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors.
@@ -43,10 +43,10 @@ def train_student(
     with machine.chosen():
         teacher = tiny_net(teacher_path).to(machine.device)
         student = teacher if start is None else tiny_net(start)
-        if start is None or (recipe.guided and not student.config.guided):
-            student = tiny_student_of(student, recipe.guided, recipe.embedded_scales)
+        if start is None or (config.guided and not student.config.guided):
+            student = tiny_student_of(student, config.guided, config.embedded_scales)
         told = student.config.guided, student.config.unet.embedded_scales
-        if told != (recipe.guided, recipe.embedded_scales):
+        if told != (config.guided, config.embedded_scales):
             raise ValueError(f"--start {start} is a student of the other kind")
         student.to(machine.device).train().requires_grad_(True)
         windows = windows_of(clips, student.config, random, machine)
@@ -54,20 +54,20 @@ def train_student(
         machine.thrifty(student)
         objective = StudentObjective(
             machine.precise(student),
-            machine.precise(Once(teacher)),
+            machine.precise(CachedContext(teacher)),
             windows,
             loss_of,
             random,
-            recipe.supervision,
-            recipe.guided,
+            config.supervision,
+            config.guided,
             batch,
             limits=LIMITS,
-            own_paths=recipe.own_paths,
+            own_paths=config.own_paths,
         )
         path = options.folder / "student.safetensors"
 
         def keep() -> None:
-            limits = LIMITS if recipe.guided else None
+            limits = LIMITS if config.guided else None
             facts = weights_facts("student", STEPS, trainer.step, limits)
             save_net(path, trainer.averaged, facts)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.checkpoint import weights_facts
 from model.video.config import TinyConfig
-from model.video.tiny import PatchCodec, SoundEncoder, TinyNet
+from model.video.tiny import PatchCodec, TinyAudioEncoder, TinyNet
 from model.video.weights import load_net, save_net
 from training.distributed import ALONE, Team
 from training.guidance_distillation import own_prefix
@@ -29,7 +29,7 @@ from training.video.windows import VideoWindows, training_clips
 
 BATCH = 8
 HEARING_BATCH = 64
-HEARING_SHARE = 0.08  # of the training time
+AUDIO_ENCODER_SHARE = 0.08  # of the training time
 HEARING_RATE = 1e-3
 OWN_EVERY = 2  # updates: then the frames before a window are of the network's own making
 
@@ -37,7 +37,7 @@ OWN_EVERY = 2  # updates: then the frames before a window are of the network's o
 class Listener(nn.Module):
     """A sound encoder, and a linear estimate of the mouth from each moment that it heard."""
 
-    def __init__(self, sound: SoundEncoder, mouth: int) -> None:
+    def __init__(self, sound: TinyAudioEncoder, mouth: int) -> None:
         super().__init__()
         self.sound = sound
         self.mouth = nn.Linear(sound.places.shape[1], mouth)
@@ -47,7 +47,7 @@ class Listener(nn.Module):
         return torch.as_tensor(self.mouth(self.sound.moments(rows)))
 
 
-class HearingObjective:
+class VideoAudioEncoderObjective:
     """The sound encoder alone: what the tracked mouth does, from the sound.
 
     A hundredth of a denoising step's work. The denoising loss teaches an encoder slowly: the past
@@ -66,7 +66,7 @@ class HearingObjective:
         return {"loss": mean + gap, "mouth": mean, "lip_gap": gap}
 
 
-class TeacherObjective:
+class VideoTeacherObjective:
     """Denoising of random windows: `losses` is what the trainer minimises."""
 
     def __init__(
@@ -122,7 +122,7 @@ def train_teacher(
             learn_to_hear(net, windows, options, random, machine.team)
         trainer: Trainer[TinyNet] = Trainer(net, options, random, team=machine.team)
         machine.thrifty(net)
-        objective = TeacherObjective(net, windows, random, machine, batch)
+        objective = VideoTeacherObjective(net, windows, random, machine, batch)
         path = options.folder / "teacher.safetensors"
 
         def keep() -> None:
@@ -144,12 +144,12 @@ def learn_to_hear(
     listener = Listener(copy.deepcopy(net.sound), windows.mouth_numbers)
     part = replace(
         options,
-        folder=options.folder / "hearing",
-        minutes=HEARING_SHARE * options.minutes,
+        folder=options.folder / "audio-encoder",
+        minutes=AUDIO_ENCODER_SHARE * options.minutes,
         peak_rate=HEARING_RATE,
     )
     trainer: Trainer[Listener] = Trainer(listener, part, random, team=team)
-    trainer.run(HearingObjective(listener, windows).losses, lambda: None)
+    trainer.run(VideoAudioEncoderObjective(listener, windows).losses, lambda: None)
     net.sound.load_state_dict(trainer.averaged.sound.state_dict())
 
 

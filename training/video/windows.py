@@ -2,7 +2,7 @@
 
 Knows: where in a clip a window may lie, what stands for its portrait, how prefix and sound are
 disturbed. Does not know: networks or losses; what a network is told of a portrait and of sound is
-the caller's (`Tell`, `Sound`).
+the caller's (`Tell`, `AudioSource`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model.types import Floats
 from model.video.space import Codec
 from training.data.augment import VoiceAugmenter
 from training.data.corpus import LEAST_LOG_POWER, background, held_out
-from training.video.clips import Clip, VideoClips, lip_gaps
+from training.video.clips import ClipEntry, VideoClips, lip_gaps
 
 FIRST_WINDOW = 0.1  # share of windows that start a session: the portrait is all the past there is
 # Of a disturbed prefix, in latent units: colours and shades, smooth over the square or in blotches.
@@ -45,7 +45,7 @@ class VideoBatch:
     x0_marks: Tensor  # (B, T, 62, 2) in sides of the square
     prefix: Tensor  # (B, P, C, h, w) disturbed; zeros where a session starts
     clean_prefix: Tensor  # (B, P, C, h, w)
-    audio: Tensor  # (B, past + T + lookahead, ...) of `Sound`
+    audio: Tensor  # (B, past + T + lookahead, ...) of `AudioSource`
     reference: Tensor  # (B, C, h, w)
     marks: Tensor  # (B, 62, 2) of the portrait
     trust: Tensor  # (B,)
@@ -96,7 +96,7 @@ def plain(latents: Tensor, marks: Tensor) -> dict[str, Tensor]:
     return {"reference": latents}
 
 
-class Sound(Protocol):
+class AudioSource(Protocol):
     """What is heard of clips: rows, one a frame, ``past`` of them before a window's new frames
     and ``lookahead`` beyond."""
 
@@ -113,14 +113,14 @@ class OtherVoices:
 
     past, lookahead = PREFIX, LOOKAHEAD
 
-    def __init__(self, clips: VideoClips, chosen: Sequence[Clip]) -> None:
+    def __init__(self, clips: VideoClips, chosen: Sequence[ClipEntry]) -> None:
         self._clips = clips
         self._first, self._frames = _places(chosen)
         self._noise = torch.from_numpy(np.stack([_background(clips, clip) for clip in chosen]))
         self._augment = VoiceAugmenter()
 
     def __call__(self, which: Tensor, start: Tensor, rows: int, random: torch.Generator) -> Tensor:
-        """(B, rows, ROW_DIM), see `Sound`."""
+        """(B, rows, ROW_DIM), see `AudioSource`."""
         hops = start[:, None] * HOPS_PER_FRAME + torch.arange(rows * HOPS_PER_FRAME)
         last = self._frames[which, None] * HOPS_PER_FRAME - 1
         inside = (hops >= 0) & (hops <= last)
@@ -130,7 +130,7 @@ class OtherVoices:
         return self._augment(spectra, self._noise[which], inside, random)
 
 
-def training_clips(clips: VideoClips) -> list[Clip]:
+def training_clips(clips: VideoClips) -> list[ClipEntry]:
     """The clips to learn from: not held out, long enough, believed, the face never lost."""
     kept = held_out(len(clips))
     return [
@@ -143,7 +143,7 @@ def training_clips(clips: VideoClips) -> list[Clip]:
     ]
 
 
-def held_out_clips(clips: VideoClips, count: int, named: str = "") -> list[Clip]:
+def held_out_clips(clips: VideoClips, count: int, named: str = "") -> list[ClipEntry]:
     """The first ``count`` clips that no training sees, of those whose names begin so."""
     kept = held_out(len(clips))
     found = [c for c, held in zip(clips.clips, kept, strict=True) if held]
@@ -162,7 +162,7 @@ def latents_of(clips: VideoClips, index: NDArray[np.int64], codec: Codec) -> Ten
     return latents.reshape(*index.shape, *latents.shape[1:])
 
 
-def mouth_shapes(clips: VideoClips, chosen: Sequence[Clip]) -> Floats:
+def mouth_shapes(clips: VideoClips, chosen: Sequence[ClipEntry]) -> Floats:
     """(N, K) for all frames: the mouth's coefficients and the lip gap, each of zero mean and unit
     variance over ``chosen``; what never moves stays small."""
     gap = lip_gaps(np.asarray(clips.marks))[:, None]
@@ -180,13 +180,13 @@ class VideoWindows:
     def __init__(
         self,
         clips: VideoClips,
-        chosen: Sequence[Clip],
+        chosen: Sequence[ClipEntry],
         codec: Codec,
         prefix_frames: int,
         random: torch.Generator,
         device: torch.device,
         hop: int = HOP,
-        sound: Sound | None = None,
+        sound: AudioSource | None = None,
         tell: Tell = plain,
     ) -> None:
         """``sound`` None: `OtherVoices`."""
@@ -307,7 +307,7 @@ class VideoWindows:
         return prefix + chosen * off
 
 
-def _places(chosen: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+def _places(chosen: Sequence[ClipEntry]) -> tuple[Tensor, Tensor]:
     """(C,) first frames in the folder, (C,) lengths."""
     return (
         torch.tensor([clip.first for clip in chosen]),
@@ -315,7 +315,7 @@ def _places(chosen: Sequence[Clip]) -> tuple[Tensor, Tensor]:
     )
 
 
-def _background(clips: VideoClips, clip: Clip) -> Floats:
+def _background(clips: VideoClips, clip: ClipEntry) -> Floats:
     first, count = clip.first * HOPS_PER_FRAME, clip.frames * HOPS_PER_FRAME
     spectra = np.asarray(clips.log_power[first : first + count])
     if spectra.shape[1] != SPECTRUM_BINS:

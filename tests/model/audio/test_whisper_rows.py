@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.frontend import Hearing, row_samples
+from model.audio.frontend import AudioWindowSpec, samples_per_row
 from model.audio.live import LiveWindower
 from model.audio.whisper import WhisperConfig, WhisperEncoder, audio_tokens, speech_states
 from model.audio.whisper_rows import WhisperRows
@@ -26,7 +26,7 @@ def rows_of(positions: int) -> WhisperRows:
 
 
 ROWS = rows_of(100)
-HEARING = Hearing(ROWS, past=2, hop=3, lookahead=1)
+WINDOW_SPEC = AudioWindowSpec(ROWS, past=2, hop=3, lookahead=1)
 
 
 def noise(samples: int, seed: int = 0) -> Floats:
@@ -34,7 +34,7 @@ def noise(samples: int, seed: int = 0) -> Floats:
 
 
 def whole(sound: Floats) -> list[Window]:
-    return windows_of(sound, HEARING)
+    return windows_of(sound, WINDOW_SPEC)
 
 
 @settings(max_examples=12, deadline=None)
@@ -47,18 +47,18 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
     samples: int, cuts: list[int], restore_at: int
 ) -> None:
     sound = noise(samples)
-    offline, live = AudioWindower(HEARING), LiveWindower(HEARING)
+    offline, live = AudioWindower(WINDOW_SPEC), LiveWindower(WINDOW_SPEC)
     made: list[Window] = []
     heard: list[Floats] = []
     for i, piece in enumerate(np.split(sound, sorted(min(c, samples) for c in cuts))):
         if i == restore_at:
-            offline = AudioWindower.restore(offline.state(), HEARING)
-            live = LiveWindower.restore(live.state(), HEARING)
+            offline = AudioWindower.restore(offline.state(), WINDOW_SPEC)
+            live = LiveWindower.restore(live.state(), WINDOW_SPEC)
         made += offline.push(piece)
         live.push(piece)
         while not live.missing:
-            heard.append(live.window(len(heard), HEARING.hop, rest=False).features)
-            live.shown(HEARING.hop)
+            heard.append(live.window(len(heard), WINDOW_SPEC.hop, rest=False).features)
+            live.shown(WINDOW_SPEC.hop)
     made += offline.finish()
     expected = whole(sound)
     assert sum(window.frames for window in made) == -(-samples // SAMPLES_PER_FRAME)
@@ -68,32 +68,36 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
     for features, other in zip(heard, expected, strict=False):
         np.testing.assert_array_equal(features, other.features)
     live.end_of_speech()
-    shown = len(heard) * HEARING.hop
+    shown = len(heard) * WINDOW_SPEC.hop
     assert shown + live.rows == max(shown, -(-samples // SAMPLES_PER_FRAME))
 
 
 def test_a_row_is_what_echomimic_hears_of_that_stretch() -> None:
-    frames = row_samples(ROWS) // SAMPLES_PER_FRAME
+    frames = samples_per_row(ROWS) // SAMPLES_PER_FRAME
     rows = rows_of(2 * frames)  # the stretch fills the encoder, so nothing is padded
-    stretch = noise(row_samples(rows))
+    stretch = noise(samples_per_row(rows))
     tokens = audio_tokens(speech_states(rows._encoder, stretch), FPS, frames)
     assert rows.row_shape == tokens.shape[1:]
     np.testing.assert_allclose(rows.row(stretch), tokens[PAST].numpy(), atol=2e-3, rtol=1e-3)
 
 
 def test_rows_are_kept_without_loss() -> None:
-    row = ROWS.row(noise(row_samples(ROWS)))
+    row = ROWS.row(noise(samples_per_row(ROWS)))
     np.testing.assert_array_equal(row, row.astype(ROWS.kept_as).astype(np.float32))
     assert np.abs(row - ROWS.silence()).max() > 0.01
 
 
 def test_a_windower_that_begins_early_knows_the_whole_past() -> None:
     sound, late = noise(20_000), 4
-    skip = (late - HEARING.early) * HEARING.hop * SAMPLES_PER_FRAME
+    skip = (late - WINDOW_SPEC.warmup_windows) * WINDOW_SPEC.hop * SAMPLES_PER_FRAME
     expected, early = whole(sound), whole(sound[skip:])
-    assert HEARING.early == 2
-    np.testing.assert_array_equal(expected[late].features, early[HEARING.early].features)
-    assert not np.array_equal(expected[late - 1].features, early[HEARING.early - 1].features)
+    assert WINDOW_SPEC.warmup_windows == 2
+    np.testing.assert_array_equal(
+        expected[late].features, early[WINDOW_SPEC.warmup_windows].features
+    )
+    assert not np.array_equal(
+        expected[late - 1].features, early[WINDOW_SPEC.warmup_windows - 1].features
+    )
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -102,4 +106,4 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="past_frames = 2 makes 12 states"):
         rows_of(11)
     with pytest.raises(ValueError, match="expected a hop of 1 or more"):
-        Hearing(ROWS, 2, 0, 1)
+        AudioWindowSpec(ROWS, 2, 0, 1)

@@ -13,7 +13,7 @@ from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
 from model.motion.checkpoint import MotionWeights, load_weights, save_weights
 from model.motion.network import MotionNet, NetConfig
 from model.portrait.blendshapes import MOTION_DIM, REFERENCE_DIM
-from training.guidance_distillation import Recipe, student_of
+from training.guidance_distillation import DistillConfig, student_of
 
 
 def inputs(batch: int, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -91,22 +91,22 @@ def test_sound_of_its_own_frame_matters_most_from_the_start() -> None:
 def test_a_student_begins_near_its_teacher() -> None:
     x, t, cond = inputs(3)
     teacher = net()
-    student = student_of(teacher, Recipe()).eval()
+    student = student_of(teacher, DistillConfig()).eval()
     difference = (student(x, t, cond) - teacher(x, t, cond)).std()
     assert difference < 0.2 * teacher(x, t, cond).std()
     with pytest.raises(ValueError, match="not a teacher"):
-        student_of(net(guided=True), Recipe())
+        student_of(net(guided=True), DistillConfig())
 
 
 def test_a_student_goes_on_with_another_teachers_encoder() -> None:
     x, t, cond = inputs(3)
     begun, teacher = net(guided=True), net(whisper_blocks=WHISPER)
-    student = student_of(teacher, Recipe(), begun)
+    student = student_of(teacher, DistillConfig(), begun)
     torch.testing.assert_close(student.audio_tokens(cond), teacher.audio_tokens(cond))
     silent = cond | {"has_audio": torch.zeros(3)}  # then the encoder has no part in it
     torch.testing.assert_close(student(x, t, silent), begun(x, t, silent))
     with pytest.raises(ValueError, match="expected a student"):
-        student_of(teacher, Recipe(guided=False), begun)
+        student_of(teacher, DistillConfig(guided=False), begun)
 
 
 @pytest.mark.parametrize("blocks", [0, WHISPER])

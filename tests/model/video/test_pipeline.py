@@ -38,7 +38,7 @@ def reference(pipeline: StudentPipeline, examples: Path) -> Reference:
 
 
 def heard(pipeline: StudentPipeline, seconds: float = 1.0) -> list[Window]:
-    windower = AudioWindower(pipeline.hearing)
+    windower = AudioWindower(pipeline.window_spec)
     count = round(seconds * SAMPLE_RATE)
     sound = 0.1 * np.random.default_rng(0).standard_normal(count).astype(np.float32)
     return windower.push(sound) + windower.finish()
@@ -102,7 +102,7 @@ def test_they_say_what_they_are(pipeline: StudentPipeline) -> None:
     assert info.latent_space == pipeline.space.name
     assert "training data" in info.licence
     if info.latent_space == "video":
-        assert (info.name, pipeline.hearing.hop) == ("video", HOP)
+        assert (info.name, pipeline.window_spec.hop) == ("video", HOP)
         assert pipeline.space.dim == 4 * (SIDE // 4) ** 2
     else:
         assert info.name == "own"

@@ -44,7 +44,7 @@ def made(pipeline: StudentPipeline, examples: Path, sound: Floats) -> Pictures:
     """(T, side, side, 3) what ``sound`` makes of GRID's speaker."""
     picture = load_picture((examples / "grid_s1.jpg").read_bytes())
     reference = pipeline.space.encode_reference(picture)
-    windower = AudioWindower(pipeline.hearing)
+    windower = AudioWindower(pipeline.window_spec)
     state, latents = pipeline.start(0), []
     for window in windower.push(sound) + windower.finish():
         task = WindowTask(window, state, reference, pipeline.info.guidance, pipeline.info.steps)

@@ -42,7 +42,7 @@ def test_it_brings_its_own_service_and_writes_what_it_saw(tmp_path: Path) -> Non
     assert run["mic_to_fragment_s"]["p95"] > 0.48
     assert run["mic_to_fragment_s"]["p50"] > 0.32
     assert run["real_time"] == (done.returncode == 0)
-    assert set(run["stages"]) >= {"think", "draw", "encode"}
+    assert set(run["stages"]) >= {"denoise", "draw", "encode"}
     if sys.platform == "linux":
         assert set(run["cpu"]) >= {"api", "worker", "broker", "client"}
     assert "<svg" in picture.read_text()

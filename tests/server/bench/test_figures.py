@@ -93,9 +93,9 @@ def test_figures_are_those_of_the_time_asked_for() -> None:
 
 
 def test_stages_are_those_of_the_time_between_two_looks() -> None:
-    before = {"think": (1.0, 10.0), "idle": (5.0, 5.0)}
-    after = {"think": (3.0, 30.0), "draw": (8.0, 80.0), "idle": (5.0, 5.0)}
+    before = {"denoise": (1.0, 10.0), "idle": (5.0, 5.0)}
+    after = {"denoise": (3.0, 30.0), "draw": (8.0, 80.0), "idle": (5.0, 5.0)}
     assert stages_between(before, after, 4.0) == {
-        "think": Stage(pytest.approx(0.1), pytest.approx(0.5)),
+        "denoise": Stage(pytest.approx(0.1), pytest.approx(0.5)),
         "draw": Stage(pytest.approx(0.1), pytest.approx(2.0)),
     }

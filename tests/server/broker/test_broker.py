@@ -12,10 +12,10 @@ import pytest
 
 from server.api.protocol import AnimationOptions, AvatarView, FaceView, ModelView
 from server.broker import messages, redis
-from server.broker.consumer import LEASE_S, START, Claim, Limits, Work
+from server.broker.consumer import LEASE_S, START, Claim, JobConsumer, Limits
 from server.broker.embedded import embedded_server, valkey_program
-from server.broker.liveness import bury, strike_off
-from server.broker.producer import Client, give_up
+from server.broker.liveness import deregister, release_leases
+from server.broker.producer import JobProducer, give_up
 from server.errors import ServiceError
 
 pytestmark = pytest.mark.anyio
@@ -38,17 +38,17 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def halves(url: str, max_jobs: int = 4) -> AsyncIterator[tuple[Client, Work]]:
+async def halves(url: str, max_jobs: int = 4) -> AsyncIterator[tuple[JobProducer, JobConsumer]]:
     async with redis.connect(url) as connection:
         await connection.redis.flushall()
         work = worker(connection, "w1")
         await work.join()
         await work.beat(messages.Beat(models=[MODEL], live_places=2))
-        yield Client(connection, max_jobs, 100), work
+        yield JobProducer(connection, max_jobs, 100), work
 
 
-def worker(connection: redis.Connection, name: str) -> Work:
-    return Work(connection, name, Limits(100, 100, max_avatars=2, max_videos=2))
+def worker(connection: redis.Connection, name: str) -> JobConsumer:
+    return JobConsumer(connection, name, Limits(100, 100, max_avatars=2, max_videos=2))
 
 
 def wish(*, keep: bool = False) -> messages.AnimateRequest:
@@ -68,26 +68,26 @@ def fragment(index: int) -> messages.Fragment:
     )  # fmt: skip
 
 
-async def taken(work: Work, kind: str = "animate") -> Claim:
+async def taken(work: JobConsumer, kind: str = "animate") -> Claim:
     claim = await work.claim(kind)
     assert claim is not None
     return claim
 
 
-async def say(work: Work, claim: Claim, number: int, event: messages.Progress) -> bool:
+async def say(work: JobConsumer, claim: Claim, number: int, event: messages.Progress) -> bool:
     return await work.publish(claim, number, event, b"state %d" % number, START)
 
 
-async def told(work: Work, job_id: str, after: str = START) -> list[messages.AnyCommand]:
+async def told(work: JobConsumer, job_id: str, after: str = START) -> list[messages.AnyCommand]:
     """What is there now."""
     return [command for _, command in await anext(work.commands(job_id, after))]
 
 
-async def all_of(client: Client, job_id: str, *, consume: bool) -> list[messages.AnyEvent]:
+async def all_of(client: JobProducer, job_id: str, *, consume: bool) -> list[messages.AnyEvent]:
     return [event async for event in client.follow(job_id, consume=consume)]
 
 
-async def keys(client: Client) -> set[str]:
+async def keys(client: JobProducer) -> set[str]:
     found = {key.decode() for key in await client.connection.redis.keys("*")}
     queues = {redis.queue_key(kind) for kind in redis.QUEUES}
     return found - queues - {redis.WORKERS, redis.worker_key("w1")}
@@ -217,8 +217,8 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
             # A full server is no server without workers, and jobs can change hands.
             await work.beat(messages.Beat(models=[MODEL], live_places=2))
             assert await work.renew([claim]) == [True]
-            await work.let_go([claim])
-            again = await work.take_over("animate", alone=True)
+            await work.release([claim])
+            again = await work.reclaim("animate", alone=True)
             assert again is not None
             claim = again
             # What was taken can still be given back.
@@ -245,13 +245,13 @@ async def test_another_worker_goes_on_where_a_dead_one_stopped(url: str) -> None
         claim = await taken(work)
         await say(work, claim, 1, started())
         await say(work, claim, 2, fragment(0))
-        assert await other.take_over("animate", alone=True) is None  # the lease is young
-        await bury(client.connection, "w1")
-        again = await other.take_over("animate", alone=True)
+        assert await other.reclaim("animate", alone=True) is None  # the lease is young
+        await release_leases(client.connection, "w1")
+        again = await other.reclaim("animate", alone=True)
         assert again is not None
         assert (again.job_id, again.request, again.events) == (job_id, wish(), 2)
         assert (again.saved, again.tries) == (b"state 2", 1)
-        assert await other.take_over("animate", alone=True) is None
+        assert await other.reclaim("animate", alone=True) is None
         assert await other.part(job_id, "audio") == b"sound"
         # Who was thought dead can do no harm.
         assert await work.renew([claim]) == [False]
@@ -272,9 +272,9 @@ async def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends(url: str) 
         for _ in range(5):
             await asyncio.sleep(LEASE_S / 3)
             assert await work.renew([claim]) == [True]
-            assert await other.take_over("animate", alone=True) is None
+            assert await other.reclaim("animate", alone=True) is None
         await asyncio.sleep(LEASE_S * 1.1)
-        assert await other.take_over("animate", alone=True) is not None
+        assert await other.reclaim("animate", alone=True) is not None
 
 
 async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
@@ -282,11 +282,11 @@ async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
         other = worker(client.connection, "w2")
         await client.submit(wish(), PARTS)
         claim = await taken(work)
-        await work.let_go([claim])
-        again = await other.take_over("animate", alone=True)
+        await work.release([claim])
+        again = await other.reclaim("animate", alone=True)
         assert again is not None and again.job_id == claim.job_id
-        await work.let_go([claim])  # no longer his to give
-        assert await work.take_over("animate", alone=True) is None
+        await work.release([claim])  # no longer his to give
+        assert await work.reclaim("animate", alone=True) is None
 
 
 async def test_tries_without_progress_are_counted(url: str) -> None:
@@ -295,13 +295,13 @@ async def test_tries_without_progress_are_counted(url: str) -> None:
         claim: Claim | None = await taken(work)
         for tries in (1, 2, 3):
             assert claim is not None and (claim.tries, claim.suspect) == (tries, tries > 1)
-            await bury(client.connection, "w1")
-            assert await work.take_over("animate", alone=False) is None  # not beside others
-            claim = await work.take_over("animate", alone=True)
+            await release_leases(client.connection, "w1")
+            assert await work.reclaim("animate", alone=False) is None  # not beside others
+            claim = await work.reclaim("animate", alone=True)
         assert claim is not None
         await say(work, claim, 1, started())
-        await work.let_go([claim])
-        claim = await work.take_over("animate", alone=True)
+        await work.release([claim])
+        claim = await work.reclaim("animate", alone=True)
         assert claim is not None and claim.tries == 1
 
 
@@ -311,18 +311,18 @@ async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
     async with halves(url) as (client, work):
         suspect = await client.submit(wish(), PARTS)
         await taken(work)
-        await bury(client.connection, "w1")
+        await release_leases(client.connection, "w1")
         await work.beat(messages.Beat(models=[MODEL], live_places=2))
         innocent = await client.submit(wish(), PARTS)
         other = await taken(work)
         assert other.job_id == innocent
         await say(work, other, 1, started())
-        await bury(client.connection, "w1")
-        claim = await work.take_over("animate", alone=False)
+        await release_leases(client.connection, "w1")
+        claim = await work.reclaim("animate", alone=False)
         assert claim is not None and claim.job_id == innocent
-        assert await work.take_over("animate", alone=False) is None
+        assert await work.reclaim("animate", alone=False) is None
         monkeypatch.setattr("server.broker.consumer.SUSPECT_WAIT_S", 0.0)
-        claim = await work.take_over("animate", alone=False)
+        claim = await work.reclaim("animate", alone=False)
         assert claim is not None and (claim.job_id, claim.suspect) == (suspect, True)
 
 
@@ -335,7 +335,7 @@ async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
         async def lapsed(*, lives: bool = True) -> Claim:
             if lives:
                 await work.beat(messages.Beat(models=[MODEL], live_places=2))
-            while (claim := await work.take_over("animate", alone=True)) is None:
+            while (claim := await work.reclaim("animate", alone=True)) is None:
                 await asyncio.sleep(0.01)
             return claim
 
@@ -347,7 +347,7 @@ async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
         await say(work, claim, 1, started())
         claim = await lapsed()
         assert (claim.tries, claim.late) == (0, 1)
-        await strike_off(client.connection, "w1")
+        await deregister(client.connection, "w1")
         claim = await lapsed(lives=False)
         assert (claim.tries, claim.late) == (1, 1)
 
@@ -358,8 +358,8 @@ async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:
         claim: Claim | None = await taken(work)
         for _ in range(10):
             assert claim is not None and claim.tries == 1
-            await work.let_go([claim])
-            claim = await work.take_over("animate", alone=True)
+            await work.release([claim])
+            claim = await work.reclaim("animate", alone=True)
 
 
 async def test_what_is_done_twice_happens_once(url: str) -> None:
@@ -369,7 +369,7 @@ async def test_what_is_done_twice_happens_once(url: str) -> None:
         claim = await taken(work)
         for _ in range(2):
             assert await say(work, claim, 1, started())
-            assert await client.tell(job_id, 1, messages.End())
+            assert await client.send_command(job_id, 1, messages.End())
         assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
         assert await told(work, job_id) == [messages.Read(index=-1), messages.End()]
         for _ in range(2):
@@ -386,7 +386,7 @@ async def test_a_server_that_lost_everything_is_joined_again(url: str) -> None:
         assert await work.renew([claim]) == [False]
         assert not await say(work, claim, 1, started())
         assert await work.claim("animate") is None
-        assert await work.take_over("live", alone=True) is None
+        assert await work.reclaim("live", alone=True) is None
         await work.beat(messages.Beat(models=[MODEL], live_places=2))
         job_id = await client.submit(wish(), PARTS)
         assert (await taken(work)).job_id == job_id

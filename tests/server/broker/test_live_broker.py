@@ -31,10 +31,10 @@ __all__ = ["url"]  # the fixture: Valkey, and Redis if there
 pytestmark = pytest.mark.anyio
 
 COMMANDS: list[messages.LiveCommand] = [
-    messages.Sound(data=b"\x00\xff" * 100),
+    messages.AudioChunk(data=b"\x00\xff" * 100),
     messages.Update(steps=3, audio_cfg=0.0),
     messages.Interrupt(),
-    messages.Sound(data=b""),
+    messages.AudioChunk(data=b""),
     messages.End(),
 ]
 
@@ -48,14 +48,14 @@ def wish() -> messages.LiveRequest:
 async def test_commands_come_in_order_and_stay_until_a_snapshot_holds_them(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
-        assert await client.tell(job_id, 1, COMMANDS[0])
+        assert await client.send_command(job_id, 1, COMMANDS[0])
         claim = await taken(work, "live")
         assert claim.request == wish()
         listener = work.commands(job_id, START)
         heard = await anext(listener)
         assert [command for _, command in heard] == [COMMANDS[0], messages.Read(index=-1)]
         for number, command in enumerate(COMMANDS[1:]):
-            assert await client.tell(job_id, number + 2, command)
+            assert await client.send_command(job_id, number + 2, command)
             heard += await anext(listener)
         assert [command for _, command in heard][2:] == COMMANDS[1:]
         assert await told(work, job_id) == [command for _, command in heard]
@@ -69,9 +69,9 @@ async def test_too_many_commands_are_refused(url: str, monkeypatch: pytest.Monke
     async with halves(url) as (client, _):
         job_id = await client.submit(wish(), {})
         for number in range(3):
-            assert await client.tell(job_id, number + 1, messages.Interrupt())
+            assert await client.send_command(job_id, number + 1, messages.Interrupt())
         with pytest.raises(ServiceError) as caught:
-            await client.tell(job_id, 4, messages.Interrupt())
+            await client.send_command(job_id, 4, messages.Interrupt())
         assert caught.value.code == "too_large"
 
 
@@ -84,7 +84,7 @@ async def test_nothing_of_an_ended_session_stays(url: str) -> None:
         await say(work, claim, 3, fragment(0))
         await give_up(client, job_id, live=True)
         assert not await say(work, claim, 4, fragment(1))
-        assert not await client.tell(job_id, 1, messages.End())
+        assert not await client.send_command(job_id, 1, messages.End())
         await work.end(claim, messages.Done(frames=8, duration_s=0.32))
         assert await keys(client) == set()
 
@@ -92,7 +92,7 @@ async def test_nothing_of_an_ended_session_stays(url: str) -> None:
 async def test_a_session_that_was_given_up_before_its_claim_leaves_nothing(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
-        await client.tell(job_id, 1, messages.Sound(data=b"12"))
+        await client.send_command(job_id, 1, messages.AudioChunk(data=b"12"))
         await give_up(client, job_id, live=True)
         assert await work.claim("live") is None
         assert await keys(client) == set()

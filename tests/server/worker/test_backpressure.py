@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from server.worker.backpressure import Pace, Unwanted
+from server.worker.backpressure import Backpressure, JobAborted
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_a_worker_waits_for_its_reader_and_goes_on_with_it() -> None:
-    pace = Pace(ahead=2, patience_s=10.0)
+    pace = Backpressure(ahead=2, patience_s=10.0)
     pace.made(0)
     await pace.room()
     pace.made(1)
@@ -22,14 +22,14 @@ async def test_a_worker_waits_for_its_reader_and_goes_on_with_it() -> None:
 
 
 async def test_a_reader_that_stands_still_loses_the_job() -> None:
-    pace = Pace(ahead=1, patience_s=0.01)
+    pace = Backpressure(ahead=1, patience_s=0.01)
     pace.made(0)
-    with pytest.raises(Unwanted, match=r"0\.01 s"):
+    with pytest.raises(JobAborted, match=r"0\.01 s"):
         await pace.room()
 
 
 async def test_news_out_of_order_never_go_back() -> None:
-    pace = Pace(ahead=2, patience_s=0.01)
+    pace = Backpressure(ahead=2, patience_s=0.01)
     pace.made(5)
     pace.read(5)
     pace.read(3)

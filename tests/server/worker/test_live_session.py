@@ -68,7 +68,7 @@ def fragments(events: Events) -> list[messages.Fragment]:
 
 
 def test_an_interrupt_within_a_window_drops_its_other_half() -> None:
-    commands = [messages.Sound(data=pcm(5.0)), messages.End()]
+    commands = [messages.AudioChunk(data=pcm(5.0)), messages.End()]
     events = play(commands, {2: messages.Interrupt()})
     place = next(i for i, e in enumerate(events) if isinstance(e, messages.Interrupted))
     assert events[place] == messages.Interrupted(at_s=0.48, heard=len(pcm(5.0)))
@@ -83,7 +83,11 @@ def test_an_interrupt_within_a_window_drops_its_other_half() -> None:
 
 def test_sound_after_an_interrupt_starts_afresh() -> None:
     events = play(
-        [messages.Sound(data=pcm(3.0)), messages.Interrupt(), messages.Sound(data=pcm(0.5))],
+        [
+            messages.AudioChunk(data=pcm(3.0)),
+            messages.Interrupt(),
+            messages.AudioChunk(data=pcm(0.5)),
+        ],
         {1: messages.End()},
     )
     made = [f for f in fragments(events) if f.frames]
@@ -134,7 +138,7 @@ def test_an_interrupt_while_a_fragment_is_encoded_is_told_by_who_goes_on() -> No
                 serving.cancel()
 
     heard = LiveInput(request, time.monotonic, LOG_MEL)
-    heard.hear(messages.Sound(data=pcm(3.0)))
+    heard.hear(messages.AudioChunk(data=pcm(3.0)))
     decoder = Hooked(128, 128)
     decoder.hook = lambda: heard.hear(messages.Interrupt())
     pipeline.space.decoder = lambda *_: decoder  # type: ignore[method-assign]

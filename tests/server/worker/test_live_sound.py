@@ -15,7 +15,7 @@ from server.worker.live_sound import (
     OUTPUT_SAMPLES_PER_FRAME,
     Director,
     LiveSound,
-    Turn,
+    NextWindow,
     Wait,
 )
 from tests.server.stream_client import pcm
@@ -37,7 +37,7 @@ class Player:
     def hear(self, seconds: float) -> None:
         self.director.heard(pcm(seconds), self.now_s)
 
-    def make(self, turn: Turn) -> None:
+    def make(self, turn: NextWindow) -> None:
         left = turn.frames
         while left:
             self.now_s = max(self.now_s, self.director.begin_s(speech=turn.speech))
@@ -56,7 +56,7 @@ class Player:
         """Until that moment, or for as long as there is anything to do."""
         while self.now_s < until_s:
             step = self.director.next(self.now_s)
-            if isinstance(step, Turn):
+            if isinstance(step, NextWindow):
                 self.make(step)
             elif isinstance(step, Wait) and step.until_s is not None:
                 self.now_s = min(step.until_s, until_s)
@@ -84,7 +84,7 @@ def test_without_idle_nothing_is_made_before_sound_comes() -> None:
     player.hear(0.3)
     assert player.director.next(player.now_s) == Wait(None)  # no whole window yet
     player.director.end()
-    assert player.director.next(player.now_s) == Turn(True, 8)
+    assert player.director.next(player.now_s) == NextWindow(True, 8)
 
 
 @settings(max_examples=40, deadline=None)
@@ -122,16 +122,16 @@ def test_late_sound_is_waited_for_and_then_counts_as_ended() -> None:
     player = Player(idle=True)
     player.hear(0.6)
     turn = player.director.next(player.now_s)
-    assert turn == Turn(True, 8)
-    player.make(Turn(True, 8))
+    assert turn == NextWindow(True, 8)
+    player.make(NextWindow(True, 8))
     player.now_s = player.director.begin_s(speech=False)
     step = player.director.next(player.now_s)
     assert isinstance(step, Wait) and step.until_s == pytest.approx(player.now_s + 0.2)
     player.now_s = step.until_s or 0.0
-    assert player.director.next(player.now_s) == Turn(True, 7)  # 0.28 s were left
-    player.make(Turn(True, 7))
+    assert player.director.next(player.now_s) == NextWindow(True, 7)  # 0.28 s were left
+    player.make(NextWindow(True, 7))
     player.now_s = player.director.begin_s(speech=False)
-    assert player.director.next(player.now_s) == Turn(False, 8)
+    assert player.director.next(player.now_s) == NextWindow(False, 8)
 
 
 def test_who_was_late_does_not_hurry() -> None:
@@ -188,14 +188,14 @@ def test_a_hiccup_delays_what_is_said_then_and_not_for_ever() -> None:
 def test_an_interrupt_drops_all_that_waits_and_rests_once() -> None:
     player = Player(idle=False)
     player.hear(3.0)
-    player.make(Turn(True, 8))
+    player.make(NextWindow(True, 8))
     player.director.interrupted()
     assert not player.sound.waiting
     assert player.sound.heard == len(pcm(3.0))
-    assert player.director.next(player.now_s) == Turn(False, 8)
+    assert player.director.next(player.now_s) == NextWindow(False, 8)
     assert player.director.next(player.now_s) == Wait(None)
     player.director.interrupted()  # at rest already? the last that was made was speech
-    player.make(Turn(False, 8))
+    player.make(NextWindow(False, 8))
     player.director.interrupted()
     assert player.director.next(player.now_s) == Wait(None)
 
@@ -216,7 +216,7 @@ def test_any_chunking_gives_the_same_windows_and_sound(rate: int, cuts: list[int
                 player.director.end()
             else:
                 player.director.heard(chunk, player.now_s)
-            while isinstance(turn := player.director.next(player.now_s), Turn):
+            while isinstance(turn := player.director.next(player.now_s), NextWindow):
                 features.append(player.sound.window(0, turn.frames, rest=False).features)
                 player.make(turn)
         return features, np.concatenate(player.output)

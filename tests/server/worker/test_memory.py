@@ -41,7 +41,7 @@ def test_pictures_between_what_is_kept_are_given_back() -> None:
 def test_what_was_loaded_is_not_looked_at_again() -> None:
     ring: list[object] = []
     ring.append(ring)
-    memory.set_aside_loaded()
+    memory.freeze_gc_heap()
     try:
         assert gc.get_freeze_count() > 1000
         assert not any(one is ring for one in gc.get_objects())

@@ -21,9 +21,9 @@ from server.broker import messages
 from server.broker.consumer import Claim
 from server.errors import ServiceError
 from server.worker import jobs
-from server.worker.backpressure import Unwanted
+from server.worker.backpressure import JobAborted
 from server.worker.capacity import Capacity
-from server.worker.resources import Workshop
+from server.worker.resources import WorkerResources
 from tests.server.fake_pipeline import FakePipeline
 from tests.server.media_files import picture
 from tests.server.media_probe import Probe, probe
@@ -55,7 +55,7 @@ class Tape:
     longest: int = 0
     told: int = 0
 
-    def tell(self, command: messages.AnyCommand) -> None:
+    def send_command(self, command: messages.AnyCommand) -> None:
         self.told += 1
         self.commands_.append((f"{self.told}-0", command))
 
@@ -87,9 +87,9 @@ class Tape:
         last = int(held.split("-")[0])
         self.commands_ = [e for e in self.commands_ if int(e[0].split("-")[0]) > last]
         for command in self.say.pop(number, []):
-            self.tell(command)
+            self.send_command(command)
         if isinstance(event, messages.Fragment):
-            self.tell(messages.Read(index=event.index))
+            self.send_command(messages.Read(index=event.index))
         if self.dies_at == 0:
             raise Killed
         return True
@@ -115,7 +115,7 @@ def play(
     """The whole job by as many workers as it takes."""
 
     async def one() -> messages.Done:
-        shop = Workshop(tape, {request.model: load()}, 100.0, EASY)  # type: ignore[arg-type]
+        shop = WorkerResources(tape, {request.model: load()}, 100.0, EASY)  # type: ignore[arg-type]
         claim = Claim("j", request, "1-0", 1, len(tape.events), 1, tape.saved)
         serving = asyncio.create_task(shop.serve())
         try:
@@ -158,9 +158,9 @@ def converse(deaths: Deaths) -> tuple[Tape, messages.Done]:
     sound = speech(2.9).tobytes()
     cuts = [0, 1, 3_333, 30_001, 60_000, len(sound)]
     for start, end in itertools.pairwise(cuts):
-        tape.tell(messages.Sound(data=sound[start:end]))
-    tape.tell(messages.Update(steps=3))
-    tape.say[9] = [messages.Interrupt(), messages.Sound(data=speech(0.9).tobytes())]
+        tape.send_command(messages.AudioChunk(data=sound[start:end]))
+    tape.send_command(messages.Update(steps=3))
+    tape.say[9] = [messages.Interrupt(), messages.AudioChunk(data=speech(0.9).tobytes())]
     tape.say[12] = [messages.End()]
     options = AnimationOptions(size=128)
     request = messages.LiveRequest(
@@ -221,7 +221,7 @@ def test_what_a_snapshot_holds_is_taken_off_the_tape() -> None:
 @pytest.mark.parametrize(("tries", "late"), [(3, 0), (1, 101)])
 def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(tries: int, late: int) -> None:
     async def once() -> None:
-        shop = Workshop(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
+        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
             await jobs.do(shop, Claim("j", request, "1-0", tries + late, 0, tries, None, late))
@@ -234,7 +234,7 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(tries: int, l
 
 def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
     async def once(*, quarantined: bool) -> None:
-        shop = Workshop(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
+        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
         if quarantined:
             shop.quarantine.add("j")
         request = messages.AvatarRequest(model="fake", avatar_id="a")
@@ -254,7 +254,7 @@ def test_who_lost_the_job_publishes_no_more() -> None:
         async def publish(self, *arguments: object) -> bool:
             return False
 
-    with pytest.raises(Unwanted):
+    with pytest.raises(JobAborted):
         play(
             Lost(undisturbed(animate)[0].parts),
             messages.AnimateRequest(options=AnimationOptions(size=128), model="fake", seed=5),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from media.decode import MODEL_RATE, Block, Speech
+from media.decode import MODEL_RATE, AudioBlock, DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
 from model.audio.windows import LOG_MEL
 from server.api.protocol import AnimationOptions
@@ -18,27 +18,27 @@ from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import Snapshot
-from server.worker.runner import Pieces, prepare, run
+from server.worker.runner import SpeechWindows, prepare, run
 from tests.server.fake_pipeline import BLUE_STEP, GREEN_STEP, RED_STEP, FakePipeline
 from tests.server.media_probe import Probe, probe
 
 Events = list[Started | Fragment]
 
 
-def speech_of(samples: int, block: int = 4000) -> Speech:
+def speech_of(samples: int, block: int = 4000) -> DecodedSpeech:
     """``samples`` at 16 kHz of a ramp that says at each place how far the speech is."""
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[AudioBlock]:
         for start in range(0, samples, block):
             count = min(block, samples - start)
             place = np.arange(3 * start, 3 * (start + count)) / (3 * samples)
-            yield Block(place.astype(np.float32), np.zeros(count, np.float32))
+            yield AudioBlock(place.astype(np.float32), np.zeros(count, np.float32))
 
-    return Speech(samples / MODEL_RATE, blocks())
+    return DecodedSpeech(samples / MODEL_RATE, blocks())
 
 
 def animate(
-    pipelines: list[FakePipeline], speeches: list[Speech], options: AnimationOptions
+    pipelines: list[FakePipeline], speeches: list[DecodedSpeech], options: AnimationOptions
 ) -> list[tuple[Events, Done]]:
     """All at once over one batcher, as the worker does."""
     picture = np.zeros((48, 32, 3), np.uint8)
@@ -76,7 +76,7 @@ def video(events: Events) -> Probe:
 @settings(max_examples=20, deadline=None)
 @given(samples=st.integers(1, 40_000), block=st.integers(1, 9000))
 def test_pieces_cover_the_sound_once_and_in_step(samples: int, block: int) -> None:
-    pieces = Pieces(speech_of(samples, max(block, samples // 50)), LOG_MEL)
+    pieces = SpeechWindows(speech_of(samples, max(block, samples // 50)), LOG_MEL)
     got = []
     while (piece := pieces.next()) is not None:
         got.append(piece)
@@ -117,12 +117,12 @@ def test_videos_made_together_equal_those_made_alone() -> None:
 
 
 def test_the_first_failure_ends_the_video_and_is_raised_as_it_is() -> None:
-    def broken() -> Iterator[Block]:
+    def broken() -> Iterator[AudioBlock]:
         yield from speech_of(20_000).blocks
         raise ServiceError("unsupported_media", "the audio is broken")
 
     with pytest.raises(ServiceError, match="the audio is broken"):
-        animate([FakePipeline("fake")], [Speech(None, broken())], AnimationOptions(size=128))
+        animate([FakePipeline("fake")], [DecodedSpeech(None, broken())], AnimationOptions(size=128))
 
 
 def test_a_failure_ends_the_video_even_where_a_cancellation_gets_lost() -> None:

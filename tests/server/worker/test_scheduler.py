@@ -4,13 +4,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from server.worker.scheduler import BatchScheduler, Turn
+from server.worker.scheduler import BatchScheduler, ScheduledWindow
 
 SESSIONS = [f"s{n}" for n in range(6)]
 
 
-def turn(session: str, deadline_s: float = 0.0) -> Turn[str]:
-    return Turn(session, deadline_s, f"work of {session}")
+def turn(session: str, deadline_s: float = 0.0) -> ScheduledWindow[str]:
+    return ScheduledWindow(session, deadline_s, f"work of {session}")
 
 
 def drained(scheduler: BatchScheduler[str]) -> list[list[str]]:
@@ -65,7 +65,7 @@ class AnyOrderOfCalls(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scheduler: BatchScheduler[str] = BatchScheduler(3)
-        self.waiting: list[Turn[str]] = []
+        self.waiting: list[ScheduledWindow[str]] = []
         self.flying: set[str] = set()
 
     def free(self) -> list[str]:

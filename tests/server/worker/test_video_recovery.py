@@ -26,7 +26,11 @@ class Recorder:
     """A pipeline that keeps what it made, by window."""
 
     def __init__(self, pipeline: AvatarPipeline) -> None:
-        self.info, self.space, self.hearing = pipeline.info, pipeline.space, pipeline.hearing
+        self.info, self.space, self.window_spec = (
+            pipeline.info,
+            pipeline.space,
+            pipeline.window_spec,
+        )
         self.start, self._pipeline = pipeline.start, pipeline
         self.made: dict[int, Floats] = {}
         self.again = 0
@@ -58,8 +62,8 @@ def live(examples: Path, deaths: Deaths, pipeline: AvatarPipeline) -> Tape:
     tape = Tape({"portrait": (examples / "astronaut.jpg").read_bytes()})
     said = spoken(examples).tobytes()
     for start in range(0, len(said), 7_001):
-        tape.tell(messages.Sound(data=said[start : start + 7_001]))
-    tape.tell(messages.End())
+        tape.send_command(messages.AudioChunk(data=said[start : start + 7_001]))
+    tape.send_command(messages.End())
     request = messages.LiveRequest(
         options=OPTIONS, model=pipeline.info.name, seed=3, sample_rate=RATE, idle=False
     )

@@ -12,13 +12,13 @@ import pytest
 
 from server.api.protocol import AnimationOptions
 from server.broker import messages, redis
-from server.broker.consumer import Claim, Limits, Work
+from server.broker.consumer import Claim, JobConsumer, Limits
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.liveness import reading
-from server.broker.producer import Client
+from server.broker.producer import JobProducer
 from server.settings import Settings
 from server.worker.capacity import Capacity
-from server.worker.resources import Workshop
+from server.worker.resources import WorkerResources
 from server.worker.worker import Worker
 from tests.server.fake_pipeline import FakePipeline
 from tests.server.media_files import picture, sound
@@ -35,15 +35,19 @@ def url() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def clients(url: str) -> AsyncIterator[Client]:
+async def clients(url: str) -> AsyncIterator[JobProducer]:
     async with redis.connect(url) as connection:
         await connection.redis.flushall()
-        yield Client(connection, 16, 100)
+        yield JobProducer(connection, 16, 100)
 
 
 @asynccontextmanager
 async def working(
-    client: Client, name: str, places: int = 8, drain_s: float = 5.0, kind: type[Work] = Work
+    client: JobProducer,
+    name: str,
+    places: int = 8,
+    drain_s: float = 5.0,
+    kind: type[JobConsumer] = JobConsumer,
 ) -> AsyncIterator[asyncio.Event]:
     """A worker with places for so many live sessions; setting the event tells it to stop."""
     settings = Settings(sessions_per_worker=places, drain_s=drain_s)  # type: ignore[call-arg]
@@ -61,7 +65,7 @@ async def working(
 
 
 async def until(
-    client: Client, true: Callable[[list[str]], bool], living: str | None = None
+    client: JobProducer, true: Callable[[list[str]], bool], living: str | None = None
 ) -> None:
     """Wait until the holders of live sessions are as wanted, and that worker lives."""
     queue = redis.queue_key("live")
@@ -86,11 +90,11 @@ def live(seed: int) -> messages.LiveRequest:
     )
 
 
-async def talk(client: Client, seed: int) -> str:
+async def talk(client: JobProducer, seed: int) -> str:
     return await client.submit(live(seed), {"portrait": picture()})
 
 
-async def watch(client: Client, job_id: str) -> list[messages.AnyEvent]:
+async def watch(client: JobProducer, job_id: str) -> list[messages.AnyEvent]:
     return [event async for event in client.follow(job_id, consume=True)]
 
 
@@ -108,7 +112,7 @@ async def test_who_is_told_to_stop_hands_his_sessions_over(url: str) -> None:
         async with working(client, "w2"):
             stop.set()
             await until(client, lambda holders: holders == ["w2"])
-            await client.tell(job_id, 1, messages.End())
+            await client.send_command(job_id, 1, messages.End())
             check(await watching)
 
 
@@ -118,7 +122,7 @@ async def test_the_last_one_finishes_what_he_can(url: str) -> None:
         watching = asyncio.create_task(watch(client, job_id))
         await until(client, lambda holders: holders == ["w1"])
         stop.set()
-        await client.tell(job_id, 1, messages.End())
+        await client.send_command(job_id, 1, messages.End())
         check(await watching)
 
 
@@ -146,7 +150,7 @@ async def test_too_many_that_were_taken_over_are_shared_with_who_comes(
             async with working(client, "w2", places=2):
                 await until(client, lambda holders: holders == ["w1", "w2", "w2"])
                 for job_id in jobs:
-                    await client.tell(job_id, 1, messages.End())
+                    await client.send_command(job_id, 1, messages.End())
                 for task in watching:
                     check(await task)
 
@@ -196,7 +200,7 @@ async def test_a_session_whose_reader_died_ends_though_it_waits_for_speech(
             await asyncio.sleep(0.02)
 
 
-class Forgetful(Work):
+class Forgetful(JobConsumer):
     """Whose leases end in its hands, as those of a process that was held up."""
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
@@ -210,7 +214,7 @@ async def test_nothing_of_a_job_outlives_its_worker_though_it_was_claimed_again(
     at_work: list[int] = []
     asked: list[int] = []
 
-    async def stubborn(shop: Workshop, claim: Claim) -> messages.Done:
+    async def stubborn(shop: WorkerResources, claim: Claim) -> messages.Done:
         at_work.append(claim.token)
         loop = asyncio.get_running_loop()
         try:

@@ -20,7 +20,7 @@ from training.data.phone_times import (
     IPA,
     PAD,
     UNIT_S,
-    Spoken,
+    TimedSpeech,
     flite_phones,
     phones_of,
 )
@@ -30,7 +30,7 @@ from training.data.synthesis import (
     COLUMNS,
     FLITE_VOICES,
     HELD_OUT_VOICES,
-    Take,
+    SyntheticUtterance,
     border_distance_ms,
     build,
     plan,
@@ -210,18 +210,18 @@ class Speaker:
         self.said: list[tuple[str, str]] = []
         self._until = until
 
-    def __call__(self, text: str, voice: str, rate: float) -> Spoken:
+    def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
         if len(self.said) == self._until:
             raise KeyboardInterrupt
         self.said.append((voice, text))
-        return Spoken(hum(0.5) * 4, [Phone("M", 0.0, 0.25), Phone("SIL", 0.25, 0.5)])
+        return TimedSpeech(hum(0.5) * 4, [Phone("M", 0.0, 0.25), Phone("SIL", 0.25, 0.5)])
 
 
 def nobody_aligns(samples: Floats, text: str) -> None:
     return None
 
 
-def small_plan() -> dict[str, list[Take]]:
+def small_plan() -> dict[str, list[SyntheticUtterance]]:
     sentences = bank()[:30]
     return {
         "flite": plan("flite", ("slt", "awb"), sentences),
@@ -275,7 +275,7 @@ def test_no_minutes_are_refused(tmp_path: Path) -> None:
         build(tmp_path, {}, {}, nobody_aligns, 0)
 
 
-def assert_true_to_the_sound(spoken: Spoken, text: str) -> None:
+def assert_true_to_the_sound(spoken: TimedSpeech, text: str) -> None:
     assert_fills(spoken.phones, len(spoken.samples) / SAMPLE_RATE)
     distance = border_distance_ms(spoken.phones, Aligner()(spoken.samples, text))
     assert distance is not None and distance < 30

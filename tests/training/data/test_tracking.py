@@ -24,8 +24,8 @@ from training.data.recordings import (
     LONGEST_CLIP,
     SHORTEST_CLIP,
     Cue,
+    RecordedTake,
     Recording,
-    Take,
     cut,
     load_take,
     read_cues,
@@ -224,7 +224,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     short = recording(tmp_path, "one", SHORTEST_CLIP - 1, 0)
     with pytest.raises(ValueError, match="no clip is left"):
         write_folder([short], tmp_path / "out")
-    lips = Take(np.zeros((9, 52), np.float32), np.zeros((9, 3, 4)), np.ones(9, bool),
+    lips = RecordedTake(np.zeros((9, 52), np.float32), np.zeros((9, 3, 4)), np.ones(9, bool),
                 lip_gap=np.zeros(9, np.float32))  # fmt: skip
     with pytest.raises(ValueError, match="cannot share"):
         write_folder([short, Recording("two", lips, short.sound)], tmp_path / "out")

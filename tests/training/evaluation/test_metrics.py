@@ -18,7 +18,7 @@ from training.data.phones import (
     visemes,
 )
 from training.evaluation.metrics import (
-    Spoken,
+    Utterance,
     best_lag,
     blinks_per_minute,
     border_jerk,
@@ -49,7 +49,7 @@ def test_phones_fall_on_their_frames() -> None:
 def test_what_lies_before_the_first_word_can_be_left_out() -> None:
     nobody = np.zeros(0, np.float32)
     at_once = [Phone("B", 0.0, 0.1), Phone("SIL", 0.1, 0.5)]
-    both = [Spoken(nobody, phones, nobody) for phones in (WORD, at_once)]
+    both = [Utterance(nobody, phones, nobody) for phones in (WORD, at_once)]
     kept = from_first_phone(both, [50, 10])
     assert np.flatnonzero(~kept).tolist() == list(range(20))  # 0.8 s, none of the second speech
 

@@ -11,7 +11,13 @@ from model.portrait.blendshapes import MOTION_DIM
 from training.data.corpus import fit_lip_gap, grid_corpus, held_out, load_grid
 from training.data.phones import Phone
 from training.evaluation.evaluate import HeldOut
-from training.evaluation.metrics import JAW, MotionFeatures, Spoken, diversity, frechet_distance
+from training.evaluation.metrics import (
+    JAW,
+    MotionFeatures,
+    Utterance,
+    diversity,
+    frechet_distance,
+)
 from training.evaluation.report import interval, markdown, ridge, write_table
 
 
@@ -56,7 +62,9 @@ def test_ridge_follows_the_sound(grid_folder: Path) -> None:
     grid = load_grid(grid_folder)
     kept = held_out(len(grid.texts))
     training, tests = grid_corpus(grid, ~kept), grid_corpus(grid, kept)
-    spoken = [Spoken(grid.samples[c], [], tests.reference[0].numpy()) for c in np.flatnonzero(kept)]
+    spoken = [
+        Utterance(grid.samples[c], [], tests.reference[0].numpy()) for c in np.flatnonzero(kept)
+    ]
     made = ridge(training)(spoken, 0)
     truth = tests.motion.numpy().reshape(len(spoken), -1, MOTION_DIM)
     assert [m.shape for m in made] == [t.shape for t in truth]
@@ -68,7 +76,7 @@ def test_a_row_must_name_its_weights(grid_folder: Path, tmp_path: Path) -> None:
     grid = load_grid(grid_folder)
     corpus = grid_corpus(grid, ~held_out(len(grid.texts)))
     phones = [Phone("SIL", 0.0, 3.0)]
-    spoken = [Spoken(grid.samples[0], phones, corpus.reference[0].numpy())]
+    spoken = [Utterance(grid.samples[0], phones, corpus.reference[0].numpy())]
     tests = HeldOut(spoken, [corpus.motion[:75].numpy()], spoken, corpus, fit_lip_gap(corpus))
     with pytest.raises(ValueError, match="NAME=WEIGHTS"):
         write_table(tests, ["teacher"], 1, tmp_path / "table.md")

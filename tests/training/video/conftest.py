@@ -18,7 +18,7 @@ from model.portrait.blendshapes import ACTIONS
 from model.portrait.face_tracker import FaceTracker
 from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 from training.data.tracking import LANDMARK_INDEX
-from training.video.clips import Piece, VideoClips, write_clips
+from training.video.clips import ClipPiece, VideoClips, write_clips
 
 SIDE, CLIPS, FRAMES = 16, 12, 40
 GRID_LENGTHS = (12, 10)
@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def made_up(number: int, frames: int = FRAMES) -> Piece:
+def made_up(number: int, frames: int = FRAMES) -> ClipPiece:
     """A clip in which all of picture, points, coefficients and sound follow one level."""
     random = np.random.default_rng(number)
     level = (0.5 + 0.5 * np.sin(np.arange(frames) / 2 + number)).astype(np.float32)
@@ -50,11 +50,11 @@ def made_up(number: int, frames: int = FRAMES) -> Piece:
     t = np.arange(frames * SAMPLES_PER_FRAME) / SAMPLE_RATE
     hum = np.sum([np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 12)], axis=0)
     sound = 0.2 * np.repeat(level, SAMPLES_PER_FRAME) * hum
-    return Piece(f"clip{number}", pictures, sound.astype(np.float32), marks, coefficients, "ah")
+    return ClipPiece(f"clip{number}", pictures, sound.astype(np.float32), marks, coefficients, "ah")
 
 
 @pytest.fixture
-def make_piece() -> Callable[..., Piece]:
+def make_piece() -> Callable[..., ClipPiece]:
     return made_up
 
 

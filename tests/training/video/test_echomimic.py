@@ -15,7 +15,7 @@ from model.video.unet3d import DenoisingUNet
 from model.video.weights import load_net, save_net
 from tests.model.video.small_students import HOP, shaken, unet, write_video
 from training.trainer import RunOptions
-from training.video.clips import Piece, VideoClips, write_clips
+from training.video.clips import ClipPiece, VideoClips, write_clips
 from training.video.device import Machine
 from training.video.echomimic import (
     PREFIX,
@@ -43,7 +43,7 @@ def teacher(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def encoded(make_piece: Callable[..., Piece], tmp_path: Path) -> VideoClips:
+def encoded(make_piece: Callable[..., ClipPiece], tmp_path: Path) -> VideoClips:
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_a_distilled_student_is_one_that_is_served(
     assert not torch.equal(student.conv_in.weight, before)
     (teacher / "student.safetensors").write_bytes(path.read_bytes())
     pipeline = video_pipeline("own", teacher, device=CPU)
-    assert pipeline.hearing.hop == HOP and pipeline.info.nfe_per_window == 6
+    assert pipeline.window_spec.hop == HOP and pipeline.info.nfe_per_window == 6
 
 
 def test_beyond_a_clip_its_ends_are_heard(encoded: VideoClips) -> None:

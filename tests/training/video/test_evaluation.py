@@ -20,7 +20,7 @@ from model.video.space import face_square
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 from training.data.tracking import Look
-from training.video.clips import Piece, write_clips
+from training.video.clips import ClipPiece, write_clips
 from training.video.evaluation import add_arguments, run
 from training.video.features import MobileNetV2, load_mobilenet
 from training.video.metrics import (
@@ -103,7 +103,7 @@ def test_a_sheet_has_a_row_a_video(face: Pictures) -> None:
 
 
 @pytest.fixture
-def folder(face: Pictures, make_piece: Callable[..., Piece], tmp_path: Path) -> Path:
+def folder(face: Pictures, make_piece: Callable[..., ClipPiece], tmp_path: Path) -> Path:
     pieces = [replace(make_piece(k, 30), frames=np.stack([face] * 30)) for k in range(20)]
     return write_clips(tmp_path / "clips", pieces, 600, 64).folder
 

@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from training.video.clips import Piece, write_clips
+from training.video.clips import ClipPiece, write_clips
 from training.video.scores import judged, sharpness, trust_of
 
 LATE = 3  # frames
 
 
 def test_dubbed_and_still_clips_are_told_from_spoken_ones(
-    make_piece: Callable[..., Piece], tmp_path: Path
+    make_piece: Callable[..., ClipPiece], tmp_path: Path
 ) -> None:
     scores = {"sharpness": 1.0, "pixels": 1.0}
     pieces = [replace(make_piece(k, 75), scores=scores) for k in range(10)]

@@ -17,9 +17,9 @@ from training.trainer import RunOptions
 from training.video.clips import VideoClips
 from training.video.device import Machine
 from training.video.teacher import (
-    HearingObjective,
     Listener,
-    TeacherObjective,
+    VideoAudioEncoderObjective,
+    VideoTeacherObjective,
     windows_of,
 )
 
@@ -50,7 +50,12 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     assert isinstance(student, TinyNet) and student.config.guided
     assert facts["steps"] == 6 and "limits" in facts
 
-    assert run(parsed("video-balanced", *taught, "--out", tmp_path / "three", "--recompute")) == 0
+    assert (
+        run(
+            parsed("video-student-multibranch", *taught, "--out", tmp_path / "three", "--recompute")
+        )
+        == 0
+    )
     balanced, facts = load_net(tmp_path / "three" / "student.safetensors")
     assert isinstance(balanced, TinyNet) and not balanced.config.guided
     assert "limits" not in facts
@@ -60,7 +65,7 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     grown, facts = load_net(tmp_path / "on" / "student.safetensors")
     assert isinstance(grown, TinyNet) and grown.config.guided and "limits" in facts
     start = ("--start", tmp_path / "fast" / "student.safetensors")
-    for other in (("video-balanced",), ("video-student", "--scales", "embedding")):
+    for other in (("video-student-multibranch",), ("video-student", "--scales", "embedding")):
         with pytest.raises(ValueError, match="a student of the other kind"):
             run(parsed(*other, *taught, *start, "--out", tmp_path / "back"))
 
@@ -97,14 +102,14 @@ def test_flags_that_do_not_fit_are_refused(clips_folder: Path, tmp_path: Path) -
         run(parsed("video-teacher", "--data", clips_folder, "--out", tmp_path, "--batch", -1))
 
 
-def objective_of(clips: VideoClips, machine: Machine) -> tuple[TinyNet, TeacherObjective]:
+def objective_of(clips: VideoClips, machine: Machine) -> tuple[TinyNet, VideoTeacherObjective]:
     random = machine.random(0)
     net = TinyNet(tiny_config(16))
     with torch.no_grad():  # what starts silent would hide what it does
         for parameter in net.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
     windows = windows_of(clips, net.config, random, machine)
-    return net, TeacherObjective(net, windows, random, machine, 2)
+    return net, VideoTeacherObjective(net, windows, random, machine, 2)
 
 
 def test_layers_computed_again_give_the_same_gradients(clips: VideoClips) -> None:
@@ -134,7 +139,7 @@ def test_an_encoder_learns_to_hear_a_mouth(clips: VideoClips, tmp_path: Path) ->
     net = TinyNet(tiny_config(16))
     windows = windows_of(clips, net.config, random, machine)
     listener = Listener(net.sound, windows.mouth_numbers)
-    objective = HearingObjective(listener, windows, 16)
+    objective = VideoAudioEncoderObjective(listener, windows, 16)
     before = objective.losses()["lip_gap"].item()
     options = RunOptions(tmp_path, 5.0, 60, warm_up_steps=10)
     Trainer(listener, options, random).run(objective.losses, lambda: None)

@@ -13,7 +13,7 @@ import torch
 from model.audio.log_mel import silence_row
 from model.audio.windows import PREFIX
 from model.video.tiny import PatchCodec
-from training.video.clips import Piece, VideoClips, lip_gaps, load_clips, write_clips
+from training.video.clips import ClipPiece, VideoClips, lip_gaps, load_clips, write_clips
 from training.video.windows import (
     VideoWindows,
     held_out_clips,
@@ -31,7 +31,7 @@ def windows_of(clips: VideoClips, seed: int = 0) -> VideoWindows:
 
 
 def test_a_folder_gives_back_what_was_laid_down(
-    clips: VideoClips, make_piece: Callable[..., Piece]
+    clips: VideoClips, make_piece: Callable[..., ClipPiece]
 ) -> None:
     piece, clip = make_piece(3), clips.clips[3]
     assert (clip.name, clip.frames, clip.text) == ("clip3", 40, "ah")
@@ -43,9 +43,9 @@ def test_a_folder_gives_back_what_was_laid_down(
 
 
 def test_an_unfinished_folder_is_no_folder(
-    tmp_path: Path, make_piece: Callable[..., Piece]
+    tmp_path: Path, make_piece: Callable[..., ClipPiece]
 ) -> None:
-    def pieces() -> Iterator[Piece]:
+    def pieces() -> Iterator[ClipPiece]:
         yield make_piece(0)
         raise KeyboardInterrupt
 
