@@ -87,6 +87,10 @@ def _run(options: argparse.Namespace) -> int:
         return _health(settings, options)
     logs.configure(settings.log_format)
     traces.configure("worker" if options.command == "worker" else "api")
+    if options.command == "worker":
+        from server.worker.loading import model_names
+
+        model_names(settings)  # a name that nobody has is said first
     if settings.redis_url is not None:
         asyncio.run(expect_answer(settings.redis_url, _REDIS_PATIENCE_S))
     if options.command == "worker":

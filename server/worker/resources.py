@@ -38,9 +38,10 @@ class WorkerResources:
         pipelines: dict[str, AvatarPipeline],
         max_audio_s: float,
         capacity: Capacity,
+        sandbox: Sandbox,
     ) -> None:
         self.work, self.max_audio_s, self.capacity = work, max_audio_s, capacity
-        self.sandbox = Sandbox()
+        self.sandbox = sandbox
         # Jobs that may have ended a worker, and are tried once more with nothing beside them.
         self.quarantine: set[str] = set()
         cores = os.cpu_count() or 1
@@ -59,8 +60,7 @@ class WorkerResources:
                 group.create_task(batcher.run())
 
     def close(self) -> None:
-        """Give the threads back."""
-        self.sandbox.close()  # so that no thread waits for a decoder
+        """Give the threads back; those that wait for a decoder, once the sandbox is closed."""
         for executor in (self._network, self._portraits, self.live_pool, self.pool):
             executor.shutdown(cancel_futures=True)
 

@@ -30,6 +30,7 @@ from server.worker.backpressure import JobAborted, ReaderGone
 from server.worker.capacity import Capacity, own_cores, window_cost_s
 from server.worker.loading import load_pipelines, view
 from server.worker.resources import WorkerResources
+from server.worker.sandbox import Sandbox
 
 log = logging.getLogger("fada.worker")
 
@@ -64,7 +65,8 @@ class Worker:
         self._work = work
         self._capacity = capacity
         self._models = [view(pipeline.info) for pipeline in pipelines.values()]
-        self._shop = WorkerResources(work, pipelines, settings.max_audio_s, capacity)
+        self._sandbox = Sandbox()
+        self._shop = WorkerResources(work, pipelines, settings.max_audio_s, capacity, self._sandbox)
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # of all jobs: those held, and those let go
         self._changed = asyncio.Event()
@@ -76,6 +78,7 @@ class Worker:
         """Work until ``stop``, then hand over what is in hand, or finish it in the drain time."""
         async with contextlib.AsyncExitStack() as at_the_end:  # the last first, whatever it raises
             at_the_end.callback(self._shop.close)
+            at_the_end.callback(self._sandbox.close)
             at_the_end.push_async_callback(self._end_all)
             await self._work.join()
             await self._beat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
 import itertools
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from server.worker import jobs
 from server.worker.backpressure import JobAborted
 from server.worker.capacity import Capacity
 from server.worker.resources import WorkerResources
+from server.worker.sandbox import Sandbox
 from tests.server.fake_pipeline import FakePipeline
 from tests.server.media_files import picture
 from tests.server.media_probe import Probe, probe
@@ -35,6 +37,14 @@ EASY = Capacity(cores=2.0, window_s=0.01, most=8)
 
 class Killed(BaseException):
     """As a signal that no code can catch."""
+
+
+@cache
+def sandbox() -> Sandbox:
+    """One for all tests of this file; it ends with the process."""
+    made = Sandbox()
+    atexit.register(made.close)
+    return made
 
 
 @dataclass
@@ -115,7 +125,7 @@ def play(
     """The whole job by as many workers as it takes."""
 
     async def one() -> messages.Done:
-        shop = WorkerResources(tape, {request.model: load()}, 100.0, EASY)  # type: ignore[arg-type]
+        shop = WorkerResources(tape, {request.model: load()}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
         claim = Claim("j", request, "1-0", 1, len(tape.events), 1, tape.saved)
         serving = asyncio.create_task(shop.serve())
         try:
@@ -221,7 +231,7 @@ def test_what_a_snapshot_holds_is_taken_off_the_tape() -> None:
 @pytest.mark.parametrize(("tries", "late"), [(3, 0), (1, 101)])
 def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(tries: int, late: int) -> None:
     async def once() -> None:
-        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
+        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
             await jobs.do(shop, Claim("j", request, "1-0", tries + late, 0, tries, None, late))
@@ -234,7 +244,7 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(tries: int, l
 
 def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
     async def once(*, quarantined: bool) -> None:
-        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY)  # type: ignore[arg-type]
+        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
         if quarantined:
             shop.quarantine.add("j")
         request = messages.AvatarRequest(model="fake", avatar_id="a")
