@@ -25,6 +25,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy -p fada_client
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
@@ -43,8 +44,8 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[worker]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
+	$(BIN)/python -m pip install --quiet -e clients/python -e '.[dev]'
 	touch $@ $(VENV)/.serve
 
 clean:

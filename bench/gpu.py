@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engines.build import BuildSpec, build, exact, load, reduced
 from engines.cuda_graphs import Replayed
-from engines.example_inputs import VIDEO, ExampleModel, Inputs, subject
+from engines.example_inputs import VIDEO, ExampleModel, Inputs, example_model
 from engines.export import Graph, Program, Tensors, graphs_of
 
 FRAMES = 12  # new frames of a window
@@ -145,7 +145,7 @@ def measure(case: Case, batches: tuple[int, ...], out: Path, dry: bool) -> list[
     """Builds one engine and times all its functions."""
     device = "cpu" if dry else "cuda"
     torch.set_num_threads(1 if dry else torch.get_num_threads())
-    chosen = subject(case.network, tiny=dry, device=device)
+    chosen = example_model(case.network, tiny=dry, device=device)
     programs, parity = _programs(case, chosen, range(1, max(batches) + 1), out, device)
     # Of the functions' inputs and FLOPs the network in half precision knows as much.
     net = reduced(chosen.net, case.precision if case.precision != "fp8" else "fp16", chosen.inputs)

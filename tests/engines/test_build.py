@@ -155,7 +155,7 @@ def test_an_error_is_the_worst_rows_share_of_its_spread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "reason"),
+    ("spec", "reason"),
     [
         (("onnx", "fp32", range(1, 9)), "backend = 'onnx', expected one of compiled, tensorrt"),
         (("compiled", "int4", range(1, 9)), "precision = 'int4', expected one of fp32"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.diffusion.cached_context import Once
+from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import sample, uniform_timesteps
@@ -29,7 +29,7 @@ class Counting:
 
 def test_a_window_is_told_once_and_the_next_one_anew() -> None:
     net, grid, schedule = Counting(), uniform_timesteps(5), CosineSchedule()
-    once = MultiCFGDenoiser(X0Denoiser(Once(net)))
+    once = MultiCFGDenoiser(X0Denoiser(CachedContext(net)))
     plain = MultiCFGDenoiser(X0Denoiser(Counting()))
     noise = torch.randn(2, 3)
     for k in range(2):

@@ -33,16 +33,16 @@ from training.data.recordings import (
     take_of,
     write_folder,
 )
-from training.data.tracking import LANDMARK_INDEX, Look, Seen, at_video_rate, look_of, looks
+from training.data.tracking import LANDMARK_INDEX, Seen, TrackedFrame, at_video_rate, look_of, looks
 
 JAW = ACTIONS.index("jawOpen")
 
 
-def look(jaw: float) -> Look:
+def look(jaw: float) -> TrackedFrame:
     coefficients = np.zeros(52, np.float32)
     coefficients[JAW] = jaw
     points = np.zeros((62, 2), np.float32)
-    return Look(coefficients, np.eye(3, 4), points, np.zeros((478, 3), np.float32))
+    return TrackedFrame(coefficients, np.eye(3, 4), points, np.zeros((478, 3), np.float32))
 
 
 def seen_at(rate: float, frames: int) -> list[Seen]:

@@ -19,7 +19,7 @@ from model.video.config import tiny_config
 from model.video.space import face_square
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
-from training.data.tracking import Look
+from training.data.tracking import TrackedFrame
 from training.video.clips import ClipPiece, write_clips
 from training.video.evaluation import add_arguments, run
 from training.video.features import MobileNetV2, load_mobilenet
@@ -67,10 +67,12 @@ def test_flicker_is_what_does_not_move_steadily() -> None:
     assert border_flicker([jumping]) > 5
 
 
-def opened(gap: float) -> Look:
+def opened(gap: float) -> TrackedFrame:
     shape = np.zeros((478, 3), np.float32)
     shape[14, 1] = gap
-    return Look(np.zeros(52, np.float32), np.eye(3, 4), np.zeros((62, 2), np.float32), shape)
+    return TrackedFrame(
+        np.zeros(52, np.float32), np.eye(3, 4), np.zeros((62, 2), np.float32), shape
+    )
 
 
 def test_lips_that_run_late_are_found_out() -> None:

@@ -1,0 +1,245 @@
+"""The client for asyncio: `fada_client.client`, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from fada_client import wire
+from fada_client.errors import ConnectionLost
+from fada_client.types import Avatar, Event, Job, Model, Ready, avatar_of, known
+from fada_client.wire import Media
+
+
+class AsyncAnimation:
+    """See `Animation`."""
+
+    def __init__(self, response: httpx.Response, stack: AsyncExitStack) -> None:
+        self.job_id = response.headers["x-job-id"]
+        self.seed = int(response.headers["x-seed"])
+        self._stack = stack
+        self._units = self._read(response)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._units
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    async def _read(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        boxes = wire.BoxReader()
+        try:
+            async for data in response.aiter_bytes():
+                for unit in boxes.feed(data):
+                    yield unit
+        except httpx.HTTPError as error:
+            raise wire.lost(error) from error
+        finally:
+            await self._stack.aclose()
+        boxes.end()
+
+
+class AsyncJobs:
+    """See `Jobs`."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def submit(self, portrait: Media | None, audio: Media, **options: Any) -> Job:
+        with ExitStack() as stack:
+            parts = wire.animation(portrait, audio, options, stack)
+            headers = {"Prefer": "respond-async"}
+            answer = await _asked(self._http, "POST", "/animate", headers=headers, **parts)
+        return known(Job, answer.json())
+
+    async def get(self, job_id: str) -> Job:
+        return known(Job, (await _asked(self._http, "GET", f"/jobs/{job_id}")).json())
+
+    async def video(self, job_id: str, out: str | Path) -> None:
+        async with self._http.stream("GET", f"/jobs/{job_id}/video") as response:
+            if not response.is_success:
+                await response.aread()
+                wire.raise_for(response)
+            with Path(out).open("wb") as file:
+                async for data in response.aiter_bytes():
+                    file.write(data)
+
+    async def cancel(self, job_id: str) -> None:
+        await _asked(self._http, "DELETE", f"/jobs/{job_id}")
+
+
+class AsyncStream(AsyncIterator[Event]):
+    """See `Stream`."""
+
+    ready: Ready
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._reader = wire.EventReader()
+
+    async def push_audio(self, pcm: bytes) -> None:
+        await self._send(pcm)
+
+    async def interrupt(self) -> None:
+        await self._send(wire.message("interrupt"))
+
+    async def update(self, **options: Any) -> None:
+        await self._send(wire.message("update", **options))
+
+    async def state(self, state: str) -> None:
+        await self._send(wire.message("state", state=state))
+
+    async def end(self) -> None:
+        await self._send(wire.message("end"))
+
+    async def begin(self) -> None:
+        """Wait until the service is ready; `AsyncClient.stream` has done so."""
+        first = await anext(self)
+        if not isinstance(first, Ready):
+            raise ConnectionLost(f"a session began with {type(first).__name__}")
+        self.ready = first
+
+    async def __anext__(self) -> Event:
+        while True:
+            try:
+                received = await self._socket.recv()
+            except ConnectionClosed as closed:
+                if closed.rcvd is not None and closed.rcvd.code == 1000:
+                    raise StopAsyncIteration from None
+                raise wire.lost(closed) from closed
+            event = self._reader.read(received)
+            if event is not None:
+                return event
+
+    async def _send(self, data: str | bytes) -> None:
+        try:
+            await self._socket.send(data)
+        except ConnectionClosed as closed:
+            raise wire.lost(closed) from closed
+
+
+class AsyncClient:
+    """See `Client`."""
+
+    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 60.0) -> None:
+        self._url, self._headers = url, wire.headers(api_key)
+        self._timeout_s = timeout_s
+        self._http = httpx.AsyncClient(base_url=url, headers=self._headers, timeout=timeout_s)
+        self.jobs = AsyncJobs(self._http)
+
+    async def animate(
+        self, portrait: Media | None, audio: Media, out: str | Path | None = None, **options: Any
+    ) -> AsyncAnimation:
+        stack = AsyncExitStack()
+        try:
+            response = await stack.enter_async_context(self._streamed(portrait, audio, options))
+            animation = AsyncAnimation(response, stack)
+            if out is not None:
+                with Path(out).open("wb") as file:
+                    async for unit in animation:
+                        file.write(unit)
+            return animation
+        except BaseException:
+            await stack.aclose()
+            raise
+
+    @asynccontextmanager
+    async def _streamed(
+        self, portrait: Media | None, audio: Media, options: dict[str, Any]
+    ) -> AsyncIterator[httpx.Response]:
+        async with AsyncExitStack() as stack:
+            files = stack.enter_context(ExitStack())
+            parts = wire.animation(portrait, audio, options, files)
+            try:
+                response = await stack.enter_async_context(
+                    self._http.stream("POST", "/animate", **parts)
+                )
+                if not response.is_success:
+                    await response.aread()
+            except httpx.HTTPError as error:
+                raise wire.lost(error) from error
+            wire.raise_for(response)
+            yield response
+
+    async def create_avatar(self, portrait: Media, *, model: str | None = None) -> Avatar:
+        with ExitStack() as stack:
+            files = {"portrait": wire.opened(portrait, stack)}
+            data = wire.form({"model": model})
+            answer = await _asked(self._http, "POST", "/avatars", files=files, data=data)
+        return avatar_of(answer.json())
+
+    async def avatar(self, avatar_id: str) -> Avatar:
+        return avatar_of((await _asked(self._http, "GET", f"/avatars/{avatar_id}")).json())
+
+    async def delete_avatar(self, avatar_id: str) -> None:
+        await _asked(self._http, "DELETE", f"/avatars/{avatar_id}")
+
+    async def models(self) -> list[Model]:
+        answer = (await _asked(self._http, "GET", "/models")).json()
+        return [known(Model, one) for one in answer["models"]]
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        avatar_id: str | None = None,
+        *,
+        portrait: Media | None = None,
+        sample_rate: int = 16_000,
+        idle: bool = False,
+        **options: Any,
+    ) -> AsyncIterator[AsyncStream]:
+        try:
+            socket = await connect(
+                wire.stream_url(self._url),
+                additional_headers=self._headers,
+                max_size=None,
+                compression=None,
+                open_timeout=self._timeout_s,
+            )
+        except (OSError, WebSocketException) as error:
+            raise wire.lost(error) from error
+        async with socket:
+            await socket.send(
+                wire.start_message(
+                    avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+                )
+            )
+            stream = AsyncStream(socket)
+            await stream.begin()
+            yield stream
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+async def _asked(http: httpx.AsyncClient, method: str, path: str, **parts: Any) -> httpx.Response:
+    try:
+        response = await http.request(method, path, **parts)
+    except httpx.HTTPError as error:
+        raise wire.lost(error) from error
+    wire.raise_for(response)
+    return response

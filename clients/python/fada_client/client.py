@@ -1,0 +1,267 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from fada_client import wire
+from fada_client.errors import ConnectionLost
+from fada_client.types import Avatar, Event, Job, Model, Ready, avatar_of, known
+from fada_client.wire import Media
+
+
+class Animation(Iterator[bytes]):
+    """A video while it is being made: its init segment, then its fragments.
+
+    To stop early, `close` it, or leave a ``with`` block: the service then stops, too.
+    """
+
+    def __init__(self, response: httpx.Response, stack: ExitStack) -> None:
+        self.job_id = response.headers["x-job-id"]
+        self.seed = int(response.headers["x-seed"])
+        self._stack = stack
+        self._units = self._read(response)
+
+    def __next__(self) -> bytes:
+        return next(self._units)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._units.close()
+        self._stack.close()
+
+    def _read(self, response: httpx.Response) -> Generator[bytes, None, None]:
+        boxes = wire.BoxReader()
+        try:
+            for data in response.iter_bytes():
+                yield from boxes.feed(data)
+        except httpx.HTTPError as error:
+            raise wire.lost(error) from error
+        finally:
+            self._stack.close()
+        boxes.end()
+
+
+class Jobs:
+    """Videos that are made in the background."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def submit(self, portrait: Media | None, audio: Media, **options: Any) -> Job:
+        """Queue a video, as `Client.animate` would make it."""
+        answer = _posted(self._http, portrait, audio, options, headers={"Prefer": "respond-async"})
+        return known(Job, answer.json())
+
+    def get(self, job_id: str) -> Job:
+        return known(Job, _asked(self._http, "GET", f"/jobs/{job_id}").json())
+
+    def video(self, job_id: str, out: str | Path) -> None:
+        """Write the MP4 to ``out``; while it is being made, as it is made."""
+        with self._http.stream("GET", f"/jobs/{job_id}/video") as response:
+            if not response.is_success:
+                response.read()
+                wire.raise_for(response)
+            with Path(out).open("wb") as file:
+                for data in response.iter_bytes():
+                    file.write(data)
+
+    def cancel(self, job_id: str) -> None:
+        _asked(self._http, "DELETE", f"/jobs/{job_id}")
+
+
+class Stream(Iterator[Event]):
+    """A live session; iterate over it for its events. ``ready`` is there from the start."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._reader = wire.EventReader()
+        first = next(self)
+        if not isinstance(first, Ready):
+            raise ConnectionLost(f"a session began with {type(first).__name__}")
+        self.ready = first
+
+    def push_audio(self, pcm: bytes) -> None:
+        """s16le mono at the session's sample rate, of any length."""
+        self._send(pcm)
+
+    def interrupt(self) -> None:
+        """Drop the sound that was pushed before this."""
+        self._send(wire.message("interrupt"))
+
+    def update(self, **options: Any) -> None:
+        """Change options from the next window on."""
+        self._send(wire.message("update", **options))
+
+    def state(self, state: str) -> None:
+        """How the avatar behaves while it does not speak: listening, thinking or idle."""
+        self._send(wire.message("state", state=state))
+
+    def end(self) -> None:
+        """No more sound: the session ends once all is spoken."""
+        self._send(wire.message("end"))
+
+    def __next__(self) -> Event:
+        while True:
+            try:
+                received = self._socket.recv()
+            except ConnectionClosed as closed:
+                if closed.rcvd is not None and closed.rcvd.code == 1000:
+                    raise StopIteration from None
+                raise wire.lost(closed) from closed
+            event = self._reader.read(received)
+            if event is not None:
+                return event
+
+    def _send(self, data: str | bytes) -> None:
+        try:
+            self._socket.send(data)
+        except ConnectionClosed as closed:
+            raise wire.lost(closed) from closed
+
+
+class Client:
+    """A FADA service at ``url``. Use it as a context manager, or `close` it.
+
+    ``timeout_s``: for connecting, and between two pieces of an answer. Every method raises
+    `FadaError`, or a subclass of it.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 60.0) -> None:
+        self._url, self._headers = url, wire.headers(api_key)
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(base_url=url, headers=self._headers, timeout=timeout_s)
+        self.jobs = Jobs(self._http)
+
+    def animate(
+        self, portrait: Media | None, audio: Media, out: str | Path | None = None, **options: Any
+    ) -> Animation:
+        """Make a talking video. ``portrait`` and ``audio``: contents, paths or open files.
+
+        Without ``out``, iterate over the answer for its fragments while they are made; with it,
+        the whole video is written there first. ``options`` are those of ``POST /animate``;
+        with ``avatar_id`` there is no ``portrait``.
+        """
+        stack = ExitStack()
+        try:
+            response = stack.enter_context(_streamed(self._http, portrait, audio, options))
+            animation = Animation(response, stack)
+            if out is not None:
+                with Path(out).open("wb") as file:
+                    file.writelines(animation)
+            return animation
+        except BaseException:
+            stack.close()
+            raise
+
+    def create_avatar(self, portrait: Media, *, model: str | None = None) -> Avatar:
+        """Prepare a portrait; later calls name it by its ``avatar_id``."""
+        with ExitStack() as stack:
+            files = {"portrait": wire.opened(portrait, stack)}
+            data = wire.form({"model": model})
+            answer = _asked(self._http, "POST", "/avatars", files=files, data=data)
+        return avatar_of(answer.json())
+
+    def avatar(self, avatar_id: str) -> Avatar:
+        return avatar_of(_asked(self._http, "GET", f"/avatars/{avatar_id}").json())
+
+    def delete_avatar(self, avatar_id: str) -> None:
+        _asked(self._http, "DELETE", f"/avatars/{avatar_id}")
+
+    def models(self) -> list[Model]:
+        """What the service has loaded, the default first."""
+        answer = _asked(self._http, "GET", "/models").json()
+        return [known(Model, one) for one in answer["models"]]
+
+    @contextmanager
+    def stream(
+        self,
+        avatar_id: str | None = None,
+        *,
+        portrait: Media | None = None,
+        sample_rate: int = 16_000,
+        idle: bool = False,
+        **options: Any,
+    ) -> Iterator[Stream]:
+        """Hold a live session for as long as the block runs."""
+        try:
+            socket = connect(
+                wire.stream_url(self._url),
+                additional_headers=self._headers,
+                max_size=None,
+                compression=None,
+                open_timeout=self._timeout_s,
+            )
+        except (OSError, WebSocketException) as error:
+            raise wire.lost(error) from error
+        with socket:
+            socket.send(
+                wire.start_message(
+                    avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+                )
+            )
+            yield Stream(socket)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _asked(http: httpx.Client, method: str, path: str, **parts: Any) -> httpx.Response:
+    try:
+        response = http.request(method, path, **parts)
+    except httpx.HTTPError as error:
+        raise wire.lost(error) from error
+    wire.raise_for(response)
+    return response
+
+
+def _posted(
+    http: httpx.Client,
+    portrait: Media | None,
+    audio: Media,
+    options: dict[str, Any],
+    headers: dict[str, str],
+) -> httpx.Response:
+    with ExitStack() as stack:
+        parts = wire.animation(portrait, audio, options, stack)
+        return _asked(http, "POST", "/animate", headers=headers, **parts)
+
+
+@contextmanager
+def _streamed(
+    http: httpx.Client, portrait: Media | None, audio: Media, options: dict[str, Any]
+) -> Iterator[httpx.Response]:
+    with ExitStack() as stack:
+        parts = wire.animation(portrait, audio, options, stack)
+        try:
+            response = stack.enter_context(http.stream("POST", "/animate", **parts))
+            if not response.is_success:
+                response.read()
+        except httpx.HTTPError as error:
+            raise wire.lost(error) from error
+        wire.raise_for(response)
+        yield response

@@ -1,0 +1,156 @@
+"""Requests and answers without I/O: what `Client` and `AsyncClient` share."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from fada_client.errors import ConnectionLost, FadaError, error_of
+from fada_client.types import (
+    Done,
+    Event,
+    Fragment,
+    InitSegment,
+    Interrupted,
+    Ready,
+    known,
+)
+
+Media = bytes | str | Path | IO[bytes]  # contents, a path, or a file that is open
+
+
+def opened(media: Media, stack: ExitStack) -> tuple[str, bytes | IO[bytes]]:
+    """A file part: its name and what is in it. Files opened here are closed with ``stack``."""
+    if isinstance(media, bytes):
+        return "upload", media
+    if isinstance(media, str | Path):
+        path = Path(media)
+        return path.name, stack.enter_context(path.open("rb"))
+    return "upload", media
+
+
+def contents(media: Media) -> bytes:
+    with ExitStack() as stack:
+        _, data = opened(media, stack)
+        return data if isinstance(data, bytes) else data.read()
+
+
+def form(options: dict[str, Any]) -> dict[str, str]:
+    """Form fields; options that are ``None`` are the service's choice."""
+    return {name: str(value) for name, value in options.items() if value is not None}
+
+
+def animation(
+    portrait: Media | None, audio: Media, options: dict[str, Any], stack: ExitStack
+) -> dict[str, Any]:
+    """The form of ``POST /animate``, as arguments for httpx."""
+    files = {"audio": opened(audio, stack)}
+    if portrait is not None:
+        files["portrait"] = opened(portrait, stack)
+    return {"files": files, "data": form(options)}
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+
+def stream_url(url: str) -> str:
+    return url.rstrip("/").replace("http", "ws", 1) + "/stream"
+
+
+def raise_for(response: httpx.Response) -> None:
+    """Raises the error of an answer that was read."""
+    if response.is_success:
+        return
+    try:
+        document = response.json()
+    except ValueError:
+        document = {"detail": response.text[:200], "status": response.status_code}
+    raise error_of(document, response.headers.get("retry-after"))
+
+
+class BoxReader:
+    """Cuts a fragmented MP4 that comes in any pieces into its init segment and its fragments."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._unit = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The units that are whole now: up to ``moov``, then each up to its ``mdat``."""
+        self._rest += data
+        while len(self._rest) >= 8:
+            size = int.from_bytes(self._rest[:4], "big")
+            if size < 8:
+                raise ConnectionLost(f"the video has a box of {size} bytes")
+            if len(self._rest) < size:
+                return
+            box, self._rest = self._rest[:size], self._rest[size:]
+            self._unit += box
+            if box[4:8] in (b"moov", b"mdat"):
+                yield self._unit
+                self._unit = b""
+
+    def end(self) -> None:
+        """Raises `ConnectionLost` when something is left over."""
+        if self._rest or self._unit:
+            raise ConnectionLost("the video broke off within a fragment")
+
+
+def start_message(
+    avatar_id: str | None,
+    portrait: Media | None,
+    *,
+    sample_rate: int,
+    idle: bool,
+    options: dict[str, Any],
+) -> str:
+    fields = {name: value for name, value in options.items() if value is not None}
+    if avatar_id is not None:
+        fields["avatar_id"] = avatar_id
+    if portrait is not None:
+        fields["portrait"] = base64.b64encode(contents(portrait)).decode()
+    return json.dumps({"type": "start", "sample_rate": sample_rate, "idle": idle, **fields})
+
+
+def message(kind: str, **fields: Any) -> str:
+    return json.dumps({"type": kind, **{k: v for k, v in fields.items() if v is not None}})
+
+
+class EventReader:
+    """Messages of a WebSocket as events; a fragment's text and its bytes become one."""
+
+    def __init__(self) -> None:
+        self._announced: dict[str, Any] | None = None
+        self._begun = False
+
+    def read(self, received: str | bytes) -> Event | None:
+        """``None`` for a message that belongs to the next. Raises the service's errors."""
+        if isinstance(received, bytes):
+            if not self._begun:
+                self._begun = True
+                return InitSegment(received)
+            if self._announced is None:
+                raise ConnectionLost("bytes came that no message had announced")
+            fragment = known(Fragment, {**self._announced, "data": received})
+            self._announced = None
+            return fragment
+        fields = json.loads(received)
+        kind = fields.pop("type", None)
+        if kind == "error":
+            raise error_of(fields)
+        if kind == "fragment":
+            self._announced = fields
+            return None
+        events: dict[str, type[Any]] = {"ready": Ready, "interrupted": Interrupted, "done": Done}
+        return known(events[kind], fields) if kind in events else None
+
+
+def lost(error: Exception) -> FadaError:
+    return ConnectionLost(f"{type(error).__name__}: {error}")
