@@ -40,8 +40,8 @@ $(VENV)/.torch: Makefile
 	$(BIN)/python -m pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	touch $@
 
-$(VENV)/.serve: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e '.[worker]'
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
+	$(BIN)/python -m pip install --quiet -e clients/python -e '.[worker]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
