@@ -1,7 +1,6 @@
 """AOTInductor: torch's own compiler, ahead of time, for CPU and CUDA.
 
-Knows: one exported function → one package, and back. Building needs a C++ compiler (and nvcc's
-headers for CUDA); running needs none.
+Building needs a C++ compiler (and nvcc's headers for CUDA); running needs none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """Built engines on disk: what each was made of, and whether it may run here.
 
-Knows: the folder, the manifests in it, and every reason to refuse one. Does not know: how engines
-are built or run, and nothing of torch.
-
 An artifact is a folder with a manifest and one file for each function of the network. Loading one
 runs native code: the folder must be as trustworthy as the program itself.
 """

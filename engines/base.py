@@ -1,8 +1,4 @@
-"""What an engine is: one network's forward, prepared for a device.
-
-Knows: named tensors in, one tensor out, and the batch sizes it was prepared for. Does not know:
-the sampler's loop or what the tensors mean.
-"""
+"""What an engine is: one network's forward, prepared for a device."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""An engine from a network to an artifact on disk: export, build, compare, write, reload, compare.
-
-Knows: the order of it, and how far an engine may be off. Does not know: any backend's own ways.
-"""
+"""From a network to an artifact on disk: export, build, compare, write, reload, compare."""
 
 from __future__ import annotations
 

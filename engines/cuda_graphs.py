@@ -1,7 +1,6 @@
 """CUDA graphs: a program's kernels captured once for each batch size, and launched as one after.
 
-Knows: any program whose work is all on the GPU. Does not know: what compiled it. A launch of some
-thousand kernels costs the CPU milliseconds; a replay costs it microseconds.
+A launch of some thousand kernels costs the CPU milliseconds; a replay costs it microseconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What engines are built of: each network by name, and inputs of the shapes that it is served with.
 
-Knows: sizes, and how a window looks to each network. Does not know: backends or artifacts. A video
-network without a file of weights gets random ones: enough to build and time it.
+A video network without a file of weights gets random ones: enough to build and time it.
 """
 
 from __future__ import annotations

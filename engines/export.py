@@ -1,8 +1,4 @@
-"""A network as the functions that are compiled, with an example of what goes through them.
-
-Knows: which functions a network's engine runs, where in each of their tensors the batch is, how
-they are exported. Does not know: what compiles or runs them.
-"""
+"""A network as the functions that are compiled, with an example of what goes through them."""
 
 from __future__ import annotations
 

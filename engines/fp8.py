@@ -1,8 +1,7 @@
 """FP8 (E4M3) networks: NVIDIA's ModelOpt puts the rounding into them, TensorRT computes with it.
 
-Knows: how a network is calibrated and exported with its scales. Does not know: engines. The scales
-are of the inputs that the engine is compared on, which are noise: calibrate on real windows before
-you trust an FP8 engine's pictures.
+The scales are of the inputs that the engine is compared on, which are noise: calibrate on real
+windows before you trust an FP8 engine's pictures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What an engine depends on besides its request: parameters, source code, machine, versions.
-
-Knows: how to tell two of them apart, as plain text. Does not know: manifests or files of engines.
-"""
+"""What an engine depends on besides its request: parameters, source code, machine, versions."""
 
 from __future__ import annotations
 

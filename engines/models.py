@@ -1,8 +1,4 @@
-"""Which engine runs which student here: the worker's way to a loaded pipeline.
-
-Knows: that a student's network runs on the best engine there is for it here (`engines.select`).
-Does not know sessions or servers.
-"""
+"""Which engine runs which student here: the worker's way to a loaded pipeline."""
 
 from __future__ import annotations
 

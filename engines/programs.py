@@ -1,8 +1,4 @@
-"""Engines of compiled functions, whatever compiled them.
-
-Knows: a network's functions by name, the batches that they take, their device. Does not know:
-where they come from, or what the tensors mean.
-"""
+"""Engines of compiled functions, whatever compiled them."""
 
 from __future__ import annotations
 

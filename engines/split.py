@@ -1,8 +1,4 @@
-"""What engines of a network in two halves have in common.
-
-Knows: that what the conditions alone decide is the same at every step of a sampler, so its half
-need not run again; how an engine is checked against its network. Does not know what runs them.
-"""
+"""What engines of a network in two halves have in common."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """TensorRT: one exported function → one plan, and a plan on its stream.
 
-Knows: torch-tensorrt's converters, which build plans, and TensorRT's own runtime, which is all that
-running one needs. Does not know: whether a GPU is there; building and running say so themselves.
-
 Both flavours will do: TensorRT, and TensorRT for RTX, which PyPI alone can install. Precision is
 the network's own: what is half precision in it stays that, nothing else becomes so.
 """

@@ -1,7 +1,4 @@
-"""Inputs of a video student's network, of the shapes in which it is served.
-
-Knows: how a window looks to each network of `model.video.pipeline`. Does not know: backends.
-"""
+"""Inputs of a video student's network, of the shapes in which it is served."""
 
 from __future__ import annotations
 

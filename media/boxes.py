@@ -1,8 +1,4 @@
-"""ISO base media boxes: the bytes of a fragmented MP4 with one H.264 and one AAC track.
-
-Knows: box layouts of ISO/IEC 14496-12 (file format), -15 (avcC) and -14 (esds). Does not know
-encoders, clocks or where the bytes go: pure functions from values to bytes.
-"""
+"""ISO base media boxes: the bytes of a fragmented MP4 with one H.264 and one AAC track."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """RGB pictures to the planes that a video encoder takes.
 
-Knows: BT.709 with limited range, and 4:2:0 chroma. Numba compiles the kernel on first use and
-caches the result. It takes a fifth of the time of FFmpeg's own conversion from packed RGB, for it
-is written so that the compiler finds the vectors (docs/performance.md).
+Numba compiles the kernel on first use and caches the result. It takes a fifth of the time of
+FFmpeg's own conversion from packed RGB, for it is written so that the compiler finds the vectors
+(docs/performance.md).
 """
 
 from __future__ import annotations

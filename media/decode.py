@@ -1,8 +1,6 @@
 """An uploaded audio file in, blocks of mono samples out, at two rates and in step.
 
-Knows: which library reads which container, channel mixing and resampling. Does not know windows,
-models or where the bytes came from. A file is decoded block by block, so a long speech costs no
-more memory than its compressed bytes.
+A file is decoded block by block, so a long speech costs no more memory than its compressed bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The two encoders of a video: one picture or block of sound in, the bytes of its samples out.
-
-Knows: PyAV's H.264 and AAC, how they are set up to answer at once, and how an MP4 wants their
-output. Does not know fragments, boxes or sessions.
-"""
+"""The two encoders of a video: one picture or block of sound in, the bytes of its samples out."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Frames and sound in, a fragmented MP4 out, fragment by fragment.
-
-Knows: which sample belongs to which fragment, and where a keyframe is due. The boxes are laid out
-in `media.boxes`, not by libavformat: its muxer holds a fragment back until the next one's
-first frame, and has no init segment before the first data. Does not know codecs
-(`media.encoders`), sessions, windows or sockets.
-"""
+"""Frames and sound in, a fragmented MP4 out, fragment by fragment."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A video file of somebody who speaks: its pictures with their times, its sound at 16 kHz.
 
-Knows: containers, codecs, rotated and oblong pixels, streams that start apart. Does not know
-faces. Both streams are decoded as they are read, each in a pass of its own, so a long video needs
-no more memory than a short one.
+Both streams are decoded as they are read, each in a pass of its own, so a long video needs no more
+memory than a short one.
 """
 
 from __future__ import annotations

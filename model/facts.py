@@ -1,8 +1,4 @@
-"""What a student's file says of itself beside its parameters, and what follows for its pipeline.
-
-Knows: the names of the facts (`model.motion.checkpoint.weights_facts` writes them). Does not know:
-networks, files or latent spaces.
-"""
+"""What a student's file says of itself beside its parameters, and what follows for its pipeline."""
 
 from __future__ import annotations
 

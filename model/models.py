@@ -1,8 +1,4 @@
-"""The students that can be served: their names, their files, and how one becomes a pipeline.
-
-Knows: which latent space a name belongs to, where its weights lie, and what is wrong with some that
-cannot be served. Does not know: sessions or servers.
-"""
+"""The students that can be served: their names, their files, and how one becomes a pipeline."""
 
 from __future__ import annotations
 

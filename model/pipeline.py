@@ -1,8 +1,4 @@
-"""What an avatar pipeline is: windows of speech in, frames and the next states out.
-
-Knows: the contracts between a student, its latent space and whoever runs them. Does not know how
-any of it is done, nor loads a network library: `student_pipeline` is the one that does.
-"""
+"""What an avatar pipeline is: windows of speech in, frames and the next states out."""
 
 from __future__ import annotations
 

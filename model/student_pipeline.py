@@ -1,8 +1,4 @@
-"""The avatar pipeline around one few-step student: its sampler, noise and units.
-
-Knows: a latent space and a student, behind their contracts. Does not know which latent space it
-is, what is heard, nor anything of media containers, sockets or queues.
-"""
+"""The avatar pipeline around one few-step student: its sampler, noise and units."""
 
 from __future__ import annotations
 

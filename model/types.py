@@ -1,8 +1,4 @@
-"""What a window is conditioned on, and what a session carries from one window to the next.
-
-Knows: the small, serialisable values that cross every border of the core (pipeline, engines,
-worker, broker). Does not know: any latent space, network, picture format or transport.
-"""
+"""What a window is conditioned on, and what a session carries from one window to the next."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Every error that a client can meet: one table from the stable code to status and title.
-
-Knows: codes, HTTP statuses and the shape of RFC 9457 problem documents. Does not know who raises
-them: the same codes travel over REST, through the broker and to the command line.
-"""
+"""Every error that a client can meet: one table from the stable code to status and title."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Log lines: for people, or one JSON object each, with the ids of what they are about.
-
-Knows: formats, and ids that follow a request or a job through its tasks. Does not know what is
-logged; who logs sees to it that no sound, picture or key is in it.
-"""
+"""Log lines: for people, or one JSON object each, with the ids of what they are about."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """What is measured, and how the figures of every process come together under ``GET /metrics``.
 
-Knows: names, labels and buckets; that each process keeps its own figures and leaves a copy in
-Redis every few seconds, which is gone soon after its process; and that any API process can show
-the copies of all. Does not know who measures.
-
 Times are seconds. Figures are Prometheus's: counters only grow, so rates and quantiles come from
 queries over them, and ``process`` tells whose they are.
 """

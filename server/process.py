@@ -1,8 +1,7 @@
 """Child processes that never outlive their parent.
 
-Knows: sessions, parent-death signals, orderly stops, and how many cores there are. Does not know
-what the children do. On Linux the kernel kills a child the moment its parent dies, however it dies;
-elsewhere only a parent that ends by itself stops its children.
+On Linux the kernel kills a child the moment its parent dies, however it dies; elsewhere only a
+parent that ends by itself stops its children.
 """
 
 from __future__ import annotations

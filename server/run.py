@@ -1,9 +1,4 @@
-"""Running the processes of the service: the API alone, or API, workers and Valkey together.
-
-Knows: sockets, signals and the order in which things start and stop. On SIGTERM or SIGINT the
-API takes no more connections, running answers get the drain time to end, then workers and Valkey
-are stopped. Does not know routes.
-"""
+"""Running the processes of the service: the API alone, or API, workers and Valkey together."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What can be set from outside: environment variables named ``FADA_*``.
-
-Knows: names, defaults, ranges and one sentence each, which ``--help`` prints. Nothing else in the
-project reads the environment, but for the standard ``OTEL_*`` (`server.traces`).
-"""
+"""What can be set from outside: environment variables named ``FADA_*``, listed by ``--help``."""
 
 from __future__ import annotations
 

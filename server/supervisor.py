@@ -1,8 +1,4 @@
-"""Keeps the worker processes of `fada serve` running.
-
-Knows: how many there are, starting, watching, burying and restarting them. Does not know what a
-job is: what a dead worker had in hand, another one claims, or the one that is started in its place.
-"""
+"""Keeps the worker processes of `fada serve` running."""
 
 from __future__ import annotations
 

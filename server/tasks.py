@@ -1,4 +1,4 @@
-"""Ending asyncio tasks for sure. Knows nothing of what they do."""
+"""Ending asyncio tasks for sure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""OpenTelemetry traces, where they are asked for; nothing otherwise.
-
-Knows: the standard ``OTEL_*`` variables that ask for them, the optional packages (``fada[otel]``)
-that make them, and how a trace goes on in another process. Does not know what is traced.
-"""
+"""OpenTelemetry traces, where they are asked for; nothing otherwise."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """Processes that train one network together, as ``torchrun`` starts them.
 
-Knows: torch's fully sharded data parallelism (Zhao et al. 2023, arXiv 2304.11277): each process
-keeps a part of parameters, gradients, average and optimiser, and draws batches of its own; the
-gradient is the mean of all. Does not know: what is trained. One process is a team of its own, and
-nothing is done to its network.
+One process is a team of its own, and nothing is done to its network.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """The student's training: six steps that do what the teacher's 25 steps with guidance do.
 
-Knows: the distillation target, the mixed-supervised loss, how scales are drawn; `StudentObjective`
-knows no latent space. Does not know: where windows come from or how long a run lasts.
-
 Both of FADA's ideas meet here (arXiv 2412.16915):
 
 Target. From a noised window x_t the guided teacher walks the interval [t, t - 1/6] in a few DDIM

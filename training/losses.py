@@ -1,6 +1,5 @@
 """What a denoiser is trained on: positions, velocities, and lips that meet when they should.
 
-Knows: x0 predictions and targets in the network's units. Does not know: networks or samplers.
 All losses are per sample, (B,), so that the caller can weigh samples.
 """
 

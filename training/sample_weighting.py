@@ -1,7 +1,6 @@
 """How far a student believes the data, sample by sample, and how far its teacher.
 
-Knows: the data's weight w of the mixed-supervised loss (`distill`), and its ablations. Does not
-know: networks or losses. With d(a, b) a loss, x0* where the teacher leads and x0 the data,
+With d(a, b) a loss, x0* where the teacher leads and x0 the data,
 
     w = 0.7 · q · α(t)² · exp(-(1.2 - q) · d(x0*, x0) / τ(t)) · exp(-|s - s̄|)
 

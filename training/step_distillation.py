@@ -1,8 +1,5 @@
 """A student of two steps: what another one does in six, taught to it once more.
 
-Knows: whose word counts for which part of a face, and how scales are drawn. Does not know: where
-windows come from or how long a run lasts.
-
 A student that is asked for fewer steps than it was taught follows the sound as well, but its face
 goes quiet: in each large step it says the mean of all that may come, and means hardly blink. And
 its scales turn less, since there are fewer steps to push in. So it learns again, from itself as it

@@ -1,7 +1,4 @@
-"""The teacher's training: a diffusion model of the motion, each condition left out at times.
-
-Knows: which conditions are dropped how often, how time is drawn. Does not know: students.
-"""
+"""The teacher's training: a diffusion model of the motion, each condition left out at times."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A training run: optimiser, average of the weights, checkpoints, progress.
-
-Knows: how to minimise a loss for some minutes and go on after an interruption. Does not know:
-what is trained or on what.
-"""
+"""A training run: optimiser, average of the weights, checkpoints, progress."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """A network between two stages of its training.
 
-Knows: how two networks are mixed, and which parameters hear. Does not know: training.
-
 An encoder that began as one which heard many voices (`whisper_start`) forgets them while it learns
 the few of a corpus. On the straight line between an early and a late stage of it lie encoders that
 hear new voices better than either and the corpus's own nearly as well as the late one (WiSE-FT,

@@ -1,8 +1,5 @@
 """The motion networks' encoder of sound begun as the first blocks of Whisper tiny's.
 
-Knows: where a file of CTranslate2's holds what, and how our bands become Whisper's. Does not know:
-how the encoder is trained from there.
-
 Whisper hears 80 bands on Slaney's scale, our rows have 64 on another; both are logarithms of much
 the same power. So each of Whisper's bands is very nearly a linear function of ours (least squares
 on speech), and that function and Whisper's first convolution are one convolution.

@@ -1,7 +1,6 @@
 """The `fada` command.
 
-Knows: sub-commands, flags and exit statuses. Each command's code is loaded only when it runs:
-`fada serve` and `fada api` never load torch.
+Each command's code is loaded only when it runs: `fada serve` and `fada api` never load torch.
 """
 
 from __future__ import annotations

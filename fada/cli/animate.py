@@ -1,7 +1,6 @@
 """`fada animate`: one video into a file, in this process, without a broker.
 
-Knows: files, the progress bar and putting the result in place whole. The animation itself is the
-worker's code (`server.worker.runner`).
+The animation itself is the worker's code (`server.worker.runner`).
 """
 
 from __future__ import annotations

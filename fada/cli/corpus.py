@@ -1,7 +1,4 @@
-"""``fada corpus build``.
-
-Knows: the flags, and which synthesisers there are. Does not know: how they speak.
-"""
+"""``fada corpus build``."""
 
 from __future__ import annotations
 

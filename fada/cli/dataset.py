@@ -1,10 +1,6 @@
 """``fada dataset build``: a folder of videos as clips that ``fada train video-…`` reads.
 ``fada dataset draw``: GRID's clips, and the same said by a folder of portraits.
 
-Knows: which videos are done already, how squares are cut from pictures, progress. Does not know:
-how a face is tracked (`training.data.tracking`), the folder's layout (`training.video.clips`),
-what a clip's scores mean (`scores`).
-
 Each video becomes a folder of clips of its own under ``parts/``; when all are done, they are
 joined. So the command goes on where it was stopped, and takes in videos that came later.
 """

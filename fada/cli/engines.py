@@ -1,7 +1,4 @@
-"""`fada engines`: builds engines and lists what was built.
-
-Knows: flags, and what is printed. Does not know: how engines are built.
-"""
+"""`fada engines`: builds engines and lists what was built."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`fada health`: does this machine's half of the service live? For container health checks.
-
-Knows: how a process shows that it lives. Does not know what it does.
-"""
+"""`fada health`: does this machine's half of the service live? For container health checks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""``fada track``: recordings of one speaker as a folder that ``fada train --data`` reads.
-
-Knows: the flags, which recordings are done already, progress. Does not know: how a face is
-tracked (`training.data.tracking`), captures (`captures`) or the layout (`takes`).
-"""
+"""``fada track``: recordings of one speaker as a folder that ``fada train --data`` reads."""
 
 from __future__ import annotations
 

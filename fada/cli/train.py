@@ -1,7 +1,4 @@
-"""``fada train teacher`` and ``fada train student``.
-
-Knows: the flags, and how the corpus is put together from them. Does not know: how training works.
-"""
+"""``fada train teacher`` and ``fada train student``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""A conversation's sound in, windows out whenever they are wanted, whole or not.
-
-Knows: which rows of sound are past and which are to come, so that a window can be had early, in
-part, or of silence alone, and so that what is to come can be dropped. `model.audio.windows` cuts
-the same rows from a speech that arrives whole. Does not know clocks, sockets or sample rates
-other than 16 kHz.
-"""
+"""A conversation's sound in, windows out whenever they are wanted, whole or not."""
 
 from __future__ import annotations
 

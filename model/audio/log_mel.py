@@ -1,7 +1,5 @@
 """Speech as log-mel rows, one row a video frame, with explicit streaming state.
 
-Knows: samples at 16 kHz and spectra. Does not know: windows, networks or containers.
-
 A row holds the log-mel energies of the four 10 ms hops inside its 40 ms video frame; each hop sees
 25 ms of sound centred on it, so a row needs 7.5 ms beyond its own frame. Every row is computed
 alone, in one fixed shape, so any chunking of the samples gives bit-identical rows.

@@ -1,8 +1,5 @@
 """Speech as states of Whisper's encoder: what the video networks hear (arXiv 2212.04356).
 
-Knows: samples at 16 kHz, the encoder, and which states belong to which video frame. Does not know:
-text, video networks or containers.
-
 EchoMimic (arXiv 2407.08136) looks at every depth of the encoder at once: the states after the
 positions are added and after each block, before the last norm.
 """

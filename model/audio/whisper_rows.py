@@ -1,8 +1,5 @@
 """Whisper's states as a stream of rows, for the video networks.
 
-Knows: how much sound around a frame its states are computed from. Does not know: windows or
-networks.
-
 Whisper encodes thirty seconds at once, and scales their levels by the loudest moment: no stream can
 wait for either. So each row is computed from a fixed stretch of sound around its frame, placed at
 the encoder's first positions: a pure function of those samples, equal for any chunking. It is not

@@ -1,9 +1,4 @@
-"""Speech in any pieces in, windows of fixed shape out.
-
-Knows: how rows of sound are grouped into windows, and the state in between. Does not know: motion,
-networks, rows (`model.audio.frontend`), sample rates other than 16 kHz, or where the sound
-comes from.
-"""
+"""Speech in any pieces in, windows of fixed shape out."""
 
 from __future__ import annotations
 

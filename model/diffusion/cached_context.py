@@ -1,7 +1,4 @@
-"""Conditions looked at once, not once a sampler step: more than a third of a pass.
-
-Knows: the two halves of a network's forward. Does not know: networks, samplers, guidance.
-"""
+"""Conditions looked at once, not once a sampler step: more than a third of a pass."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Denoisers: whatever a network predicts (ε, v or x0), its caller gets x0_hat.
-
-Knows: the three parametrisations. Does not know: what the latents or conditions mean.
-"""
+"""Denoisers: whatever a network predicts (ε, v or x0), its caller gets x0_hat."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Classifier-free guidance over two conditions: three evaluations, or one with learned tokens.
-
-Knows: how the branches are combined. Does not know: what audio or reference are, only that the
-flags ``has_audio`` and ``has_reference`` (B,) of the conditions switch them on (1) and off (0).
-"""
+"""Classifier-free guidance over two conditions: three evaluations, or one with learned tokens."""
 
 from __future__ import annotations
 

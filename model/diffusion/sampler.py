@@ -1,7 +1,4 @@
-"""Samplers: pure functions from noise to a clean latent.
-
-Knows: schedule and denoiser by their contracts. Does not know: what is sampled.
-"""
+"""Samplers: pure functions from noise to a clean latent."""
 
 from __future__ import annotations
 

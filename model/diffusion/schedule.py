@@ -1,6 +1,5 @@
 """Noise schedules as pairs (α, σ): x_t = α·x0 + σ·ε with α² + σ² = 1 and t in [0, 1].
 
-Knows: how much signal and noise there is at a time. Does not know: networks or latents.
 Pairs, not σ alone, so that the end of the schedule may hold no signal at all (α = 0, zero terminal
 SNR: Lin et al. 2024, arXiv 2305.08891).
 """

@@ -1,7 +1,6 @@
 """How the motion networks hear: a window's log-mel rows as one token a frame.
 
-Knows: rows of `model.audio.log_mel` and what they are encoded with. Does not know: motion. Either
-encoder sees its whole window, for a mouth prepares for a sound and lingers after it.
+Either encoder sees its whole window, for a mouth prepares for a sound and lingers after it.
 """
 
 from __future__ import annotations

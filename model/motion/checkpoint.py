@@ -1,7 +1,4 @@
-"""One trained motion network in one safetensors file: parameters, normalisation, facts.
-
-Knows: the file's layout. Does not know: how a network was trained or what runs it.
-"""
+"""One trained motion network in one safetensors file: parameters, normalisation, facts."""
 
 from __future__ import annotations
 

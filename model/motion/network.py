@@ -1,7 +1,6 @@
 """The motion denoiser: a temporal transformer over a clean prefix and the noised new frames.
 
-Knows: shapes of latents, audio rows and reference features, all normalised. Does not know: what a
-latent means, noise schedules or guidance formulas. Prediction is x0.
+Prediction is x0.
 
 Every condition has its own road, so that each can be left out: the prefix are tokens of the
 sequence; audio and reference are contexts of cross-attention, replaced by learned null tokens when

@@ -1,8 +1,4 @@
-"""Renderers that were prepared before, for the next one who asks for the same portrait.
-
-Knows: when two references are the same picture, and how many renderers are worth their memory.
-Does not know how a portrait is drawn.
-"""
+"""Renderers that were prepared before, for the next one who asks for the same portrait."""
 
 from __future__ import annotations
 

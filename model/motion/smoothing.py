@@ -1,9 +1,8 @@
 """Steadies head and mouth, within a window and from one to the next.
 
-Knows: which latents are head and mouth. Does not know: networks or pictures. A diffusion sample is
-a little off at each frame; a head that is off by a pixel now and then trembles where a real one
-glides, and lips quiver. So they are smoothed by a least-squares spline that goes on from the
-frames before the window:
+A diffusion sample is a little off at each frame; a head that is off by a pixel now and then
+trembles where a real one glides, and lips quiver. So they are smoothed by a least-squares spline
+that goes on from the frames before the window:
 
     y = argmin |y - x|² + λ·Σ w·|Δ³(p, y)|² + μ·|Δ²(p, y)|²
 

@@ -1,7 +1,6 @@
 """The motion latent space: a portrait as a reference, motion latents as frames.
 
 Joins the tracker, what the network is told of a face, and the renderer behind `LatentSpace`.
-Knows neither the diffusion core nor any network.
 """
 
 from __future__ import annotations

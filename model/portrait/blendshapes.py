@@ -1,9 +1,5 @@
 """What a motion latent means: 52 facial actions, 3 of head rotation, 3 of head translation.
 
-Knows: the names and order of the actions (Apple's ARKit names in MediaPipe's order), which of them
-are measured from zero and which from the portrait's own rest, and how tracked coefficients become
-a latent and back. Does not know: networks, pictures or how a face is drawn.
-
 Layout of a latent (58,), in physical units:
     0..51   facial actions, `ACTIONS`
     52..54  head rotation as a rotation vector, radians; axes x right, y up, z towards the viewer

@@ -1,7 +1,7 @@
 """Where the face is and how it stands: detector, 478-point mesh, ARKit-style coefficients, mask.
 
 Runs Google's MediaPipe networks (Apache-2.0 tflite files in `model/weights/`, see NOTICE) with
-LiteRT. Knows those networks' inputs and outputs; does not know how a face is drawn or animated.
+LiteRT.
 """
 
 from __future__ import annotations

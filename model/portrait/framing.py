@@ -1,7 +1,4 @@
-"""Which part of a picture the video shows, and the map from the picture's pixels to the video's.
-
-Knows: faces and persons as boxes, points and masks. Does not know how anything is drawn.
-"""
+"""Which part of a picture the video shows, and the map from the picture's pixels to the video's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes of an uploaded picture → RGB pixels. Knows file formats; does not know faces."""
+"""Bytes of an uploaded picture → RGB pixels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which pixels are the person: a mask of the whole picture and a finer one around the head.
-
-Knows masks and squares of a picture. Does not know how a mask is found or what it is used for.
-"""
+"""Which pixels are the person: a mask of the whole picture and a finer one around the head."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The shape of a portrait's face and how actions and head pose move it.
 
 Units: the *head frame* has its axes as a picture has (x right, y down, z away from the viewer) and
-is measured in distances of the outer eye corners. Knows the 478-point topology and the action
-basis; does not know pixels' colours, triangles or time.
+is measured in distances of the outer eye corners.
 """
 
 from __future__ import annotations

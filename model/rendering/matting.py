@@ -1,7 +1,4 @@
-"""A framed portrait in two layers: the person, who moves, over a background that stands still.
-
-Knows pixels and masks. Does not know meshes or motion.
-"""
+"""A framed portrait in two layers: the person, who moves, over a background that stands still."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The triangle mesh over a framed portrait: the face's own 468 points, then all around it.
-
-Knows: how the picture around the face is covered with points, how far each of them follows the
-head, and that no triangle may be folded at rest. Does not know colours or time.
-"""
+"""The triangle mesh over a framed portrait: the face's own 468 points, then all around it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What shows through the openings of the face: eyeballs between the lids, the mouth's inside.
 
 Both are prepared once a portrait and drawn over the finished skin, each clipped softly to the
-polygon of its opening. Knows pixels and the head's own movement; not how the skin is drawn.
+polygon of its opening.
 """
 
 from __future__ import annotations

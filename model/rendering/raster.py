@@ -1,7 +1,6 @@
 """Compiled drawing kernels: textured triangles, soft polygons, the mouth's and eyes' inside.
 
-Numba compiles these on first use and caches the result. Knows pixels only: arrays of points in
-picture coordinates (x right, y down, pixel centres at +0.5), packed 0xAABBGGRR textures.
+Numba compiles these on first use and caches the result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Motion → pixels: one framed portrait, ready to be drawn with any actions and head pose.
 
-Back to front: the background, which stands still; the person on a mesh of face, hair and
-shoulders, moved; the mouth's inside through the opening of the lips; the eyeballs through the lids.
-Knows the portrait's pixels and geometry; does not know networks, time or video.
+Back to front: the background, which stands still; the person on a mesh of face, hair and shoulders,
+moved; the mouth's inside through the opening of the lips; the eyeballs through the lids.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Attention of the video UNets: over pixels, over the reference's features, over audio tokens.
-
-Knows: tokens, contexts and masks. Does not know: where a context comes from.
-"""
+"""Attention of the video UNets: over pixels, over the reference's features, over audio tokens."""
 
 from __future__ import annotations
 

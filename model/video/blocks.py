@@ -1,8 +1,4 @@
-"""What both video UNets are built of: residual blocks, layers, levels.
-
-Knows: features (N, C, H, W), N = B · T rows of frames, and their times. Does not know: which of the
-two UNets it is part of.
-"""
+"""What both video UNets are built of: residual blocks, layers, levels."""
 
 from __future__ import annotations
 

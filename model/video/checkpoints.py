@@ -1,9 +1,4 @@
-"""Other people's checkpoints: every foreign name of a parameter, setting or file is in this file.
-
-Knows: what EchoMimic's four files, diffusers' VAE (new and old names) and OpenAI's Whisper call
-things, and what they leave open. Does not know: how a network works, nor how a file is read
-(`model.video.weights`).
-"""
+"""Other people's checkpoints: every foreign name of a parameter, setting or file is here."""
 
 from __future__ import annotations
 

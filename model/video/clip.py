@@ -1,7 +1,6 @@
 """A clip longer than the network's window, denoised all at once: how EchoMimic samples.
 
-Knows: which frames go through the network together at a sampler step. Does not know: guidance,
-networks or what a frame is. It is for teachers and for offline work: every frame waits for all.
+It is for teachers and for offline work: every frame waits for all.
 """
 
 from __future__ import annotations

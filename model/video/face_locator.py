@@ -1,7 +1,4 @@
-"""The face locator: where the face may move, as features added to the UNet's first layer.
-
-Knows: a mask. Does not know: how it was drawn.
-"""
+"""The face locator: where the face may move, as features added to the UNet's first layer."""
 
 from __future__ import annotations
 

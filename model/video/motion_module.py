@@ -1,7 +1,4 @@
-"""Motion modules: the only place where a video UNet mixes frames (AnimateDiff, arXiv 2307.04725).
-
-Knows: a pixel's features along time. Does not know: space, conditions or noise.
-"""
+"""Motion modules: where a video UNet mixes frames (AnimateDiff, arXiv 2307.04725)."""
 
 from __future__ import annotations
 

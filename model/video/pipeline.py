@@ -1,8 +1,4 @@
-"""A trained video student, from its files to a pipeline: video-tiny, and the real size.
-
-Knows: which files a student of each size needs, which codec, front end, schedule and prediction it
-was trained with. Does not know: names of students, other latent spaces, training.
-"""
+"""A trained video student, from its files to a pipeline: video-tiny, and the real size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The reference UNet: one pass over a portrait's latent gives what the denoising UNet joins in.
-
-Knows: one still latent. Does not know: time, sound or frames.
-"""
+"""The reference UNet: one pass over a portrait's latent gives what the denoising UNet joins in."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The video latent spaces: a portrait as a reference, latents of a square as frames.
 
 Joins the face tracker, the framing and a codec (an autoencoder, or patches of pixels) behind
-`LatentSpace`; `ReferenceEncoder` makes of a reference what the denoising UNet is told. Knows
-neither the diffusion core nor sound.
+`LatentSpace`; `ReferenceEncoder` makes of a reference what the denoising UNet is told.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """video-tiny: the video networks at a size that a CPU trains and runs, joined into one.
 
-Knows: pixels in patches where the autoencoder stands, log-mel rows where Whisper stands, and how
-sound, portrait and past reach the same UNets that EchoMimic's weights fill. Does not know: noise
-schedules, guidance formulas or training. Its conditions have the names and meanings of the motion
-network's, so what drives that one drives this one. Prediction is x0: patches hold more numbers
-than so narrow a network could pass on as noise, but few of them matter to a picture
-(Li & He 2025, "Back to basics: let denoising generative models denoise", arXiv 2511.13720).
+Its conditions have the names and meanings of the motion network's, so what drives that one drives
+this one. Prediction is x0: patches hold more numbers than so narrow a network could pass on as
+noise, but few of them matter to a picture (Li & He 2025, "Back to basics: let denoising generative
+models denoise", arXiv 2511.13720).
 """
 
 from __future__ import annotations

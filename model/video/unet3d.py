@@ -1,8 +1,4 @@
-"""The denoising UNet: noised video latents and what they are conditioned on → a prediction.
-
-Knows: shapes of latents and conditions. Does not know: noise schedules, guidance formulas, nor
-what it predicts (the checkpoints that load are v-predictors; `model.diffusion.denoiser` says so).
-"""
+"""The denoising UNet: noised video latents and what they are conditioned on → a prediction."""
 
 from __future__ import annotations
 

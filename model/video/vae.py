@@ -1,7 +1,4 @@
-"""Stable Diffusion's autoencoder: pixels ↔ latents (arXiv 2112.10752).
-
-Knows: pixels in -1 … 1 and latents of about unit variance. Does not know: frames or time.
-"""
+"""Stable Diffusion's autoencoder: pixels ↔ latents (arXiv 2112.10752)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Parameters from files into networks, and this project's own files of video networks.
 
-Knows: safetensors and torch files, keys, shapes. Does not know: anybody else's names
-(`model.video.checkpoints`).
-
 A network is built on the meta device, without memory, and takes the file's tensors as its
 parameters. These are views of the mapped file where no other precision is asked for, and else
 copies made one by one: either way loading costs the size of the network and hardly more.

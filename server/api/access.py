@@ -1,8 +1,5 @@
 """Who may use the service, and how much of it: keys, requests a minute, live sessions at once.
 
-Knows: how a key is sent, whom a request counts for, and the counts, which are kept in Redis so that
-every API process sees the same. Does not know what is asked for.
-
 A key travels as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A browser cannot set headers
 on a WebSocket: there it may be offered as a subprotocol, ``fada.key.`` and the key in base64url
 without padding, beside ``fada``, which is the one that is accepted. Unlike a query parameter, it

@@ -1,7 +1,4 @@
-"""`POST /animate`: a portrait and speech in, a talking video out while it is being made.
-
-Knows: the form, the two ways of answering. Does not know how videos are made.
-"""
+"""`POST /animate`: a portrait and speech in, a talking video out while it is being made."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The API process: routes, limits and the translation of every error.
 
-Knows: HTTP and the broker. Never loads torch, the model or a media library, so it starts in a
-second; whatever touches pictures, sound or networks is a worker's.
+Never loads torch, the model or a media library, so it starts in a second; whatever touches
+pictures, sound or networks is a worker's.
 """
 
 from __future__ import annotations

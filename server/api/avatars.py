@@ -1,6 +1,6 @@
 """`/avatars`: portraits prepared once and used many times.
 
-Knows: the form and the documents. The worker prepares; the broker keeps.
+The worker prepares; the broker keeps.
 """
 
 from __future__ import annotations

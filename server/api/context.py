@@ -1,7 +1,4 @@
-"""What every route needs: the broker and the settings, held by the application.
-
-Knows where they are kept; does not know what is done with them.
-"""
+"""What every route needs: the broker and the settings, held by the application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health, figures and what is loaded. Knows liveness from readiness; nothing of jobs."""
+"""Health, figures and what is loaded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`/jobs/{id}`: how an animation stands, its video, its end.
 
-Knows: job documents. A job answered at once is seen here too, but its video goes to the request
-that made it and is not kept.
+A job answered at once is seen here too, but its video goes to the request that made it and is not
+kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A request's body is measured while it is read. Knows ASGI messages; not what they carry.
+"""A request's body is measured while it is read.
 
 A body that says that it is too large, or turns out to be, is answered with 413, and one that
 stalls or trickles with 408. Before a refusal goes out, what is left of the body is read and thrown

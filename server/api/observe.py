@@ -1,7 +1,4 @@
-"""Every request is seen once: its line in the log, its count, its span, its id.
-
-Knows: ASGI messages. Does not know what is asked for; queries, headers and bodies are never logged.
-"""
+"""Every request is seen once: its line in the log, its count, its span, its id."""
 
 from __future__ import annotations
 

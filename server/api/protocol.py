@@ -1,8 +1,4 @@
-"""The options of an animation and the JSON documents of the REST API.
-
-Knows: names, ranges and defaults of API.md's tables; one model serves form fields and command
-line flags. Does not know HTTP, the broker or any network.
-"""
+"""The options of an animation and the JSON documents of the REST API."""
 
 from __future__ import annotations
 

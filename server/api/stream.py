@@ -1,8 +1,5 @@
 """`GET /stream`: a WebSocket on which speech comes in while the talking video goes out.
 
-Knows: the messages of both sides, their order, the bound on waiting sound, and how every end
-becomes a close code. Does not know how videos are made.
-
 A client that sends sound faster than it is spoken is told when `MAX_WAITING_S` of it wait. To
 leave the socket unread instead would hold back an interrupt behind the sound that it is to stop.
 """

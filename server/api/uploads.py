@@ -1,4 +1,4 @@
-"""Multipart forms in, bytes and option strings out. Knows part names and limits; not options.
+"""Multipart forms in, bytes and option strings out.
 
 Pictures are told by their first bytes, so that what is no picture is refused before a worker
 sees it; whether it can be decoded is the worker's to say.

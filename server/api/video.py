@@ -1,8 +1,4 @@
-"""A job's events as an HTTP response, fragment by fragment.
-
-Knows: when the status code can be chosen, and how a stream ends well, badly or unread. Does not
-know what was asked for.
-"""
+"""A job's events as an HTTP response, fragment by fragment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One live session as a client holds it: sound in at the pace of speech, fragments out.
 
-Knows: the messages of `GET /stream` and the time at which each came. Decodes nothing: a fragment's
-boxes are looked at, not its pictures, so that many sessions cost little.
+Decodes nothing: a fragment's boxes are looked at, not its pictures, so that many sessions cost
+little.
 """
 
 from __future__ import annotations

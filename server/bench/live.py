@@ -1,9 +1,4 @@
-"""`fada bench live`: many live sessions at once, and whether they keep real time.
-
-Knows: the order of a run: an avatar is stored, first fragments are timed one by one, then all
-sessions speak at once. Does not know how a session talks (`client`) or what figures mean
-(`figures`).
-"""
+"""`fada bench live`: many live sessions at once, and whether they keep real time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A service of the bench's own, and what its processes cost.
-
-Knows: how `fada serve` is started and says that it is ready, what `GET /metrics` calls a stage, and
-where Linux tells the processor time of a process. Does not know what is measured.
-"""
+"""A service of the bench's own, and what its processes cost."""
 
 from __future__ import annotations
 

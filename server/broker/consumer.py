@@ -1,9 +1,4 @@
-"""The workers' half of the broker: be seen, claim jobs, publish, end them; keep avatars.
-
-Knows: the worker's side of a job's keys, and its lease: a job whose lease is not renewed is
-claimed by the next worker that looks, and who held it before can publish no more. Does not know
-models: references and snapshots are bytes here.
-"""
+"""The workers' half of the broker: be seen, claim jobs, publish, end them; keep avatars."""
 
 from __future__ import annotations
 

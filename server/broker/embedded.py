@@ -1,8 +1,4 @@
-"""A private Valkey for one service: started with it, gone with it.
-
-Knows: how to start the server program on a unix socket in a directory that only its owner can
-enter. Does not know what is stored in it.
-"""
+"""A private Valkey for one service: started with it, gone with it."""
 
 from __future__ import annotations
 

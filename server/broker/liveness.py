@@ -1,9 +1,4 @@
-"""Which workers live, and the end of the leases of those that do not; which readers live.
-
-Knows: workers' and readers' keys, which expire unless renewed. Does not know jobs: what a dead
-worker had in hand is claimed by another, what a dead reader asked for is ended
-(`server.broker.consumer`).
-"""
+"""Which workers live, and the end of the leases of those that do not; which readers live."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What crosses between API and workers: requests, events, commands and signs of life, all typed.
-
-Knows: the shape of each message and its packing into a stream entry (JSON beside raw bytes).
-Does not know streams, keys or who sends.
-"""
+"""What crosses between API and workers: requests, events, commands and signs of life, all typed."""
 
 from __future__ import annotations
 

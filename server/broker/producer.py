@@ -1,7 +1,4 @@
-"""The API's half of the broker: hand a job in, follow it, cancel it, look things up.
-
-Knows: how a job's keys are made, read and given back. Does not know HTTP, models or media.
-"""
+"""The API's half of the broker: hand a job in, follow it, cancel it, look things up."""
 
 from __future__ import annotations
 

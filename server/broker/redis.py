@@ -1,8 +1,8 @@
 """The common ground of both halves of the broker: connections, key names and atomic steps.
 
-Knows: Redis, and which keys make up a job. Does not know HTTP or models. `server.broker.producer`
-is the API's half, `server.broker.consumer` the workers'. Every step that changes a job may be done
-twice with the effect of once, so a step whose answer was lost is simply done again.
+`server.broker.producer` is the API's half, `server.broker.consumer` the workers'. Every step that
+changes a job may be done twice with the effect of once, so a step whose answer was lost is simply
+done again.
 
 Keys, all under ``fada:``; one server, no cluster
     queue:{kind}        stream, one entry a job that is queued or running; group ``workers``

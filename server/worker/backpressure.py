@@ -1,4 +1,4 @@
-"""How far a worker may run ahead of its reader. Knows fragment numbers; not where they go."""
+"""How far a worker may run ahead of its reader."""
 
 from __future__ import annotations
 

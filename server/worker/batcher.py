@@ -1,8 +1,4 @@
-"""Many sessions ask for one window each; the network runs them together.
-
-Knows: how turns become one ``pipeline.step`` call and how its results, or its failure, find their
-sessions again. Does not know jobs, media or the broker.
-"""
+"""Many sessions ask for one window each; the network runs them together."""
 
 from __future__ import annotations
 

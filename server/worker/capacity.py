@@ -1,8 +1,4 @@
-"""How many live sessions a worker can hold, by measurement.
-
-Knows: what one window costs here, and how quickly windows are made at the moment. Does not know
-who asks for a place (`server.broker.producer`).
-"""
+"""How many live sessions a worker can hold, by measurement."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What is kept of a job so that any other worker can go on with it.
 
-Knows: what a snapshot holds and how it is packed; which of a job's commands it has taken in. Does
-not know the broker, which stores both in one step with the event that they belong to.
+The broker stores it in one step with the event that it belongs to.
 """
 
 from __future__ import annotations

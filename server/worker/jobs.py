@@ -1,9 +1,4 @@
-"""What a job of each kind does, from its claim to its ending.
-
-Knows: which inputs a job has, which snapshot it goes on from, and that every event goes out
-together with the next one. Does not know claiming, leases or draining (`server.worker.worker`),
-nor how a video is made (`server.worker.runner`, `server.worker.live`).
-"""
+"""What a job of each kind does, from its claim to its ending."""
 
 from __future__ import annotations
 

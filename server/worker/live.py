@@ -1,9 +1,5 @@
 """One live session from commands to fragments.
 
-Knows: how a session's windows follow one another when sound comes while the video goes out, what
-an interrupt undoes, and how to go on from a snapshot of another worker's. Does not know what a
-window means, who else runs, or the broker.
-
 One window is thought, drawn and sent before the next is begun, in fragments of four frames: so an
 interrupt finds at most 160 ms under way. The state that goes on is the one after the last frame
 that was sent, so the picture never jumps, whatever was thought of and dropped.

@@ -1,9 +1,4 @@
-"""What a live session has been told and not yet shown: sound, and when it must be shown.
-
-Knows: PCM of any chunking at the client's rate, its way to the model's and the output's rate, and
-the choice between speech, rest and waiting at any moment that the caller names. Pure: the time
-is an argument. Does not know networks, pictures, sockets or the broker.
-"""
+"""What a live session has been told and not yet shown: sound, and when it must be shown."""
 
 from __future__ import annotations
 

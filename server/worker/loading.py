@@ -1,8 +1,4 @@
-"""From settings to loaded pipelines.
-
-Knows: which settings choose what is served, and how a loader of one's own is named. Does not know
-what a pipeline is made of.
-"""
+"""From settings to loaded pipelines."""
 
 from __future__ import annotations
 

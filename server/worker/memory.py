@@ -1,7 +1,4 @@
-"""A worker's memory stays what its sessions need at a time, however many come and go.
-
-Knows: Python's collector and the C library's allocator. Does not know jobs.
-"""
+"""A worker's memory stays what its sessions need at a time, however many come and go."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What all jobs of a worker share: loaded networks, threads, inputs.
-
-Knows: which threads do what, and where a job's inputs lie. Does not know what jobs do with them.
-"""
+"""What all jobs of a worker share: loaded networks, threads, inputs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""One animation from inputs to fragments: the same code under the worker and `fada animate`.
-
-Knows: how sound becomes windows, windows latents, latents frames and frames fragments, and that
-drawing one window overlaps with the network's next; and how to go on from a snapshot of another
-run. Does not know where inputs come from, where events go, or who else runs.
-"""
+"""One animation from inputs to fragments: the same code under the worker and `fada animate`."""
 
 from __future__ import annotations
 

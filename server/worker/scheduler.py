@@ -1,8 +1,6 @@
 """Which sessions' windows run together next: a pure data structure, without clock or I/O.
 
-Knows: earliest deadline first, at most one window of a session waiting or in flight, batches of
-limited size. Deadlines are numbers on any clock the caller likes; nothing here reads one. Does
-not know what a window is.
+Deadlines are numbers on any clock the caller likes; nothing here reads one.
 """
 
 from __future__ import annotations

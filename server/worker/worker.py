@@ -1,7 +1,6 @@
 """The worker process: claims jobs, keeps their leases, says how each ended, hands over.
 
-Knows: claiming, taking over from the dead, draining, and what an error means to a client. Does
-not know HTTP, nor what a job does (`server.worker.jobs`).
+What a job does is in `server.worker.jobs`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """ARKit captures as takes: Live Link Face's CSV, or JSON.
 
-Knows: both formats, and how their rows become 25 frames a second. Does not know: sound, or what
-is written where (`takes`).
-
 CSV, as Epic's Live Link Face app writes it: a header with ``Timecode`` (HH:MM:SS:FF, with or
 without a fraction of a frame), ``BlendShapeCount``, ARKit's 52 names in PascalCase, and
 ``HeadYaw``, ``HeadPitch``, ``HeadRoll`` in radians; six columns turn the eyes and are not read, as

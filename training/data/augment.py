@@ -1,7 +1,6 @@
 """Other voices, rooms and microphones from one speaker's spectra.
 
-Knows: log power spectra, hop by hop, and how a voice or a room changes them. Does not know:
-motion or networks. Everything acts on a batch of spectra and ends in the live front end's rows.
+Everything acts on a batch of spectra and ends in the live front end's rows.
 
 Only one male speaker has tracked motion, so a network that hears his spectra alone would not
 follow others. Each training window is therefore spoken "by somebody else": another vocal tract

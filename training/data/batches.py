@@ -1,8 +1,4 @@
-"""Training windows drawn from a corpus.
-
-Knows: where in a clip a window may lie, how time is stretched, and how prefix and conditions are
-disturbed. Does not know: the network or its losses.
-"""
+"""Training windows drawn from a corpus."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """How far a sample of the corpus is to be believed: one score from 0 to 1, stored beside the run.
 
-Knows: how a sample was made and what says that its alignment is off. Does not know: losses; the
-score is q of `distill`'s adaptive weight, and a teacher's loss is multiplied by it.
-
     tracked motion    1: clips in which the tracker lost the face are left out before
     synthetic speech  INFERRED / (1 + (a / 40 ms)²): a is how far the phones' borders lie, in the
                       median, from those that forced alignment finds; 30 ms where it finds none

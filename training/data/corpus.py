@@ -1,9 +1,4 @@
-"""Training data in memory: motion latents and the spectra of the sound they go with.
-
-Knows: the layout of a folder of tracked clips (`motion.npz`, `audio.opus`), GRID's or one that
-`fada track` wrote, which clips are held out, and how a clip's rest is found. Does not know:
-networks or losses.
-"""
+"""Training data in memory: motion latents and the spectra of the sound they go with."""
 
 from __future__ import annotations
 

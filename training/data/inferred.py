@@ -1,9 +1,8 @@
 """Mouths for voices without tracking: from their phones, as GRID's speaker would say them.
 
-Knows: that what lips do for a phone hardly depends on whose lips they are, while the sound does.
-Does not know: the denoiser. The real corpus has one male voice; these clips are mediocre motion
-(a mean over contexts, r = 0.86 with real jaws) on other people's real sound. `Corpus.trust` marks
-them, and the student's adaptive weight decides how much they may say.
+The real corpus has one male voice; these clips are mediocre motion (a mean over contexts, r = 0.86
+with real jaws) on other people's real sound. `Corpus.trust` marks them, and the student's adaptive
+weight decides how much they may say.
 
 Only the mouth is inferred. Eyes and head of such a window are taken from a real clip when it is
 drawn (`batches.WindowSampler`): sound says little of them.

@@ -1,7 +1,5 @@
 """Music under speech: as the front end's bands hear it, to learn from, and as sound, to judge by.
 
-Knows: notes, chords and beats. Does not know: voices, levels or rooms.
-
 What tells music from a voice is that its tones hold still and then jump, many at once: chords of
 harmonic tones that are struck and die away, and a beat of noise. No recording is needed, or owned
 by anybody.

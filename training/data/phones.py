@@ -1,7 +1,6 @@
 """Which phone is spoken when: forced alignment, and what mouths do for a phone.
 
-Knows: pocketsphinx's English model and dictionary, phones as visible classes. Does not know:
-networks. Used to judge mouths on voices without tracking, and to infer a mouth for them.
+Used to judge mouths on voices without tracking, and to infer a mouth for them.
 """
 
 from __future__ import annotations

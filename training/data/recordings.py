@@ -1,8 +1,4 @@
-"""Recordings at 25 frames a second, cut into clips and laid down for `corpus.load_grid`.
-
-Knows: the layout of a folder of tracked clips, where clips may begin and end, subtitles. Does not
-know: where motion and sound come from.
-"""
+"""Recordings at 25 frames a second, cut into clips and laid down for `corpus.load_grid`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What synthetic voices say: short phrases, questions, counts, lips that meet, pauses.
 
-Knows: English sentences written for this project, and a small grammar that makes more of them.
-Does not know: voices or sound. The same seedless bank every time, so that a corpus can be rebuilt.
+The same seedless bank every time, so that a corpus can be rebuilt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """Synthetic speech with exact phone times: what is said by whom, and the folder it is kept in.
 
-Knows: voices by name and licence, the plan, the layout of the folder. Does not know: how a voice
-speaks (`voices.py`), what a mouth does.
-
 ``manifest.csv`` has a row a clip (see `COLUMNS`); beside each ``NAME.flac`` (16 kHz, mono) lies
 ``NAME.json``, a list of [phone, start, end] in seconds that fills the clip. ``alignment_ms`` is the
 median distance of the borders to those that forced alignment of the same text finds, empty where

@@ -1,9 +1,4 @@
-"""A talking head on video as motion: what is seen in each picture, 25 times a second.
-
-Knows: how a face's 478 points become coefficients, head pose and lip points in the layout of the
-tracked GRID folder, and how pictures of any rate become 25 a second. Does not know: video files
-(pictures come in with their times) or what is written where (`takes`).
-"""
+"""A talking head on video as motion: what is seen in each picture, 25 times a second."""
 
 from __future__ import annotations
 

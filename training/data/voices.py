@@ -1,6 +1,6 @@
 """Synthesisers that say when they speak which phone: Kokoro-82M, hibari and flite.
 
-Knows: their packages and graphs. Does not know: what is said or kept. Needs the extra `corpus`.
+Needs the extra `corpus`.
 """
 
 from __future__ import annotations

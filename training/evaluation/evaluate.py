@@ -1,10 +1,8 @@
 """Is the motion good? ``fada evaluate --data GRID --speech SPEECH``.
 
-Knows: which speeches a motion is judged on and which way it is made. Does not know: how a network
-was trained, nor the formulas of the figures (`judging`). Prints one line a figure, for held-out
-GRID clips, for voices that were never heard, and for ten minutes of speech and silence in one
-session; with ``--table`` the whole comparison (`table`). Everything runs as in service
-(`rollout`).
+Prints one line a figure, for held-out GRID clips, for voices that were never heard, and for ten
+minutes of speech and silence in one session; with ``--table`` the whole comparison (`table`).
+Everything runs as in service (`rollout`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a mouth, a head and eyes are judged by: figures of motions against the phones spoken.
-
-Knows: phones, latents and their faults. Does not know: what made a motion.
-"""
+"""What a mouth, a head and eyes are judged by: figures of motions against the phones spoken."""
 
 from __future__ import annotations
 

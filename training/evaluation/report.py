@@ -1,8 +1,7 @@
 """The comparison that FADA's paper is about: real motion, teacher, students, each with its cost.
 
-Knows: the rows' order and the columns. Does not know: how a figure is computed (`judging`) or a
-speech run (`rollout`). Written by ``fada evaluate --table``: Markdown tables, a plot of what the
-guidance scales do, and all figures as JSON. A row that the JSON has already is not judged again.
+Written by ``fada evaluate --table``: Markdown tables, a plot of what the guidance scales do, and
+all figures as JSON. A row that the JSON has already is not judged again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """``fada train video-teacher``, ``video-student``, ``video-student-multibranch``; the last two of
 video-tiny's teacher (a file) or, ``video-student``, of EchoMimic (a folder).
-
-Knows: the flags that only they have, and which folders they take. Does not know: how training
-works.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Where and how thriftily training computes: device, precision, memory, in which team.
-
-Knows: torch's means for it. Does not know: what is computed.
-"""
+"""Where and how thriftily training computes: device, precision, memory, in which team."""
 
 from __future__ import annotations
 

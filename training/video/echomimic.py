@@ -1,8 +1,5 @@
 """The real size: a causal student of EchoMimic, by the same objective as all other students.
 
-Knows: which of EchoMimic's networks stay frozen, what they make of a portrait, and what the teacher
-must not be shown. Does not know: the objective's formulas, where clips come from.
-
 Only the denoising UNet learns. Reference UNet and face locator are the teacher's own, frozen: what
 they make of a batch's portraits is made once and told to both. The teacher was never shown frames
 before a window; the student is, and learns from the data and from its own frames to go on.

@@ -1,8 +1,7 @@
 """``fada evaluate-video``: the paper's table on clips that nobody was trained on.
 
-Knows: the rows, and which figures stand in the columns. Does not know: how a figure is computed
-(`judging`) or a video made (`rollout`). Writes a Markdown table and, beside it, one sheet of
-frames a clip: the true video above, a row below it for each network.
+Writes a Markdown table and, beside it, one sheet of frames a clip: the true video above, a row
+below it for each network.
 """
 
 from __future__ import annotations

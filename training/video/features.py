@@ -1,7 +1,4 @@
-"""MobileNetV2's view of a frame (arXiv 1801.04381): where the Fréchet distance is measured.
-
-Knows: torchvision's names of its parameters, whose file the user brings. Does not know: videos.
-"""
+"""MobileNetV2's view of a frame (arXiv 1801.04381): where the Fréchet distance is measured."""
 
 from __future__ import annotations
 

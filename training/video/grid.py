@@ -1,8 +1,4 @@
-"""GRID's video as a folder of `clips`: decoded once, its tracked points moved into the squares.
-
-Knows: the layout of the tracked GRID clips with ``face96.mp4`` (one fixed square a clip) beside
-``motion.npz``. Does not know: what is learned from them.
-"""
+"""GRID's video as a folder of `clips`: decoded once, its tracked points moved into the squares."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What a video denoiser is trained on: pixels and their changes, the mouth's above all.
 
-Knows: latents on the square's grid, and where in it each mouth is. Does not know: networks or
-samplers. All losses are per sample, (B,).
+All losses are per sample, (B,).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a talking video is judged by: figures of frames against the true ones.
-
-Knows: frames (T, side, side, 3) uint8 and tracked faces. Does not know: what made them.
-"""
+"""What a talking video is judged by: figures of frames against the true ones."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Broad, mediocre video: portraits of many people, drawn with the motion of the few on film.
 
-Knows: which portrait says which clip, and how far portraits are varied. Does not know: how one is
-drawn (`MotionSpace`), or the folder's layout. GRID's own clips come first, each believed whole;
-then each is said once more by a portrait, believed half: lips and timing are a speaker's, the
-pixels a renderer's. Whoever learns from both has to look at the portrait to know the face.
+GRID's own clips come first, each believed whole; then each is said once more by a portrait,
+believed half: lips and timing are a speaker's, the pixels a renderer's. Whoever learns from both
+has to look at the portrait to know the face.
 """
 
 from __future__ import annotations

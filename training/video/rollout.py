@@ -1,7 +1,4 @@
-"""A video network run as it is in service: streaming windows, its own frames as the next prefix.
-
-Knows: the diffusion core and the windower. Does not know: what the video is judged by.
-"""
+"""A video network run as it is in service: streaming windows, its own frames as the next prefix."""
 
 from __future__ import annotations
 

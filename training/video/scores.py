@@ -1,7 +1,5 @@
 """How far a clip is believed: is it sharp, large enough, and does its mouth follow its sound?
 
-Knows: what can be measured of a clip without knowing what is said. Does not know: networks, files.
-
     trust = synchrony · sharpness · pixels,   each from 0 to 1
 
 synchrony  r of the lip gap with what a linear model, fitted to the other clips, expects of the

@@ -1,7 +1,4 @@
-"""video-tiny's students: distilled by the same objective as the motion student's.
-
-Knows: which networks, windows and loss go into `StudentObjective`. Does not know: its formulas.
-"""
+"""video-tiny's students: distilled by the same objective as the motion student's."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""video-tiny's teacher: a diffusion model of video, each condition left out at times.
-
-Knows: how its sound encoder learns to hear first, and the denoising loss. Does not know: students,
-where clips come from.
-"""
+"""video-tiny's teacher: a diffusion model of video, each condition left out at times."""
 
 from __future__ import annotations
 

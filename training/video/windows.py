@@ -1,9 +1,4 @@
-"""Training windows drawn from a folder of video clips.
-
-Knows: where in a clip a window may lie, what stands for its portrait, how prefix and sound are
-disturbed. Does not know: networks or losses; what a network is told of a portrait and of sound is
-the caller's (`Tell`, `AudioSource`).
-"""
+"""Training windows drawn from a folder of video clips."""
 
 from __future__ import annotations
 
