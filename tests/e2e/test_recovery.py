@@ -39,8 +39,8 @@ def live(examples: Path, deaths: Deaths) -> Tape:
     tape = Tape({"portrait": (examples / "astronaut.jpg").read_bytes()})
     said = sound[: 2 * rate].tobytes()
     for start in range(0, len(said), 7_001):
-        tape.tell(messages.AudioChunk(data=said[start : start + 7_001]))
-    tape.tell(messages.End())
+        tape.send_command(messages.AudioChunk(data=said[start : start + 7_001]))
+    tape.send_command(messages.End())
     request = messages.LiveRequest(
         options=OPTIONS, model="motion-fast", seed=3, sample_rate=rate, idle=False
     )

@@ -268,7 +268,7 @@ def _chosen_without_openvino(example_model: ExampleModel, root: Path) -> Program
         raise RuntimeError("not today")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engines.select.VinoEngine", fails)
+        patch.setattr("engines.select.OpenVINOEngine", fails)
         engine = best(example_model.net, example_model.inputs, root)
     assert isinstance(engine, ProgramEngine)
     return engine

@@ -168,7 +168,7 @@ def test_a_precision_that_moves_the_face_elsewhere_is_not_used(
             """One evaluation on random inputs would not show it."""
 
     monkeypatch.setattr("engines.select.precisions", lambda: ("bf16", "fp32"))
-    monkeypatch.setattr("engines.select.VinoEngine", Coarse)
+    monkeypatch.setattr("engines.select.OpenVINOEngine", Coarse)
     weights = shipped("motion-fast")
     with caplog.at_level(logging.INFO):
         forward = fastest(weights)
