@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import io
 import json
 import math
+import mmap
 import os
 import resource
 import select
@@ -31,7 +33,7 @@ from PIL import Image
 
 from media.decode import MODEL_RATE, decode_audio
 from media.errors import MediaError
-from model.portrait.image import PictureError, load_picture
+from model.portrait.image import MAX_PIXELS, PictureError, load_picture
 from server.worker import wire
 
 # Beyond what the template maps. 50 megapixels in 16 bits are the most that a picture needs.
@@ -46,7 +48,9 @@ _PID = struct.Struct("<i")
 _CLOSED = 0  # instead of a process: the worker has gone
 _WAITING = 2  # decoders, for a portrait and its speech
 _LOOK_S = 1.0
-_SOCKET = 3  # the only descriptor beside the three standard ones
+_QUIET_S = 0.5
+_SOCKET, _PIXELS = 3, 4  # the only descriptors beside the three standard ones
+_HIGH = 64
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38  # linux/prctl.h
 
 
@@ -83,14 +87,24 @@ def _decoder(
 ) -> None:
     """Wait for one upload, and decode it."""
     _give_up_privileges()
-    picture, speech = samples
-    load_picture(picture)  # touches what a decoder needs, before anybody waits for it
-    for _ in decode_audio(speech, MODEL_RATE, 60.0).blocks:
-        pass
-    _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    if not select.select([control], [], [], _QUIET_S)[0]:
+        _warm_up(*samples)  # not at once: whoever took the decoder before needs the processor now
+    _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
     os.write(announce, _PID.pack(os.getpid() if descriptors else _CLOSED))
     if descriptors:
-        _serve(_alone_with(descriptors[0]), mapped)
+        _serve(*_alone_with(descriptors), mapped)
+
+
+def _warm_up(picture: bytes, speech: bytes) -> None:
+    """Touch what decoding needs, before anybody waits for it.
+
+    The first picture teaches the allocator to keep such blocks, the second leaves them mapped: to
+    map them anew takes as long as to decode.
+    """
+    for _ in range(2):
+        load_picture(picture)
+    for _ in decode_audio(speech, MODEL_RATE, 60.0).blocks:
+        pass
 
 
 def _reaped() -> int:
@@ -104,7 +118,7 @@ def _reaped() -> int:
 def _samples() -> tuple[bytes, bytes]:
     """A small picture and a short sound."""
     picture, sound = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (256, 256), (90, 140, 90)).save(picture, "JPEG")
+    Image.new("RGB", (1024, 1024), (90, 140, 90)).save(picture, "JPEG")
     soundfile.write(sound, np.zeros(4800, np.int16), 48_000, format="WAV")
     return picture.getvalue(), sound.getvalue()
 
@@ -132,12 +146,18 @@ def _give_up_privileges() -> None:
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def _alone_with(descriptor: int) -> socket.socket:
-    """Close every other descriptor, and let no file, socket or pipe be had from now on."""
-    os.dup2(descriptor, _SOCKET)
-    os.closerange(_SOCKET + 1, 1 << 16)
+def _alone_with(descriptors: list[int]) -> tuple[socket.socket, mmap.mmap | None]:
+    """Close every other descriptor, and let no file, socket or pipe be had from now on.
+
+    The first is the socket; the second, if there is one, the memory for a picture's pixels.
+    """
+    kept = [fcntl.fcntl(one, fcntl.F_DUPFD, _HIGH) for one in descriptors]  # out of the way
+    for place, one in enumerate(kept, _SOCKET):
+        os.dup2(one, place)
+    os.closerange(_SOCKET + len(kept), 1 << 16)
+    pixels = mmap.mmap(_PIXELS, 3 * MAX_PIXELS) if len(kept) > 1 else None
     _limit(resource.RLIMIT_NOFILE, _SOCKET + 1)
-    return socket.socket(fileno=_SOCKET)
+    return socket.socket(fileno=_SOCKET), pixels
 
 
 def _ask_kernel(option: int, value: int) -> None:
@@ -158,20 +178,20 @@ def _limit_step() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
-def _serve(sock: socket.socket, mapped: int) -> None:
+def _serve(sock: socket.socket, shared: mmap.mmap | None, mapped: int) -> None:
     try:
         _, text = wire.receive(sock, _TRACE_BYTES)
         _, blob = wire.receive(sock, _MAX_UPLOAD_BYTES)
         request: dict[str, Any] = json.loads(text)
-        picture = request["kind"] == "picture"
         if mapped:
-            more = _PICTURE_BYTES if picture else _SPEECH_BYTES
+            more = _SPEECH_BYTES if shared is None else _PICTURE_BYTES + len(shared)
             _limit(resource.RLIMIT_AS, mapped + len(blob) + more)
         _limit_step()
-        if picture:
+        if shared is not None:
             pixels = load_picture(bytes(blob))
             height, width, _ = pixels.shape
-            wire.send(sock, wire.PICTURE, struct.pack("<2I", height, width), pixels.data.cast("B"))
+            shared[: pixels.nbytes] = pixels.data.cast("B")
+            wire.send(sock, wire.PICTURE, struct.pack("<2I", height, width))
         else:
             _serve_speech(sock, bytes(blob), request)
     except PictureError as error:

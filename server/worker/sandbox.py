@@ -15,8 +15,10 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
@@ -56,13 +58,16 @@ class Sandbox:
 
     def picture(self, blob: bytes) -> NDArray[np.uint8]:
         """(H, W, 3) RGB, see `load_picture`. Raises `ServiceError` ``unsupported_media``."""
-        with self._decoder({"kind": "picture"}, blob) as sock:
-            answer = _answer(sock, wire.PICTURE, 8 + 3 * MAX_PIXELS, "picture")
-        try:
-            height, width = struct.unpack_from("<2I", answer)
-            return np.frombuffer(answer, np.uint8, offset=8).reshape(height, width, 3)
-        except (struct.error, ValueError) as error:
-            _refuse("picture", str(error))
+        with _shared_memory(3 * MAX_PIXELS) as memory:
+            with self._decoder({"kind": "picture"}, blob, memory) as sock:
+                answer = _answer(sock, wire.PICTURE, 8, "picture")
+            try:
+                height, width = struct.unpack("<2I", answer)
+                # Read, not mapped: a file that was cut short would end whoever had mapped it.
+                pixels = os.pread(memory, min(3 * height * width, 3 * MAX_PIXELS), 0)
+                return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+            except (struct.error, ValueError) as error:
+                _refuse("picture", str(error))
 
     def speech(self, blob: bytes, output_rate: int, max_s: float) -> DecodedSpeech:
         """See `decode_audio`, whose errors this and the blocks raise.
@@ -95,28 +100,43 @@ class Sandbox:
             template = process.spawn(command, kept, inherit=False, pass_fds=[theirs.fileno()])
         return template, ours
 
-    def _decoder(self, request: dict[str, Any], blob: bytes) -> socket.socket:
-        """The worker's end of a decoder that has been given its upload."""
+    def _decoder(self, request: dict[str, Any], blob: bytes, *shared: int) -> socket.socket:
+        """The worker's end of a decoder that has been given its upload, and ``shared`` memory."""
         ours, theirs = socket.socketpair()
         ours.settimeout(_ANSWER_S)
         try:
             with theirs:
-                self._hand_over(theirs)
+                self._hand_over(theirs.fileno(), *shared)
             wire.send_json(ours, wire.REQUEST, request)
             wire.send(ours, wire.BLOB, blob)
         except OSError:
             pass  # it has ended, and so will the answer
         return ours
 
-    def _hand_over(self, theirs: socket.socket) -> None:
+    def _hand_over(self, *descriptors: int) -> None:
         with self._lock:
             try:
-                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+                socket.send_fds(self._control, [b"f"], descriptors)
             except OSError:
                 log.warning("the decoders' template ended with %s", self._template.poll())
                 self._control.close()
                 self._template, self._control = self._started()
-                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+                socket.send_fds(self._control, [b"f"], descriptors)
+
+
+@contextmanager
+def _shared_memory(size: int) -> Iterator[int]:
+    """A descriptor of ``size`` bytes that take no memory until they are written."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("picture")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        os.ftruncate(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 class _Blocks(Iterator[AudioBlock]):

@@ -42,7 +42,7 @@ def obey(blob: bytes) -> NDArray[np.uint8]:
     raise PictureError("nothing refused it")
 
 
-def serve(sock: socket.socket) -> None:
+def serve(sock: socket.socket, memory: int = -1) -> None:
     wire.receive(sock, 1 << 20)
     _, blob = wire.receive(sock, 1 << 20)
     deed = bytes(blob).decode()
@@ -65,23 +65,27 @@ def serve(sock: socket.socket) -> None:
     elif deed == "pickle":
         wire.send(sock, wire.SPEECH, pickle.dumps({"duration_s": None}))
     elif deed == "wrong size":
-        wire.send(sock, wire.PICTURE, struct.pack("<2I", 1 << 31, 1 << 31), bytes(3))
+        wire.send(sock, wire.PICTURE, struct.pack("<2I", 1 << 31, 1 << 31))
+    elif deed == "cut short":
+        os.ftruncate(memory, 0)
+        wire.send(sock, wire.PICTURE, struct.pack("<2I", 100, 100))
     elif deed == "bug":
         wire.send_json(sock, wire.ERROR, {"code": "internal_error", "detail": "secret"})
     else:
-        wire.send(sock, wire.PICTURE, struct.pack("<2I", 1, 1), bytes(3))
+        wire.send(sock, wire.PICTURE, struct.pack("<2I", 1, 1))
 
 
 def main(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
         if not descriptors:
             return
         if os.fork() == 0:
-            serve(socket.socket(fileno=descriptors[0]))
+            serve(socket.socket(fileno=descriptors[0]), *descriptors[1:])
             os._exit(0)
-        os.close(descriptors[0])
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_who_loses_interest_leaves_no_decoder(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "deed", ["abort", "exit", "hang up", "garbage", "endless", "pickle", "wrong size"]
+    "deed", ["abort", "exit", "hang up", "garbage", "endless", "pickle", "wrong size", "cut short"]
 )
 def test_whatever_a_decoder_does_only_its_upload_is_refused(rogue: Sandbox, deed: str) -> None:
     with pytest.raises(ServiceError) as raised:
