@@ -9,6 +9,7 @@ waited longest for its request makes room; only where all are in use the new one
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import resource
 from collections import Counter
@@ -41,7 +42,8 @@ class _Connection(Protocol):
 class Connections:
     """All of a server's, ``most`` in all and ``most_each`` from one address.
 
-    Addresses in ``exempt`` (a proxy's) have no bound of their own. 0: no bound. `watch` must run.
+    Addresses and networks in ``exempt`` (proxies', *: all) have no bound of their own. 0: no bound.
+    `watch` must run.
     """
 
     def __init__(self, most: int, most_each: int, exempt: Collection[str] = ()) -> None:
@@ -58,8 +60,8 @@ class Connections:
         address = connection.client[0] if connection.client else ""
         self._open[connection] = address
         self._each[address] += 1
-        bounded = self._most_each and address not in self._exempt
-        if bounded and self._each[address] > self._most_each:
+        crowded = self._most_each and self._each[address] > self._most_each
+        if crowded and not self._is_exempt(address):
             self._make_room(connection, address)
         elif len(self._open) > self._most:
             self._make_room(connection, None)
@@ -83,6 +85,15 @@ class Connections:
             del self._each[address]
         self._waiting.pop(connection, None)
         self._stalled.pop(connection, None)
+
+    def _is_exempt(self, address: str) -> bool:
+        if "*" in self._exempt or address in self._exempt:
+            return True
+        try:
+            place = ipaddress.ip_address(address)
+            return any(place in ipaddress.ip_network(one) for one in self._exempt if "/" in one)
+        except ValueError:  # a Unix socket has no address
+            return False
 
     async def watch(self) -> None:
         """Close what is beyond its deadline, for ever."""

@@ -327,7 +327,7 @@ async def retry_on_disconnect(step: Callable[[], Awaitable[T]]) -> T:
 async def with_eviction(
     connection: Connection, write: Callable[[], Awaitable[T]], owner: str | None
 ) -> T:
-    """Do ``write`` patiently; while memory is short, what ``owner`` keeps makes room.
+    """Do ``write``, retrying on disconnect; while memory is short, what ``owner`` keeps makes room.
 
     Videos go first, then avatars, the oldest first; ``None`` keeps nothing, and nobody else's go.
     Raises `ServiceError` ``busy`` when none is left and memory still is short.

@@ -116,7 +116,7 @@ def _reaped() -> int:
 
 
 def _samples() -> tuple[bytes, bytes]:
-    """A small picture and a short sound."""
+    """A picture of a usual size and a short sound."""
     picture, sound = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (1024, 1024), (90, 140, 90)).save(picture, "JPEG")
     soundfile.write(sound, np.zeros(4800, np.int16), 48_000, format="WAV")
@@ -133,11 +133,11 @@ def _give_up_privileges() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nothing, standard)
-    _ask_kernel(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(_NOBODY)
         os.setuid(_NOBODY)
+    _ask_kernel(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user would clear it
     _ask_kernel(_PR_SET_NO_NEW_PRIVS, 1)
     _ask_kernel(_PR_SET_DUMPABLE, 0)
     os.nice(_NICE)

@@ -116,6 +116,8 @@ class Sandbox:
     def _hand_over(self, *descriptors: int) -> None:
         with self._lock:
             try:
+                if self._template.poll() is not None:  # its decoders have gone with it
+                    raise ConnectionResetError
                 socket.send_fds(self._control, [b"f"], descriptors)
             except OSError:
                 log.warning("the decoders' template ended with %s", self._template.poll())

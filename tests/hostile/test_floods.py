@@ -67,6 +67,18 @@ class Caller:
         self.transport: Any = Wire()
 
 
+@pytest.mark.parametrize(
+    ("exempt", "bounded"),
+    [("*", False), ("10.0.2.0/24", False), ("10.0.2.2", False), ("10.0.3.0/24", True)],
+)
+def test_proxies_have_no_bound_of_their_own(exempt: str, bounded: bool) -> None:
+    every = Connections(most=0, most_each=1, exempt=[exempt])
+    crowd = [Caller("10.0.2.2") for _ in range(3)]
+    for one in crowd:
+        every.opened(one)
+    assert any(one.transport.aborted for one in crowd) == bounded
+
+
 def test_deadlines_and_bounds_of_connections() -> None:
     async def everything() -> None:
         now_s = asyncio.get_running_loop().time()
