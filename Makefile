@@ -41,7 +41,7 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 $(VENV)/.serve: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
-	$(BIN)/python -m pip install --quiet -e clients/python -e '.[worker]'
+	$(BIN)/python -m pip install --quiet -e clients/python -e '.[serve]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml

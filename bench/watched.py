@@ -23,7 +23,7 @@ import soxr
 from sheet import row
 from tqdm import tqdm
 
-from fada.cli.animate import animate
+from fada.local import animate
 from media.footage import open_footage
 from model.motion.rollout import roll_out
 from model.pipeline import AvatarPipeline

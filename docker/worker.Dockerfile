@@ -5,7 +5,7 @@ WORKDIR /src
 RUN python -m venv /opt/fada
 COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt ./
 # torch by itself, for its build is a matter of the index that it comes from.
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; x = p['optional-dependencies']; print(*p['dependencies'], *x['worker'], *x['otel'], sep='\n')" > needed.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; x = p['optional-dependencies']; print(*p['dependencies'], *x['serve'], *x['otel'], sep='\n')" > needed.txt \
     && grep '^torch==' needed.txt > torch.txt
 
 FROM needed AS build-cpu

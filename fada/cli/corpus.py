@@ -12,7 +12,6 @@ from training.data.voices import Flite, HibariVoice, Kokoro
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``fada corpus``."""
     parser.add_argument("action", choices=("build",), help="say sentences in synthetic voices")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument(

@@ -57,7 +57,6 @@ Encode = Callable[[Pictures], NDArray[np.float16]]  # (T, side, side, 3) → (T,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``fada dataset``."""
     parser.add_argument(
         "action",
         choices=("build", "draw"),

@@ -34,7 +34,6 @@ _LEAST_SHARE = 0.5  # of frames with a face: less is no talking head
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``fada track``."""
     parser.add_argument(
         "sources",
         type=Path,

@@ -49,7 +49,6 @@ TEACHING = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``fada train``."""
     parser.add_argument(
         "role",
         choices=(*TEACHING, *STUDENTS, *video.ROLES),

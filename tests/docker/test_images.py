@@ -67,11 +67,11 @@ def closure(requirements: list[str]) -> set[str]:
 def test_the_apis_image_needs_nothing_heavy() -> None:
     asked = read(API)["build"]
     run = " ".join(value for name, value in asked.steps if name == "RUN")
-    assert "['worker']" not in run
+    assert "['serve']" not in run
     needed = closure(project()[""] + project()["otel"])
     assert "fastapi" in needed and "protobuf" in needed
     assert not needed & HEAVY
-    assert closure(project()["worker"]) >= HEAVY  # the check can fail
+    assert closure(project()["serve"]) >= HEAVY  # the check can fail
 
 
 @pytest.mark.skipif(_HADOLINT is None, reason="no hadolint for this platform")
@@ -117,7 +117,7 @@ def test_the_constraints_pin_what_the_images_need() -> None:
     lines = (ROOT / "docker/constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines if line}
     assert all(str(pin.specifier).startswith("==") for pin in pins.values())
-    for text in project()[""] + project()["worker"] + project()["otel"]:
+    for text in project()[""] + project()["serve"] + project()["otel"]:
         need = Requirement(text)
         if need.name == "torch":  # its index decides which build it is
             continue

@@ -51,7 +51,7 @@ def test_it_brings_its_own_service_and_writes_what_it_saw(tmp_path: Path) -> Non
 def test_wrong_numbers_are_told() -> None:
     done = bench("--sessions", "0")
     assert done.returncode == 1
-    assert re.search("--sessions is 0, allowed are 1 to 64", done.stderr)
+    assert re.search("--sessions = 0, expected 1 to 64", done.stderr)
 
 
 def test_no_service_there_is_told() -> None:

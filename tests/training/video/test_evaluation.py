@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fada.cli.evaluate_video import add_arguments, run
 from model.motion.checkpoint import weights_facts
 from model.portrait.face_tracker import FaceTracker
 from model.video.config import tiny_config
@@ -21,7 +22,6 @@ from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 from training.data.tracking import TrackedFrame
 from training.video.clips import ClipPiece, write_clips
-from training.video.evaluation import add_arguments, run
 from training.video.features import MobileNetV2, load_mobilenet
 from training.video.metrics import (
     border_flicker,

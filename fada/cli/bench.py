@@ -1,4 +1,4 @@
-"""`fada bench`: flags and the order of things."""
+"""`fada bench live`: the load on a service, and whether sessions keep real time."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import asyncio
 from contextlib import nullcontext
 from pathlib import Path
 
+import server
 from server.bench import live, report
 from server.bench.client import Voice
 from server.bench.service import Service, own_service, store_avatar
 from server.process import usable_cores
 from server.supervisor import worker_count
 
-_EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
+_EXAMPLES = Path(server.__file__).parent / "static" / "examples"
 _MOST = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `fada bench`."""
     kinds = parser.add_subparsers(dest="bench", required=True)
     words = "live sessions at once: do they keep real time?"
     command = kinds.add_parser("live", help=words, description=words)
@@ -48,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when the asked number of sessions kept real time, else 1."""
+    """0 when the number of sessions asked for kept real time, else 1."""
     if not 1 <= options.sessions <= _MOST:
-        raise OSError(f"--sessions is {options.sessions}, allowed are 1 to {_MOST}")
+        raise OSError(f"--sessions = {options.sessions}, expected 1 to {_MOST}")
     if options.seconds < 1:
-        raise OSError(f"--seconds is {options.seconds:g}, at least 1 is needed")
+        raise OSError(f"--seconds = {options.seconds:g}, expected at least 1")
     service = (
         own_service(options.sessions, options.workers)
         if options.url is None

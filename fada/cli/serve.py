@@ -1,0 +1,44 @@
+"""`fada serve`: API, workers and, unless FADA_REDIS_URL is set, an embedded Valkey."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+
+from fada.cli.settings import (
+    add_address_flags,
+    add_student_flags,
+    list_settings,
+    read_settings,
+    start_logging,
+    wait_for_redis,
+)
+from server import run as service
+from server.settings import Settings
+
+_WORKERS_NEED = ("av", "numba", "numpy", "soundfile")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    list_settings(parser)
+    add_student_flags(parser)
+    add_address_flags(parser)
+    parser.add_argument("--workers", type=int, help="worker processes [FADA_WORKERS]")
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = read_settings(options)
+    start_logging(settings, "api")
+    _check_packages(settings)
+    wait_for_redis(settings)
+    with service.listening(options.host, options.port) as sock:
+        if options.workers is not None:
+            settings = Settings(workers=options.workers)  # type: ignore[call-arg]
+        return service.serve_all(settings, sock, options.host)
+
+
+def _check_packages(settings: Settings) -> None:
+    """Raises what a worker would raise: once and here, rather than in each child process."""
+    for name in (*_WORKERS_NEED, *(() if settings.pipeline else ("torch",))):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)

@@ -1,0 +1,106 @@
+"""Animation in this process, without a broker, by the worker's code (`server.worker.runner`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from media.decode import DecodedSpeech
+from media.fmp4 import SAMPLE_RATE
+from model.types import FPS
+from server.api.protocol import AnimationOptions
+from server.broker.messages import Done, Fragment, Started
+from server.errors import ServiceError
+from server.settings import Settings
+from server.worker.batcher import Batcher
+from server.worker.checkpoint import Snapshot
+from server.worker.loading import load_pipelines, model_names
+from server.worker.portraits import encode_portrait
+from server.worker.runner import Animation, prepare, run
+from server.worker.sandbox import Sandbox
+
+
+def animate(
+    settings: Settings, portrait: Path, audio: Path, out: Path, options: AnimationOptions
+) -> None:
+    """Make ``out`` and say so on standard output.
+
+    Raises `ServiceError` for input that cannot be used, `SetupError` for a student that cannot,
+    ``OSError`` for files that cannot be read or written; ``out`` then is as it was before.
+    """
+    blob, sound = portrait.read_bytes(), audio.read_bytes()
+    known = model_names(settings)
+    name = known[0] if options.model is None else options.model
+    if name not in known:
+        allowed = ", ".join(known)
+        raise ServiceError("invalid_option", f"model is {name!r}; it must be one of {allowed}")
+    seed = secrets.randbelow(2**63) if options.seed is None else options.seed
+    with (
+        closing(Sandbox()) as sandbox,
+        _put_in_place(out) as file,
+        _opened(sandbox, sound, settings.max_audio_s) as speech,
+    ):
+        picture = sandbox.picture(blob)
+        pipeline = load_pipelines(settings, [name])[name]
+        started_s = time.monotonic()
+        reference = encode_portrait(pipeline, picture)
+        done = asyncio.run(_make(prepare(pipeline, reference, speech, options, seed), file))
+        took_s = time.monotonic() - started_s
+    print(
+        f"{out}: {done.duration_s:.2f} s, {done.frames} frames, seed {seed}; made in "
+        f"{took_s:.2f} s, {done.duration_s / took_s:.1f} times real time"
+    )
+
+
+@contextmanager
+def _opened(sandbox: Sandbox, blob: bytes, max_s: float) -> Iterator[DecodedSpeech]:
+    speech = sandbox.speech(blob, SAMPLE_RATE, max_s)
+    with closing(speech.blocks):
+        yield speech
+
+
+async def _make(animation: Animation, file: BinaryIO) -> Done:
+    total = None if animation.total_s is None else round(animation.total_s * FPS)
+    quiet = not sys.stderr.isatty()
+    with (
+        ThreadPoolExecutor(1) as network,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        tqdm(total=total, unit="frame", disable=quiet) as bar,
+    ):
+        batcher = Batcher(animation.pipeline, network)
+        serving = asyncio.create_task(batcher.run())
+
+        async def emit(event: Started | Fragment, snapshot: Snapshot) -> None:
+            file.write(event.data)
+            if isinstance(event, Fragment):
+                bar.update(event.frames)
+
+        async def room() -> None:
+            """A file is always ready."""
+
+        try:
+            return await run(animation, "file", 0.0, batcher, pool, emit, room)
+        finally:
+            serving.cancel()
+
+
+@contextmanager
+def _put_in_place(out: Path) -> Iterator[BinaryIO]:
+    """A file beside ``out`` that takes its name when the block ends well, and is gone otherwise."""
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""Every command's help, and what each says when its extra is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from fada.cli import COMMANDS
+from tests.server.service import ROOT, environment
+from tests.server.test_imports import HEAVY
+
+# A package of each command's extra that it needs at once.
+NEEDED = {
+    "serve": "torch",
+    "worker": "torch",
+    "animate": "av",
+    "engines": "torch",
+    "track": "soundfile",
+    "dataset": "torch",
+    "corpus": "pocketsphinx",
+    "train": "torch",
+    "evaluate": "scipy",
+    "evaluate-video": "cv2",
+}
+LIGHT = ("serve", "api", "worker", "animate", "health", "bench")
+
+
+def fada(*words: str, missing: str | None = None) -> subprocess.CompletedProcess[str]:
+    code = (
+        f"import sys; missing = {missing!r}\n"
+        "if missing: sys.modules[missing] = None\n"
+        "import atexit; from fada.cli import main\n"
+        "atexit.register(lambda: print('LOADED', *{n.partition('.')[0] for n in sys.modules}))\n"
+        f"main({list(words)!r})"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment({"FADA_REDIS_URL": "redis://127.0.0.1:1"}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", ["", *LIGHT])
+def test_help_is_light(command: str) -> None:
+    done = fada(*command.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    text, _, loaded = done.stdout.rpartition("LOADED")
+    assert text.startswith(f"usage: fada {command}".rstrip())
+    assert not HEAVY & set(loaded.split())
+
+
+def test_help_names_every_command() -> None:
+    assert set(COMMANDS) <= set(fada("--help").stdout.split())
+
+
+@pytest.mark.parametrize("command", NEEDED)
+def test_a_missing_extra_is_named_in_one_line(command: str) -> None:
+    words = {"animate": ["p.png", "a.wav", "-o", "out.mp4"], "engines": ["list"]}
+    done = fada(command, *words.get(command, ()), missing=NEEDED[command])
+    extra = COMMANDS[command].extra
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"fada {command} needs the extra \"{extra}\": pip install 'fada[{extra}]' "
+        f"({NEEDED[command]} is not installed)\n"
+    )
+
+
+def test_extras_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
+    assert {command.extra for command in COMMANDS.values()} <= extras
+    assert extras == {"serve", "train", "tensorrt", "fp8", "otel", "corpus", "dev"}
