@@ -55,8 +55,8 @@ PARTS["all but the mouth"] = np.concatenate([PARTS[name] for name in ("eyes", "b
 def said(weights: MotionWeights, spoken: list[Utterance], take: int) -> list[Floats]:
     """The motion (T, 58) of each, as in service."""
     pipeline = motion_pipeline("lively", weights, MotionOnly())
-    first, info = take * len(spoken), pipeline.info
-    return run_speeches(pipeline, spoken, first, info.guidance, info.steps)
+    first, known = take * len(spoken), pipeline.metadata
+    return run_speeches(pipeline, spoken, first, known.guidance, known.steps)
 
 
 def again(motion: Floats, at: Integers, old: Smoothing, new: Smoothing | None) -> Floats:

@@ -18,10 +18,9 @@ from stages import BATCHES, EXAMPLES, heard
 
 from engines.models import load_pipeline
 from model import models
-from model.pipeline import WindowTask
+from model.pipeline import StudentPipeline
 from model.portrait.image import load_picture
-from model.student_pipeline import StudentPipeline
-from model.types import Floats, Reference, Window
+from model.types import Floats, Reference, Window, WindowTask
 from server.bench.report import processor
 
 PORTRAIT = Path("presenter.jpg")
@@ -32,7 +31,7 @@ def thought(
 ) -> tuple[Floats, float]:
     """(batch, T, D) motion, and milliseconds of a step of ``batch`` windows."""
     states = [pipeline.start(seed) for seed in range(batch)]
-    guidance, steps = pipeline.info.guidance, pipeline.info.steps
+    guidance, steps = pipeline.metadata.guidance, pipeline.metadata.steps
     made, spent = [], []
     for window in windows:
         tasks = [WindowTask(window, state, reference, guidance, steps) for state in states]

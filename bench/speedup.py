@@ -22,10 +22,9 @@ from model.audio.windows import windows_of
 from model.models import WEIGHTS, motion_pipeline
 from model.motion.checkpoint import load_weights
 from model.motion.rollout import MotionOnly, reference_of
-from model.pipeline import WindowTask
+from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import REFERENCE_DIM
-from model.student_pipeline import StudentPipeline
-from model.types import Window
+from model.types import Window, WindowTask
 from server.bench.report import processor
 
 ENGINES = {"plain torch": None, "as served": fastest}
@@ -47,7 +46,7 @@ def spent_ms(
     """Of each step of ``batch`` sessions."""
     states = [pipeline.start(seed) for seed in range(batch)]
     reference = reference_of(np.zeros(REFERENCE_DIM, np.float32))
-    guidance, spent = pipeline.info.guidance, []
+    guidance, spent = pipeline.metadata.guidance, []
     for window in windows:
         tasks = [WindowTask(window, s, reference, guidance, steps) for s in states]
         start = time.perf_counter()
@@ -80,7 +79,7 @@ def main() -> None:
             name: motion_pipeline(name, load_weights(path), MotionOnly(), engine)
             for name, path in files.items()
         }
-        runs = [(pipeline, pipeline.info.steps) for pipeline in loaded.values()]
+        runs = [(pipeline, pipeline.metadata.steps) for pipeline in loaded.values()]
         runs += [(loaded["fast"], steps) for steps in MORE]
         for batch in BATCHES:
             spent: list[list[float]] = [[] for _ in runs]

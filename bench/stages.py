@@ -27,12 +27,11 @@ from media.colour import to_yuv420
 from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 from media.fmp4 import KEY_INTERVAL
 from model.audio.windows import HOP, LOG_MEL
-from model.pipeline import WindowTask
+from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import from_motion
 from model.portrait.image import load_picture
 from model.rendering.renderer import LIVELINESS, PortraitRenderer
-from model.student_pipeline import StudentPipeline
-from model.types import FPS, Floats, Reference, Window
+from model.types import FPS, Floats, Reference, Window, WindowTask
 from server.bench.report import processor
 from server.worker.live_sound import FRAGMENT_FRAMES, LiveSound
 
@@ -72,12 +71,11 @@ def thought(
     pipeline: StudentPipeline, reference: Reference, windows: list[Window], batch: int
 ) -> tuple[Floats, float]:
     """The motion of ``windows``, and milliseconds for each when ``batch`` run together."""
-    states = [pipeline.start(seed) for seed in range(batch)]
+    states, known = [pipeline.start(seed) for seed in range(batch)], pipeline.metadata
     made, spent = [], []
     for window in windows:
         tasks = [
-            WindowTask(window, state, reference, pipeline.info.guidance, pipeline.info.steps)
-            for state in states
+            WindowTask(window, state, reference, known.guidance, known.steps) for state in states
         ]
         start = time.perf_counter()
         results = pipeline.step(tasks)

@@ -109,7 +109,7 @@ def judged(path: Path, variant: Variant, tests: HeldOut, takes: int) -> list[str
     """A row's cells: the jaw's correlation, then `COLUMNS` of held-out clips and of voices."""
     engine = (lambda weights: FromV(weights.net)) if variant.predicts_v else None
     pipeline = motion_pipeline("judged", load_weights(path), MotionOnly(), engine)
-    guidance = pipeline.info.guidance
+    guidance = pipeline.metadata.guidance
     truth = np.concatenate([m[:, JAW] for m in tests.real])
     rows: list[list[float]] = []
     for take in range(takes):

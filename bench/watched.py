@@ -90,8 +90,8 @@ def mouth_meant(pipeline: AvatarPipeline, portrait: Path, sound: Path, lip_gap: 
     """(T, 2) gap and `jawOpen` of the motion that ``pipeline`` makes of a portrait and a sound."""
     features = pipeline.space.encode_reference(load_picture(portrait.read_bytes())).features
     samples = soundfile.read(sound, dtype="float32")[0]
-    info = pipeline.info
-    motion = roll_out(pipeline, [samples], [features], [SEED], info.guidance, info.steps)
+    known = pipeline.metadata
+    motion = roll_out(pipeline, [samples], [features], [SEED], known.guidance, known.steps)
     mouth = np.stack([gaps_of(motion, lip_gap)[0], motion[0][:, JAW]], axis=1)
     return mouth.clip(0)  # lips do not pass through each other
 

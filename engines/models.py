@@ -16,7 +16,7 @@ from model import models
 from model.audio.frontend import AudioWindowSpec
 from model.diffusion.denoiser import Forward
 from model.motion.checkpoint import MotionWeights
-from model.student_pipeline import StudentPipeline
+from model.pipeline import StudentPipeline
 
 MOST_THREADS = 4  # of a video network that a CPU runs; more were not tried
 

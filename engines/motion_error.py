@@ -38,9 +38,9 @@ def _motion(weights: MotionWeights, forward: Forward | None) -> Floats:
     pipeline = motion_pipeline("judged", weights, MotionOnly(), engine)
     sounds = [voice(_SECONDS)] * len(_SEEDS)
     rest = [np.zeros(REFERENCE_DIM, np.float32)] * len(_SEEDS)
-    info = pipeline.info
+    known = pipeline.metadata
     motion = roll_out(
-        pipeline, sounds, rest, list(_SEEDS), info.guidance, info.steps, progress=False
+        pipeline, sounds, rest, list(_SEEDS), known.guidance, known.steps, progress=False
     )
     return np.stack(motion)
 

@@ -14,14 +14,13 @@ from model.audio.frontend import AudioWindowSpec
 from model.audio.windows import LOG_MEL, PREFIX
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
+from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule
-from model.facts import StudentFacts, refuse_teacher
 from model.motion.checkpoint import MotionWeights, load_weights
 from model.motion.smoothing import steadied
-from model.pipeline import LatentSpace
+from model.pipeline import LatentSpace, Student, StudentPipeline, refuse_teacher
 from model.portrait.blendshapes import EYES, MOTION_DIM, MOUTH
-from model.student_pipeline import Student, StudentPipeline
-from model.types import Reference
+from model.types import ModelMetadata, Reference
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "motion-fast"
@@ -164,7 +163,7 @@ def motion_student(path: Path) -> MotionWeights:
     Raises ``ValueError`` for a teacher, or a file that holds no motion network.
     """
     weights = load_weights(path)
-    refuse_teacher(weights.facts, str(path), "fada train student --teacher")
+    refuse_teacher(weights.facts, str(path), command="fada train student --teacher")
     return weights
 
 
@@ -179,24 +178,24 @@ def motion_pipeline(
 
     ``licence`` None: what its file says, if it does.
     """
-    facts = StudentFacts.of(weights.facts, weights.net.config.guided, licence)
+    metadata = ModelMetadata.parse(weights.facts, guided=weights.net.config.guided, licence=licence)
     forward = X0Denoiser(CachedContext(weights.net) if engine is None else engine(weights))
     student = Student(
-        denoiser=facts.guided(forward),
+        denoiser=guided(forward, metadata.limits),
         schedule=CosineSchedule(),
         window_spec=LOG_MEL,
         prefix=PREFIX,
         mean=weights.mean,
         std=weights.std,
-        told=_told,
-        finish=steadied,
-        temperature=temperature_of(*facts.temperature),
+        conditions=_conditions,
+        postprocess=steadied,
+        temperature=temperature_of(*metadata.temperature),
     )
-    return StudentPipeline(facts.info(name, space.name), space, student)
+    return StudentPipeline(name, metadata, space=space, student=student)
 
 
 def temperature_of(eyes: float, head: float) -> Tensor:
-    """(58,) by what the noise of a motion frame is multiplied, see `StudentFacts`.
+    """(58,) by what the noise of a motion frame is multiplied, see `ModelMetadata`.
 
     Sound decides what a mouth does: there it stays as it is.
     """
@@ -206,6 +205,6 @@ def temperature_of(eyes: float, head: float) -> Tensor:
     return every
 
 
-def _told(references: Sequence[Reference]) -> Conditions:
+def _conditions(references: Sequence[Reference]) -> Conditions:
     """A face is (64,) numbers to the motion network."""
     return {"reference": torch.from_numpy(np.stack([r.features for r in references]))}

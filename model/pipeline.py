@@ -1,56 +1,50 @@
-"""What an avatar pipeline is: windows of speech in, frames and the next states out."""
+"""Windows of speech in, latents and the next states out: the contracts, and the few-step student.
+
+Everything that serves or evaluates a model uses `AvatarPipeline`, `LatentSpace` and
+`FrameDecoder`; motion and video models both are a `StudentPipeline`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from model.audio.frontend import AudioWindowSpec
-from model.types import Floats, Guidance, Reference, SessionState, Window
+from model.diffusion.denoiser import Conditions, Denoiser
+from model.diffusion.sampler import sample, uniform_timesteps
+from model.diffusion.schedule import NoiseSchedule
+from model.types import Floats, ModelMetadata, Picture, Reference, SessionState, WindowTask
 
-Frame = NDArray[np.uint8]  # (H, W, 3) RGB
-
-
-@dataclass(frozen=True)
-class StudentInfo:
-    """What `GET /models` says of a loaded student."""
-
-    name: str
-    latent_space: str
-    steps: int
-    nfe_per_window: int
-    fps: int
-    size: int
-    licence: str
-    guidance: Guidance
+STEPS_RANGE = (1, 50)
 
 
 class FrameDecoder(Protocol):
-    """Draws one reference at one size; holds everything that is prepared once for that."""
+    """Draws one reference at one size; holds what is prepared once for that."""
 
     width: int
     height: int
 
-    def decode(self, latents: Floats) -> Iterator[Frame]:
-        """``latents`` (T, D) -> T frames. A yielded frame is valid until the next is asked for."""
+    def decode(self, latents: Floats) -> Iterator[Picture]:
+        """``latents`` (T, D) -> T frames, each valid until the next is asked for."""
         ...
 
 
 class LatentSpace(Protocol):
-    """What a frame's latent means: how a portrait becomes a reference and latents frames.
+    """The meaning of a frame's latent: portraits to references, latents to frames.
 
-    Latents are flat, (``dim``,) a frame, wherever they are handed on or kept; only a network and
-    the space itself know them by another shape.
+    Latents are flat, (``dim``,) per frame, wherever they are passed on or kept; only a network and
+    its space know another shape.
     """
 
     name: str
     dim: int
 
-    def encode_reference(self, picture: Frame) -> Reference:
+    def encode_reference(self, picture: Picture) -> Reference:
         """Raises `model.portrait.NoFaceError` when there is no face in ``picture``."""
         ...
 
@@ -63,21 +57,11 @@ class LatentSpace(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class WindowTask:
-    """One session's turn in a batch."""
-
-    window: Window
-    state: SessionState
-    reference: Reference
-    guidance: Guidance
-    steps: int
-
-
 class AvatarPipeline(Protocol):
-    """One loaded student with its latent space."""
+    """One loaded model with its latent space."""
 
-    info: StudentInfo
+    name: str
+    metadata: ModelMetadata
     space: LatentSpace
     window_spec: AudioWindowSpec
 
@@ -92,3 +76,145 @@ class AvatarPipeline(Protocol):
         index), never by the place in the batch. Draw with `FrameDecoder.decode`.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Student:
+    """One few-step denoiser and the meaning of its inputs and outputs.
+
+    Args:
+        prefix: clean latents before a window that condition it.
+        mean, std: the latents' normalisation, in the network's shape of a latent and on its
+            device. Latents are passed on and kept in physical units.
+        conditions: a batch's references -> the conditions that they give.
+        postprocess: (B, P, D) latents before, (B, hop, D) sampled -> (B, hop, D), physical units.
+        temperature: scales the initial noise, one number or one per component of a latent. Few
+            steps spread less from seed to seed than many; above 1 makes up for that.
+    """
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    window_spec: AudioWindowSpec
+    prefix: int
+    mean: Tensor
+    std: Tensor
+    conditions: Callable[[Sequence[Reference]], Conditions]
+    postprocess: Callable[[Floats, Floats], Floats] | None = None
+    temperature: float | Tensor = 1.0
+
+
+class StudentPipeline:
+    """An `AvatarPipeline` around one few-step student."""
+
+    def __init__(
+        self, name: str, metadata: ModelMetadata, *, space: LatentSpace, student: Student
+    ) -> None:
+        for what, scale in (("mean", student.mean), ("std", student.std)):
+            if scale.numel() != space.dim:
+                raise ValueError(
+                    f"{what} has shape {tuple(scale.shape)}, expected {space.dim} numbers"
+                )
+        self.name, self.metadata = name, metadata
+        self.space, self.window_spec = space, student.window_spec
+        self._student = student
+
+    def start(self, seed: int) -> SessionState:
+        """The state before a session's first window: the face has been at rest until now."""
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed = {seed}, expected 0 to 2^63 - 1")
+        return SessionState(seed, self.space.rest_prefix(self._student.prefix))
+
+    def step(self, tasks: Sequence[WindowTask]) -> list[tuple[Floats, SessionState]]:
+        """See `AvatarPipeline.step`: one sampler call for each distinct number of steps.
+
+        Raises ``ValueError``, before anything is computed, when a task has a wrong shape or its
+        window is not the session's next one.
+        """
+        for task in tasks:
+            self._check(task)
+        results: dict[int, tuple[Floats, SessionState]] = {}
+        for steps in {task.steps for task in tasks}:
+            chosen = [i for i, task in enumerate(tasks) if task.steps == steps]
+            batch = self._sample([tasks[i] for i in chosen], steps)
+            for i, latents in zip(chosen, batch, strict=True):
+                frames = tasks[i].window.frames
+                results[i] = latents[:frames], tasks[i].state.after(latents, frames)
+        return [results[i] for i in range(len(tasks))]
+
+    def _sample(self, tasks: list[WindowTask], steps: int) -> Floats:
+        """(B, hop, D) latents in physical units."""
+        student, shape = self._student, (self.window_spec.hop, self.space.dim)
+        noise = [window_noise(k.state.seed, k.state.window_index, shape=shape) for k in tasks]
+        with torch.inference_mode():
+            latents = sample(
+                student.denoiser,
+                student.temperature * self._shaped(noise),
+                uniform_timesteps(steps),
+                self._conditions(tasks),
+                student.schedule,
+            )
+            physical = (latents * student.std + student.mean).flatten(2)
+            sampled = np.asarray(physical.cpu().numpy(), np.float32)
+        if student.postprocess is None:
+            return sampled
+        return student.postprocess(np.stack([task.state.prefix for task in tasks]), sampled)
+
+    def _conditions(self, tasks: list[WindowTask]) -> Conditions:
+        student = self._student
+        prefix = self._shaped([k.state.prefix for k in tasks])
+        guidance = [[k.guidance.audio, k.guidance.reference] for k in tasks]
+        return {
+            "prefix": (prefix - student.mean) / student.std,
+            "audio": torch.from_numpy(np.stack([k.window.features for k in tasks])).to(prefix),
+            "guidance": torch.tensor(guidance).to(prefix),
+            **student.conditions([k.reference for k in tasks]),
+        }
+
+    def _shaped(self, latents: Sequence[Floats]) -> Tensor:
+        """(T, D) each → (B, T, ...), in the network's shape and on its device."""
+        mean, flat = self._student.mean, np.stack(latents)
+        return torch.from_numpy(flat).to(mean).reshape(*flat.shape[:2], *mean.shape)
+
+    def _check(self, task: WindowTask) -> None:
+        low, high = STEPS_RANGE
+        if not low <= task.steps <= high:
+            raise ValueError(f"steps = {task.steps}, expected {low} to {high}")
+        window_spec = self.window_spec
+        rows = (window_spec.frames, *window_spec.frontend.row_shape)
+        if task.window.features.shape != rows:
+            raise ValueError(
+                f"a window's features have shape {task.window.features.shape}, expected {rows}"
+            )
+        if not 1 <= task.window.frames <= window_spec.hop:
+            raise ValueError(
+                f"a window has {task.window.frames} frames, expected 1 to {window_spec.hop}"
+            )
+        prefix = (self._student.prefix, self.space.dim)
+        if task.state.prefix.shape != prefix:
+            raise ValueError(
+                f"a state's prefix has shape {task.state.prefix.shape}, expected {prefix}"
+            )
+        if task.window.index != task.state.window_index:
+            raise ValueError(
+                f"window {task.window.index} came where window {task.state.window_index} is next"
+            )
+        task.reference.expect(self.space.name)
+
+
+def window_noise(seed: int, window_index: int, *, shape: tuple[int, int]) -> Floats:
+    """``shape`` (frames, dim) standard normal noise that depends only on session and window.
+
+    A counter-based generator (Philox: Salmon et al. 2011) keyed by the two numbers: no stream to
+    carry along, so a replayed window gets the same noise in any batch and any process.
+    """
+    bits = np.random.Philox(key=np.array([seed, window_index], np.uint64))
+    return np.random.Generator(bits).standard_normal(shape, np.float32)
+
+
+def refuse_teacher(metadata: Mapping[str, Any], file: str, *, command: str) -> None:
+    """Raises ``ValueError`` for a teacher's ``metadata``; ``command`` distils a student from it."""
+    if metadata.get("role") == "teacher":
+        raise ValueError(
+            f"{file} holds a teacher, which needs 25 steps of 3 evaluations: "
+            f"`{command}` distils a student from it"
+        )

@@ -1,9 +1,11 @@
-"""What a window is conditioned on, and what a session carries from one window to the next."""
+"""The values that pass between model, engines and server: small, frozen, and free of torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,33 +14,38 @@ from safetensors.numpy import load, save
 FPS = 25
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+DEFAULT_SIZE = 512  # pixels, the video's long side
+MAX_TEMPERATURE = 2.0  # noise twice as loud is unlike anything the network was trained on
+DEFAULT_LICENCE = "as its training data allow"
 
 Floats = NDArray[np.float32]
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+ScaleLimits = tuple[tuple[float, float], tuple[float, float]]  # (low, high) of audio, of reference
 
 
-def pack(arrays: dict[str, NDArray[np.generic]], facts: dict[str, object]) -> bytes:
-    """One self-describing blob: ``arrays`` as safetensors, ``facts`` as JSON beside them."""
-    text = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), dtype=np.uint8)
-    return save({**{k: np.ascontiguousarray(v) for k, v in arrays.items()}, "__facts__": text})
+def pack(arrays: dict[str, NDArray[np.generic]], values: dict[str, object]) -> bytes:
+    """One self-describing blob: ``arrays`` as safetensors, ``values`` as JSON beside them."""
+    text = np.frombuffer(json.dumps(values, sort_keys=True).encode(), dtype=np.uint8)
+    return save({**{k: np.ascontiguousarray(v) for k, v in arrays.items()}, "__values__": text})
 
 
 def unpack(blob: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
     """The inverse of `pack`. Raises ``ValueError`` for bytes that `pack` did not make."""
     try:
         arrays = load(blob)
-        facts = json.loads(arrays.pop("__facts__").tobytes())
+        values = json.loads(arrays.pop("__values__").tobytes())
     except Exception as error:
         raise ValueError(f"not a packed blob ({len(blob)} bytes): {error}") from error
-    return arrays, facts
+    return arrays, values
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is kept of a portrait: prepared once an avatar, then reused by every session.
+    """A portrait, prepared once per avatar and reused by every session.
 
-    ``features`` (D_ref,) is what the network is conditioned on; ``arrays`` is what the latent
-    space's decoder needs to draw (picture, landmarks, ...). ``face_box`` is x0, y0, x1, y1 in
-    pixels of the ``width`` x ``height`` picture.
+    ``features`` (D_ref,) condition the network; ``arrays`` are what the latent space's decoder
+    draws from (picture, landmarks, ...). ``face_box`` is x0, y0, x1, y1 in pixels of the
+    ``width`` x ``height`` picture.
     """
 
     latent_space: str
@@ -58,22 +65,22 @@ class Reference:
             )
 
     def to_bytes(self) -> bytes:
-        facts: dict[str, object] = {
+        values: dict[str, object] = {
             "latent_space": self.latent_space,
             "width": self.width,
             "height": self.height,
             "face_box": list(self.face_box),
             "face_confidence": self.face_confidence,
         }
-        return pack({**self.arrays, "__features__": self.features}, facts)
+        return pack({**self.arrays, "__features__": self.features}, values)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Reference:
         """Raises ``ValueError`` when ``blob`` is not a packed reference."""
-        arrays, facts = unpack(blob)
+        arrays, values = unpack(blob)
         features = arrays.pop("__features__").astype(np.float32)
-        facts["face_box"] = tuple(facts["face_box"])  # type: ignore[arg-type]
-        return cls(features=features, arrays=arrays, **facts)  # type: ignore[arg-type]
+        values["face_box"] = tuple(values["face_box"])  # type: ignore[arg-type]
+        return cls(features=features, arrays=arrays, **values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,11 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Window:
-    """One input of the model: the sound of some new frames with its past and look-ahead.
+    """One input of the model: the speech of some new frames, with past and look-ahead.
 
-    ``features`` float32 has one row a video frame (`model.audio.frontend.AudioWindowSpec`);
-    ``frames`` says how many of the new ones are real: the last window of a speech is padded with
-    silence.
+    ``features`` (float32) has one row per video frame (`model.audio.frontend.AudioWindowSpec`).
+    ``frames`` is the number of new frames that are real: the last window of a speech is padded
+    with silence.
     """
 
     index: int
@@ -102,9 +109,9 @@ class Window:
 class SessionState:
     """All that one session needs to go on anywhere: in and out of every step, never mutated.
 
-    ``prefix`` is (P, D) clean latents of the last frames made, as many as the network is told, each
-    flat, whatever shape the network gives it. The noise of a window is seeded by (``seed``,
-    ``window_index``), so a replayed window gives the same latents.
+    ``prefix`` (P, D) holds the last P clean latents, flat, whatever shape the network gives them.
+    The noise of a window is seeded by (``seed``, ``window_index``), so a replayed window gives the
+    same latents.
     """
 
     seed: int
@@ -113,21 +120,21 @@ class SessionState:
     frames_done: int = 0
 
     def to_bytes(self) -> bytes:
-        facts: dict[str, object] = {
+        values: dict[str, object] = {
             "seed": self.seed,
             "window_index": self.window_index,
             "frames_done": self.frames_done,
         }
-        return pack({"prefix": self.prefix}, facts)
+        return pack({"prefix": self.prefix}, values)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> SessionState:
         """Raises ``ValueError`` when ``blob`` is not a packed state."""
-        arrays, facts = unpack(blob)
-        return cls(prefix=arrays["prefix"].astype(np.float32), **facts)  # type: ignore[arg-type]
+        arrays, values = unpack(blob)
+        return cls(prefix=arrays["prefix"].astype(np.float32), **values)  # type: ignore[arg-type]
 
     def after(self, latents: Floats, frames: int) -> SessionState:
-        """The state once ``frames`` of the window's ``latents`` (hop, D) were made."""
+        """The state after ``frames`` of the window's ``latents`` (hop, D)."""
         joined = np.concatenate([self.prefix, latents[:frames]])
         return replace(
             self,
@@ -135,3 +142,73 @@ class SessionState:
             window_index=self.window_index + 1,
             frames_done=self.frames_done + frames,
         )
+
+
+@dataclass(frozen=True)
+class WindowTask:
+    """One session's window in a batch."""
+
+    window: Window
+    state: SessionState
+    reference: Reference
+    guidance: Guidance
+    steps: int
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a model's file states beside its parameters.
+
+    ``steps`` and ``guidance`` are defaults. ``limits`` are the scales that a student with CFG
+    tokens was distilled in; ``None``: three branches are mixed by the scales, so a step costs
+    three evaluations. ``temperature`` scales a motion student's initial noise: of the eyes, and
+    of brows and head.
+    """
+
+    steps: int
+    guidance: Guidance
+    limits: ScaleLimits | None = None
+    licence: str = DEFAULT_LICENCE
+    temperature: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def nfe_per_window(self) -> int:
+        """Network evaluations per window, at the default number of steps."""
+        return self.steps * (3 if self.limits is None else 1)
+
+    @classmethod
+    def parse(
+        cls, values: Mapping[str, Any], *, guided: bool, licence: str | None = None
+    ) -> ModelMetadata:
+        """``guided``: the network takes CFG tokens. ``licence`` overrides the file's.
+
+        Raises ``ValueError`` naming a value that is missing or out of range.
+        """
+        needed = ("steps", "guidance", "limits") if guided else ("steps", "guidance")
+        missing = [name for name in needed if name not in values]
+        if missing:
+            raise ValueError(
+                f"the model's metadata lack {', '.join(missing)}; they have {sorted(values)}"
+            )
+        limits: ScaleLimits | None = None
+        if guided:
+            audio, reference = values["limits"]
+            limits = (audio[0], audio[1]), (reference[0], reference[1])
+        return cls(
+            steps=int(values["steps"]),
+            guidance=Guidance(*values["guidance"]),
+            limits=limits,
+            licence=licence or str(values.get("licence", DEFAULT_LICENCE)),
+            temperature=_temperature(values.get("temperature", 1.0)),
+        )
+
+
+def _temperature(value: object) -> tuple[float, float]:
+    pair = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    numbers = [x for x in pair if isinstance(x, (int, float)) and 0 <= x <= MAX_TEMPERATURE]
+    if len(pair) != 2 or len(numbers) != 2:
+        raise ValueError(
+            f"temperature is {value}, expected 0 to {MAX_TEMPERATURE}, "
+            "one number or two (eyes; brows and head)"
+        )
+    return numbers[0], numbers[1]

@@ -51,16 +51,15 @@ from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, NoiseSchedule, add_noise, like
-from model.facts import WARMEST
 from model.motion.checkpoint import (
     DEFAULT_GUIDANCE,
-    Limits,
     MotionWeights,
     load_weights,
     save_weights,
     weights_facts,
 )
 from model.motion.network import MotionNet
+from model.types import MAX_TEMPERATURE, ScaleLimits
 from training.data.batches import HeardWindows, WindowSampler
 from training.data.corpus import Corpus, fit_lip_gap
 from training.losses import MotionLoss, dimension_weights
@@ -76,7 +75,7 @@ OWN_STEPS = 2
 OWN_PATH_EVERY = 2  # updates of a guided student: then one starts on its own way from noise
 TEACHER_STEPS_EACH = 4  # teacher steps inside one student step
 # Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
-LIMITS: Limits = ((1.0, 4.0), (1.0, 4.0))
+LIMITS: ScaleLimits = ((1.0, 4.0), (1.0, 4.0))
 AT_DEFAULTS = 0.3  # share of samples with the default scales
 CLOSURE_WEIGHT = 4.0
 SCALES = "_scale."  # in the names of what makes tokens of scales
@@ -94,14 +93,14 @@ class DistillConfig:
     )
     train_audio_encoder: bool = False  # the encoder of sound is trained along
     own_paths: bool = True  # of a guided one, see above
-    temperature: tuple[float, float] = (1.0, 1.0)  # when it is served, see `StudentFacts`
+    temperature: tuple[float, float] = (1.0, 1.0)  # when it is served, see `ModelMetadata`
 
     def __post_init__(self) -> None:
         if not 0 <= self.init_interp <= 1:
             raise ValueError(f"--init-interp {self.init_interp}, expected 0 (the start) to 1")
-        if not all(0 <= warmth <= WARMEST for warmth in self.temperature):
+        if not all(0 <= warmth <= MAX_TEMPERATURE for warmth in self.temperature):
             words = " ".join(str(warmth) for warmth in self.temperature)
-            raise ValueError(f"--temperature {words}, expected 0 to {WARMEST}")
+            raise ValueError(f"--temperature {words}, expected 0 to {MAX_TEMPERATURE}")
 
 
 class Drawn(Protocol):
@@ -188,7 +187,7 @@ class StudentObjective(Generic[Batch]):
         guided: bool = True,
         batch: int = BATCH,
         schedule: NoiseSchedule | None = None,
-        limits: Limits = LIMITS,
+        limits: ScaleLimits = LIMITS,
         own_paths: bool = True,
     ) -> None:
         """``loss_of`` a batch: how its windows are compared. ``schedule`` None: the cosine's.

@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
         write_table(tests, args.row, args.seeds, args.table)
         return 0
     pipeline = motion_pipeline("evaluated", load_weights(args.weights), MotionOnly())
-    own = pipeline.info.guidance
+    own = pipeline.metadata.guidance
     guidance = Guidance(
         own.audio if args.audio_cfg is None else args.audio_cfg,
         own.reference if args.reference_cfg is None else args.reference_cfg,
     )
-    steps = args.steps or pipeline.info.steps
+    steps = args.steps or pipeline.metadata.steps
     evaluate_grid(pipeline, tests, args.seeds, guidance, steps)
     made = run_speeches(pipeline, tests.voices, 0, guidance, steps)
     describe("other voices", figures(made, tests.voices, tests.lip_gap))

@@ -7,9 +7,15 @@ from torch import Tensor
 
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.schedule import like
+from model.types import ScaleLimits
 
 
-def _scales(guidance: Tensor, batch: int) -> None:
+def guided(denoiser: Denoiser, limits: ScaleLimits | None) -> Denoiser:
+    """``denoiser`` with its two scales: as tokens within ``limits``, or by its three branches."""
+    return MultiCFGDenoiser(denoiser) if limits is None else CFGTokenDenoiser(denoiser, limits)
+
+
+def _check_scales(guidance: Tensor, batch: int) -> None:
     if guidance.shape != (batch, 2):
         raise ValueError(f"guidance has shape {tuple(guidance.shape)}, expected ({batch}, 2)")
 
@@ -27,13 +33,13 @@ class MultiCFGDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         guidance = cond["guidance"]
-        _scales(guidance, len(x_t))
+        _check_scales(guidance, len(x_t))
         nothing, reference, both = self.branches(x_t, t, cond)
         s_aud, s_ref = (like(s, x_t) for s in guidance.unbind(1))
         return nothing + s_ref * (reference - nothing) + s_aud * (both - reference)
 
     def branches(self, x_t: Tensor, t: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
-        """x̂(∅,∅), x̂(ref,∅) and x̂(ref,aud); scales in ``cond`` are not looked at."""
+        """x̂(∅,∅), x̂(ref,∅) and x̂(ref,aud); scales in ``cond`` are ignored."""
         rest = {k: torch.cat([v] * 3) for k, v in cond.items() if k != "guidance"}
         on, off = torch.ones_like(t), torch.zeros_like(t)
         rest["has_reference"] = torch.cat([off, on, on])
@@ -46,18 +52,16 @@ class MultiCFGDenoiser:
 class CFGTokenDenoiser:
     """Guidance of the student: the two scales go in as tokens, one evaluation comes out.
 
-    ``limits`` are the ranges ((low, high) of s_aud, of s_ref) that the student was distilled in:
-    a scale beyond them is clamped, so any number gives the nearest picture that it was taught.
+    ``limits`` are the ranges ((low, high) of s_aud, of s_ref) that the student was distilled in.
+    Scales are clamped to them, so any number gives the nearest result that it was trained for.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, limits: tuple[tuple[float, float], tuple[float, float]]
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, limits: ScaleLimits) -> None:
         self._denoiser = denoiser
         self._low, self._high = (torch.tensor(side) for side in zip(*limits, strict=True))
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        _scales(cond["guidance"], len(x_t))
+        _check_scales(cond["guidance"], len(x_t))
         within = cond["guidance"].clamp(self._low.to(x_t), self._high.to(x_t))
         on = torch.ones_like(t)
         everything = {**cond, "guidance": within, "has_audio": on, "has_reference": on}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model.motion.network import MotionNet, NetConfig
 from model.portrait.blendshapes import MOTION_DIM
+from model.types import ScaleLimits
 
-Limits = tuple[tuple[float, float], tuple[float, float]]
 DEFAULT_GUIDANCE = (2.0, 1.0)  # audio, reference: what reads best
 
 
@@ -32,7 +32,7 @@ class MotionWeights:
 
 
 def weights_facts(
-    role: str, steps: int, trained_steps: int, limits: Limits | None = None
+    role: str, steps: int, trained_steps: int, limits: ScaleLimits | None = None
 ) -> dict[str, object]:
     """What a file says beside its parameters: the sampler's ``steps``, default ``guidance``
     [audio, reference] and, of a student that takes the scales as tokens, the ``limits`` that it

@@ -8,10 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from model.audio.windows import windows_of
-from model.pipeline import Frame, FrameDecoder, WindowTask
+from model.pipeline import FrameDecoder, StudentPipeline
 from model.portrait.blendshapes import MOTION_DIM
-from model.student_pipeline import StudentPipeline
-from model.types import Floats, Guidance, Reference
+from model.types import Floats, Guidance, Picture, Reference, WindowTask
 
 
 class MotionOnly:
@@ -20,7 +19,7 @@ class MotionOnly:
     name = "motion"
     dim = MOTION_DIM
 
-    def encode_reference(self, picture: Frame) -> Reference:
+    def encode_reference(self, picture: Picture) -> Reference:
         raise ValueError(f"motion without pictures was given a picture of shape {picture.shape}")
 
     def rest_prefix(self, frames: int) -> Floats:

@@ -18,10 +18,10 @@ from model.audio.whisper import WhisperEncoder
 from model.audio.whisper_rows import WhisperRows
 from model.audio.windows import LOG_MEL
 from model.diffusion.denoiser import Conditions, Denoiser, Forward, VDenoiser, X0Denoiser
+from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule, LinearBetaSchedule, NoiseSchedule
-from model.facts import StudentFacts, refuse_teacher
-from model.student_pipeline import Student, StudentPipeline
-from model.types import Reference
+from model.pipeline import Student, StudentPipeline, refuse_teacher
+from model.types import ModelMetadata, Reference
 from model.video import checkpoints
 from model.video.config import FaceLocatorConfig, UNetConfig
 from model.video.face_locator import FaceLocator
@@ -64,12 +64,12 @@ def tiny_pipeline(
     net, facts = load_net(path, torch.float32)
     if not isinstance(net, TinyNet):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a TinyNet")
-    refuse_teacher(facts, str(path), MAKE_TINY)
+    refuse_teacher(facts, str(path), command=MAKE_TINY)
     config = net.config
-    known = StudentFacts.of(facts, config.guided, licence)
+    known = ModelMetadata.parse(facts, guided=config.guided, licence=licence)
     space = VideoSpace(PatchCodec(config.patch), config.side, TINY_SPACE, "face")
 
-    def told(references: Sequence[Reference]) -> Conditions:
+    def conditions(references: Sequence[Reference]) -> Conditions:
         features = np.stack([r.features.reshape(config.latent_shape) for r in references])
         return {"reference": torch.from_numpy(features)}
 
@@ -81,7 +81,7 @@ def tiny_pipeline(
         CosineSchedule(),
         LOG_MEL,
         config.unet.prefix_frames,
-        told,
+        conditions,
         torch.device("cpu"),
     )
 
@@ -108,7 +108,7 @@ def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoN
     if not isinstance(student, DenoisingUNet):
         what = type(student).__name__
         raise ValueError(f"{found['denoising_unet']} holds a {what}, expected a DenoisingUNet")
-    refuse_teacher(facts, str(found["denoising_unet"]), "distillation, docs/video.md,")
+    refuse_teacher(facts, str(found["denoising_unet"]), command="distillation, docs/video.md,")
     if not student.config.prefix_frames:
         raise ValueError(f"{found['denoising_unet']} looks at no frames before a window")
     whisper = checkpoints.load_whisper(found["whisper"], dtype=torch.float32)
@@ -138,7 +138,7 @@ def video_pipeline(
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     nets = load_video(folder, device, dtype)
     net = nets.denoiser
-    known = StudentFacts.of(nets.facts, net.config.guided)
+    known = ModelMetadata.parse(nets.facts, guided=net.config.guided)
     space = VideoSpace(nets.vae, int(nets.facts.get("side", SIDE)), SPACE, device=device)
     prefix, hop = net.config.prefix_frames, int(nets.facts.get("hop", HOP))
     encode = ReferenceEncoder(nets.reference, nets.face_locator, space.latent_shape)
@@ -160,25 +160,25 @@ def video_pipeline(
 def _pipeline(
     name: str,
     space: VideoSpace,
-    facts: StudentFacts,
+    metadata: ModelMetadata,
     denoiser: Denoiser,
     schedule: NoiseSchedule,
     window_spec: AudioWindowSpec,
     prefix: int,
-    told: Callable[[Sequence[Reference]], Conditions],
+    conditions: Callable[[Sequence[Reference]], Conditions],
     device: torch.device,
 ) -> StudentPipeline:
     shape = space.latent_shape
     student = Student(
-        denoiser=facts.guided(denoiser),
+        denoiser=guided(denoiser, metadata.limits),
         schedule=schedule,
         window_spec=window_spec,
         prefix=prefix,
         mean=torch.zeros(shape, device=device),  # latents are about normal as they are
         std=torch.ones(shape, device=device),
-        told=told,
+        conditions=conditions,
     )
-    return StudentPipeline(facts.info(name, space.name), space, student)
+    return StudentPipeline(name, metadata, space=space, student=student)
 
 
 class KeptReferences:

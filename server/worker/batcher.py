@@ -7,13 +7,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.pipeline import AvatarPipeline, WindowTask
-from model.types import Floats, SessionState
+from model.types import Floats, SessionState, WindowTask
 from server import metrics
 from server.worker.scheduler import BatchScheduler, ScheduledWindow
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline
 
 MAX_BATCH = 8
 

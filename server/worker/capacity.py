@@ -6,17 +6,20 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.live import LiveWindower
 from model.audio.windows import LOG_MEL
-from model.pipeline import AvatarPipeline, WindowTask
 from model.portrait.image import load_picture
-from model.types import FPS, SessionState
+from model.types import DEFAULT_SIZE, FPS, SessionState, WindowTask
 from server.process import usable_cores
 from server.worker.portraits import encode_portrait
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline
 
 HOP_S = LOG_MEL.hop_s
 _PORTRAIT = Path(__file__).parents[1] / "static" / "examples" / "presenter.jpg"
@@ -45,9 +48,9 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
     meanwhile.
     """
     reference = encode_portrait(pipeline, load_picture(_PORTRAIT.read_bytes()))
-    decoder = pipeline.space.decoder(reference, pipeline.info.size, "portrait")
+    decoder = pipeline.space.decoder(reference, DEFAULT_SIZE, "portrait")
     muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
-    info, window_spec = pipeline.info, pipeline.window_spec
+    known, window_spec = pipeline.metadata, pipeline.window_spec
     sound, pcm = (
         LiveWindower(window_spec),
         np.zeros(window_spec.hop * SAMPLE_RATE // FPS, np.float32),
@@ -55,7 +58,7 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
 
     def round_of(states: Sequence[SessionState]) -> list[SessionState]:
         window = sound.window(states[0].window_index, window_spec.hop, rest=True)
-        tasks = [WindowTask(window, s, reference, info.guidance, info.steps) for s in states]
+        tasks = [WindowTask(window, s, reference, known.guidance, known.steps) for s in states]
         results = pipeline.step(tasks)
         for latents, _ in results:
             muxer.add(decoder.decode(latents), pcm)

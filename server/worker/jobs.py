@@ -7,11 +7,10 @@ import contextlib
 import math
 import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
-from model.pipeline import AvatarPipeline
 from model.types import Reference
 from server import metrics
 from server.api.protocol import AvatarView, FaceView
@@ -32,6 +31,9 @@ from server.worker.checkpoint import Heard, Inbox, Snapshot, pack_saved, unpack_
 from server.worker.live import LiveInput, LiveSession
 from server.worker.resources import WorkerResources
 from server.worker.runner import prepare, run
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline
 
 _MAX_TRIES = 2  # beside others, then alone
 _MAX_LATE = 100  # on a machine with too much to do, workers are late for nothing of the job's doing

@@ -12,14 +12,13 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.frontend import AudioWindowSpec
-from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
-from model.types import FPS, Floats, Guidance, Reference, SessionState, pack, unpack
+from model.types import FPS, Floats, Guidance, Reference, SessionState, WindowTask, pack, unpack
 from server.api.protocol import AnimationOptions
 from server.broker import messages
 from server.worker.batcher import Batcher
@@ -33,6 +32,9 @@ from server.worker.live_sound import (
     Wait,
 )
 from server.worker.runner import check_reference, encode, fragment, knobs, open_video
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline, FrameDecoder
 
 Emit = Callable[[messages.Progress, Snapshot], Awaitable[None]]
 Room = Callable[[], Awaitable[None]]

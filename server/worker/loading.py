@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from model.pipeline import AvatarPipeline, StudentInfo
+from model.types import DEFAULT_SIZE, FPS
 from server.api.protocol import ModelView
 from server.errors import SetupError
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from model.models import Choice
+    from model.pipeline import AvatarPipeline
 
 
 def model_names(settings: Settings) -> tuple[str, ...]:
@@ -60,16 +61,17 @@ def _choice(settings: Settings) -> Choice:
     return Choice(settings.models, settings.weights, settings.model_name)
 
 
-def view(info: StudentInfo) -> ModelView:
-    """What `GET /models` says of a student."""
+def view(pipeline: AvatarPipeline) -> ModelView:
+    """What `GET /models` says of a loaded model."""
+    known = pipeline.metadata
     return ModelView(
-        name=info.name,
-        latent_space=info.latent_space,
-        steps=info.steps,
-        nfe_per_window=info.nfe_per_window,
-        fps=info.fps,
-        size=info.size,
-        licence=info.licence,
-        audio_cfg=info.guidance.audio,
-        reference_cfg=info.guidance.reference,
+        name=pipeline.name,
+        latent_space=pipeline.space.name,
+        steps=known.steps,
+        nfe_per_window=known.nfe_per_window,
+        fps=FPS,
+        size=DEFAULT_SIZE,
+        licence=known.licence,
+        audio_cfg=known.guidance.audio,
+        reference_cfg=known.guidance.reference,
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from model.pipeline import AvatarPipeline
 from model.portrait.face_tracker import NoFaceError
 from model.types import Reference
 from server.errors import ServiceError
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline
 
 
 def encode_portrait(pipeline: AvatarPipeline, picture: NDArray[np.uint8]) -> Reference:

@@ -7,8 +7,8 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from model.pipeline import AvatarPipeline
 from model.types import Reference
 from server.broker.consumer import JobConsumer
 from server.errors import ServiceError
@@ -16,6 +16,9 @@ from server.worker.batcher import Batcher
 from server.worker.capacity import Capacity
 from server.worker.portraits import encode_portrait
 from server.worker.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline
 
 _NICE = 10
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.frontend import AudioWindowSpec
 from model.audio.windows import AudioWindower
-from model.pipeline import AvatarPipeline, FrameDecoder, WindowTask
 from model.types import (
     FPS,
     SAMPLES_PER_FRAME,
@@ -24,6 +24,7 @@ from model.types import (
     Reference,
     SessionState,
     Window,
+    WindowTask,
 )
 from server import metrics
 from server.api.protocol import AnimationOptions
@@ -32,6 +33,9 @@ from server.errors import ServiceError
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import Snapshot
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline, FrameDecoder
 
 _OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
@@ -155,17 +159,17 @@ def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:
     try:
         reference.expect(pipeline.space.name)
     except ValueError as error:
-        raise ServiceError("invalid_option", f"model {pipeline.info.name!r}: {error}") from error
+        raise ServiceError("invalid_option", f"model {pipeline.name!r}: {error}") from error
 
 
 def knobs(pipeline: AvatarPipeline, options: AnimationOptions) -> tuple[Guidance, int]:
     """Guidance and steps, with the student's own where ``options`` leaves them open."""
-    default = pipeline.info.guidance
+    default = pipeline.metadata.guidance
     guidance = Guidance(
         audio=default.audio if options.audio_cfg is None else options.audio_cfg,
         reference=default.reference if options.reference_cfg is None else options.reference_cfg,
     )
-    return guidance, pipeline.info.steps if options.steps is None else options.steps
+    return guidance, pipeline.metadata.steps if options.steps is None else options.steps
 
 
 async def open_video(

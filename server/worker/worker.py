@@ -15,8 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from model.pipeline import AvatarPipeline
 from server import logs, metrics, traces
 from server.broker import liveness, messages
 from server.broker.consumer import Claim, JobConsumer, Limits
@@ -30,6 +30,9 @@ from server.worker.capacity import Capacity, own_cores, window_cost_s
 from server.worker.loading import load_pipelines, view
 from server.worker.resources import WorkerResources
 from server.worker.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline
 
 log = logging.getLogger("fada.worker")
 
@@ -63,7 +66,7 @@ class Worker:
         self._settings = settings
         self._work = work
         self._capacity = capacity
-        self._models = [view(pipeline.info) for pipeline in pipelines.values()]
+        self._models = [view(pipeline) for pipeline in pipelines.values()]
         self._sandbox = Sandbox()
         self._shop = WorkerResources(work, pipelines, settings.max_audio_s, capacity, self._sandbox)
         self._held: dict[str, _Held] = {}

@@ -104,7 +104,8 @@ def test_a_network_that_depends_on_its_example_is_refused() -> None:
 
 
 def test_the_shipped_student_runs_on_one() -> None:
-    assert load_pipeline().info == load_eager().info
+    engine, eager = load_pipeline(), load_eager()
+    assert (engine.name, engine.metadata) == (eager.name, eager.metadata)
     with pytest.raises(ValueError, match="no student"):
         load_pipeline("nobody")
 
@@ -125,8 +126,8 @@ def speech_motion(
         [samples[: 2 * rate]] * 2,
         [rest] * 2,
         [1, 2],
-        pipeline.info.guidance,
-        pipeline.info.steps,
+        pipeline.metadata.guidance,
+        pipeline.metadata.steps,
         progress=False,
     )
 

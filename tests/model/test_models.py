@@ -21,9 +21,8 @@ from model.models import (
 from model.motion.checkpoint import MotionWeights, load_weights, save_weights, weights_facts
 from model.motion.network import MotionNet, NetConfig
 from model.motion.rollout import MotionOnly, reference_of
-from model.pipeline import WindowTask
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
-from model.types import Floats, Guidance
+from model.types import Floats, Guidance, WindowTask
 from model.video.config import FaceLocatorConfig
 from model.video.face_locator import FaceLocator
 from model.video.weights import save_net
@@ -65,9 +64,9 @@ def test_both_students_are_loaded_over_one_space(folder: Path) -> None:
     fast, balanced = loaded[FAST], loaded[BALANCED]
     assert list(loaded) == [FAST, BALANCED]
     assert fast.space is balanced.space
-    assert (fast.info.steps, balanced.info.steps) == (2, 6)
-    assert (fast.info.nfe_per_window, balanced.info.nfe_per_window) == (2, 18)
-    assert "GRID" in fast.info.licence and fast.info.licence == balanced.info.licence
+    assert (fast.metadata.steps, balanced.metadata.steps) == (2, 6)
+    assert (fast.metadata.nfe_per_window, balanced.metadata.nfe_per_window) == (2, 18)
+    assert "GRID" in fast.metadata.licence and fast.metadata.licence == balanced.metadata.licence
 
 
 def test_the_balanced_student_is_guided_and_batched_equals_alone(folder: Path) -> None:
@@ -92,11 +91,11 @@ def test_own_weights_are_called_as_their_file_or_as_told(tmp_path: Path) -> None
     assert names(Choice(weights=path)) == ("anna",)
     assert names(Choice(weights=path, name="mine")) == ("mine",)
     loaded = load_pipelines(Choice(weights=path, name="mine"), space=MotionOnly())
-    assert loaded["mine"].info.name == "mine"
-    assert loaded["mine"].info.licence == "by Anna's leave"
+    assert loaded["mine"].name == "mine"
+    assert loaded["mine"].metadata.licence == "by Anna's leave"
     silent = write(tmp_path / "silent.safetensors")
     own = load_pipelines(Choice(weights=silent), space=MotionOnly())["silent"]
-    assert "GRID" not in own.info.licence
+    assert "GRID" not in own.metadata.licence
 
 
 def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
     def made(**facts: object) -> Floats:
         weights = load_weights(write(tmp_path / "own.safetensors", **facts))
         pipeline = motion_pipeline("own", weights, MotionOnly(), lambda _: lambda x, t, cond: x)
-        task = WindowTask(window, pipeline.start(1), reference, pipeline.info.guidance, 2)
+        task = WindowTask(window, pipeline.start(1), reference, pipeline.metadata.guidance, 2)
         return pipeline.step([task])[0][0]
 
     plain, loud, both = made(), made(temperature=[1.2, 1.5]), made(temperature=1.5)
@@ -146,4 +145,4 @@ def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_shipped_default_is_the_fast_one() -> None:
-    assert names(Choice())[0] == load_pipeline(space=MotionOnly()).info.name == FAST
+    assert names(Choice())[0] == load_pipeline(space=MotionOnly()).name == FAST

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from model.audio.windows import HOP, PREFIX, windows_of
 from model.models import load_pipeline
 from model.motion.rollout import MotionOnly, reference_of, roll_out
-from model.pipeline import WindowTask
+from model.pipeline import StudentPipeline, window_noise
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
-from model.student_pipeline import StudentPipeline, window_noise
-from model.types import SAMPLE_RATE, Floats, Guidance, SessionState, Window
+from model.types import FPS, SAMPLE_RATE, Floats, Guidance, SessionState, Window, WindowTask
 
 JAW = ACTIONS.index("jawOpen")
 
@@ -39,7 +38,7 @@ def task(
     guidance: Guidance | None = None,
     steps: int = 6,
 ) -> WindowTask:
-    scales = guidance or pipeline.info.guidance
+    scales = guidance or pipeline.metadata.guidance
     return WindowTask(window, state, reference_of(features()), scales, steps)
 
 
@@ -82,11 +81,11 @@ def test_the_last_window_gives_only_its_real_frames(pipeline: StudentPipeline) -
 
 
 def test_noise_belongs_to_session_and_window_alone() -> None:
-    a = window_noise(2**63 - 1, 0, HOP, MOTION_DIM)
-    np.testing.assert_array_equal(a, window_noise(2**63 - 1, 0, HOP, MOTION_DIM))
-    assert np.abs(a - window_noise(2**63 - 1, 1, HOP, MOTION_DIM)).max() > 1
-    assert np.abs(a - window_noise(0, 0, HOP, MOTION_DIM)).max() > 1
-    many = np.stack([window_noise(s, 3, HOP, MOTION_DIM) for s in range(200)])
+    a = window_noise(2**63 - 1, 0, shape=(HOP, MOTION_DIM))
+    np.testing.assert_array_equal(a, window_noise(2**63 - 1, 0, shape=(HOP, MOTION_DIM)))
+    assert np.abs(a - window_noise(2**63 - 1, 1, shape=(HOP, MOTION_DIM))).max() > 1
+    assert np.abs(a - window_noise(0, 0, shape=(HOP, MOTION_DIM))).max() > 1
+    many = np.stack([window_noise(s, 3, shape=(HOP, MOTION_DIM)) for s in range(200)])
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
 
 
@@ -108,7 +107,7 @@ def test_silence_rests_with_closed_lips_for_a_minute(pipeline: StudentPipeline) 
         [np.zeros(60 * SAMPLE_RATE, np.float32)],
         [features()],
         [3],
-        pipeline.info.guidance,
+        pipeline.metadata.guidance,
         6,
     )[0]
     assert np.quantile(motion[:, JAW], 0.95) < 0.08
@@ -136,7 +135,6 @@ def test_wrong_tasks_are_refused_before_anything_runs(pipeline: StudentPipeline)
 
 
 def test_the_shipped_student_says_what_it_is(pipeline: StudentPipeline) -> None:
-    info = pipeline.info
-    assert (info.name, info.latent_space) == ("motion-fast", "motion")
-    assert info.steps == info.nfe_per_window == 2
-    assert info.fps == 25
+    assert (pipeline.name, pipeline.space.name) == ("motion-fast", "motion")
+    assert pipeline.metadata.steps == pipeline.metadata.nfe_per_window == 2
+    assert FPS == 25

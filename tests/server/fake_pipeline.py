@@ -12,9 +12,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from model.audio.windows import LOG_MEL
-from model.pipeline import Frame, StudentInfo, WindowTask
 from model.portrait.face_tracker import NoFaceError
-from model.types import Floats, Guidance, Reference, SessionState
+from model.types import (
+    Floats,
+    Guidance,
+    ModelMetadata,
+    Picture,
+    Reference,
+    SessionState,
+    WindowTask,
+)
 
 RED_STEP, GREEN_STEP, BLUE_STEP = 16, 16, 24
 
@@ -24,7 +31,7 @@ class FakeDecoder:
         self.width, self.height = width, height
         self._buffer = np.zeros((height, width, 3), np.uint8)
 
-    def decode(self, latents: Floats) -> Iterator[Frame]:
+    def decode(self, latents: Floats) -> Iterator[Picture]:
         for row in latents:
             self._buffer[:] = row.astype(np.uint8)
             yield self._buffer
@@ -34,7 +41,7 @@ class FakeSpace:
     name = "fake"
     dim = 3
 
-    def encode_reference(self, picture: Frame) -> Reference:
+    def encode_reference(self, picture: Picture) -> Reference:
         if tuple(picture[0, 0]) == (255, 0, 0):
             raise NoFaceError("there is no face in the picture")
         height, width = picture.shape[:2]
@@ -62,7 +69,13 @@ class FakeSpace:
 
 class FakePipeline:
     def __init__(self, name: str) -> None:
-        self.info = StudentInfo(name, "fake", 6, 6, 25, 512, "Apache-2.0", Guidance(3.0, 2.0))
+        self.name = name
+        self.metadata = ModelMetadata(
+            steps=6,
+            guidance=Guidance(3.0, 2.0),
+            limits=((0.0, 10.0), (0.0, 10.0)),
+            licence="Apache-2.0",
+        )
         self.space, self.window_spec = FakeSpace(), LOG_MEL
         self.batches: list[int] = []
 

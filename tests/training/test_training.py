@@ -54,8 +54,8 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     student = load_weights(out / "student.safetensors")
     assert student.net.config.guided and student.facts["steps"] == 6
     torch.testing.assert_close(student.mean, load_weights(weights).mean)
-    info = motion_pipeline("new", student, MotionOnly()).info
-    assert LIMITS[0][0] <= info.guidance.audio <= LIMITS[0][1]
+    known = motion_pipeline("new", student, MotionOnly()).metadata
+    assert LIMITS[0][0] <= known.guidance.audio <= LIMITS[0][1]
     assert list(out.glob("events.out.tfevents.*"))
 
     words = ("--start", out / "student.safetensors", "--temperature", 1.2, 1.5, "--steps", 6)
@@ -63,7 +63,7 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     assert run(parsed("step-distill", *data, "--out", two, "--teacher", weights, *words)) == 0
     fewer = load_weights(two / "student.safetensors")
     assert fewer.facts["temperature"] == [1.2, 1.5]
-    assert motion_pipeline("new", fewer, MotionOnly()).info.nfe_per_window == 2
+    assert motion_pipeline("new", fewer, MotionOnly()).metadata.nfe_per_window == 2
 
     words = (
         "student-multibranch",
@@ -77,7 +77,7 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     )
     assert run(parsed(*words)) == 0
     balanced = load_weights(tmp_path / "three" / "student.safetensors")
-    assert motion_pipeline("new", balanced, MotionOnly()).info.nfe_per_window == 18
+    assert motion_pipeline("new", balanced, MotionOnly()).metadata.nfe_per_window == 18
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -9,8 +9,8 @@ import numpy as np
 import soundfile
 
 from model.motion.rollout import roll_out
+from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import ACTION_COUNT
-from model.student_pipeline import StudentPipeline
 from model.types import FPS, SAMPLE_RATE, Floats, Guidance
 from training.data.corpus import Corpus, LipGap, fit_lip_gap, grid_corpus, held_out, load_grid
 from training.data.inferred import speeches
@@ -132,9 +132,9 @@ def evaluate_long(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: L
     for k in range(40):
         parts += [np.roll(speech, -k * piece)[:piece], np.zeros(pause, np.float32)]
         silent += [np.zeros(10 * FPS, bool), np.ones(5 * FPS, bool)]
-    info = pipeline.info
+    known = pipeline.metadata
     sound = np.concatenate(parts)
-    motion = roll_out(pipeline, [sound], [spoken[0].features], [7], info.guidance, info.steps)[0]
+    motion = roll_out(pipeline, [sound], [spoken[0].features], [7], known.guidance, known.steps)[0]
     quiet = np.concatenate(silent)[: len(motion)]
     inner = quiet & np.roll(quiet, 8)
     gap = gaps_of([motion], lip_gap)[0]
@@ -150,10 +150,10 @@ def evaluate_long(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: L
 
 def evaluate_music(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: LipGap) -> None:
     """Lips do not follow music, and under speech it does not disturb them."""
-    info = pipeline.info
+    known = pipeline.metadata
     pieces = [played(10.0, seed) for seed in range(10)]
     faces = [spoken[0].features] * len(pieces)
-    motion = roll_out(pipeline, pieces, faces, list(range(10)), info.guidance, info.steps)
+    motion = roll_out(pipeline, pieces, faces, list(range(10)), known.guidance, known.steps)
     shut = np.mean([(gap < CLOSED_GAP).mean() for gap in gaps_of(motion, lip_gap)])
     describe("music alone", {"closed": float(shut)})
     accompanied = []
@@ -161,5 +161,5 @@ def evaluate_music(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: 
         level = np.sqrt((speech.samples**2).mean()) / 0.1 * 10 ** (-_MUSIC_UNDER_DB / 20)
         music = played(len(speech.samples) / SAMPLE_RATE, seed)[: len(speech.samples)]
         accompanied.append(replace(speech, samples=speech.samples + np.float32(level) * music))
-    made = run_speeches(pipeline, accompanied, 0, info.guidance, info.steps)
+    made = run_speeches(pipeline, accompanied, 0, known.guidance, known.steps)
     describe("over music", figures(made, accompanied, lip_gap))

@@ -21,9 +21,8 @@ from model.audio.windows import HOP, PREFIX, windows_of
 from model.models import WEIGHTS, motion_pipeline
 from model.motion.checkpoint import load_weights
 from model.motion.rollout import MotionOnly, reference_of
-from model.pipeline import WindowTask
-from model.student_pipeline import StudentPipeline
-from model.types import FPS, Floats, Guidance
+from model.pipeline import StudentPipeline
+from model.types import FPS, Floats, Guidance, WindowTask
 from training.data.corpus import Corpus
 from training.evaluation.evaluate import HeldOut, run_speeches
 from training.evaluation.metrics import (
@@ -145,16 +144,15 @@ def _parsed(word: str) -> tuple[str, Path, int | None]:
 
 def _network_row(name: str, weights: Path, steps: int | None, seeds: int) -> ReportRow:
     pipeline = motion_pipeline(name, load_weights(weights), MotionOnly())
-    branches = pipeline.info.nfe_per_window // pipeline.info.steps
-    used = steps or pipeline.info.steps
-    pipeline.info = replace(pipeline.info, steps=used, nfe_per_window=used * branches)
+    used = steps or pipeline.metadata.steps
+    pipeline.metadata = replace(pipeline.metadata, steps=used)
     key = f"{hashlib.sha256(weights.read_bytes()).hexdigest()}, {used} steps, {seeds} takes"
-    return ReportRow(name, _maker(pipeline, pipeline.info.guidance), seeds, pipeline, key)
+    return ReportRow(name, _maker(pipeline, pipeline.metadata.guidance), seeds, pipeline, key)
 
 
 def _maker(pipeline: StudentPipeline, guidance: Guidance) -> Make:
     def make(spoken: list[Utterance], seed: int) -> list[Floats]:
-        return run_speeches(pipeline, spoken, seed * len(spoken), guidance, pipeline.info.steps)
+        return run_speeches(pipeline, spoken, seed * len(spoken), guidance, pipeline.metadata.steps)
 
     return make
 
@@ -221,7 +219,7 @@ def _judge(row: ReportRow, tests: HeldOut) -> Judged:
         values["diversity"] = [diversity(takes, np.concatenate(training).std(0))]
     if row.pipeline is None:
         return Judged(values, [], [])
-    values["NFE"] = [float(row.pipeline.info.nfe_per_window)]
+    values["NFE"] = [float(row.pipeline.metadata.nfe_per_window)]
     spreads, shifts = _curves(row.pipeline, tests)
     values[_AUDIO_KNOB] = [spreads[-1] / spreads[0]]
     values[_REFERENCE_KNOB] = [shifts[-1]]
@@ -232,9 +230,9 @@ def seconds_a_second(pipeline: StudentPipeline, speech: Utterance) -> float:
     """Seconds of thinking for a second of video, one session alone: median over windows."""
     windows = windows_of(np.tile(speech.samples, 4))[:_TIMED_WINDOWS]
     state, reference = pipeline.start(0), reference_of(speech.features)
-    info, spent = pipeline.info, []
+    known, spent = pipeline.metadata, []
     for window in windows:
-        task = WindowTask(window, state, reference, info.guidance, info.steps)
+        task = WindowTask(window, state, reference, known.guidance, known.steps)
         started = time.perf_counter()
         ((_, state),) = pipeline.step([task])
         spent.append((time.perf_counter() - started) / (window.frames / FPS))
@@ -243,11 +241,11 @@ def seconds_a_second(pipeline: StudentPipeline, speech: Utterance) -> float:
 
 def _curves(pipeline: StudentPipeline, tests: HeldOut) -> tuple[list[float], list[float]]:
     """What each scale does while the other stays, see `Judged`."""
-    own = pipeline.info.guidance
+    own = pipeline.metadata.guidance
 
     def run(audio: float, reference: float) -> Floats:
         clips, guidance = tests.clips[:_CURVE_CLIPS], Guidance(audio, reference)
-        return np.concatenate(run_speeches(pipeline, clips, 0, guidance, pipeline.info.steps))
+        return np.concatenate(run_speeches(pipeline, clips, 0, guidance, pipeline.metadata.steps))
 
     spreads = [float(run(scale, own.reference)[:, JAW].std()) for scale in AUDIO_SCALES]
     moved = [run(own.audio, scale) for scale in REFERENCE_SCALES]

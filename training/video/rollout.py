@@ -16,10 +16,10 @@ from tqdm import tqdm
 from model.audio.windows import HOP, WINDOW_FRAMES, windows_of
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Denoiser, X0Denoiser
+from model.diffusion.guidance import guided
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule
-from model.facts import StudentFacts
-from model.types import Floats, Guidance
+from model.types import Floats, Guidance, ModelMetadata
 from model.video.tiny import PatchCodec, TinyNet
 from model.video.weights import load_net
 from training.video.clips import ClipEntry, VideoClips
@@ -34,7 +34,7 @@ class Talker:
     """A network with the number of sampler steps and the scales that it is run with."""
 
     net: TinyNet
-    facts: StudentFacts
+    metadata: ModelMetadata
     steps: int
     guidance: Guidance
 
@@ -49,7 +49,7 @@ class Talker:
 
     def denoiser(self) -> Denoiser:
         """A new one, which holds what it is told of one window."""
-        return self.facts.guided(X0Denoiser(CachedContext(self.net)))
+        return guided(X0Denoiser(CachedContext(self.net)), self.metadata.limits)
 
 
 def load_talker(path: Path, steps: int | None = None) -> Talker:
@@ -60,7 +60,7 @@ def load_talker(path: Path, steps: int | None = None) -> Talker:
     net, facts = load_net(path, torch.float32)
     if not isinstance(net, TinyNet):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a video-tiny network")
-    known = StudentFacts.of(facts, net.config.guided)
+    known = ModelMetadata.parse(facts, guided=net.config.guided)
     return Talker(net, known, steps or known.steps, known.guidance)
 
 

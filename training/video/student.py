@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.diffusion.cached_context import CachedContext
-from model.motion.checkpoint import Limits, weights_facts
+from model.motion.checkpoint import weights_facts
+from model.types import ScaleLimits
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 from training.guidance_distillation import STEPS, DistillConfig, StudentObjective
@@ -18,7 +19,7 @@ from training.video.teacher import tiny_net, windows_of
 BATCH = 4
 # Scales drawn: audio, reference. A student that began as the teacher and drew both up to 4 made
 # pictures that gain contrast in every window (docs/video-training.md).
-LIMITS: Limits = ((1.0, 3.0), (1.0, 2.0))
+LIMITS: ScaleLimits = ((1.0, 3.0), (1.0, 2.0))
 
 
 def train_student(

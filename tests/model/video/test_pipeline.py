@@ -10,10 +10,9 @@ import torch
 
 from model.audio.windows import AudioWindower
 from model.models import Choice, load_pipelines, names
-from model.pipeline import WindowTask
+from model.pipeline import StudentPipeline
 from model.portrait.image import load_picture
-from model.student_pipeline import StudentPipeline
-from model.types import SAMPLE_RATE, Floats, Guidance, Reference, SessionState, Window
+from model.types import SAMPLE_RATE, Floats, Guidance, Reference, SessionState, Window, WindowTask
 from model.video.pipeline import KeptReferences
 from tests.model.video.small_students import HOP, SIDE, write_tiny, write_video
 
@@ -50,7 +49,7 @@ def rolled(
     """The latents of a second of speech; ``packed``: the state goes through bytes each time."""
     state, made = pipeline.start(seed), []
     for window in heard(pipeline):
-        task = WindowTask(window, state, reference, pipeline.info.guidance, 2)
+        task = WindowTask(window, state, reference, pipeline.metadata.guidance, 2)
         ((latents, state),) = pipeline.step([task])
         made.append(latents)
         if packed:
@@ -97,15 +96,14 @@ def test_scale_and_sound_have_their_say(pipeline: StudentPipeline, reference: Re
 
 
 def test_they_say_what_they_are(pipeline: StudentPipeline) -> None:
-    info = pipeline.info
-    assert info.steps == info.nfe_per_window == 2
-    assert info.latent_space == pipeline.space.name
-    assert "training data" in info.licence
-    if info.latent_space == "video":
-        assert (info.name, pipeline.window_spec.hop) == ("video", HOP)
+    known = pipeline.metadata
+    assert known.steps == known.nfe_per_window == 2
+    assert "training data" in known.licence
+    if pipeline.space.name == "video":
+        assert (pipeline.name, pipeline.window_spec.hop) == ("video", HOP)
         assert pipeline.space.dim == 4 * (SIDE // 4) ** 2
     else:
-        assert info.name == "own"
+        assert (pipeline.name, pipeline.space.name) == ("own", "video-tiny")
 
 
 def test_avatars_of_one_space_are_refused_in_another(
@@ -120,8 +118,8 @@ def test_avatars_of_one_space_are_refused_in_another(
 
 def test_a_balanced_one_takes_three_evaluations_a_step(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "b.safetensors", guided=False, licence="ours")
-    info = load("video-tiny", path).info
-    assert (info.steps, info.nfe_per_window, info.licence) == (2, 6, "ours")
+    known = load("video-tiny", path).metadata
+    assert (known.steps, known.nfe_per_window, known.licence) == (2, 6, "ours")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

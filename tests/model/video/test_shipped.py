@@ -11,11 +11,10 @@ import torch
 
 from model.audio.windows import AudioWindower
 from model.models import Choice, load_pipelines
-from model.pipeline import WindowTask
+from model.pipeline import StudentPipeline
 from model.portrait.face_tracker import FaceTracker
 from model.portrait.image import load_picture
-from model.student_pipeline import StudentPipeline
-from model.types import SAMPLE_RATE, Floats
+from model.types import SAMPLE_RATE, Floats, WindowTask
 from model.video.tiny import PatchCodec
 from training.video.metrics import lip_gap, tracked
 from training.video.rollout import Pictures
@@ -47,7 +46,9 @@ def made(pipeline: StudentPipeline, examples: Path, sound: Floats) -> Pictures:
     windower = AudioWindower(pipeline.window_spec)
     state, latents = pipeline.start(0), []
     for window in windower.push(sound) + windower.finish():
-        task = WindowTask(window, state, reference, pipeline.info.guidance, pipeline.info.steps)
+        task = WindowTask(
+            window, state, reference, pipeline.metadata.guidance, pipeline.metadata.steps
+        )
         ((new, state),) = pipeline.step([task])
         latents.append(new)
     pixels = PatchCodec(4).decode(torch.from_numpy(np.concatenate(latents).reshape(-1, 48, 16, 16)))

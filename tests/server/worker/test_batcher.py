@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from model.pipeline import WindowTask
-from model.types import Floats, Guidance, SessionState, Window
+from model.types import Floats, Guidance, SessionState, Window, WindowTask
 from server.worker.batcher import Batcher
 from tests.server.fake_pipeline import FakePipeline
 

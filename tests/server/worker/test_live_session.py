@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from model.audio.windows import LOG_MEL
-from model.pipeline import Frame
-from model.types import Floats
+from model.types import Floats, Picture
 from server.api.protocol import AnimationOptions
 from server.broker import messages
 from server.worker.batcher import Batcher
@@ -100,7 +99,7 @@ class Hooked(FakeDecoder):
 
     hook: Callable[[], None] = staticmethod(lambda: None)
 
-    def decode(self, latents: Floats) -> Iterator[Frame]:
+    def decode(self, latents: Floats) -> Iterator[Picture]:
         for frame in super().decode(latents):
             yield frame
             self.hook()

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from model.models import Choice, load_pipelines
-from model.pipeline import AvatarPipeline, WindowTask
-from model.types import Floats, SessionState
+from model.pipeline import AvatarPipeline
+from model.types import Floats, SessionState, WindowTask
 from server.api.protocol import AnimationOptions
 from server.broker import messages
 from tests.model.video.small_students import write_tiny, write_video
@@ -26,11 +26,8 @@ class Recorder:
     """A pipeline that keeps what it made, by window."""
 
     def __init__(self, pipeline: AvatarPipeline) -> None:
-        self.info, self.space, self.window_spec = (
-            pipeline.info,
-            pipeline.space,
-            pipeline.window_spec,
-        )
+        self.name, self.metadata = pipeline.name, pipeline.metadata
+        self.space, self.window_spec = pipeline.space, pipeline.window_spec
         self.start, self._pipeline = pipeline.start, pipeline
         self.made: dict[int, Floats] = {}
         self.again = 0
@@ -65,7 +62,7 @@ def live(examples: Path, deaths: Deaths, pipeline: AvatarPipeline) -> Tape:
         tape.send_command(messages.AudioChunk(data=said[start : start + 7_001]))
     tape.send_command(messages.End())
     request = messages.LiveRequest(
-        options=OPTIONS, model=pipeline.info.name, seed=3, sample_rate=RATE, idle=False
+        options=OPTIONS, model=pipeline.name, seed=3, sample_rate=RATE, idle=False
     )
     play(tape, request, deaths, lambda: pipeline)
     return tape
@@ -76,7 +73,7 @@ def offline(examples: Path, deaths: Deaths, pipeline: AvatarPipeline) -> Tape:
     soundfile.write(file, spoken(examples), RATE, format="FLAC")
     portrait = (examples / "astronaut.jpg").read_bytes()
     tape = Tape({"portrait": portrait, "audio": file.getvalue()})
-    request = messages.AnimateRequest(options=OPTIONS, model=pipeline.info.name, seed=3)
+    request = messages.AnimateRequest(options=OPTIONS, model=pipeline.name, seed=3)
     play(tape, request, deaths, lambda: pipeline)
     return tape
 

@@ -71,7 +71,7 @@ def test_a_distilled_student_is_one_that_is_served(
     assert not torch.equal(student.conv_in.weight, before)
     (teacher / "student.safetensors").write_bytes(path.read_bytes())
     pipeline = video_pipeline("own", teacher, device=CPU)
-    assert pipeline.window_spec.hop == HOP and pipeline.info.nfe_per_window == 6
+    assert pipeline.window_spec.hop == HOP and pipeline.metadata.nfe_per_window == 6
 
 
 def test_beyond_a_clip_its_ends_are_heard(encoded: VideoClips) -> None:
