@@ -1,33 +1,44 @@
-"""Ending asyncio tasks for sure."""
+"""asyncio tasks that end when they should."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
-_AGAIN_S = 0.2
+_RETRY_S = 0.2
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run ``work`` as a task while the block runs."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        await cancel_and_wait([task])
 
 
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel and wait, so that nothing of them is left; results were looked at before.
+    """Cancel ``tasks`` and wait until all have ended; read their results before.
 
-    Sessions were seen to outlive a single cancellation, perhaps since ``wait_for`` before Python
-    3.12 can lose one that comes with its result: so, again. Who is cancelled himself meanwhile
-    waits on, for else his tasks would go on without him, and then says so.
+    Cancels repeatedly: sessions have outlived a single cancellation, perhaps because ``wait_for``
+    before Python 3.12 can lose one that arrives together with its result. A caller that is itself
+    cancelled still waits, so that no task outlives it, and then raises ``CancelledError``.
     """
     every = list(tasks)
-    left, called_off = set(every), False
-    while left:
-        for task in left:
+    pending, cancelled = set(every), False
+    while pending:
+        for task in pending:
             task.cancel()
         try:
-            _, left = await asyncio.wait(left, timeout=_AGAIN_S)
+            _, pending = await asyncio.wait(pending, timeout=_RETRY_S)
         except asyncio.CancelledError:
-            called_off = True
-            left = {task for task in left if not task.done()}
+            cancelled = True
+            pending = {task for task in pending if not task.done()}
     for task in every:
         if not task.cancelled():
-            task.exception()  # else it would be logged as one that nobody looked at
-    if called_off:
+            task.exception()  # or asyncio would log it as never retrieved
+    if cancelled:
         raise asyncio.CancelledError

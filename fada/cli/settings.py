@@ -70,9 +70,9 @@ def start_logging(settings: Settings, role: str) -> None:
 def wait_for_redis(settings: Settings) -> None:
     """Raises `SetupError` when the Redis of ``settings`` does not answer within ten seconds."""
     if settings.redis_url is not None:
-        from server.broker.redis import expect_answer
+        from server.broker.redis import check_connection
 
-        asyncio.run(expect_answer(settings.redis_url, _REDIS_TIMEOUT_S))
+        asyncio.run(check_connection(settings.redis_url, _REDIS_TIMEOUT_S))
 
 
 def required_redis_url(settings: Settings, command: str) -> str:

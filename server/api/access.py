@@ -19,7 +19,6 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 from starlette.requests import HTTPConnection
 
@@ -34,42 +33,12 @@ OWNER = "fada.owner"  # in a request's scope: whose jobs and avatars it may see
 _KEY_PREFIX = "fada.key."
 _LEASE_S = 30  # a place held by an API process that died is free again after this
 
-# Both work without memory, too: what they write is small, and a full service must still say so.
-
-# KEYS bucket; ARGV tokens a minute. A bucket holds a minute's tokens and fills evenly. Returns the
-# seconds until the next token, as text: 0 means that one was taken.
-_TAKE = """#!lua flags=allow-oom
-local time = redis.call('TIME')
-local now, size = time[1] + time[2] / 1e6, tonumber(ARGV[1])
-local kept = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local tokens, at = tonumber(kept[1] or size), tonumber(kept[2] or now)
-tokens = math.min(size, tokens + (now - at) * size / 60)
-local wait = 0
-if tokens >= 1 then tokens = tokens - 1 else wait = (1 - tokens) * 60 / size end
-redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', tostring(now))
-redis.call('EXPIRE', KEYS[1], 61)
-return tostring(wait)
-"""
-
-# KEYS places; ARGV holder, how many there are, lease. A holder renews its own. 0: none is free.
-_HOLD = """#!lua flags=allow-oom
-local now = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not held and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
-redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-return 1
-"""
-
 
 class Access:
     """The door of the service, at the broker of ``connection``."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
-        self._redis = connection.redis
-        self._take: AsyncScript = connection.redis.register_script(_TAKE)
-        self._hold: AsyncScript = connection.redis.register_script(_HOLD)
+        self._broker = connection
         self._keys = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
         self._share = settings.keys_share
         self._per_minute = settings.requests_per_minute
@@ -86,7 +55,11 @@ class Access:
         if self._keys and not self._share:
             connection.scope[OWNER] = client
         if self._per_minute:
-            wait_s = float(await self._take([f"fada:requests:{client}"], [self._per_minute]))
+            wait_s = float(
+                await self._broker.run(
+                    "take_token", [f"fada:requests:{client}"], [self._per_minute]
+                )
+            )
             if wait_s:
                 raise ServiceError(
                     "busy",
@@ -106,7 +79,7 @@ class Access:
             yield
             return
         key, holder = f"fada:places:{client}", secrets.token_hex(8)
-        if not await self._hold([key], [holder, self._sessions, _LEASE_S]):
+        if not await self._hold(key, holder):
             raise ServiceError(
                 "busy", f"at most {self._sessions} live sessions at once are allowed a client"
             )
@@ -122,13 +95,17 @@ class Access:
         while True:
             await asyncio.sleep(_LEASE_S / 3)
             try:
-                await self._hold([key], [holder, self._sessions, _LEASE_S])
+                await self._hold(key, holder)
             except RedisError as error:
                 log.warning("a session's place was not renewed: %s", error)
 
+    async def _hold(self, key: str, holder: str) -> bool:
+        arguments = [holder, self._sessions, _LEASE_S]
+        return bool(await self._broker.run("hold_place", [key], arguments))
+
     async def _give_back(self, key: str, holder: str) -> None:
         try:
-            await self._redis.zrem(key, holder)
+            await self._broker.redis.zrem(key, holder)
         except RedisError as error:
             log.warning("a session's place was not given back: %s", error)
 

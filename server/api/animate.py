@@ -16,7 +16,7 @@ from server.api.protocol import ALLOWED, AnimationOptions, parse_options
 from server.api.uploads import Upload, check_portrait, read_upload
 from server.api.video import first_fragment_timed, video_response
 from server.broker import messages
-from server.broker.producer import JobProducer, give_up
+from server.broker.producer import JobProducer
 from server.errors import ServiceError
 
 router = APIRouter(tags=["animation"], dependencies=DOOR)
@@ -68,7 +68,7 @@ async def animate(request: Request) -> Response:
         return JSONResponse(body, 202, headers={**headers, "Preference-Applied": "respond-async"})
     events = here.client.follow(job_id, consume=True)
     events = first_fragment_timed(events, "animate", began_s)
-    return await video_response(request, job_id, events, partial(give_up, here.client, job_id))
+    return await video_response(request, job_id, events, partial(here.client.abandon, job_id))
 
 
 async def _job(here: RequestContext, upload: Upload, *, keep: bool) -> messages.AnimateRequest:

@@ -23,7 +23,7 @@ from server.api.context import RequestContext
 from server.api.doors import Doors
 from server.api.limits import BodyLimit
 from server.api.observe import Observe
-from server.broker.liveness import reading
+from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
 from server.broker.redis import BROKER_LOST, connect
 from server.errors import KINDS, ServiceError
@@ -49,9 +49,9 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
         async with (
             connect(url) as connection,
             metrics.reporting(connection, "api"),
-            reading(connection) as reader,
+            register_reader(connection) as reader,
         ):
-            client = JobProducer(connection, settings.max_jobs, settings.job_ttl_s, reader)
+            client = JobProducer(connection, settings.max_jobs, settings.job_ttl_s, reader=reader)
             app.state.context = RequestContext(client, settings, Access(connection, settings))
             yield
 

@@ -18,7 +18,6 @@ from server.api.protocol import AvatarView
 from server.api.uploads import check_portrait, read_upload
 from server.api.video import ClientGone, first_event, unless_gone
 from server.broker import messages
-from server.broker.producer import give_up
 from server.errors import ServiceError
 
 router = APIRouter(prefix="/avatars", tags=["avatars"], responses=PROBLEMS, dependencies=DOOR)
@@ -60,7 +59,7 @@ async def create(request: Request, response: Response) -> AvatarView:
     job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
     job_id = await here.client.submit(job, upload.files)
     logs.bind(job=job_id)
-    leave = partial(give_up, here.client, job_id)
+    leave = partial(here.client.abandon, job_id)
     try:
         events = here.client.follow(job_id, consume=True)
         made = await unless_gone(request.receive, first_event(events))
@@ -68,7 +67,7 @@ async def create(request: Request, response: Response) -> AvatarView:
         raise ServiceError("bad_request", "the client hung up") from error
     finally:
         await leave()
-    if not isinstance(made, messages.AvatarMade):
+    if not isinstance(made, messages.AvatarCreated):
         raise TypeError(f"an avatar job makes an avatar, got {made.type}")
     response.headers["Location"] = f"/avatars/{made.avatar.avatar_id}"
     return made.avatar

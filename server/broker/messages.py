@@ -1,4 +1,4 @@
-"""What crosses between API and workers: requests, events, commands and signs of life, all typed."""
+"""The messages between API and workers: requests, events, commands and heartbeats."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Beat(_Message):
-    """What a worker says of itself: what it has loaded, how many live sessions it can hold and
-    does hold, and whether they need all of its cores. ``host`` says whose those are."""
+class Heartbeat(_Message):
+    """A worker's state: loaded models, capacity for live sessions and how many it holds, and
+    whether they need all of its cores, which it shares with the other workers on ``host``."""
 
     models: list[ModelView]
     live_places: int
@@ -25,9 +25,9 @@ class Beat(_Message):
 
 
 class _Request(_Message):
-    """``trace`` is what `server.traces.span` goes on from. ``reader`` is the API process that alone
-    can read what is made (`server.broker.liveness.reading`); empty: it is kept for anybody.
-    ``owner`` is the client whose job and avatar it is; empty: everybody's."""
+    """``trace`` is the parent of the job's span (`server.traces.span`). ``reader`` is the only API
+    process that can read the output (`server.broker.liveness.register_reader`); empty if any can.
+    ``owner`` is the client that owns the job and its avatar; empty if every client does."""
 
     trace: dict[str, str] = Field(default_factory=dict)
     reader: str = ""
@@ -35,7 +35,7 @@ class _Request(_Message):
 
 
 class AnimateRequest(_Request):
-    """Make one video. ``keep``: hold it for later readers, at no one reader's pace."""
+    """Make one video. ``keep``: store it for later readers, without waiting for them."""
 
     kind: Literal["animate"] = "animate"
     options: AnimationOptions
@@ -46,7 +46,7 @@ class AnimateRequest(_Request):
 
 
 class LiveRequest(_Request):
-    """Hold a live session: sound comes as `AudioChunk` while the video goes out."""
+    """Run a live session: audio arrives as `AudioChunk` while video is published."""
 
     kind: Literal["live"] = "live"
     options: AnimationOptions
@@ -59,7 +59,7 @@ class LiveRequest(_Request):
 
 
 class AvatarRequest(_Request):
-    """Prepare a portrait and keep it."""
+    """Prepare a portrait and store it as an avatar."""
 
     kind: Literal["avatar"] = "avatar"
     model: str
@@ -74,7 +74,10 @@ class Queued(_Message):
 
 
 class Started(_Message):
-    """The input is good and a video will come; ``data`` is its init segment."""
+    """The input is valid and a video follows; ``data`` is its init segment.
+
+    ``total_s`` is the length of the whole video in seconds, if known.
+    """
 
     type: Literal["started"] = "started"
     seed: int
@@ -87,9 +90,9 @@ class Started(_Message):
 
 
 class Fragment(_Message):
-    """One ``moof`` + ``mdat``; the last may hold sound alone (``frames`` 0).
+    """One ``moof`` + ``mdat``; the last may hold audio alone (``frames`` 0).
 
-    ``heard`` is of a live session: the bytes of its `AudioChunk` that wait no more.
+    ``consumed_bytes`` counts the bytes of `AudioChunk` that a live session has consumed so far.
     """
 
     type: Literal["fragment"] = "fragment"
@@ -99,27 +102,27 @@ class Fragment(_Message):
     start_s: float
     duration_s: float
     speech: bool = True
-    heard: int = 0
+    consumed_bytes: int = 0
     data: bytes = Field(exclude=True, default=b"")
 
 
 class Interrupted(_Message):
-    """What was said before `Interrupt` ended here; ``heard`` as in `Fragment`."""
+    """Speech from before `Interrupt` ends here; ``consumed_bytes`` as in `Fragment`."""
 
     type: Literal["interrupted"] = "interrupted"
     at_s: float
-    heard: int
+    consumed_bytes: int
 
 
-class AvatarMade(_Message):
-    """The end of an avatar job."""
+class AvatarCreated(_Message):
+    """The end of a successful avatar job."""
 
-    type: Literal["avatar_made"] = "avatar_made"
+    type: Literal["avatar_created"] = "avatar_created"
     avatar: AvatarView
 
 
 class Done(_Message):
-    """The end of a good video."""
+    """The end of a complete video."""
 
     type: Literal["done"] = "done"
     frames: int
@@ -127,7 +130,7 @@ class Done(_Message):
 
 
 class Failed(_Message):
-    """The end of a job that could not be done; ``code`` is of `server.errors.KINDS`."""
+    """The end of a failed job; ``code`` is one of `server.errors.KINDS`."""
 
     type: Literal["failed"] = "failed"
     code: str
@@ -135,36 +138,36 @@ class Failed(_Message):
 
 
 class Cancelled(_Message):
-    """The end of a job that nobody wants any more."""
+    """The end of a job that was cancelled."""
 
     type: Literal["cancelled"] = "cancelled"
 
 
-Ending = AvatarMade | Done | Failed | Cancelled
+Ending = AvatarCreated | Done | Failed | Cancelled
 
 
-class Read(_Message):
-    """Back-pressure: the reader has passed on every fragment up to ``index``."""
+class Ack(_Message):
+    """Backpressure: the reader has forwarded every fragment up to ``index``."""
 
-    type: Literal["read"] = "read"
+    type: Literal["ack"] = "ack"
     index: int
 
 
 class AudioChunk(_Message):
-    """More PCM of a live session, in any chunking: ``data`` is s16le mono."""
+    """PCM of a live session, s16le mono, in chunks of any length."""
 
-    type: Literal["sound"] = "sound"
+    type: Literal["audio"] = "audio"
     data: bytes = Field(exclude=True, default=b"")
 
 
 class Interrupt(_Message):
-    """Drop the sound that was sent before this."""
+    """Drop the audio that was sent before this command."""
 
     type: Literal["interrupt"] = "interrupt"
 
 
 class Update(_Message):
-    """From the next window on; ``None`` leaves a setting as it is."""
+    """Change options from the next window on; ``None`` keeps an option."""
 
     type: Literal["update"] = "update"
     steps: int | None = None
@@ -173,7 +176,7 @@ class Update(_Message):
 
 
 class End(_Message):
-    """No more sound will come."""
+    """No more audio follows."""
 
     type: Literal["end"] = "end"
 
@@ -182,13 +185,14 @@ Progress = Started | Fragment | Interrupted
 LiveCommand = AudioChunk | Interrupt | Update | End
 AnyRequest = AnimateRequest | LiveRequest | AvatarRequest
 AnyEvent = Queued | Progress | Ending
-AnyCommand = Read | LiveCommand
+AnyCommand = Ack | LiveCommand
 _REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 _COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Annotated[AnyCommand, Field(discriminator="type")])
 
 
 def pack_request(request: AnyRequest) -> bytes:
+    """Serialise a request as JSON."""
     return request.model_dump_json().encode()
 
 
@@ -198,7 +202,7 @@ def unpack_request(text: bytes) -> AnyRequest:
 
 
 def pack_event(event: AnyEvent) -> tuple[bytes, bytes]:
-    """JSON, and the raw bytes that go beside it."""
+    """Serialise as JSON and the raw bytes beside it."""
     data = event.data if isinstance(event, Started | Fragment) else b""
     return event.model_dump_json().encode(), data
 
@@ -212,7 +216,7 @@ def unpack_event(text: bytes, data: bytes) -> AnyEvent:
 
 
 def pack_command(command: AnyCommand) -> tuple[bytes, bytes]:
-    """JSON, and the raw bytes that go beside it."""
+    """Serialise as JSON and the raw bytes beside it."""
     data = command.data if isinstance(command, AudioChunk) else b""
     return command.model_dump_json().encode(), data
 

@@ -1,4 +1,4 @@
-"""The API's half of the broker: hand a job in, follow it, cancel it, look things up."""
+"""The API's half of the broker: submit jobs, follow, command and cancel them; look things up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -16,46 +16,47 @@ from server.broker import messages, redis
 from server.broker.liveness import live_workers
 from server.errors import ServiceError
 
-_TICK_MS = 1000
-_NO_WORKER_S = 20.0  # a restarting worker is waited for this long
-_UNCLAIMED_S = 3.0  # a live session that was let in waits no longer for the worker that has room
-_FEW = 4  # fragments fetched at once
-_FORGET_S = 600
-_MAX_COMMANDS = 20_000  # that no snapshot holds yet
+_BLOCK_MS = 1000
+_NO_WORKER_S = 20.0  # enough for a worker to restart
+_UNCLAIMED_S = 3.0  # how long an admitted live session waits for a worker with room
+_READ_BATCH = 4  # events fetched at once
+_ENDED_TTL_S = 600
+_MAX_COMMANDS = 20_000  # that no snapshot includes yet
 
 
 @dataclass(frozen=True)
 class JobProducer:
-    """``max_jobs`` places in the queue; what is not read is gone after ``job_ttl_s``.
+    """Each queue has ``max_jobs`` places; unread output expires after ``job_ttl_s`` seconds.
 
-    ``reader`` is this process's name among the readers that live; without one, what is asked for
-    is made whether it is read or not. Jobs and avatars are those of ``owner``; what is another's
-    is as if it were not there.
+    ``reader`` is this process's reader name (`server.broker.liveness.register_reader`); a job
+    without one runs to its end whether it is read or not. Only jobs and avatars of ``owner`` are
+    visible.
     """
 
     connection: redis.Connection
     max_jobs: int
     job_ttl_s: int
+    _: KW_ONLY
     reader: str = ""
     owner: str = ""
 
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
 
-        Live sessions, videos and avatars each have a queue of their own: of ``max_jobs`` places,
-        and for live sessions no more than the workers say that they can hold.
-        Raises `ServiceError` ``busy`` without a free place or memory, ``no_worker`` when no
-        worker lives.
+        Live sessions, videos and avatars each have a queue of ``max_jobs`` places; live sessions
+        are also limited to the capacity that the workers report.
+        Raises `ServiceError` ``busy`` when no place or memory is free, ``no_worker`` when no
+        worker is alive.
         """
         workers = await live_workers(self.connection)
         if not workers:
-            raise ServiceError("no_worker", "no worker is connected yet; try again in a moment")
+            raise no_worker()
         places = self.max_jobs
         if request.kind == "live":
-            places = min(places, sum(beat.live_places for beat in workers.values()))
+            places = min(places, sum(worker.live_places for worker in workers.values()))
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
-        facts = {
+        context = {
             "trace": traces.here(),
             "reader": "" if request.keep else self.reader,
             "owner": self.owner,
@@ -63,48 +64,48 @@ class JobProducer:
         keys = [redis.queue_key(request.kind), redis.job_key(job_id), redis.out_key(job_id)]
         arguments: list[Any] = [
             job_id,
-            messages.pack_request(request.model_copy(update=facts)),
+            messages.pack_request(request.model_copy(update=context)),
             event,
             places,
             self.job_ttl_s,
         ]
 
-        async def hand_in() -> Any:
+        async def write() -> Any:
             for part, blob in parts.items():
                 key = redis.part_key(job_id, part)
                 await self.connection.redis.set(key, blob, ex=self.job_ttl_s)
-            return await self.connection.submit(keys, arguments)
+            return await self.connection.run("submit", keys, arguments)
 
-        taken = False
+        accepted = False
         try:
-            taken = bool(await redis.with_eviction(self.connection, hand_in, self.owner))
+            accepted = bool(await redis.with_eviction(self.connection, write, self.owner))
         finally:
-            if not taken:
+            if not accepted:
                 await self._drop_parts(job_id)
-        if not taken:
+        if not accepted:
             raise ServiceError("busy", f"all {places} places are taken")
         return job_id
 
     async def follow(self, job_id: str, *, consume: bool) -> AsyncIterator[messages.AnyEvent]:
-        """Every event of a job, from the first to its ending.
+        """Yield every event of a job, from the first to its ending.
 
-        ``consume`` gives back each fragment once the caller asks for the next event, which lets
-        the worker go on; so the reader's pace is the worker's. Ends early when the job is gone.
-        A job fails for which no worker lives, and a live session that no worker has room for.
+        ``consume`` deletes and acknowledges each fragment once the caller asks for the next
+        event, so the worker produces at the reader's pace. Stops early when the job expires.
+        Fails the job when no worker is alive, or no worker has room for a live session.
         """
         last = b"0"
-        alone, unclaimed = _Patience(_NO_WORKER_S), _Patience(_UNCLAIMED_S)
+        deadlines = _Deadlines(_GracePeriod(_NO_WORKER_S), _GracePeriod(_UNCLAIMED_S))
         while True:
             reply = await redis.retry_on_disconnect(
                 partial(
                     self.connection.blocking.xread,
                     {redis.out_key(job_id): last},
-                    count=_FEW,
-                    block=_TICK_MS,
+                    count=_READ_BATCH,
+                    block=_BLOCK_MS,
                 )
             )
-            entries = [entry for _, some in reply for entry in some]
-            if not entries and not await self._goes_on(job_id, alone, unclaimed):
+            entries = [entry for _, stream in reply for entry in stream]
+            if not entries and not await self._may_continue(job_id, deadlines):
                 return
             for entry, fields in entries:
                 last = entry
@@ -113,71 +114,80 @@ class JobProducer:
                 if isinstance(event, messages.Ending):
                     return
                 if consume and isinstance(event, messages.Fragment):
-                    await self._consumed(job_id, last, event.index)
+                    await self._acknowledge(job_id, last, event.index)
 
     async def cancel(self, job_id: str) -> bool:
-        """End the job now; False when it had ended before, or never was.
+        """End the job now; False if it had ended before or is unknown.
 
-        Its worker hears of it when it next renews its lease.
+        Its worker notices when it next renews its lease.
         """
         event, _ = messages.pack_event(messages.Cancelled())
-        return await self.connection.end(job_id, None, "cancelled", event, _FORGET_S)
+        return await self.connection.end(job_id, None, "cancelled", event=event, ttl_s=_ENDED_TTL_S)
 
     async def forget(self, job_id: str) -> None:
-        """Drop a job's video; its status stays for a while."""
+        """Delete a job's video; its status stays for `_ENDED_TTL_S` seconds."""
         await self.connection.redis.delete(redis.out_key(job_id))
-        await self.connection.redis.expire(redis.job_key(job_id), _FORGET_S)
+        await self.connection.redis.expire(redis.job_key(job_id), _ENDED_TTL_S)
 
     async def erase(self, job_id: str) -> None:
-        """Drop all of a live session that has ended."""
+        """Delete everything of a live session that has ended."""
         await redis.drop_video(self.connection, job_id)
 
-    async def send_command(self, job_id: str, number: int, command: messages.LiveCommand) -> bool:
-        """Say something to a live session; False when it has ended.
+    async def abandon(self, job_id: str, *, live: bool = False) -> None:
+        """Cancel a job whose reader has left and delete its output, even while being cancelled."""
 
-        ``number`` counts a session's commands from 1: one that is said again is heard once.
-        Raises `ServiceError` ``busy`` when there is no memory for it, ``too_large`` when too many
-        wait.
+        async def _cancel_and_delete() -> None:
+            await self.cancel(job_id)
+            await (self.erase(job_id) if live else self.forget(job_id))
+
+        await asyncio.shield(asyncio.create_task(_cancel_and_delete()))
+
+    async def send_command(self, job_id: str, number: int, command: messages.LiveCommand) -> bool:
+        """Send a command to a live session; False if the session has ended.
+
+        ``number`` counts a session's commands from 1; sending a number again has no effect.
+        Raises `ServiceError` ``busy`` when memory is full, ``too_large`` when too many commands
+        are pending.
         """
         text, data = messages.pack_command(command)
         keys = [redis.job_key(job_id), redis.in_key(job_id)]
         arguments: list[Any] = [number, text, data, self.job_ttl_s, _MAX_COMMANDS]
-        write = partial(self.connection.send_command, keys, arguments)
-        told = await redis.with_eviction(self.connection, write, None)
-        if told < 0:
+        write = partial(self.connection.run, "send_command", keys, arguments)
+        sent = await redis.with_eviction(self.connection, write, None)
+        if sent < 0:
             raise ServiceError(
-                "too_large", f"{_MAX_COMMANDS} messages wait to be dealt with; no more may"
+                "too_large", f"more than {_MAX_COMMANDS} messages are pending; wait for fragments"
             )
-        return bool(told)
+        return bool(sent)
 
     async def view(self, job_id: str) -> JobView | None:
-        """How a job stands, or ``None`` for one that is not known (any more)."""
-        facts = await self.connection.redis.hgetall(redis.job_key(job_id))
-        if not facts:
+        """The job's status and progress; ``None`` if it is unknown or has expired."""
+        job = await self.connection.redis.hgetall(redis.job_key(job_id))
+        if not job:
             return None
-        request = messages.unpack_request(facts[b"request"])
+        request = messages.unpack_request(job[b"request"])
         if request.kind != "animate" or request.owner != self.owner:
             return None
-        duration_s = float(facts.get(b"duration_s", 0))
-        total_s = float(facts.get(b"total_s", 0))
-        status = facts[b"status"].decode()
+        duration_s = float(job.get(b"duration_s", 0))
+        total_s = float(job.get(b"total_s", 0))
+        status = job[b"status"].decode()
         progress = min(1.0, duration_s / total_s) if total_s else 0.0
         error = None
-        if b"code" in facts:
-            error = ServiceError(facts[b"code"].decode(), facts[b"detail"].decode()).problem()
+        if b"code" in job:
+            error = ServiceError(job[b"code"].decode(), job[b"detail"].decode()).problem()
         return JobView.model_validate(
             {
                 "id": job_id,
                 "status": status,
                 "progress": 1.0 if status == "done" else progress,
-                "frames": int(facts.get(b"frames", 0)),
+                "frames": int(job.get(b"frames", 0)),
                 "duration_s": duration_s,
                 "error": error,
             }
         )
 
     async def keeps_video(self, job_id: str) -> bool:
-        """Whether the job is known and its video can be read from the start."""
+        """Whether the job exists and its video can be read from the start."""
         text = await self.connection.redis.hget(redis.job_key(job_id), "request")
         if text is None:
             return False
@@ -187,14 +197,15 @@ class JobProducer:
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
 
     async def models(self) -> ModelList:
-        """What the live workers have loaded, in the order that they name it."""
+        """The models that live workers have loaded, in the workers' order."""
         found: dict[str, ModelView] = {}
-        for beat in (await live_workers(self.connection)).values():
-            for model in beat.models:
+        for worker in (await live_workers(self.connection)).values():
+            for model in worker.models:
                 found.setdefault(model.name, model)
         return ModelList(models=list(found.values()), default=next(iter(found), None))
 
     async def avatar(self, avatar_id: str) -> AvatarView | None:
+        """The owner's avatar, or ``None``."""
         key = redis.avatar_key(avatar_id)
         text, owner = await self.connection.redis.hmget(key, "view", "owner")
         if text is None or owner.decode() != self.owner:
@@ -202,36 +213,42 @@ class JobProducer:
         return AvatarView.model_validate_json(text)
 
     async def delete_avatar(self, avatar_id: str) -> bool:
-        """False when there was none."""
+        """Delete the owner's avatar; False if there was none."""
         if await self.avatar(avatar_id) is None:
             return False
         await self.connection.redis.zrem(redis.avatars_key(self.owner), avatar_id)
         return bool(await redis.drop_avatar(self.connection, avatar_id))
 
-    async def _goes_on(self, job_id: str, alone: _Patience, unclaimed: _Patience) -> bool:
-        """Looked at when no event came for a while; False when none will come any more."""
-        attended = bool(await live_workers(self.connection))
-        if alone.over(attended):
-            await self._fail(job_id, "no_worker", f"no worker lived for {_NO_WORKER_S:g} s")
-        # Places may have become fewer since it was let in: it must not wait until one is free.
-        if unclaimed.over(not (attended and await self._waits_live(job_id))):
+    async def _may_continue(self, job_id: str, deadlines: _Deadlines) -> bool:
+        """Fail a job that no worker serves; False once the job is gone and no event can follow."""
+        alive = bool(await live_workers(self.connection))
+        if deadlines.no_worker.expired(alive):
+            await self._fail(job_id, "no_worker", f"no worker was alive for {_NO_WORKER_S:g} s")
+        # Capacity may have shrunk since the session was admitted: it must not wait for a place.
+        if deadlines.unclaimed.expired(not (alive and await self._is_unclaimed_live(job_id))):
             await self._fail(job_id, "busy", f"no worker had room within {_UNCLAIMED_S:g} s")
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
 
-    async def _waits_live(self, job_id: str) -> bool:
-        """Whether it is a live session that no worker has claimed yet."""
-        facts = await self.connection.redis.hmget(redis.job_key(job_id), "status", "queue")
-        return bool(facts == [b"queued", redis.queue_key("live").encode()])
+    async def _is_unclaimed_live(self, job_id: str) -> bool:
+        """Whether the job is a live session that no worker has claimed yet."""
+        job = await self.connection.redis.hmget(redis.job_key(job_id), "status", "queue")
+        return bool(job == [b"queued", redis.queue_key("live").encode()])
 
     async def _fail(self, job_id: str, code: str, detail: str) -> None:
         event, _ = messages.pack_event(messages.Failed(code=code, detail=detail))
-        facts = ["code", code, "detail", detail]
-        await self.connection.end(job_id, None, "failed", event, self.job_ttl_s, *facts)
+        await self.connection.end(
+            job_id,
+            None,
+            "failed",
+            event=event,
+            ttl_s=self.job_ttl_s,
+            fields={"code": code, "detail": detail},
+        )
 
-    async def _consumed(self, job_id: str, entry: bytes, index: int) -> None:
+    async def _acknowledge(self, job_id: str, entry: bytes, index: int) -> None:
         await self.connection.redis.xdel(redis.out_key(job_id), entry)
-        # NOMKSTREAM: a job that has ended has no command stream, and must not get one again.
-        text, data = messages.pack_command(messages.Read(index=index))
+        # NOMKSTREAM: a job that has ended has no command stream, and must not get a new one.
+        text, data = messages.pack_command(messages.Ack(index=index))
         await self.connection.redis.xadd(
             redis.in_key(job_id), {"m": text, "b": data}, nomkstream=True
         )
@@ -240,28 +257,29 @@ class JobProducer:
         await self.connection.redis.delete(*(redis.part_key(job_id, p) for p in redis.PARTS))
 
 
-class _Patience:
-    """How long a reader has waited for something to be good again."""
+class _GracePeriod:
+    """Expires when a condition has been false for ``limit_s`` seconds without a break."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._since_s: float | None = None
 
-    def over(self, good: bool) -> bool:
-        """Told now and then whether it is good; True once it has not been for too long."""
+    def expired(self, ok: bool) -> bool:
+        """Report whether the condition holds now; True once it has failed for too long."""
         now_s = time.monotonic()
-        if good:
+        if ok:
             self._since_s = None
         elif self._since_s is None:
             self._since_s = now_s
         return self._since_s is not None and now_s - self._since_s > self._limit_s
 
 
-async def give_up(client: JobProducer, job_id: str, *, live: bool = False) -> None:
-    """Cancel a job whose reader is gone and drop what it made, even while being cancelled."""
+@dataclass(frozen=True)
+class _Deadlines:
+    no_worker: _GracePeriod
+    unclaimed: _GracePeriod
 
-    async def _both() -> None:
-        await client.cancel(job_id)
-        await (client.erase(job_id) if live else client.forget(job_id))
 
-    await asyncio.shield(asyncio.create_task(_both()))
+def no_worker() -> ServiceError:
+    """The error of a request that needs a worker while none is connected."""
+    return ServiceError("no_worker", "no worker is connected yet; try again in a moment")

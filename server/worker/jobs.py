@@ -42,19 +42,19 @@ _READER_LOOK_S = 1.0
 _READER_LOOKS = 5  # in vain: after the broker stood still, a reader must have time to show itself
 
 
-async def do(shop: WorkerResources, claim: Claim) -> messages.AvatarMade | messages.Done:
+async def do(shop: WorkerResources, claim: Claim) -> messages.AvatarCreated | messages.Done:
     """The whole job, or what another worker left of it.
 
     Raises `ServiceError` for input that cannot be used, `JobAborted` when nobody reads, or the job
     has ended or is another worker's.
     """
-    if claim.tries > _MAX_TRIES:
+    if claim.attempts > _MAX_TRIES:
         raise ServiceError("internal_error", f"{_MAX_TRIES} workers ended while they did this job")
-    if claim.suspect and claim.job_id not in shop.quarantine:
+    if claim.suspected_poison and claim.job_id not in shop.quarantine:
         raise ServiceError(
             "internal_error", "a worker ended while it did this job, and none was free to try again"
         )
-    if claim.late > _MAX_LATE:
+    if claim.lease_timeouts > _MAX_LATE:
         raise ServiceError("internal_error", f"workers were held up {_MAX_LATE} times by the job")
     if isinstance(claim.request, messages.AnimateRequest):
         return await AnimationJob(shop, claim).make(claim.request)
@@ -65,7 +65,7 @@ async def do(shop: WorkerResources, claim: Claim) -> messages.AvatarMade | messa
 
 async def _make_avatar(
     shop: WorkerResources, job_id: str, request: messages.AvatarRequest
-) -> messages.AvatarMade:
+) -> messages.AvatarCreated:
     reference = await shop.reference(job_id, None, shop.batcher(request.model).pipeline)
     avatar = AvatarView(
         avatar_id=request.avatar_id,
@@ -74,7 +74,7 @@ async def _make_avatar(
         face=FaceView(box=reference.face_box, confidence=reference.face_confidence),
     )
     await shop.work.save_avatar(avatar, reference.to_bytes(), request.owner)
-    return messages.AvatarMade(avatar=avatar)
+    return messages.AvatarCreated(avatar=avatar)
 
 
 class _VideoJob:
@@ -88,8 +88,8 @@ class _VideoJob:
         self._left: Snapshot | None = None
         self._from = Heard(START, 0, -1)
         self._pace = Backpressure(ahead, READ_TIMEOUT_S)
-        if claim.saved is not None:
-            self._left, self._from = unpack_saved(claim.saved)
+        if claim.snapshot is not None:
+            self._left, self._from = unpack_saved(claim.snapshot)
             self._pace.made(self._left.video.sequence - 1)
             self._pace.read(self._from.read)
         self._inbox = Inbox(self._from.entry, self._from.edge)
@@ -116,7 +116,7 @@ class _VideoJob:
         while missed < _READER_LOOKS:
             await asyncio.sleep(_READER_LOOK_S)
             with contextlib.suppress(*BROKER_LOST):
-                missed = 0 if await self._shop.work.is_read(self._claim) else missed + 1
+                missed = 0 if await self._shop.work.has_reader(self._claim) else missed + 1
         raise ReaderGone("the process that asked for it is gone")
 
     async def _listen(self) -> None:
@@ -127,7 +127,7 @@ class _VideoJob:
         for entry, command in commands:
             sound = len(command.data) if isinstance(command, messages.AudioChunk) else 0
             self._inbox.note(entry, sound)
-            if isinstance(command, messages.Read):
+            if isinstance(command, messages.Ack):
                 self._pace.read(command.index)
             else:
                 self._hear(command)
@@ -144,7 +144,9 @@ class _VideoJob:
         self._published += 1
         work = self._shop.work
         with metrics.staged("publish"):
-            lives = await work.publish(self._claim, self._published, event, saved, entry)
+            lives = await work.publish(
+                self._claim, self._published, event, snapshot=saved, last_command=entry
+            )
         if not lives:
             raise JobAborted("it has ended, or another worker has it")
         self._shop.quarantine.discard(self._claim.job_id)  # it got on: the worker's end was not its

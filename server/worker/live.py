@@ -214,7 +214,7 @@ class LiveSession:
             return
         self._interrupts = self._input.interrupts
         at_s = self._state.frames_done / FPS
-        event = messages.Interrupted(at_s=at_s, heard=self._input.sound.heard)
+        event = messages.Interrupted(at_s=at_s, consumed_bytes=self._input.sound.heard)
         await self._emit(event, self._now(video))
 
     async def _denoise(self, session: str, batcher: Batcher, turn: NextWindow) -> _PartialWindow:
@@ -279,7 +279,7 @@ class LiveSession:
     ) -> None:
         now = self._now(video)
         event = fragment(now.video.sequence - 1, first_frame, frames, data)
-        facts = {"speech": speech, "heard": self._input.sound.heard}
+        facts = {"speech": speech, "consumed_bytes": self._input.sound.heard}
         await self._emit(event.model_copy(update=facts), now)
 
     def _now(self, video: _Video) -> Snapshot:

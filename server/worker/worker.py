@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from server import logs, metrics, traces
 from server.broker import liveness, messages
-from server.broker.consumer import Claim, JobConsumer, Limits
+from server.broker.consumer import Claim, JobConsumer, Retention
 from server.broker.redis import BROKER_LOST, QUEUES, connect
 from server.errors import ServiceError
 from server.settings import Settings
@@ -131,16 +131,16 @@ class Worker:
         if self._shop.quarantine:
             places = running
         self._changed.set()  # room comes and goes with the capacity, too
-        beat = messages.Beat(
+        heartbeat = messages.Heartbeat(
             models=self._models,
             live_places=places,
             live_running=running,
             busy=self._capacity.busy,
             host=socket.gethostname(),
         )
-        await self._work.beat(beat)
-        others = await self._work.others()
-        self._capacity.beside(busy=any(o.busy for o in others if o.host == beat.host))
+        await self._work.heartbeat(heartbeat)
+        others = await self._work.other_workers()
+        self._capacity.beside(busy=any(o.busy for o in others if o.host == heartbeat.host))
         if running > places and any(o.live_running < o.live_places for o in others):
             # More was taken over than fits: who has room now gets a session, one a beat.
             live = [one for one in self._held.values() if one.claim.request.kind == "live"]
@@ -190,13 +190,13 @@ class Worker:
         """Go on with what other workers left; there is room for it, for it was admitted before."""
         for kind in QUEUES:
             while not self._shop.quarantine:
-                claim = await self._work.reclaim(kind, alone=not self._held)
+                claim = await self._work.reclaim(kind, idle=not self._held)
                 if claim is None:
                     break
                 if self._leaving:  # meanwhile
                     await self._work.release([claim])
                     return
-                if claim.suspect and not self._held:
+                if claim.suspected_poison and not self._held:
                     self._shop.quarantine.add(claim.job_id)
                 log.info("job %s: taken over after %d events", claim.job_id, claim.events)
                 self._begin(claim)
@@ -229,7 +229,7 @@ class Worker:
     async def _job(self, claim: Claim) -> None:
         """One job from claim to end, for the log, the figures and the trace."""
         logs.bind(job=claim.job_id)
-        kind, started_s, outcome = claim.request.kind, time.monotonic(), "left"
+        kind, started_s, outcome = claim.request.kind, time.monotonic(), "released"
         try:
             with metrics.job(kind), traces.span(f"{kind} job", claim.request.trace):
                 outcome = await self._ended(claim)
@@ -249,16 +249,16 @@ class Worker:
         except JobAborted as error:
             # Nobody hears it, but the job's place is free again.
             ending = messages.Failed(code="internal_error", detail=str(error))
-            outcome = "deserted" if isinstance(error, ReaderGone) else "unwanted"
+            outcome = "reader_gone" if isinstance(error, ReaderGone) else "aborted"
         except BROKER_LOST as error:
             log.warning("given up, the broker does not answer: %s", error)
-            return "left"
+            return "released"
         except Exception:
             log.exception("the job failed")
             ending = messages.Failed(code="internal_error", detail="the job could not be done")
             outcome = ending.code
         await self._say(claim, ending)
-        if outcome == "deserted":
+        if outcome == "reader_gone":
             with contextlib.suppress(*BROKER_LOST):  # it expires by itself, too
                 await self._work.drop(claim)
         return outcome
@@ -279,7 +279,7 @@ class Worker:
         with contextlib.suppress(*BROKER_LOST):
             await self._work.leave()
             while self._held and time.monotonic() < give_up_s:
-                others = await self._work.others()
+                others = await self._work.other_workers()
                 held = list(self._held.values())
                 if others:
                     await self._hand_over(held)
@@ -311,14 +311,14 @@ async def _serve_until_told(
     loop.set_default_executor(ThreadPoolExecutor(_WAITING_THREADS, "decode"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    limits = Limits(
+    retention = Retention(
         job_ttl_s=settings.job_ttl_s,
         avatar_ttl_s=settings.avatar_ttl_s,
         max_avatars=settings.max_avatars,
         max_videos=settings.max_videos,
     )
     async with connect(url) as connection, metrics.reporting(connection, "worker"):
-        work = JobConsumer(connection, liveness.worker_id(os.getpid()), limits)
+        work = JobConsumer(connection, liveness.worker_id(os.getpid()), retention)
         await Worker(settings, work, pipelines, capacity).serve(stop)
 
 

@@ -127,7 +127,7 @@ def test_a_job_in_hand_is_seen(service: Service) -> None:
 
 def given_up(figures: Figures) -> float:
     """Cancelled jobs: a worker learns of it by its lease or when it publishes."""
-    outcomes = ("left", "unwanted")
+    outcomes = ("released", "aborted")
     return sum(total(figures, "fada_jobs_total", kind="animate", outcome=o) for o in outcomes)
 
 

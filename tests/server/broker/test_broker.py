@@ -12,10 +12,10 @@ import pytest
 
 from server.api.protocol import AnimationOptions, AvatarView, FaceView, ModelView
 from server.broker import messages, redis
-from server.broker.consumer import LEASE_S, START, Claim, JobConsumer, Limits
+from server.broker.consumer import LEASE_S, START, Claim, JobConsumer, Retention
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.liveness import deregister, release_leases
-from server.broker.producer import JobProducer, give_up
+from server.broker.producer import JobProducer
 from server.errors import ServiceError
 
 pytestmark = pytest.mark.anyio
@@ -43,12 +43,14 @@ async def halves(url: str, max_jobs: int = 4) -> AsyncIterator[tuple[JobProducer
         await connection.redis.flushall()
         work = worker(connection, "w1")
         await work.join()
-        await work.beat(messages.Beat(models=[MODEL], live_places=2))
+        await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
         yield JobProducer(connection, max_jobs, 100), work
 
 
 def worker(connection: redis.Connection, name: str) -> JobConsumer:
-    return JobConsumer(connection, name, Limits(100, 100, max_avatars=2, max_videos=2))
+    return JobConsumer(
+        connection, name, Retention(job_ttl_s=100, avatar_ttl_s=100, max_avatars=2, max_videos=2)
+    )
 
 
 def wish(*, keep: bool = False) -> messages.AnimateRequest:
@@ -75,7 +77,9 @@ async def taken(work: JobConsumer, kind: str = "animate") -> Claim:
 
 
 async def say(work: JobConsumer, claim: Claim, number: int, event: messages.Progress) -> bool:
-    return await work.publish(claim, number, event, b"state %d" % number, START)
+    return await work.publish(
+        claim, number, event, snapshot=b"state %d" % number, last_command=START
+    )
 
 
 async def told(work: JobConsumer, job_id: str, after: str = START) -> list[messages.AnyCommand]:
@@ -97,7 +101,7 @@ async def test_a_job_goes_over_and_its_video_comes_back(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
-        assert (claim.job_id, claim.request, claim.saved) == (job_id, wish(), None)
+        assert (claim.job_id, claim.request, claim.snapshot) == (job_id, wish(), None)
         assert await work.part(job_id, "audio") == b"sound"
         sent = [started(), fragment(0), fragment(1)]
         for number, event in enumerate(sent):
@@ -106,7 +110,7 @@ async def test_a_job_goes_over_and_its_video_comes_back(url: str) -> None:
         await work.end(claim, done)
         got = await all_of(client, job_id, consume=True)
         assert got == [messages.Queued(), *sent, done]
-        await give_up(client, job_id)
+        await client.abandon(job_id)
         view = await client.view(job_id)
         assert view is not None
         assert (view.status, view.progress, view.frames) == ("done", 1.0, 16)
@@ -123,7 +127,7 @@ async def test_the_worker_hears_what_was_read(url: str) -> None:
         events = client.follow(job_id, consume=True)
         for _ in range(3):
             await anext(events)
-        assert await told(work, job_id) == [messages.Read(index=-1), messages.Read(index=0)]
+        assert await told(work, job_id) == [messages.Ack(index=-1), messages.Ack(index=0)]
         assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
 
 
@@ -170,7 +174,7 @@ async def test_a_running_job_hears_that_it_is_cancelled(url: str) -> None:
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
         assert await work.renew([claim]) == [True]
-        await give_up(client, job_id)
+        await client.abandon(job_id)
         assert await work.renew([claim]) == [False]
         assert not await say(work, claim, 1, fragment(0))
         await work.end(claim, messages.Done(frames=0, duration_s=0.0))
@@ -215,10 +219,10 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
                 assert caught.value.code == "busy"
             assert await client.avatar("a") is None
             # A full server is no server without workers, and jobs can change hands.
-            await work.beat(messages.Beat(models=[MODEL], live_places=2))
+            await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
             assert await work.renew([claim]) == [True]
             await work.release([claim])
-            again = await work.reclaim("animate", alone=True)
+            again = await work.reclaim("animate", idle=True)
             assert again is not None
             claim = again
             # What was taken can still be given back.
@@ -245,13 +249,13 @@ async def test_another_worker_goes_on_where_a_dead_one_stopped(url: str) -> None
         claim = await taken(work)
         await say(work, claim, 1, started())
         await say(work, claim, 2, fragment(0))
-        assert await other.reclaim("animate", alone=True) is None  # the lease is young
+        assert await other.reclaim("animate", idle=True) is None  # the lease is young
         await release_leases(client.connection, "w1")
-        again = await other.reclaim("animate", alone=True)
+        again = await other.reclaim("animate", idle=True)
         assert again is not None
         assert (again.job_id, again.request, again.events) == (job_id, wish(), 2)
-        assert (again.saved, again.tries) == (b"state 2", 1)
-        assert await other.reclaim("animate", alone=True) is None
+        assert (again.snapshot, again.attempts) == (b"state 2", 1)
+        assert await other.reclaim("animate", idle=True) is None
         assert await other.part(job_id, "audio") == b"sound"
         # Who was thought dead can do no harm.
         assert await work.renew([claim]) == [False]
@@ -272,9 +276,9 @@ async def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends(url: str) 
         for _ in range(5):
             await asyncio.sleep(LEASE_S / 3)
             assert await work.renew([claim]) == [True]
-            assert await other.reclaim("animate", alone=True) is None
+            assert await other.reclaim("animate", idle=True) is None
         await asyncio.sleep(LEASE_S * 1.1)
-        assert await other.reclaim("animate", alone=True) is not None
+        assert await other.reclaim("animate", idle=True) is not None
 
 
 async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
@@ -283,10 +287,10 @@ async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
         await client.submit(wish(), PARTS)
         claim = await taken(work)
         await work.release([claim])
-        again = await other.reclaim("animate", alone=True)
+        again = await other.reclaim("animate", idle=True)
         assert again is not None and again.job_id == claim.job_id
         await work.release([claim])  # no longer his to give
-        assert await work.reclaim("animate", alone=True) is None
+        assert await work.reclaim("animate", idle=True) is None
 
 
 async def test_tries_without_progress_are_counted(url: str) -> None:
@@ -294,15 +298,18 @@ async def test_tries_without_progress_are_counted(url: str) -> None:
         await client.submit(wish(), PARTS)
         claim: Claim | None = await taken(work)
         for tries in (1, 2, 3):
-            assert claim is not None and (claim.tries, claim.suspect) == (tries, tries > 1)
+            assert claim is not None and (claim.attempts, claim.suspected_poison) == (
+                tries,
+                tries > 1,
+            )
             await release_leases(client.connection, "w1")
-            assert await work.reclaim("animate", alone=False) is None  # not beside others
-            claim = await work.reclaim("animate", alone=True)
+            assert await work.reclaim("animate", idle=False) is None  # not beside others
+            claim = await work.reclaim("animate", idle=True)
         assert claim is not None
         await say(work, claim, 1, started())
         await work.release([claim])
-        claim = await work.reclaim("animate", alone=True)
-        assert claim is not None and claim.tries == 1
+        claim = await work.reclaim("animate", idle=True)
+        assert claim is not None and claim.attempts == 1
 
 
 async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
@@ -312,18 +319,18 @@ async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
         suspect = await client.submit(wish(), PARTS)
         await taken(work)
         await release_leases(client.connection, "w1")
-        await work.beat(messages.Beat(models=[MODEL], live_places=2))
+        await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
         innocent = await client.submit(wish(), PARTS)
         other = await taken(work)
         assert other.job_id == innocent
         await say(work, other, 1, started())
         await release_leases(client.connection, "w1")
-        claim = await work.reclaim("animate", alone=False)
+        claim = await work.reclaim("animate", idle=False)
         assert claim is not None and claim.job_id == innocent
-        assert await work.reclaim("animate", alone=False) is None
-        monkeypatch.setattr("server.broker.consumer.SUSPECT_WAIT_S", 0.0)
-        claim = await work.reclaim("animate", alone=False)
-        assert claim is not None and (claim.job_id, claim.suspect) == (suspect, True)
+        assert await work.reclaim("animate", idle=False) is None
+        monkeypatch.setattr("server.broker.consumer.QUARANTINE_S", 0.0)
+        claim = await work.reclaim("animate", idle=False)
+        assert claim is not None and (claim.job_id, claim.suspected_poison) == (suspect, True)
 
 
 async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
@@ -334,8 +341,8 @@ async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
 
         async def lapsed(*, lives: bool = True) -> Claim:
             if lives:
-                await work.beat(messages.Beat(models=[MODEL], live_places=2))
-            while (claim := await work.reclaim("animate", alone=True)) is None:
+                await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
+            while (claim := await work.reclaim("animate", idle=True)) is None:
                 await asyncio.sleep(0.01)
             return claim
 
@@ -343,13 +350,13 @@ async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
         claim = await taken(work)
         for late in range(1, 8):
             claim = await lapsed()
-            assert (claim.tries, claim.late) == (1, late)
+            assert (claim.attempts, claim.lease_timeouts) == (1, late)
         await say(work, claim, 1, started())
         claim = await lapsed()
-        assert (claim.tries, claim.late) == (0, 1)
+        assert (claim.attempts, claim.lease_timeouts) == (0, 1)
         await deregister(client.connection, "w1")
         claim = await lapsed(lives=False)
-        assert (claim.tries, claim.late) == (1, 1)
+        assert (claim.attempts, claim.lease_timeouts) == (1, 1)
 
 
 async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:
@@ -357,9 +364,9 @@ async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:
         await client.submit(wish(), PARTS)
         claim: Claim | None = await taken(work)
         for _ in range(10):
-            assert claim is not None and claim.tries == 1
+            assert claim is not None and claim.attempts == 1
             await work.release([claim])
-            claim = await work.reclaim("animate", alone=True)
+            claim = await work.reclaim("animate", idle=True)
 
 
 async def test_what_is_done_twice_happens_once(url: str) -> None:
@@ -371,7 +378,7 @@ async def test_what_is_done_twice_happens_once(url: str) -> None:
             assert await say(work, claim, 1, started())
             assert await client.send_command(job_id, 1, messages.End())
         assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
-        assert await told(work, job_id) == [messages.Read(index=-1), messages.End()]
+        assert await told(work, job_id) == [messages.Ack(index=-1), messages.End()]
         for _ in range(2):
             await work.end(claim, messages.Done(frames=0, duration_s=0.0))
         assert await client.connection.redis.xlen(redis.out_key(job_id)) == 3
@@ -386,14 +393,14 @@ async def test_a_server_that_lost_everything_is_joined_again(url: str) -> None:
         assert await work.renew([claim]) == [False]
         assert not await say(work, claim, 1, started())
         assert await work.claim("animate") is None
-        assert await work.reclaim("live", alone=True) is None
-        await work.beat(messages.Beat(models=[MODEL], live_places=2))
+        assert await work.reclaim("live", idle=True) is None
+        await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
         job_id = await client.submit(wish(), PARTS)
         assert (await taken(work)).job_id == job_id
 
 
 async def test_workers_long_gone_are_forgotten(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.broker.consumer._FORGET_MS", 0)
+    monkeypatch.setattr("server.broker.consumer._CONSUMER_TTL_MS", 0)
     async with halves(url) as (client, work):
         await client.submit(wish(), PARTS)
         await taken(work)

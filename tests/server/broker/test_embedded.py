@@ -52,7 +52,7 @@ def test_two_do_not_share_anything() -> None:
 
 def test_a_program_that_is_no_server_is_told() -> None:
     with (
-        pytest.raises(RuntimeError, match="ended with"),
+        pytest.raises(RuntimeError, match="exited with"),
         embedded_server(Path("/bin/false")),
     ):
         pass

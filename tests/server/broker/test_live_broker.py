@@ -10,8 +10,7 @@ import pytest
 from server.api.protocol import AnimationOptions
 from server.broker import messages, redis
 from server.broker.consumer import START
-from server.broker.liveness import reading
-from server.broker.producer import give_up
+from server.broker.liveness import register_reader
 from server.errors import ServiceError
 from tests.server.broker.test_broker import (
     all_of,
@@ -53,13 +52,13 @@ async def test_commands_come_in_order_and_stay_until_a_snapshot_holds_them(url: 
         assert claim.request == wish()
         listener = work.commands(job_id, START)
         heard = await anext(listener)
-        assert [command for _, command in heard] == [COMMANDS[0], messages.Read(index=-1)]
+        assert [command for _, command in heard] == [COMMANDS[0], messages.Ack(index=-1)]
         for number, command in enumerate(COMMANDS[1:]):
             assert await client.send_command(job_id, number + 2, command)
             heard += await anext(listener)
         assert [command for _, command in heard][2:] == COMMANDS[1:]
         assert await told(work, job_id) == [command for _, command in heard]
-        assert await work.publish(claim, 1, started(), b"state", heard[2][0])
+        assert await work.publish(claim, 1, started(), snapshot=b"state", last_command=heard[2][0])
         assert await told(work, job_id) == COMMANDS[2:]
         assert await told(work, job_id, heard[4][0]) == COMMANDS[4:]
 
@@ -80,9 +79,9 @@ async def test_nothing_of_an_ended_session_stays(url: str) -> None:
         job_id = await client.submit(wish(), {"portrait": b"picture"})
         claim = await taken(work, "live")
         await say(work, claim, 1, started())
-        await say(work, claim, 2, messages.Interrupted(at_s=0.0, heard=0))
+        await say(work, claim, 2, messages.Interrupted(at_s=0.0, consumed_bytes=0))
         await say(work, claim, 3, fragment(0))
-        await give_up(client, job_id, live=True)
+        await client.abandon(job_id, live=True)
         assert not await say(work, claim, 4, fragment(1))
         assert not await client.send_command(job_id, 1, messages.End())
         await work.end(claim, messages.Done(frames=8, duration_s=0.32))
@@ -93,7 +92,7 @@ async def test_a_session_that_was_given_up_before_its_claim_leaves_nothing(url: 
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
         await client.send_command(job_id, 1, messages.AudioChunk(data=b"12"))
-        await give_up(client, job_id, live=True)
+        await client.abandon(job_id, live=True)
         assert await work.claim("live") is None
         assert await keys(client) == set()
 
@@ -115,7 +114,7 @@ async def test_each_kind_of_job_has_places_of_its_own(url: str) -> None:
 async def test_a_session_that_was_let_in_and_finds_no_room_is_busy_soon(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.broker.producer._TICK_MS", 50)
+    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 50)
     monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", 0.2)
     async with halves(url, max_jobs=1) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
@@ -132,7 +131,7 @@ async def test_a_session_that_was_let_in_and_finds_no_room_is_busy_soon(
 
 
 async def test_an_offline_job_may_wait_for_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.broker.producer._TICK_MS", 50)
+    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 50)
     monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", 0.1)
     async with halves(url) as (client, work):
         job_id = await client.submit(offline(), {})
@@ -143,16 +142,16 @@ async def test_an_offline_job_may_wait_for_room(url: str, monkeypatch: pytest.Mo
         assert isinstance((await following)[-1], messages.Done)
 
 
-async def test_what_only_one_process_can_read_is_read_as_long_as_that_lives(url: str) -> None:
+async def test_what_only_one_process_can_read_has_reader_as_long_as_that_lives(url: str) -> None:
     async with halves(url) as (client, work):
-        async with reading(client.connection) as name:
+        async with register_reader(client.connection) as name:
             mine = replace(client, reader=name)
             await mine.submit(wish(), {})
             claim = await taken(work, "live")
-            assert await work.is_read(claim)
+            assert await work.has_reader(claim)
             await mine.submit(offline(keep=True), {})
             kept = await taken(work)
             ttl_s = await client.connection.redis.ttl(redis.reader_key(name))
             assert 0 < ttl_s <= 5  # of a process that is killed
-        assert not await work.is_read(claim)
-        assert await work.is_read(kept)
+        assert not await work.has_reader(claim)
+        assert await work.has_reader(kept)

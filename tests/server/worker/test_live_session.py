@@ -70,7 +70,7 @@ def test_an_interrupt_within_a_window_drops_its_other_half() -> None:
     commands = [messages.AudioChunk(data=pcm(5.0)), messages.End()]
     events = play(commands, {2: messages.Interrupt()})
     place = next(i for i, e in enumerate(events) if isinstance(e, messages.Interrupted))
-    assert events[place] == messages.Interrupted(at_s=0.48, heard=len(pcm(5.0)))
+    assert events[place] == messages.Interrupted(at_s=0.48, consumed_bytes=len(pcm(5.0)))
     assert [f.speech for f in fragments(events[:place])] == [True] * 3
     settling = [f for f in fragments(events[place:]) if f.frames]
     assert [f.speech for f in settling] == [False, False]

@@ -72,7 +72,7 @@ class Tape:
     async def part(self, job_id: str, part: str) -> bytes | None:
         return self.parts.get(part)
 
-    async def is_read(self, claim: Claim) -> bool:
+    async def has_reader(self, claim: Claim) -> bool:
         return True
 
     async def commands(self, job_id: str, after: str) -> AsyncIterator[list[Entry]]:
@@ -86,20 +86,26 @@ class Tape:
                 yield some
 
     async def publish(
-        self, claim: Claim, number: int, event: messages.Progress, saved: bytes, held: str
+        self,
+        claim: Claim,
+        number: int,
+        event: messages.Progress,
+        *,
+        snapshot: bytes,
+        last_command: str,
     ) -> bool:
         self.dies_at -= 1
         if self.dies_at == 0 and self.dies_before:
             raise Killed
         assert number == len(self.events) + 1
         self.events.append(event)
-        self.saved, self.longest = saved, max(self.longest, len(saved))
-        last = int(held.split("-")[0])
+        self.saved, self.longest = snapshot, max(self.longest, len(snapshot))
+        last = int(last_command.split("-")[0])
         self.commands_ = [e for e in self.commands_ if int(e[0].split("-")[0]) > last]
         for command in self.say.pop(number, []):
             self.send_command(command)
         if isinstance(event, messages.Fragment):
-            self.send_command(messages.Read(index=event.index))
+            self.send_command(messages.Ack(index=event.index))
         if self.dies_at == 0:
             raise Killed
         return True
@@ -126,7 +132,15 @@ def play(
 
     async def one() -> messages.Done:
         shop = WorkerResources(tape, {request.model: load()}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
-        claim = Claim("j", request, "1-0", 1, len(tape.events), 1, tape.saved)
+        claim = Claim(
+            "j",
+            request,
+            "1-0",
+            token=1,
+            events=len(tape.events),
+            attempts=1,
+            snapshot=tape.saved,
+        )
         serving = asyncio.create_task(shop.serve())
         try:
             done = await jobs.do(shop, claim)
@@ -225,16 +239,28 @@ def test_deaths_at_every_single_event(
 
 def test_what_a_snapshot_holds_is_taken_off_the_tape() -> None:
     tape, _ = undisturbed(converse)
-    assert [c for _, c in tape.commands_ if not isinstance(c, messages.Read)] == []
+    assert [c for _, c in tape.commands_ if not isinstance(c, messages.Ack)] == []
 
 
-@pytest.mark.parametrize(("tries", "late"), [(3, 0), (1, 101)])
-def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(tries: int, late: int) -> None:
+@pytest.mark.parametrize(("attempts", "lease_timeouts"), [(3, 0), (1, 101)])
+def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
+    attempts: int, lease_timeouts: int
+) -> None:
     async def once() -> None:
         shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
-            await jobs.do(shop, Claim("j", request, "1-0", tries + late, 0, tries, None, late))
+            claim = Claim(
+                "j",
+                request,
+                "1-0",
+                token=attempts + lease_timeouts,
+                events=0,
+                attempts=attempts,
+                snapshot=None,
+                lease_timeouts=lease_timeouts,
+            )
+            await jobs.do(shop, claim)
         finally:
             shop.close()
 
@@ -249,7 +275,8 @@ def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
             shop.quarantine.add("j")
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
-            await jobs.do(shop, Claim("j", request, "1-0", 2, 0, 2, None))
+            claim = Claim("j", request, "1-0", token=2, events=0, attempts=2, snapshot=None)
+            await jobs.do(shop, claim)
         finally:
             shop.close()
 
@@ -261,7 +288,7 @@ def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
 
 def test_who_lost_the_job_publishes_no_more() -> None:
     class Lost(Tape):
-        async def publish(self, *arguments: object) -> bool:
+        async def publish(self, *arguments: object, **options: object) -> bool:
             return False
 
     with pytest.raises(JobAborted):

@@ -12,9 +12,9 @@ import pytest
 
 from server.api.protocol import AnimationOptions
 from server.broker import messages, redis
-from server.broker.consumer import Claim, JobConsumer, Limits
+from server.broker.consumer import Claim, JobConsumer, Retention
 from server.broker.embedded import embedded_server, valkey_program
-from server.broker.liveness import reading
+from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
 from server.settings import Settings
 from server.worker.capacity import Capacity
@@ -51,7 +51,11 @@ async def working(
 ) -> AsyncIterator[asyncio.Event]:
     """A worker with places for so many live sessions; setting the event tells it to stop."""
     settings = Settings(sessions_per_worker=places, drain_s=drain_s)  # type: ignore[call-arg]
-    work = kind(client.connection, name, Limits(100, 100, max_avatars=8, max_videos=8))
+    work = kind(
+        client.connection,
+        name,
+        Retention(job_ttl_s=100, avatar_ttl_s=100, max_avatars=8, max_videos=8),
+    )
     capacity = Capacity(cores=1.0, window_s=0.001, most=places)
     stop = asyncio.Event()
     worker = Worker(settings, work, {"fake": FakePipeline("fake")}, capacity)
@@ -166,7 +170,7 @@ async def test_a_portrait_does_not_wait_behind_sessions(url: str) -> None:
         asked = messages.AvatarRequest(model="fake", avatar_id="a")
         job_id = await client.submit(asked, {"portrait": picture()})
         events = await asyncio.wait_for(watch(client, job_id), 5.0)
-        assert isinstance(events[-1], messages.AvatarMade)
+        assert isinstance(events[-1], messages.AvatarCreated)
         for job in (held, long):
             await client.cancel(job)
 
@@ -185,7 +189,7 @@ async def test_a_session_whose_reader_died_ends_though_it_waits_for_speech(
 ) -> None:
     monkeypatch.setattr("server.worker.jobs._READER_LOOK_S", 0.05)
     async with clients(url) as client, working(client, "w1", places=1):
-        async with reading(client.connection) as name:
+        async with register_reader(client.connection) as name:
             silent = live(1).model_copy(update={"idle": False})
             job_id = await replace(client, reader=name).submit(silent, {"portrait": picture()})
             events = client.follow(job_id, consume=True)

@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Claim a job that the consumer group has delivered to this worker.
+-- KEYS: queue, job, in. ARGV: entry, group, first command, TTL, counter to increment
+-- ('attempts' or 'lease_timeouts').
+-- Returns request, token, events, attempts, lease_timeouts; nothing for a job that has ended.
+-- A live session's commands may arrive before its first claim.
+-- Allowed when memory is full: a queued job frees its memory only once a worker has claimed it.
+local status = redis.call('HGET', KEYS[2], 'status')
+if status ~= 'queued' and status ~= 'running' then
+  redis.call('XACK', KEYS[1], ARGV[2], ARGV[1])
+  redis.call('XDEL', KEYS[1], ARGV[1])
+  redis.call('DEL', KEYS[3])
+  return false
+end
+if status == 'queued' then redis.call('XADD', KEYS[3], '*', 'm', ARGV[3], 'b', '') end
+redis.call('HSET', KEYS[2], 'status', 'running')
+local token = redis.call('HINCRBY', KEYS[2], 'token', 1)
+redis.call('HINCRBY', KEYS[2], ARGV[5], 1)
+redis.call('EXPIRE', KEYS[3], ARGV[4])
+local job = redis.call('HMGET', KEYS[2], 'request', 'events', 'attempts', 'lease_timeouts')
+return {job[1], token, job[2], job[3], job[4]}

@@ -1,0 +1,12 @@
+-- Append a command to a live session.
+-- KEYS: job, in. ARGV: command number, command, bytes, TTL, command limit.
+-- Returns 1; 0 when the job has ended or is unknown; -1 when too many commands are pending.
+-- Sending a number twice appends it once.
+local status = redis.call('HGET', KEYS[1], 'status')
+if status ~= 'queued' and status ~= 'running' then return 0 end
+if tonumber(ARGV[1]) <= tonumber(redis.call('HGET', KEYS[1], 'commands')) then return 1 end
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[5]) then return -1 end
+redis.call('XADD', KEYS[2], '*', 'm', ARGV[2], 'b', ARGV[3])
+redis.call('HSET', KEYS[1], 'commands', ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+return 1
