@@ -35,8 +35,8 @@ from urllib.parse import urlsplit
 import psutil
 from websockets.sync.client import connect
 
-from server.bench.client import Record, Voice, hold
-from server.bench.report import processor
+from bench.live.report import processor
+from bench.live.session import Record, Voice, hold
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 ADDRESS = ("127.0.0.1", 0)
@@ -274,10 +274,9 @@ async def run(flood: str | None, seconds: float) -> tuple[float, Cost, Cost]:
     voice = Voice.read(EXAMPLES / "speech.wav")
     start = {"portrait": base64_portrait(), "idle": True, "size": 512}
     with serving() as served:
-        live = served.url.replace("http", "ws", 1)
-        await hold(live, start, voice, 2.0)  # warms up
+        await hold(served.url, start, voice, 2.0)  # warms up
         before = await asyncio.to_thread(served.cost)
-        talk = asyncio.create_task(hold(live, start, voice, SETTLE_S + seconds))
+        talk = asyncio.create_task(hold(served.url, start, voice, SETTLE_S + seconds))
         await asyncio.sleep(SETTLE_S)
         if flood is not None:
             context = multiprocessing.get_context("spawn")

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from stages import BATCHES, EXAMPLES, heard
 
+from bench.live.report import processor
 from engines.models import load_pipeline
 from model import models
 from model.pipeline import StudentPipeline
 from model.portrait.image import load_picture
 from model.types import Floats, Reference, Window, WindowTask
-from server.bench.report import processor
 
 PORTRAIT = Path("presenter.jpg")
 

@@ -17,6 +17,7 @@ import soundfile
 import torch
 from stages import EXAMPLES
 
+from bench.live.report import processor
 from engines.models import fastest
 from model.audio.windows import windows_of
 from model.models import WEIGHTS, motion_pipeline
@@ -25,7 +26,6 @@ from model.motion.rollout import MotionOnly, reference_of
 from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import REFERENCE_DIM
 from model.types import Window, WindowTask
-from server.bench.report import processor
 
 ENGINES = {"plain torch": None, "as served": fastest}
 SECONDS = 8

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 
+from bench.live.report import processor
 from engines.models import load_pipeline
 from media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from media.colour import to_yuv420
@@ -32,7 +33,6 @@ from model.portrait.blendshapes import from_motion
 from model.portrait.image import load_picture
 from model.rendering.renderer import LIVELINESS, PortraitRenderer
 from model.types import FPS, Floats, Reference, Window, WindowTask
-from server.bench.report import processor
 from server.worker.live_sound import FRAGMENT_FRAMES, LiveSound
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"

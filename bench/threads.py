@@ -11,12 +11,12 @@ from statistics import median
 
 import torch
 
+from bench.live.report import processor
 from engines.openvino import OpenVINOEngine
 from engines.video import video_inputs
 from model.audio.windows import LOG_MEL
 from model.video.tiny import TinyNet
 from model.video.weights import load_net
-from server.bench.report import processor
 
 WEIGHTS = Path(__file__).parents[1] / "model" / "weights" / "video-tiny.safetensors"
 ROUNDS, STEPS = 12, 6

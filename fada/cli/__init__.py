@@ -42,7 +42,7 @@ COMMANDS = {
         "evaluate_video", "measure video models on held-out clips", extra="train"
     ),
 }
-_OURS = frozenset({"fada", "server", "training", "engines", "media", "model"})
+_OURS = frozenset({"fada", "server", "training", "engines", "media", "model", "bench"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"fada: {error}")
     except ModuleNotFoundError as error:
         package, _, module = (error.name or "").partition(".")
-        if package in _OURS and module:
-            raise  # a bug of ours, not a missing package
+        if package in _OURS:
+            if module:
+                raise  # a bug of ours, not a missing package
+            sys.exit(f"fada {name} is not in this image, which leaves out {package!r}")
         extra = COMMANDS[name].extra
         sys.exit(
             f"fada {name} needs the extra \"{extra}\": pip install 'fada[{extra}]' "

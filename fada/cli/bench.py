@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
+from fada_client import Client, FadaError
+
 import server
-from server.bench import live, report
-from server.bench.client import Voice
-from server.bench.service import Service, own_service, store_avatar
+from bench.live import load, report
+from bench.live.service import Service, own_service
+from bench.live.session import Voice
+from server.errors import SetupError
 from server.process import usable_cores
 from server.supervisor import worker_count
 
@@ -56,28 +60,32 @@ def run(options: argparse.Namespace) -> int:
     service = (
         own_service(options.sessions, options.workers)
         if options.url is None
-        else nullcontext(Service(options.url.replace("ws", "http", 1).rstrip("/"), None))
+        else nullcontext(Service(re.sub("^ws", "http", options.url).rstrip("/"), None))
     )
     with service as running:
-        plan = live.Plan(
-            running,
-            store_avatar(running.url, options.portrait),
-            options.size,
-            Voice.read(options.voice),
-        )
+        avatar_id = _avatar(running.url, options.portrait)
+        plan = load.Plan(running, avatar_id, options.size, Voice.read(options.voice))
         return asyncio.run(_run(plan, options))
 
 
-async def _run(plan: live.Plan, options: argparse.Namespace) -> int:
+def _avatar(url: str, portrait: Path) -> str:
+    try:
+        with Client(url) as client:
+            return client.create_avatar(portrait).avatar_id
+    except FadaError as error:
+        raise SetupError(f"{url}: {error.code}: {error.detail}") from error
+
+
+async def _run(plan: load.Plan, options: argparse.Namespace) -> int:
     print(f"{report.processor()}, {options.size} pixels", flush=True)
-    first = await live.first_fragments(plan)
+    first = await load.first_fragments(plan)
     print(report.first_line(first), flush=True)
     found: int | None = None
     if options.search:
-        runs = await live.search(plan, options.seconds, options.sessions)
-        found = live.largest(runs)
+        runs = await load.search(plan, options.seconds, options.sessions)
+        found = load.largest(runs)
     else:
-        runs = [await live.load(plan, options.sessions, options.seconds)]
+        runs = [await load.load(plan, options.sessions, options.seconds)]
     for one in runs:
         print(*report.lines(one), sep="\n", flush=True)
     if found is not None:

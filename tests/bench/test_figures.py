@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.bench.client import Record, Seen
-from server.bench.figures import (
+from bench.live.figures import (
     CUSHION_S,
     Stage,
     mic_to_fragment,
@@ -15,7 +14,8 @@ from server.bench.figures import (
     summary,
     unbroken,
 )
-from server.bench.live import largest
+from bench.live.load import largest
+from bench.live.session import Record, Seen
 
 STEP_S = 0.16
 

@@ -1,4 +1,4 @@
-"""`fada bench live`: many live sessions at once, and whether they keep real time."""
+"""Many live sessions at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from server.bench.client import Record, Voice, first_fragment, hold
-from server.bench.figures import Load, quantiles, stages_between, summary
-from server.bench.service import Service, cpu_seconds, stage_seconds
+from bench.live.figures import Load, quantiles, stages_between, summary
+from bench.live.service import Service, cpu_seconds, stage_seconds
+from bench.live.session import Record, Voice, first_fragment, hold
 
 FPS = 25
 PROBES = 8
@@ -39,7 +39,7 @@ class _Look:
 async def first_fragments(plan: Plan) -> dict[str, float]:
     """Seconds to the first fragment of a lone session, sound at hand; the first try warms up."""
     took = [
-        await first_fragment(plan.service.stream_url, plan.start(seed=seed), plan.voice)
+        await first_fragment(plan.service.url, plan.start(seed=seed), plan.voice)
         for seed in range(PROBES + 1)
     ]
     return quantiles(took[1:], (50, 95)) or {}
@@ -58,7 +58,7 @@ async def load(plan: Plan, sessions: int, seconds: float) -> Load:
         await asyncio.sleep(place * _APART_S)
         speak_s = ramp_s + seconds + _SETTLE_S - place * _APART_S
         start = plan.start(seed=place, idle=True)
-        return await hold(plan.service.stream_url, start, plan.voice, speak_s)
+        return await hold(plan.service.url, start, plan.voice, speak_s)
 
     async def watch() -> None:
         for at_s in (ramp_s, ramp_s + seconds):

@@ -1,11 +1,9 @@
-"""A service of the bench's own, and what its processes cost."""
+"""A service started for the benchmark, and what its processes cost."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import secrets
 import subprocess
 import sys
 import urllib.request
@@ -24,14 +22,10 @@ _STAGE = re.compile(
 
 @dataclass(frozen=True)
 class Service:
-    """``url`` is ``http://…``; ``pid`` is ``None`` for a service that was there before."""
+    """``url``: ``http://…``; ``pid``: ``None`` for a service that was running already."""
 
     url: str
     pid: int | None
-
-    @property
-    def stream_url(self) -> str:
-        return self.url.replace("http", "ws", 1)
 
 
 @contextmanager
@@ -60,23 +54,6 @@ def own_service(sessions: int, workers: int) -> Iterator[Service]:
             child.wait()
 
 
-def store_avatar(url: str, portrait: Path) -> str:
-    """`POST /avatars`; the avatar's id. Raises ``urllib.error.HTTPError`` when it is refused."""
-    border = secrets.token_hex(16)
-    head = (
-        f'--{border}\r\nContent-Disposition: form-data; name="portrait"; '
-        f'filename="{portrait.name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
-    )
-    body = head.encode() + portrait.read_bytes() + f"\r\n--{border}--\r\n".encode()
-    request = urllib.request.Request(
-        f"{url}/avatars",
-        body,
-        {"Content-Type": f"multipart/form-data; boundary={border}"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        return str(json.load(reply)["avatar_id"])
-
-
 def stage_seconds(url: str) -> dict[str, tuple[float, float]]:
     """Seconds and count of each stage of all workers so far, by `GET /metrics`."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
@@ -96,7 +73,7 @@ def stage_seconds(url: str) -> dict[str, tuple[float, float]]:
 def cpu_seconds(pid: int | None) -> dict[str, float] | None:
     """Processor time by role of ``pid`` and its descendants, and of this process (``client``).
 
-    ``None`` where the system does not tell it, or for a service of somebody else's.
+    ``None`` without ``/proc``, or for a service that was running already.
     """
     if pid is None or not Path("/proc/self/stat").exists():
         return None

@@ -1,4 +1,4 @@
-"""From what sessions saw to figures. Pure: times in, numbers out."""
+"""From sessions' records to figures; no I/O."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from server.bench.client import Record, Seen
+from bench.live.session import Record, Seen
 
-# A player that begins this long after the first fragment came must never run dry.
+# A player that starts this long after the first fragment arrived must never run dry.
 CUSHION_S = 0.16
 WINDOW_S, LOOK_AHEAD_S, ALLOWED_S = 0.32, 0.16, 0.15
 MIC_TO_FRAGMENT_S = WINDOW_S + LOOK_AHEAD_S + ALLOWED_S
@@ -18,7 +18,7 @@ _MISSED_SHARE, _PACE = 0.01, 0.98
 
 @dataclass(frozen=True)
 class Playback:
-    """How a player would have fared: fragments that came too late, and how long it stood still."""
+    """What a player would have seen: late fragments, and seconds that it stalled."""
 
     fragments: int
     missed: int
@@ -27,7 +27,7 @@ class Playback:
 
 @dataclass(frozen=True)
 class Stage:
-    """What the workers tell of one stage: its mean, and how many threads were in it at a time."""
+    """One stage of the workers: its mean duration, and how many threads were in it on average."""
 
     mean_s: float
     busy: float
@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Load:
-    """One run with ``sessions`` at once; times in seconds, ``None`` where nothing was seen.
+    """One run with ``sessions`` at once; times in seconds, ``None`` without a measurement.
 
     ``pace`` is the video made over the time it took: 1 is real time. ``cpu`` is in cores.
     """
@@ -79,10 +79,10 @@ def quantiles(values: Iterable[float], shares: Sequence[int]) -> dict[str, float
 
 
 def mic_to_fragment(record: Record) -> list[tuple[float, float]]:
-    """(when it came, how long after it was spoken) of each fragment of speech.
+    """(time of receipt, latency) of each fragment of speech.
 
-    The clock starts when the first sample of the fragment's sound was spoken, so a window's own
-    length and its look-ahead are in it.
+    Latency counts from the first sample of the fragment's sound, so it includes the window's own
+    length and its look-ahead.
     """
     if record.spoke_s is None:
         return []
@@ -95,7 +95,7 @@ def mic_to_fragment(record: Record) -> list[tuple[float, float]]:
 
 
 def playback(fragments: Sequence[Seen]) -> Playback:
-    """A player that begins `CUSHION_S` after the first fragment, and waits where it runs dry."""
+    """A player that starts `CUSHION_S` after the first fragment and stalls when it runs dry."""
     if not fragments:
         return Playback(0, 0, 0.0)
     zero_s = fragments[0].at_s + CUSHION_S - fragments[0].start_s
@@ -118,7 +118,7 @@ def unbroken(fragments: Sequence[Seen]) -> bool:
 def stages_between(
     before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]], seconds: float
 ) -> dict[str, Stage]:
-    """From two looks at the workers' own sums, ``seconds`` apart; none of what did not happen."""
+    """The difference of two readings of the workers' sums, ``seconds`` apart; no idle stages."""
     made = {}
     for name, (total_s, count) in after.items():
         earlier_s, earlier = before.get(name, (0.0, 0.0))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.bench.client import BrokenFragmentError, Voice, check_fragment
+from bench.live.session import BrokenFragmentError, Voice, check_fragment
 
 
 def box(kind: bytes, size: int) -> bytes:

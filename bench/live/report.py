@@ -1,4 +1,4 @@
-"""Figures of `fada bench live` as text, JSON and a picture."""
+"""Figures of `fada bench live` as text, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from server.bench.figures import MIC_TO_FRAGMENT_S, Load
+from bench.live.figures import MIC_TO_FRAGMENT_S, Load
 
 FIRST_FRAGMENT_S = 0.15
 
 
 def processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, where ``/proc/cpuinfo`` has it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -47,7 +47,7 @@ def first_line(first: dict[str, float]) -> str:
 
 
 def lines(run: Load) -> list[str]:
-    """One run for a reader."""
+    """One run as text."""
     kept = "keep real time" if run.real_time else "do NOT keep real time"
     text = [
         f"{run.sessions} sessions, {run.seconds:.0f} s: {kept}",
@@ -67,11 +67,11 @@ def lines(run: Load) -> list[str]:
             f"{1e3 * run.client_lag_s:.0f} ms"
         )
     if run.stages:
-        told = ", ".join(
+        means = ", ".join(
             f"{name} {1e3 * stage.mean_s:.0f} ms ({stage.busy:.2f})"
             for name, stage in sorted(run.stages.items())
         )
-        text.append(f"  stages, mean       {told}; in brackets how many at a time")
+        text.append(f"  stages, mean       {means}; in brackets how many at a time")
     return text
 
 

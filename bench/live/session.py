@@ -1,30 +1,31 @@
-"""One live session as a client holds it: sound in at the pace of speech, fragments out.
+"""One live session as a client holds it: speech goes in at its own pace, fragments come out.
 
-Decodes nothing: a fragment's boxes are looked at, not its pictures, so that many sessions cost
-little.
+Fragments are not decoded, only their boxes checked, so that many sessions cost little.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import struct
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from fada_client import ConnectionLost, FadaError, Fragment, Ready
+from fada_client.async_client import AsyncStream
+from fada_client.wire import message, stream_url
+from websockets.asyncio.client import connect
 
 CHUNK_S = 0.02  # a microphone's worklet hands over about so much at once
 
 
 @dataclass(frozen=True)
 class Voice:
-    """Mono 16-bit PCM that is spoken over and over."""
+    """Mono 16-bit PCM, repeated endlessly."""
 
     rate: int
     pcm: bytes
@@ -65,18 +66,18 @@ class Seen:
 
 @dataclass
 class Record:
-    """What one session saw. ``trouble`` is an error's code, or how the connection ended."""
+    """What one session saw. ``trouble``: an error's code, or how the connection was lost."""
 
     asked_s: float = 0.0
     ready_s: float | None = None
     spoke_s: float | None = None
     fragments: list[Seen] = field(default_factory=list)
     trouble: str | None = None
-    lag_s: float = 0.0  # the most by which a chunk of sound left late: the client's own trouble
+    lag_s: float = 0.0  # the largest delay of a chunk of sound: this process was too slow
 
 
 class BrokenFragmentError(ValueError):
-    """Bytes that are no ``moof`` + ``mdat``."""
+    """Bytes other than one ``moof`` and one ``mdat``."""
 
 
 def check_fragment(blob: bytes) -> None:
@@ -91,18 +92,17 @@ def check_fragment(blob: bytes) -> None:
 
 
 async def hold(url: str, start: dict[str, Any], voice: Voice, seconds: float) -> Record:
-    """A conversation: speak for ``seconds`` in real time from `ready` on, then say `end`.
+    """A conversation: speak for ``seconds`` in real time from `Ready` on, then end.
 
-    ``url`` is that of the service, ``ws://`` or ``wss://``; ``start`` are the message's fields.
+    ``url``: of the service, ``http://…``; ``start``: fields of the message of that name.
     """
     record = Record()
-    async with connect(f"{url}/stream", max_size=None, compression=None) as socket:
-        await _start(socket, start, voice, record)
+    async with _opened(url, start, voice, record) as stream:
         speaking: asyncio.Task[None] | None = None
         try:
-            async for _ in _received(socket, record):
+            async for _ in _received(stream, record):
                 if speaking is None and record.ready_s is not None:
-                    speaking = asyncio.create_task(_speak(socket, voice, seconds, record))
+                    speaking = asyncio.create_task(_speak(stream, voice, seconds, record))
         finally:
             if speaking is not None:
                 speaking.cancel()
@@ -111,66 +111,58 @@ async def hold(url: str, start: dict[str, Any], voice: Voice, seconds: float) ->
 
 
 async def first_fragment(url: str, start: dict[str, Any], voice: Voice) -> float:
-    """Seconds from `start`, with a second of sound right behind it, to the first fragment.
+    """Seconds from `start`, with a second of speech right behind it, to the first fragment.
 
     Raises ``RuntimeError`` when the session fails.
     """
     record = Record()
-    async with connect(f"{url}/stream", max_size=None, compression=None) as socket:
-        await _start(socket, start, voice, record)
+    async with _opened(url, start, voice, record) as stream:
         for chunk in voice.chunks(1.0, 0.25):
-            await socket.send(chunk)
-        await socket.send('{"type": "end"}')
-        async for _ in _received(socket, record):
+            await stream.push_audio(chunk)
+        await stream.end()
+        async for _ in _received(stream, record):
             pass
     if record.trouble is not None or not record.fragments:
         raise RuntimeError(f"a session gave no video: {record.trouble}")
     return record.fragments[0].at_s - record.asked_s
 
 
-async def _start(
-    socket: ClientConnection, start: dict[str, Any], voice: Voice, record: Record
-) -> None:
-    record.asked_s = time.monotonic()
-    await socket.send(json.dumps({"type": "start", "sample_rate": voice.rate, **start}))
+@asynccontextmanager
+async def _opened(
+    url: str, start: dict[str, Any], voice: Voice, record: Record
+) -> AsyncIterator[AsyncStream]:
+    """A session that was asked for; `AsyncClient.stream` would wait until it is ready."""
+    async with connect(stream_url(url), max_size=None, compression=None) as socket:
+        record.asked_s = time.monotonic()
+        await socket.send(message("start", sample_rate=voice.rate, **start))
+        yield AsyncStream(socket)
 
 
-async def _speak(socket: ClientConnection, voice: Voice, seconds: float, record: Record) -> None:
+async def _speak(stream: AsyncStream, voice: Voice, seconds: float, record: Record) -> None:
     began_s = record.spoke_s = time.monotonic()
     for count, chunk in enumerate(voice.chunks(seconds, CHUNK_S), 1):
         due_s = began_s + count * CHUNK_S  # a chunk can be sent once it was spoken
         await asyncio.sleep(due_s - time.monotonic())
         record.lag_s = max(record.lag_s, time.monotonic() - due_s)
-        await socket.send(chunk)
-    await socket.send('{"type": "end"}')
+        await stream.push_audio(chunk)
+    await stream.end()
 
 
-async def _received(socket: ClientConnection, record: Record) -> Any:
-    """Note every message; yields after each, until the session ends."""
-    facts: dict[str, Any] | None = None
+async def _received(stream: AsyncStream, record: Record) -> AsyncIterator[None]:
+    """Note every event with the time of its receipt; yields after each until the session ends."""
     try:
-        async for message in socket:
+        async for event in stream:
             now_s = time.monotonic()
-            if isinstance(message, str):
-                facts = json.loads(message)
-                kind = facts["type"]
-                if kind == "ready":
-                    record.ready_s = now_s
-                elif kind == "error":
-                    record.trouble = facts["code"]
-            elif facts is not None and facts["type"] == "fragment":
-                check_fragment(message)
+            if isinstance(event, Ready):
+                record.ready_s = now_s
+            elif isinstance(event, Fragment):
+                check_fragment(event.data)
+                speech = event.kind == "speech"
                 record.fragments.append(
-                    Seen(
-                        facts["start_s"],
-                        facts["duration_s"],
-                        facts["kind"] == "speech",
-                        len(message),
-                        now_s,
-                    )
+                    Seen(event.start_s, event.duration_s, speech, len(event.data), now_s)
                 )
-                facts = None
             yield
-    except ConnectionClosed as closed:
-        if record.trouble is None:
-            record.trouble = f"closed with {closed.rcvd.code if closed.rcvd else 'nothing'}"
+    except ConnectionLost as lost:
+        record.trouble = lost.detail
+    except FadaError as error:
+        record.trouble = error.code
