@@ -1,8 +1,8 @@
 """Which engine runs a network here: the first that loads, and whose output is good enough.
 
 The order is what measures fastest where it runs: on a GPU TensorRT, then compiled code; on a CPU
-OpenVINO, then compiled code (docs/engines.md); plain torch where all else fails. Of two of a kind
-the one of lower precision is tried first, and judged by what it does to the motion.
+OpenVINO, then compiled code (docs/guide/engines.md); plain torch where all else fails. Of two of a
+kind the one of lower precision is tried first, and judged by what it does to the motion.
 """
 
 from __future__ import annotations

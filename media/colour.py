@@ -2,7 +2,7 @@
 
 Numba compiles the kernel on first use and caches the result. It takes a fifth of the time of
 FFmpeg's own conversion from packed RGB, for it is written so that the compiler finds the vectors
-(docs/performance.md).
+(docs/experiments/performance.md).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _expanded(model: str, folder: Path) -> tuple[str, ...]:
     if model == VIDEO:
         raise ValueError(
             f"{VIDEO} needs the folder with EchoMimic's files and a student's: "
-            "--weights DIR, docs/video.md"
+            "--weights DIR, docs/guide/video.md"
         )
     every = SHIPPED.get(model, (model,))
     if every == (model,) and not any(model in some for some in SHIPPED.values()):

@@ -23,8 +23,8 @@ of Kohler et al. 2024, arXiv 2405.05224). There the teacher alone speaks, w = 0:
 not where x_t came from.
 
 The encoder of sound stays the teacher's. It heard far more voices, for longer, than a student's
-run has time for; left free it gains nothing (docs/training.md), and could drift to the one speaker
-whose data is believed.
+run has time for; left free it gains nothing (docs/experiments/motion.md), and could drift to the
+one speaker whose data is believed.
 
 A student can also be distilled without tokens (``balanced``): it then learns each branch of the
 teacher by itself, conditions left out as in the teacher's own training, and is guided at run time

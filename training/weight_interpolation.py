@@ -4,7 +4,7 @@ An encoder that began as one which heard many voices (`whisper_start`) forgets t
 the few of a corpus. On the straight line between an early and a late stage of it lie encoders that
 hear new voices better than either and the corpus's own nearly as well as the late one (WiSE-FT,
 Wortsman et al. 2022, arXiv 2109.01903). Of a student that goes on from an earlier one the same is
-true. docs/training.md has the figures.
+true. docs/experiments/motion.md has the figures.
 """
 
 from __future__ import annotations

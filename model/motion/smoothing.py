@@ -13,9 +13,9 @@ window's speed too far into the next; of a head μ keeps it from swinging. It is
 constant matrices and keeps no state beyond the session's own prefix.
 
 λ, w and μ are set by the tracked speaker: with them a student's head and jaw are about as lively
-as his and no rougher where windows meet than elsewhere (docs/training.md). Of a mouth that takes
-very little: at 6 Hz a movement keeps 94 % of its size, so lips that meet still do. Eyes and brows
-stay as they are, for a blink is over in a few frames.
+as his and no rougher where windows meet than elsewhere (docs/experiments/motion.md). Of a mouth
+that takes very little: at 6 Hz a movement keeps 94 % of its size, so lips that meet still do. Eyes
+and brows stay as they are, for a blink is over in a few frames.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoN
     if not isinstance(student, DenoisingUNet):
         what = type(student).__name__
         raise ValueError(f"{found['denoising_unet']} holds a {what}, expected a DenoisingUNet")
-    refuse_teacher(facts, str(found["denoising_unet"]), command="distillation, docs/video.md,")
+    refuse_teacher(
+        facts, str(found["denoising_unet"]), command="distillation, docs/guide/video.md,"
+    )
     if not student.config.prefix_frames:
         raise ValueError(f"{found['denoising_unet']} looks at no frames before a window")
     whisper = checkpoints.load_whisper(found["whisper"], dtype=torch.float32)
@@ -212,7 +214,7 @@ class KeptReferences:
 def _found(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} is no folder, expected one with EchoMimic's files (docs/video.md)"
+            f"{folder} is no folder, expected one with EchoMimic's files (docs/guide/video.md)"
         )
     paths = {net: [folder / name for name in names] for net, names in FILES.items()}
     found = {net: next((p for p in some if p.is_file()), None) for net, some in paths.items()}
@@ -220,7 +222,7 @@ def _found(folder: Path) -> dict[str, Path]:
     if missing:
         words = "; ".join(missing)
         if found["denoising_unet"] is None:
-            words += ". EchoMimic alone cannot be streamed: distil a student of it, docs/video.md"
+            words += ". EchoMimic alone cannot be streamed: distil a student, docs/guide/video.md"
         raise ValueError(f"{folder} lacks {words}")
     return {net: path for net, path in found.items() if path is not None}
 

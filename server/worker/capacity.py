@@ -29,7 +29,7 @@ _HOPELESS = 100  # times as slow as real time
 
 # Of a core's time, what windows may take. Snapshots, the broker and the API need some, too, and
 # side by side a window takes nearly twice the time that it takes alone: eight sessions on two cores
-# are what keeps real time (docs/performance.md), and this is where they lie.
+# are what keeps real time (docs/experiments/performance.md), and this is where they lie.
 SHARE = 0.55
 # Parts of its media time that making a window takes. A session makes one at a time: at 1 it falls
 # behind. Above the first no more sessions are taken; above the second offline jobs wait; below the

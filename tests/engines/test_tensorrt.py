@@ -70,7 +70,7 @@ def check(graph: Graph, precision: str, folder: Path) -> None:
     with fp8.exporting(precision):
         program = exported(graph, BATCH)
     able, every = tensorrt.coverage(program)
-    print(f"{graph.name}, {precision}: {able} of {every}")  # docs/engines.md
+    print(f"{graph.name}, {precision}: {able} of {every}")  # docs/guide/engines.md
     assert able == every > 0
     plan = folder / f"{graph.name}{tensorrt.SUFFIX}"
     tensorrt.build(graph, program, BATCH, plan)

@@ -18,7 +18,7 @@ from training.video.teacher import tiny_net, windows_of
 
 BATCH = 4
 # Scales drawn: audio, reference. A student that began as the teacher and drew both up to 4 made
-# pictures that gain contrast in every window (docs/video-training.md).
+# pictures that gain contrast in every window (docs/experiments/video.md).
 LIMITS: ScaleLimits = ((1.0, 3.0), (1.0, 2.0))
 
 
