@@ -147,7 +147,8 @@ def main() -> None:
     videos, gaps, agreed = [], [], []
     for portrait, name in zip(pictures(args.portraits, len(said)), tqdm(said), strict=True):
         sound, video = args.out / f"{name}.wav", args.out / f"{name}.mp4"
-        animate(settings, portrait, sound, video, options)
+        with video.open("wb") as file:
+            animate(settings, portrait, sound, file, options)
         meant = mouth_meant(pipeline, portrait, sound, tests.lip_gap)
         seen = mouth_seen(video, tracker)
         frames = min(len(meant), len(seen))

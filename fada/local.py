@@ -31,12 +31,12 @@ from server.worker.sandbox import Sandbox
 
 
 def animate(
-    settings: Settings, portrait: Path, audio: Path, out: Path, options: AnimationOptions
-) -> None:
-    """Make ``out`` and say so on standard output.
+    settings: Settings, portrait: Path, audio: Path, out: BinaryIO, options: AnimationOptions
+) -> str:
+    """Write the video to ``out``; returns its figures as text.
 
     Raises `ServiceError` for input that cannot be used, `SetupError` for a student that cannot,
-    ``OSError`` for files that cannot be read or written; ``out`` then is as it was before.
+    ``OSError`` for files that cannot be read.
     """
     blob, sound = portrait.read_bytes(), audio.read_bytes()
     known = model_names(settings)
@@ -47,17 +47,16 @@ def animate(
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
     with (
         closing(Sandbox()) as sandbox,
-        _put_in_place(out) as file,
         _opened(sandbox, sound, settings.max_audio_s) as speech,
     ):
         picture = sandbox.picture(blob)
         pipeline = load_pipelines(settings, [name])[name]
         started_s = time.monotonic()
         reference = encode_portrait(pipeline, picture)
-        done = asyncio.run(_make(prepare(pipeline, reference, speech, options, seed), file))
+        done = asyncio.run(_make(prepare(pipeline, reference, speech, options, seed), out))
         took_s = time.monotonic() - started_s
-    print(
-        f"{out}: {done.duration_s:.2f} s, {done.frames} frames, seed {seed}; made in "
+    return (
+        f"{done.duration_s:.2f} s, {done.frames} frames, seed {seed}; made in "
         f"{took_s:.2f} s, {done.duration_s / took_s:.1f} times real time"
     )
 
@@ -92,15 +91,3 @@ async def _make(animation: Animation, file: BinaryIO) -> Done:
             return await run(animation, "file", 0.0, batcher, pool, emit, room)
         finally:
             serving.cancel()
-
-
-@contextmanager
-def _put_in_place(out: Path) -> Iterator[BinaryIO]:
-    """A file beside ``out`` that takes its name when the block ends well, and is gone otherwise."""
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,19 +1,27 @@
-"""`fada animate`: one video into a file."""
+"""`fada animate`: one video into a file, made in this process or by a service."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fada.cli.settings import add_setting_flag, read_settings
 from server.api.protocol import ALLOWED, AnimationOptions, parse_options
+from server.errors import SetupError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("portrait", type=Path, help="JPEG, PNG or WebP")
     parser.add_argument("audio", type=Path, help="WAV, FLAC, MP3, OGG, M4A or WebM")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.mp4")
-    add_setting_flag(parser, "weights", "weights", "file with a student of your own")
+    parser.add_argument("--url", help="a service that makes the video, like http://127.0.0.1:8000")
+    parser.add_argument("--api-key", metavar="KEY", help="the service's key, with --url")
+    add_setting_flag(parser, "weights", "weights", "file with a student of your own, without --url")
     for name, field in AnimationOptions.model_fields.items():
         default = "" if field.default is None else f" [{field.default}]"
         parser.add_argument(
@@ -24,10 +32,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in ALLOWED if getattr(options, name) is not None}
+    if options.url is not None:
+        return _by_service(options, given)
+    if options.api_key is not None:
+        raise SetupError("--api-key is for a service: give its --url as well")
     settings = read_settings(options)
-    given = {name: getattr(options, name) for name in ALLOWED}
-    parsed = parse_options({name: text for name, text in given.items() if text is not None})
+    parsed = parse_options(given)
     from fada.local import animate  # torch
 
-    animate(settings, options.portrait, options.audio, options.out, parsed)
+    with put_in_place(options.out) as file:
+        made = animate(settings, options.portrait, options.audio, file, parsed)
+    print(f"{options.out}: {made}")
     return 0
+
+
+def _by_service(options: argparse.Namespace, given: dict[str, str]) -> int:
+    from fada_client import Client, FadaError
+
+    if options.set_weights is not None:
+        raise SetupError("--weights is for this process: a service at --url has its own students")
+    began_s = time.monotonic()
+    try:
+        with (
+            Client(options.url, options.api_key) as client,
+            put_in_place(options.out) as file,
+            client.animate(options.portrait, options.audio, **given) as video,
+        ):
+            file.writelines(video)
+    except FadaError as error:
+        raise SetupError(f"{error.code}: {error.detail}") from error
+    took_s = time.monotonic() - began_s
+    print(f"{options.out}: seed {video.seed}; made by {options.url} in {took_s:.2f} s")
+    return 0
+
+
+@contextmanager
+def put_in_place(out: Path) -> Iterator[BinaryIO]:
+    """A file beside ``out`` that takes its name when the block succeeds, else is removed."""
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from fada.cli import main
 from tests.server.media_files import NO_FACE, POISON, picture, sound
 from tests.server.media_probe import probe
-from tests.server.service import FAKE
+from tests.server.service import FAKE, Service, environment, running
 
 Fada = Callable[..., "Result"]
 
@@ -119,6 +121,71 @@ def test_settings_are_listed_and_checked(fada: Fada, inputs: tuple[Path, Path, P
     wrong = fada("animate", portrait, audio, "-o", out, FADA_MAX_AUDIO_S="never")
     assert wrong.status == 1
     assert "FADA_MAX_AUDIO_S" in wrong.error and "never" in wrong.error
+
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with running({**FAKE, "FADA_API_KEYS": KEY}) as service:
+        yield service
+
+
+def test_a_service_makes_the_video(
+    fada: Fada, inputs: tuple[Path, Path, Path], service: Service
+) -> None:
+    portrait, audio, out = inputs
+    words = ("animate", portrait, audio, "--size", "128", "--seed", "4", "--steps", "2")
+    remote = ("--url", service.url, "--api-key", KEY)
+    done = fada(*words, *remote, "-o", out)
+    assert done.status == 0, done.error
+    assert "seed 4" in done.said and service.url in done.said
+    assert len(probe(out.read_bytes()).times_s) == 50
+    assert fada(*words, "-o", out.with_name("local.mp4")).status == 0
+    assert out.with_name("local.mp4").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--api-key", KEY, "--size", "127"), "invalid_option: size is '127'"),
+        ((), "unauthorized"),
+        (("--api-key", KEY, "--weights", "x.safetensors"), "--weights is for this process"),
+    ],
+)
+def test_failures_of_a_service_leave_the_old_file(
+    fada: Fada,
+    inputs: tuple[Path, Path, Path],
+    service: Service,
+    flags: tuple[str, ...],
+    says: str,
+) -> None:
+    portrait, audio, out = inputs
+    out.write_bytes(b"what was here")
+    done = fada("animate", portrait, audio, "-o", out, "--url", service.url, *flags)
+    assert done.status == 1
+    assert says in done.error
+    assert len(done.error.splitlines()) == 1
+    assert out.read_bytes() == b"what was here"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["a.flac", "out.mp4", "p.png"]
+
+
+def test_a_service_needs_no_torch_here(inputs: tuple[Path, Path, Path], service: Service) -> None:
+    words = ["animate", *inputs[:2], "-o", inputs[2], "--url", service.url, "--api-key", KEY]
+    code = f"""import sys
+for name in ("torch", "numpy", "av", "model"): sys.modules[name] = None
+from fada.cli import main
+main({[str(word) for word in words]!r})"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment({}), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert inputs[2].stat().st_size > 1000
+
+
+def test_a_key_is_for_a_service(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
+    portrait, audio, out = inputs
+    done = fada("animate", portrait, audio, "-o", out, "--api-key", KEY)
+    assert done.status == 1 and "--url" in done.error
 
 
 def test_audio_that_is_too_long(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
