@@ -1,8 +1,10 @@
-"""Shared by all tests: where example and optional test data lie."""
+"""Shared by all tests: where example and optional test data lie, and how they share two cores."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,28 @@ def test_data() -> Path:
     if not place:
         pytest.skip("FADA_TEST_DATA is not set")
     return Path(place)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes, run a file in one of them: its tests share set-ups."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+@pytest.fixture(autouse=True)
+def _turn(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Among several test processes, tests marked ``realtime`` have the machine to themselves."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp().parent  # of all test processes
+    alone = request.node.get_closest_marker("realtime") is not None
+    with (folder / "gate").open("w") as gate, (folder / "running").open("w") as running:
+        fcntl.flock(gate, fcntl.LOCK_EX)  # no test starts while one waits to be alone
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from model.motion.space import MotionSpace
 from tests.server.service import Service, running
 
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
+    MotionSpace()  # compiles what draws, and caches it: once, not in every worker at once
     with running({}) as service:
         yield service

@@ -40,6 +40,7 @@ CHUNK_S = 0.1
 STALL_S = 2.0
 
 pytestmark = [
+    pytest.mark.realtime,
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
     pytest.mark.skipif(REDIS is None, reason="redis-server is not installed"),
 ]

@@ -84,6 +84,7 @@ def watch(stream: Stream, until: Callable[[], bool], seconds: float) -> None:
         stream.until("fragment")
 
 
+@pytest.mark.realtime
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("settings", [FAKE_ALONE, pytest.param({}, marks=pytest.mark.slow)])
 def test_unless_told_otherwise_a_service_has_workers_to_spare(

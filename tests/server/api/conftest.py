@@ -15,7 +15,7 @@ from tests.server.service import FAKE, Service, running
 LIMITS = {"FADA_MAX_UPLOAD_BYTES": str(4 << 20), "FADA_MAX_PORTRAIT_BYTES": str(1 << 20)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
     with running({**FAKE, **LIMITS}) as service:
         yield service

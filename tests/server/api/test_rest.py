@@ -15,6 +15,8 @@ from tests.server.media_probe import boxes, probe
 from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, Service, running
 
+pytestmark = pytest.mark.xdist_group("rest service")
+
 
 def test_a_portrait_talks(client: httpx.Client) -> None:
     response = animate(client, audio=sound(1.5), seed="3")
