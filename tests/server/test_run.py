@@ -69,46 +69,22 @@ def test_an_interrupt_stops_everything_in_order() -> None:
         assert not any(alive(child) for child in children)
 
 
-def test_a_running_answer_may_end_within_the_drain_time() -> None:
+def test_what_runs_may_end_within_the_drain_time_and_nothing_new_begins() -> None:
     files = {**LONG, "audio": ("a.flac", sound(4.0))}
     with (
         running({**FAKE, "FADA_DRAIN_S": "60"}) as service,
+        stream_to(service.url) as stream,
         service.client() as client,
         client.stream("POST", "/animate", files=files, data=QUICK) as response,
     ):
+        stream.start(idle=True)
+        stream.until("fragment")
         chunks = response.iter_bytes()
         received = next(chunks)
         service.process.send_signal(signal.SIGTERM)
+        assert until(lambda: not accepts(service.url))
         received += b"".join(chunks)
         assert probe(received).video_s == pytest.approx(4.0)
-        assert service.process.wait(20) == 0
-
-
-def test_an_answer_that_is_too_long_for_the_drain_time_is_cut() -> None:
-    with (
-        running({**FAKE, "FADA_DRAIN_S": "1"}) as service,
-        service.client() as client,
-        client.stream("POST", "/animate", files=LONG, data=SLOW) as response,
-    ):
-        chunks = response.iter_bytes()
-        next(chunks)
-        children = service.children()
-        service.process.send_signal(signal.SIGTERM)
-        with pytest.raises(httpx.RemoteProtocolError):
-            list(chunks)
-        assert service.process.wait(20) == 0
-        assert not any(alive(child) for child in children)
-
-
-def test_a_live_session_may_end_within_the_drain_time_and_no_new_one_begins() -> None:
-    with (
-        running({**FAKE, "FADA_DRAIN_S": "60"}) as service,
-        stream_to(service.url) as stream,
-    ):
-        stream.start(idle=True)
-        stream.until("fragment")
-        service.process.send_signal(signal.SIGTERM)
-        assert until(lambda: not accepts(service.url))
         stream.speak(pcm(1.0))
         done = stream.finish()
         assert done["duration_s"] > 1.0
@@ -116,15 +92,26 @@ def test_a_live_session_may_end_within_the_drain_time_and_no_new_one_begins() ->
         assert service.process.wait(20) == 0
 
 
-def test_a_live_session_that_does_not_end_is_cut_after_the_drain_time() -> None:
-    with running({**FAKE, "FADA_DRAIN_S": "1"}) as service, stream_to(service.url) as stream:
+def test_what_is_too_long_for_the_drain_time_is_cut() -> None:
+    with (
+        running({**FAKE, "FADA_DRAIN_S": "1"}) as service,
+        stream_to(service.url) as stream,
+        service.client() as client,
+        client.stream("POST", "/animate", files=LONG, data=SLOW) as response,
+    ):
         stream.start(idle=True)
         stream.until("fragment")
+        chunks = response.iter_bytes()
+        next(chunks)
+        children = service.children()
         service.process.send_signal(signal.SIGTERM)
         told_s = time.monotonic()
         assert stream.close_code() == 1012  # service restart
         assert time.monotonic() - told_s > 0.9
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(chunks)
         assert service.process.wait(20) == 0
+        assert not any(alive(child) for child in children)
 
 
 def accepts(url: str) -> bool:

@@ -357,8 +357,8 @@ def test_an_avatar_answers(service: Service) -> None:
     assert json.dumps(stream.said[-1]["frames"]) == "10"
 
 
-def test_a_session_outlives_its_worker() -> None:
-    with running(FAKE) as service, stream_to(service.url) as stream:
+def test_a_session_outlives_its_worker(service: Service) -> None:
+    with stream_to(service.url) as stream:
         stream.start(seed=5)
         for _ in range(3):
             stream.speak(pcm(1.0))
