@@ -1,4 +1,4 @@
-"""Animation in this process, without a broker, by the worker's code (`server.worker.runner`)."""
+"""Animation in this process, without a broker, by the worker's code (`server.worker.session`)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
 from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
-from model.types import FPS
+from model.types import FPS, Reference
 from server.api.protocol import AnimationOptions
-from server.broker.messages import Done, Fragment, Started
 from server.errors import ServiceError
 from server.settings import Settings
 from server.worker.batcher import Batcher
-from server.worker.checkpoint import Snapshot
 from server.worker.loading import load_pipelines, model_names
 from server.worker.portraits import encode_portrait
-from server.worker.runner import Animation, prepare, run
 from server.worker.sandbox import Sandbox
+from server.worker.session import VideoFragment, VideoSession, VideoStarted
+from server.worker.speech import FileSpeech
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline
 
 
 def animate(
@@ -53,11 +55,12 @@ def animate(
         pipeline = load_pipelines(settings, [name])[name]
         started_s = time.monotonic()
         reference = encode_portrait(pipeline, picture)
-        done = asyncio.run(_make(prepare(pipeline, reference, speech, options, seed), out))
+        opened = FileSpeech.open(speech, pipeline.window_spec, options)
+        duration_s, frames = asyncio.run(_make(pipeline, reference, opened, seed, out=out))
         took_s = time.monotonic() - started_s
     return (
-        f"{done.duration_s:.2f} s, {done.frames} frames, seed {seed}; made in "
-        f"{took_s:.2f} s, {done.duration_s / took_s:.1f} times real time"
+        f"{duration_s:.2f} s, {frames} frames, seed {seed}; made in "
+        f"{took_s:.2f} s, {duration_s / took_s:.1f} times real time"
     )
 
 
@@ -68,26 +71,23 @@ def _opened(sandbox: Sandbox, blob: bytes, max_s: float) -> Iterator[DecodedSpee
         yield speech
 
 
-async def _make(animation: Animation, file: BinaryIO) -> Done:
-    total = None if animation.total_s is None else round(animation.total_s * FPS)
+async def _make(
+    pipeline: AvatarPipeline, reference: Reference, speech: FileSpeech, seed: int, *, out: BinaryIO
+) -> tuple[float, int]:
+    """The seconds and frames of the video."""
+    total = None if speech.total_s is None else round(speech.total_s * FPS)
     quiet = not sys.stderr.isatty()
     with (
         ThreadPoolExecutor(1) as network,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         tqdm(total=total, unit="frame", disable=quiet) as bar,
     ):
-        batcher = Batcher(animation.pipeline, network)
-        serving = asyncio.create_task(batcher.run())
-
-        async def emit(event: Started | Fragment, snapshot: Snapshot) -> None:
-            file.write(event.data)
-            if isinstance(event, Fragment):
-                bar.update(event.frames)
-
-        async def room() -> None:
-            """A file is always ready."""
-
-        try:
-            return await run(animation, "file", 0.0, batcher, pool, emit, room)
-        finally:
-            serving.cancel()
+        batcher = Batcher(pipeline, network)
+        session = VideoSession(batcher, reference, speech, seed=seed, pool=pool)
+        async with batcher.running(), aclosing(session):
+            async for event, _ in session:
+                if isinstance(event, VideoStarted | VideoFragment):
+                    out.write(event.data)
+                if isinstance(event, VideoFragment):
+                    bar.update(event.frames)
+        return session.duration_s, session.frames

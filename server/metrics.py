@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -27,8 +27,6 @@ from server.broker.liveness import live_workers
 from server.broker.redis import Connection
 
 log = logging.getLogger("fada.metrics")
-
-T = TypeVar("T")
 
 REPORT_S = 2.0
 _KEPT_S = 6
@@ -98,21 +96,6 @@ def staged(name: str) -> Iterator[None]:
         yield
     finally:
         stage(name, time.monotonic() - began_s)
-
-
-class Drawing(Iterator[T]):
-    """Frames that are drawn as they are taken: how long that took is in ``seconds``."""
-
-    def __init__(self, frames: Iterator[T]) -> None:
-        self._frames = frames
-        self.seconds = 0.0
-
-    def __next__(self) -> T:
-        began_s = time.monotonic()
-        try:
-            return next(self._frames)
-        finally:
-            self.seconds += time.monotonic() - began_s
 
 
 def batch(windows: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from model.types import Floats, SessionState, WindowTask
 from server import metrics
+from server.tasks import cancel_and_wait
 from server.worker.scheduler import BatchScheduler, ScheduledWindow
 
 if TYPE_CHECKING:
@@ -53,6 +55,15 @@ class Batcher:
             return await answer
         finally:
             self._scheduler.abort(session)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """`run` beside the block."""
+        task = asyncio.create_task(self.run())
+        try:
+            yield
+        finally:
+            await cancel_and_wait([task])
 
     async def run(self) -> None:
         """Serve `step` for ever: one batch at a time, as large as the queue is by then."""

@@ -10,9 +10,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from media.fmp4 import MuxerState
-from model.types import SessionState, pack, unpack
+from model.types import Floats, SessionState, pack, unpack
+
+
+@dataclass(frozen=True)
+class PartialWindow:
+    """A denoised window, and how many of its frames were drawn; ``before`` is the state before it.
+
+    A session that resumes within a window draws the rest of it: denoised again, with what was
+    pushed meanwhile, it would be another one.
+    """
+
+    speech: bool
+    latents: Floats
+    before: SessionState
+    sent: int
+
+    @property
+    def state(self) -> SessionState:
+        """The session's after the frames that were drawn."""
+        return self.before.after(self.latents, self.sent) if self.sent else self.before
+
+    @property
+    def state_at_end(self) -> SessionState:
+        """The session's once all frames are drawn."""
+        return self.before.after(self.latents, len(self.latents))
 
 
 @dataclass(frozen=True)
@@ -20,58 +45,78 @@ class Snapshot:
     """Where a video stands right after an event.
 
     ``state`` and ``video`` are those after its last fragment; ``closed``: it was the last of all.
-    ``live`` is what a live session holds beside them, packed.
+    ``speech`` is the state of a live session's `LiveSpeech`, ``partial`` the window that it is in.
     """
 
     state: SessionState
     video: MuxerState
     closed: bool = False
-    live: bytes = b""
+    speech: bytes = b""
+    partial: PartialWindow | None = None
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a snapshot has taken in: commands up to the stream entry ``entry``, whose sound ended at
-    byte ``edge`` of the session's; and that the reader has fragments up to ``read``."""
+class InboxPosition:
+    """What a snapshot has taken in of its job's in-stream.
+
+    Commands up to the stream entry ``entry``, whose sound ended at byte ``edge`` of the session's.
+    ``read``: the fragment up to which the reader has all.
+    """
 
     entry: str
     edge: int
     read: int
 
 
-def pack_saved(snapshot: Snapshot, heard: Heard) -> bytes:
+def pack_saved(snapshot: Snapshot, position: InboxPosition) -> bytes:
     """The inverse of `unpack_saved`."""
-    video = snapshot.video
+    video, partial = snapshot.video, snapshot.partial
     arrays: dict[str, Any] = {
-        "state": np.frombuffer(snapshot.state.to_bytes(), np.uint8),
-        "live": np.frombuffer(snapshot.live, np.uint8),
+        "state": _bytes(snapshot.state.to_bytes()),
+        "speech": _bytes(snapshot.speech),
         "sound": video.sound,
     }
     facts: dict[str, object] = {
         "closed": snapshot.closed,
         "video": [video.sequence, video.frames, video.samples_in, video.samples_out],
-        "heard": [heard.entry, heard.edge, heard.read],
+        "position": [position.entry, position.edge, position.read],
+        "partial": None,
     }
+    if partial is not None:
+        arrays |= {"latents": partial.latents, "before": _bytes(partial.before.to_bytes())}
+        facts["partial"] = [partial.speech, partial.sent]
     return pack(arrays, facts)
 
 
-def unpack_saved(blob: bytes) -> tuple[Snapshot, Heard]:
+def unpack_saved(blob: bytes) -> tuple[Snapshot, InboxPosition]:
     """Raises ``ValueError`` for bytes that `pack_saved` did not make."""
     arrays, facts = unpack(blob)
     known: dict[str, Any] = facts
     sequence, frames, samples_in, samples_out = known["video"]
-    sound = arrays["sound"].astype(np.int16)
+    partial = None
+    if known["partial"] is not None:
+        speech, sent = known["partial"]
+        before = SessionState.from_bytes(arrays["before"].tobytes())
+        partial = PartialWindow(speech, arrays["latents"].astype(np.float32), before, sent)
     snapshot = Snapshot(
-        SessionState.from_bytes(arrays["state"].tobytes()),
-        MuxerState(sequence, frames, samples_in, samples_out, sound),
-        bool(known["closed"]),
-        arrays["live"].tobytes(),
+        state=SessionState.from_bytes(arrays["state"].tobytes()),
+        video=MuxerState(
+            sequence, frames, samples_in, samples_out, arrays["sound"].astype(np.int16)
+        ),
+        closed=bool(known["closed"]),
+        speech=arrays["speech"].tobytes(),
+        partial=partial,
     )
-    return snapshot, Heard(*known["heard"])
+    entry, edge, read = known["position"]
+    return snapshot, InboxPosition(entry, edge, read)
+
+
+def _bytes(blob: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(blob, np.uint8)
 
 
 class Inbox:
-    """The commands that a job has heard and no snapshot holds yet.
+    """The commands that a job has received and no snapshot holds yet.
 
     A command counts as held once all sound that came before it, its own included, was taken in.
     """
@@ -80,7 +125,7 @@ class Inbox:
         self._held, self._edge, self._received = entry, edge, edge
         self._waiting: deque[tuple[str, int]] = deque()
 
-    def note(self, entry: str, sound_bytes: int) -> None:
+    def receive(self, entry: str, sound_bytes: int) -> None:
         """A command came, with so many bytes of sound."""
         self._received += sound_bytes
         self._waiting.append((entry, self._received))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
-from model.types import Reference
+from model.types import FPS, Reference
 from server import metrics
 from server.api.protocol import AvatarView, FaceView
 from server.broker import messages
@@ -27,22 +27,30 @@ from server.worker.backpressure import (
     JobAborted,
     ReaderGone,
 )
-from server.worker.checkpoint import Heard, Inbox, Snapshot, pack_saved, unpack_saved
-from server.worker.live import LiveInput, LiveSession
+from server.worker.checkpoint import Inbox, InboxPosition, Snapshot, pack_saved, unpack_saved
 from server.worker.resources import WorkerResources
-from server.worker.runner import prepare, run
+from server.worker.session import (
+    Event,
+    SpeechInterrupted,
+    VideoFragment,
+    VideoSession,
+    VideoStarted,
+)
+from server.worker.speech import FileSpeech, LiveSpeech
 
 if TYPE_CHECKING:
     from model.pipeline import AvatarPipeline
 
 _MAX_TRIES = 2  # beside others, then alone
-_MAX_LATE = 100  # on a machine with too much to do, workers are late for nothing of the job's doing
-_LOOK_S = 0.05
-_READER_LOOK_S = 1.0
-_READER_LOOKS = 5  # in vain: after the broker stood still, a reader must have time to show itself
+_MAX_LATE = 100  # on an overloaded machine workers are late through no fault of the job's
+_CAPACITY_POLL_S = 0.05
+_READER_POLL_S = 1.0
+_READER_MISSES = 5  # after a stall of the broker, a reader needs time to show itself
 
 
-async def do(shop: WorkerResources, claim: Claim) -> messages.AvatarCreated | messages.Done:
+async def run_job(
+    resources: WorkerResources, claim: Claim
+) -> messages.AvatarCreated | messages.Done:
     """The whole job, or what another worker left of it.
 
     Raises `ServiceError` for input that cannot be used, `JobAborted` when nobody reads, or the job
@@ -50,53 +58,53 @@ async def do(shop: WorkerResources, claim: Claim) -> messages.AvatarCreated | me
     """
     if claim.attempts > _MAX_TRIES:
         raise ServiceError("internal_error", f"{_MAX_TRIES} workers ended while they did this job")
-    if claim.suspected_poison and claim.job_id not in shop.quarantine:
+    if claim.suspected_poison and claim.job_id not in resources.quarantine:
         raise ServiceError(
             "internal_error", "a worker ended while it did this job, and none was free to try again"
         )
     if claim.lease_timeouts > _MAX_LATE:
         raise ServiceError("internal_error", f"workers were held up {_MAX_LATE} times by the job")
     if isinstance(claim.request, messages.AnimateRequest):
-        return await AnimationJob(shop, claim).make(claim.request)
+        return await AnimationJob(resources, claim).make(claim.request)
     if isinstance(claim.request, messages.LiveRequest):
-        return await LiveJob(shop, claim).make(claim.request)
-    return await _make_avatar(shop, claim.job_id, claim.request)
+        return await LiveJob(resources, claim).make(claim.request)
+    return await _make_avatar(resources, claim.job_id, claim.request)
 
 
 async def _make_avatar(
-    shop: WorkerResources, job_id: str, request: messages.AvatarRequest
+    resources: WorkerResources, job_id: str, request: messages.AvatarRequest
 ) -> messages.AvatarCreated:
-    reference = await shop.reference(job_id, None, shop.batcher(request.model).pipeline)
+    reference = await resources.reference(job_id, None, resources.batcher(request.model).pipeline)
     avatar = AvatarView(
         avatar_id=request.avatar_id,
         width=reference.width,
         height=reference.height,
         face=FaceView(box=reference.face_box, confidence=reference.face_confidence),
     )
-    await shop.work.save_avatar(avatar, reference.to_bytes(), request.owner)
+    await resources.work.save_avatar(avatar, reference.to_bytes(), request.owner)
     return messages.AvatarCreated(avatar=avatar)
 
 
 class _VideoJob:
-    """What a job hears, and what it publishes with its snapshots."""
+    """Runs a session, publishes its events and passes its readers' commands on."""
 
-    def __init__(self, shop: WorkerResources, claim: Claim, ahead: int) -> None:
-        self._shop, self._claim = shop, claim
-        # Of this claim alone: the worker may claim a job again that it is just letting go.
-        self._session = f"{claim.job_id}/{claim.token}"
+    def __init__(self, resources: WorkerResources, claim: Claim, ahead: int) -> None:
+        self._resources, self._claim = resources, claim
+        # Of this claim alone: the worker may claim a job again that it is just giving up.
+        self._name = f"{claim.job_id}/{claim.token}"
         self._published = claim.events
-        self._left: Snapshot | None = None
-        self._from = Heard(START, 0, -1)
-        self._pace = Backpressure(ahead, READ_TIMEOUT_S)
+        self._saved: Snapshot | None = None
+        self._position = InboxPosition(START, 0, -1)
+        self._backpressure = Backpressure(ahead, READ_TIMEOUT_S)
         if claim.snapshot is not None:
-            self._left, self._from = unpack_saved(claim.snapshot)
-            self._pace.made(self._left.video.sequence - 1)
-            self._pace.read(self._from.read)
-        self._inbox = Inbox(self._from.entry, self._from.edge)
-        self._commands = shop.work.commands(claim.job_id, self._from.entry)
+            self._saved, self._position = unpack_saved(claim.snapshot)
+            self._backpressure.published(self._saved.video.sequence - 1)
+            self._backpressure.read(self._position.read)
+        self._inbox = Inbox(self._position.entry, self._position.edge)
+        self._commands = resources.work.commands(claim.job_id, self._position.entry)
 
-    async def _listening(self, job: Coroutine[Any, Any, messages.Done]) -> messages.Done:
-        """Do the job while what its readers say is heard, and as long as they live."""
+    async def _while_read(self, job: Coroutine[Any, Any, messages.Done]) -> messages.Done:
+        """Do the job while its readers' commands come in, and as long as they live."""
         main = asyncio.create_task(job)
         others = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch_reader())]
         try:
@@ -108,100 +116,164 @@ class _VideoJob:
             await cancel_and_wait([main, *others])
 
     async def _watch_reader(self) -> None:
-        """Raises `ReaderGone` once the only reader there can be has been gone for some seconds.
+        """Raises `ReaderGone` once the only possible reader has been gone for some seconds.
 
-        A session that waits for its client to speak would else wait for ever.
+        A session that waits for its client to speak would otherwise wait for ever.
         """
         missed = 0
-        while missed < _READER_LOOKS:
-            await asyncio.sleep(_READER_LOOK_S)
+        while missed < _READER_MISSES:
+            await asyncio.sleep(_READER_POLL_S)
             with contextlib.suppress(*BROKER_LOST):
-                missed = 0 if await self._shop.work.has_reader(self._claim) else missed + 1
+                missed = 0 if await self._resources.work.has_reader(self._claim) else missed + 1
         raise ReaderGone("the process that asked for it is gone")
 
     async def _listen(self) -> None:
         async for commands in self._commands:
-            self._hear_all(commands)
+            self._receive(commands)
 
-    def _hear_all(self, commands: list[tuple[str, messages.AnyCommand]]) -> None:
+    def _receive(self, commands: list[tuple[str, messages.AnyCommand]]) -> None:
         for entry, command in commands:
             sound = len(command.data) if isinstance(command, messages.AudioChunk) else 0
-            self._inbox.note(entry, sound)
+            self._inbox.receive(entry, sound)
             if isinstance(command, messages.Ack):
-                self._pace.read(command.index)
+                self._backpressure.read(command.index)
             else:
-                self._hear(command)
+                self._apply(command)
 
-    def _hear(self, command: messages.LiveCommand) -> None:
-        """A video of a speech that is there whole is told nothing."""
+    def _apply(self, command: messages.LiveCommand) -> None:
+        """A video of a file takes no commands."""
 
-    async def _publish(self, event: messages.Progress, snapshot: Snapshot) -> None:
+    async def _run(self, session: VideoSession) -> messages.Done:
+        """Publish all that the session makes, no faster than it is read."""
+        if self._saved is not None and not self._saved.closed:
+            await self._wait_for_turn()
+        async with contextlib.aclosing(session):
+            async for event, snapshot in session:
+                began_s = time.monotonic()
+                await self._publish(event, snapshot)
+                if isinstance(event, VideoFragment):
+                    self._measure(event, time.monotonic() - began_s)
+                if not snapshot.closed:
+                    await self._wait_for_turn()
+        return messages.Done(frames=session.frames, duration_s=session.duration_s)
+
+    async def _wait_for_turn(self) -> None:
+        """Return when the session may go on."""
+        await self._backpressure.wait_for_reader()
+
+    def _measure(self, fragment: VideoFragment, publish_s: float) -> None:
+        """Record what a fragment took, apart from waiting."""
+        if fragment.frames:
+            metrics.stage("draw", fragment.draw_s)
+            metrics.stage("encode", fragment.encode_s)
+
+    async def _publish(self, event: Event, snapshot: Snapshot) -> None:
         """One event with the snapshot after it."""
-        if isinstance(event, messages.Fragment):
-            self._pace.made(event.index)
-        entry, edge = self._inbox.held(self._taken())
-        saved = pack_saved(snapshot, Heard(entry, edge, self._pace.last_read))
+        message = _message(event)
+        if isinstance(message, messages.Fragment):
+            self._backpressure.published(message.index)
+        entry, edge = self._inbox.held(self._consumed_bytes)
+        saved = pack_saved(snapshot, InboxPosition(entry, edge, self._backpressure.last_read))
         self._published += 1
-        work = self._shop.work
+        work = self._resources.work
         with metrics.staged("publish"):
-            lives = await work.publish(
-                self._claim, self._published, event, snapshot=saved, last_command=entry
+            running = await work.publish(
+                self._claim, self._published, message, snapshot=saved, last_command=entry
             )
-        if not lives:
+        if not running:
             raise JobAborted("it has ended, or another worker has it")
-        self._shop.quarantine.discard(self._claim.job_id)  # it got on: the worker's end was not its
-        if isinstance(event, messages.Fragment):
-            metrics.fragment("speech" if event.speech else "idle", event.duration_s)
+        # Progress clears the job of suspicion: the worker before did not end because of it.
+        self._resources.quarantine.discard(self._claim.job_id)
+        if isinstance(message, messages.Fragment):
+            metrics.fragment("speech" if message.speech else "idle", message.duration_s)
 
-    def _taken(self) -> int:
-        """How many bytes of sound the state has taken in."""
+    @property
+    def _consumed_bytes(self) -> int:
+        """How many bytes of pushed sound the state has taken in."""
         return 0
+
+
+def _message(event: Event) -> messages.Progress:
+    if isinstance(event, VideoStarted):
+        return messages.Started(
+            seed=event.seed,
+            width=event.width,
+            height=event.height,
+            fps=FPS,
+            codecs=event.codecs,
+            total_s=event.total_s,
+            data=event.data,
+        )
+    if isinstance(event, SpeechInterrupted):
+        return messages.Interrupted(at_s=event.at_s, consumed_bytes=event.consumed_bytes)
+    return messages.Fragment(
+        index=event.index,
+        first_frame=event.first_frame,
+        frames=event.frames,
+        start_s=event.first_frame / FPS,
+        duration_s=event.frames / FPS,
+        speech=event.speech,
+        consumed_bytes=event.consumed_bytes,
+        data=event.data,
+    )
 
 
 class AnimationJob(_VideoJob):
     """The video of a speech that is there whole."""
 
-    def __init__(self, shop: WorkerResources, claim: Claim) -> None:
-        super().__init__(shop, claim, AHEAD)
+    def __init__(self, resources: WorkerResources, claim: Claim) -> None:
+        super().__init__(resources, claim, AHEAD)
+        self._kept = claim.request.keep
 
     async def make(self, request: messages.AnimateRequest) -> messages.Done:
         """From the uploads, or from the snapshot on."""
-        return await self._listening(self._make(request))
+        return await self._while_read(self._make(request))
 
     async def _make(self, request: messages.AnimateRequest) -> messages.Done:
-        shop = self._shop
         deadline_s = math.inf if request.keep else time.monotonic()
-        batcher = shop.batcher(request.model)
+        batcher = self._resources.batcher(request.model)
         pipeline = batcher.pipeline
-        speech, reference = await self._inputs(request, pipeline)
-
-        async def room() -> None:
-            while not shop.capacity.spare:  # live sessions need it all
-                await asyncio.sleep(_LOOK_S)
-            if not request.keep:
-                await self._pace.room()
-
-        with contextlib.closing(speech.blocks):
-            wishes = (request.options, request.seed, self._left)
-            animation = await asyncio.to_thread(prepare, pipeline, reference, speech, *wishes)
-            began_s = time.monotonic()
-            done = await run(
-                animation, self._session, deadline_s, batcher, shop.pool, self._publish, room
+        decoded, reference = await self._inputs(request, pipeline)
+        with contextlib.closing(decoded.blocks):
+            speech = await asyncio.to_thread(
+                FileSpeech.open,
+                decoded,
+                pipeline.window_spec,
+                request.options,
+                first_window=0 if self._saved is None else self._saved.state.window_index,
+                deadline_s=deadline_s,
             )
-        if self._left is None:
+            session = VideoSession(
+                batcher,
+                reference,
+                speech,
+                seed=request.seed,
+                pool=self._resources.pool,
+                name=self._name,
+                snapshot=self._saved,
+            )
+            began_s = time.monotonic()
+            done = await self._run(session)
+        if self._saved is None:
             metrics.real_time_factor(done.duration_s, time.monotonic() - began_s)
         return done
+
+    async def _wait_for_turn(self) -> None:
+        while not self._resources.capacity.spare:  # live sessions need it all
+            await asyncio.sleep(_CAPACITY_POLL_S)
+        if not self._kept:
+            await super()._wait_for_turn()
 
     async def _inputs(
         self, request: messages.AnimateRequest, pipeline: AvatarPipeline
     ) -> tuple[DecodedSpeech, Reference]:
         """Both uploads, decoded side by side. What is wrong with the sound is raised first."""
-        shop, job_id = self._shop, self._claim.job_id
-        audio = await shop.part(job_id, "audio")
-        portrait = asyncio.create_task(shop.reference(job_id, request.avatar_id, pipeline))
+        resources, job_id = self._resources, self._claim.job_id
+        audio = await resources.part(job_id, "audio")
+        portrait = asyncio.create_task(resources.reference(job_id, request.avatar_id, pipeline))
         try:
             speech = await asyncio.to_thread(
-                shop.sandbox.speech, audio, SAMPLE_RATE, shop.max_audio_s
+                resources.sandbox.speech, audio, SAMPLE_RATE, resources.max_audio_s
             )
             try:
                 return speech, await portrait
@@ -215,33 +287,72 @@ class AnimationJob(_VideoJob):
 class LiveJob(_VideoJob):
     """A live session."""
 
-    def __init__(self, shop: WorkerResources, claim: Claim) -> None:
-        super().__init__(shop, claim, LIVE_AHEAD)
-        self._input: LiveInput | None = None
+    def __init__(self, resources: WorkerResources, claim: Claim) -> None:
+        super().__init__(resources, claim, LIVE_AHEAD)
+        self._speech: LiveSpeech | None = None
+        self._work_s = 0.0  # on the current window
 
     async def make(self, request: messages.LiveRequest) -> messages.Done:
-        """From the start, or from the snapshot on; what was said since is heard first."""
-        left, window_spec = self._left, self._shop.batcher(request.model).pipeline.window_spec
-        if left is None:
-            heard = LiveInput(request, time.monotonic, window_spec)
+        """From the start, or from the snapshot on; what was pushed since comes first."""
+        window_spec = self._resources.batcher(request.model).pipeline.window_spec
+        pool = self._resources.live_pool
+        if self._saved is None:
+            speech = LiveSpeech(
+                request.sample_rate, window_spec, request.options, idle=request.idle, pool=pool
+            )
         else:
-            heard = LiveInput.restore(request, time.monotonic, window_spec, left, self._from.edge)
-        self._input = heard
-        self._hear_all(await anext(self._commands))
-        return await self._listening(self._make(request, heard))
+            speech = LiveSpeech.restore(
+                self._saved.speech,
+                request.sample_rate,
+                window_spec,
+                edge=self._position.edge,
+                idle=request.idle,
+                pool=pool,
+            )
+        self._speech = speech
+        self._receive(await anext(self._commands))
+        return await self._while_read(self._make(request, speech))
 
-    async def _make(self, request: messages.LiveRequest, heard: LiveInput) -> messages.Done:
-        shop, job_id = self._shop, self._claim.job_id
-        batcher = shop.batcher(request.model)
-        pipeline = batcher.pipeline
-        reference = await shop.reference(job_id, request.avatar_id, pipeline)
-        ways = (self._publish, self._pace.room, shop.live_pool, shop.capacity.made)
-        session = LiveSession(pipeline, reference, request, heard, *ways, self._left)
-        return await session.run(self._session, batcher)
+    async def _make(self, request: messages.LiveRequest, speech: LiveSpeech) -> messages.Done:
+        batcher = self._resources.batcher(request.model)
+        reference = await self._resources.reference(
+            self._claim.job_id, request.avatar_id, batcher.pipeline
+        )
+        session = VideoSession(
+            batcher,
+            reference,
+            speech,
+            seed=request.seed,
+            pool=self._resources.live_pool,
+            name=self._name,
+            snapshot=self._saved,
+        )
+        return await self._run(session)
 
-    def _hear(self, command: messages.LiveCommand) -> None:
-        if self._input is not None:
-            self._input.hear(command)
+    def _apply(self, command: messages.LiveCommand) -> None:
+        if self._speech is not None:
+            apply(command, self._speech)
 
-    def _taken(self) -> int:
-        return 0 if self._input is None else self._input.sound.heard
+    def _measure(self, fragment: VideoFragment, publish_s: float) -> None:
+        super()._measure(fragment, publish_s)
+        if fragment.offset == 0:
+            self._work_s = 0.0
+        self._work_s += fragment.work_s + publish_s
+        if fragment.frames and fragment.offset + fragment.frames == fragment.window_frames:
+            self._resources.capacity.made(self._work_s, fragment.window_frames / FPS)
+
+    @property
+    def _consumed_bytes(self) -> int:
+        return 0 if self._speech is None else self._speech.consumed_bytes
+
+
+def apply(command: messages.LiveCommand, speech: LiveSpeech) -> None:
+    """Pass a client's command on to its session's speech; returns at once."""
+    if isinstance(command, messages.AudioChunk):
+        speech.push_audio(command.data)
+    elif isinstance(command, messages.Interrupt):
+        speech.interrupt()
+    elif isinstance(command, messages.Update):
+        speech.update(**command.model_dump(exclude={"type"}, exclude_none=True))
+    else:
+        speech.end()

@@ -107,7 +107,7 @@ class LiveSound:
         self._half = b""  # a chunk may end inside a sample
         self._windower = LiveWindower(window_spec)
         self._output: Floats = np.zeros(0, np.float32)
-        self._heard = 0
+        self._consumed_bytes = 0
         self._resamplers = Resamplers(rate)
 
     def state(self) -> bytes:
@@ -118,7 +118,10 @@ class LiveSound:
             "recent": recent,
             "output": np.rint(self._output.clip(-1, 1) * 32767).astype(np.int16),
         }
-        return pack(arrays, {"places": places, "heard": self._heard, "half": list(self._half)})
+        return pack(
+            arrays,
+            {"places": places, "consumed_bytes": self._consumed_bytes, "half": list(self._half)},
+        )
 
     @classmethod
     def restore(cls, rate: int, window_spec: AudioWindowSpec, state: bytes) -> LiveSound:
@@ -126,7 +129,7 @@ class LiveSound:
         arrays, facts = unpack(state)
         known: dict[str, Any] = facts
         sound = cls(rate, window_spec)
-        sound._heard, sound._half = known["heard"], bytes(known["half"])
+        sound._consumed_bytes, sound._half = known["consumed_bytes"], bytes(known["half"])
         sound._windower = LiveWindower.restore(arrays, window_spec)
         sound._output = arrays["output"].astype(np.float32) / np.float32(32767)
         recent = arrays["recent"].astype(np.int16)
@@ -140,9 +143,9 @@ class LiveSound:
         return self._windower.window_spec.hop
 
     @property
-    def heard(self) -> int:
+    def consumed_bytes(self) -> int:
         """Bytes that wait no more: taken into windows, or dropped."""
-        return self._heard
+        return self._consumed_bytes
 
     @property
     def waiting(self) -> bool:
@@ -170,7 +173,7 @@ class LiveSound:
             if len(chunk) > _FEED_BYTES:
                 self._raw.appendleft(chunk[_FEED_BYTES:])
                 chunk = chunk[:_FEED_BYTES]
-            self._heard += len(chunk)
+            self._consumed_bytes += len(chunk)
             data = self._half + chunk
             whole = len(data) // 2 * 2
             self._half = data[whole:]
@@ -213,7 +216,7 @@ class LiveSound:
 
     def drop(self) -> None:
         """Forget all that is queued."""
-        self._heard += sum(map(len, self._raw))
+        self._consumed_bytes += sum(map(len, self._raw))
         self._raw.clear()
         self._half = b""
         self._output = np.zeros(0, np.float32)
@@ -243,7 +246,7 @@ class Wait:
     until_s: float | None
 
 
-class Director:
+class LivePlanner:
     """Decides what comes next; times are seconds on one clock of the caller's.
 
     With ``idle`` the video goes on in real time, at most a window ahead of it. Speech that was late
@@ -257,7 +260,7 @@ class Director:
         self._hop, self._hop_s = sound.hop, sound.hop / FPS
         self._idle = idle
         self._seen_s = now_s  # when the next frame is to be seen
-        self._news_s = now_s
+        self._last_audio_s = now_s
         self._speaking = self._settle = self._ended = False
 
     def state(self, now_s: float) -> dict[str, object]:
@@ -295,27 +298,27 @@ class Director:
         """
         return self._seen_s - (self._hop_s if speech else _LEAD_S) if self._idle else 0.0
 
-    def heard(self, pcm: bytes, now_s: float) -> None:
+    def push_audio(self, pcm: bytes, now_s: float) -> None:
         self._sound.push(pcm)
-        self._news_s = now_s
+        self._last_audio_s = now_s
 
-    def interrupted(self) -> None:
+    def interrupt(self) -> None:
         self._sound.drop()
         self._settle = self._speaking and not self._idle
 
     def end(self) -> None:
         self._ended = True
 
-    def shown(self, turn: NextWindow, frames: int, now_s: float) -> None:
-        """``frames`` of ``turn`` are made at ``now_s``."""
-        if not (self._speaking and turn.speech):
+    def shown(self, frames: int, now_s: float, *, speech: bool) -> None:
+        """``frames`` of speech or rest are made at ``now_s``."""
+        if not (self._speaking and speech):
             self._seen_s = max(self._seen_s, now_s)
         self._seen_s += frames / FPS
-        self._speaking = turn.speech
+        self._speaking = speech
 
-    def gives_way(self, turn: NextWindow) -> bool:
-        """Whether the rest of ``turn`` is not wanted: speech is there whole."""
-        if turn.speech:
+    def gives_way(self, *, speech: bool) -> bool:
+        """Whether what is left of a window is not wanted: a whole one of speech is there."""
+        if speech:
             return False
         self._sound.fill()
         return self._sound.whole
@@ -350,7 +353,7 @@ class Director:
         late_s = self.begin_s(speech=False) + _WAIT_S
         if self._speaking and now_s < late_s:
             return Wait(late_s)
-        if self._speaking or now_s - self._news_s >= self._hop_s:
+        if self._speaking or now_s - self._last_audio_s >= self._hop_s:
             rows = self._sound.finish_speech()
             return NextWindow(rows > 0, min(self._hop, rows) or self._hop)
         # It begins: rest until as much is there as a whole window wants.

@@ -68,7 +68,9 @@ class Worker:
         self._capacity = capacity
         self._models = [view(pipeline) for pipeline in pipelines.values()]
         self._sandbox = Sandbox()
-        self._shop = WorkerResources(work, pipelines, settings.max_audio_s, capacity, self._sandbox)
+        self._resources = WorkerResources(
+            work, pipelines, settings.max_audio_s, capacity, self._sandbox
+        )
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # of all jobs: those held, and those let go
         self._changed = asyncio.Event()
@@ -79,13 +81,13 @@ class Worker:
     async def serve(self, stop: asyncio.Event) -> None:
         """Work until ``stop``, then hand over what is in hand, or finish it in the drain time."""
         async with contextlib.AsyncExitStack() as at_the_end:  # the last first, whatever it raises
-            at_the_end.callback(self._shop.close)
+            at_the_end.callback(self._resources.close)
             at_the_end.callback(self._sandbox.close)
             at_the_end.push_async_callback(self._end_all)
             await self._work.join()
             await self._beat()
             keeping = [
-                asyncio.create_task(self._shop.serve()),
+                asyncio.create_task(self._resources.serve()),
                 asyncio.create_task(self._again(_LOOK_S, self._look)),
             ]
             beating = asyncio.create_task(self._again(_BEAT_S, self._beat))
@@ -113,7 +115,7 @@ class Worker:
 
     def _room(self, kind: str) -> bool:
         """Whether to take another job of that kind: live sessions first, offline what is left."""
-        if self._shop.quarantine:
+        if self._resources.quarantine:
             return False
         live, running = self._running("live"), self._running(kind)
         if kind == "live":
@@ -128,7 +130,7 @@ class Worker:
         running, taken = len(models), self._capacity.taken(models)
         # Told in sessions: what those of a dearer student take beyond their own is not there.
         places = max(0, self._capacity.places(taken) - (taken - running))
-        if self._shop.quarantine:
+        if self._resources.quarantine:
             places = running
         self._changed.set()  # room comes and goes with the capacity, too
         heartbeat = messages.Heartbeat(
@@ -171,7 +173,7 @@ class Worker:
                 continue
             if claim is None:
                 continue
-            if self._shop.quarantine:  # meanwhile
+            if self._resources.quarantine:  # meanwhile
                 await self._release([claim])
             else:
                 self._begin(claim)
@@ -189,7 +191,7 @@ class Worker:
     async def _reclaim(self) -> None:
         """Go on with what other workers left; there is room for it, for it was admitted before."""
         for kind in QUEUES:
-            while not self._shop.quarantine:
+            while not self._resources.quarantine:
                 claim = await self._work.reclaim(kind, idle=not self._held)
                 if claim is None:
                     break
@@ -197,7 +199,7 @@ class Worker:
                     await self._work.release([claim])
                     return
                 if claim.suspected_poison and not self._held:
-                    self._shop.quarantine.add(claim.job_id)
+                    self._resources.quarantine.add(claim.job_id)
                 log.info("job %s: taken over after %d events", claim.job_id, claim.events)
                 self._begin(claim)
                 await asyncio.sleep(0)
@@ -219,7 +221,7 @@ class Worker:
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            self._shop.quarantine.discard(claim.job_id)
+            self._resources.quarantine.discard(claim.job_id)
             if self._held.get(claim.job_id) is held:
                 del self._held[claim.job_id]
             self._changed.set()
@@ -241,7 +243,7 @@ class Worker:
         """Do the job and say how it ended, if it did; the same in one word."""
         ending: messages.Ending
         try:
-            ending = await jobs.do(self._shop, claim)
+            ending = await jobs.run_job(self._resources, claim)
             outcome = "done"
         except ServiceError as error:
             ending = messages.Failed(code=error.code, detail=error.detail)

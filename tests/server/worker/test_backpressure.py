@@ -10,27 +10,27 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_worker_waits_for_its_reader_and_goes_on_with_it() -> None:
-    pace = Backpressure(ahead=2, patience_s=10.0)
-    pace.made(0)
-    await pace.room()
-    pace.made(1)
-    waiting = asyncio.create_task(pace.room())
+    pressure = Backpressure(ahead=2, patience_s=10.0)
+    pressure.published(0)
+    await pressure.wait_for_reader()
+    pressure.published(1)
+    waiting = asyncio.create_task(pressure.wait_for_reader())
     await asyncio.sleep(0)
     assert not waiting.done()
-    pace.read(0)
+    pressure.read(0)
     await asyncio.wait_for(waiting, 5)
 
 
 async def test_a_reader_that_stands_still_loses_the_job() -> None:
-    pace = Backpressure(ahead=1, patience_s=0.01)
-    pace.made(0)
+    pressure = Backpressure(ahead=1, patience_s=0.01)
+    pressure.published(0)
     with pytest.raises(JobAborted, match=r"0\.01 s"):
-        await pace.room()
+        await pressure.wait_for_reader()
 
 
 async def test_news_out_of_order_never_go_back() -> None:
-    pace = Backpressure(ahead=2, patience_s=0.01)
-    pace.made(5)
-    pace.read(5)
-    pace.read(3)
-    await pace.room()
+    pressure = Backpressure(ahead=2, patience_s=0.01)
+    pressure.published(5)
+    pressure.read(5)
+    pressure.read(3)
+    await pressure.wait_for_reader()

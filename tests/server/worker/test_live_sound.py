@@ -13,7 +13,7 @@ from model.audio.windows import LOG_MEL
 from server.worker.live_sound import (
     FRAGMENT_FRAMES,
     OUTPUT_SAMPLES_PER_FRAME,
-    Director,
+    LivePlanner,
     LiveSound,
     NextWindow,
     Wait,
@@ -30,32 +30,32 @@ class Player:
     def __init__(self, idle: bool, rate: int = 16_000) -> None:
         self.now_s = 100.0
         self.sound = LiveSound(rate, LOG_MEL)
-        self.director = Director(self.sound, idle, self.now_s)
+        self.planner = LivePlanner(self.sound, idle, self.now_s)
         self.made: list[tuple[float, bool, int]] = []  # when, speech, frames
         self.output: list[np.ndarray] = []
 
     def hear(self, seconds: float) -> None:
-        self.director.heard(pcm(seconds), self.now_s)
+        self.planner.push_audio(pcm(seconds), self.now_s)
 
     def make(self, turn: NextWindow) -> None:
         left = turn.frames
         while left:
-            self.now_s = max(self.now_s, self.director.begin_s(speech=turn.speech))
-            if left < turn.frames and self.director.gives_way(turn):
+            self.now_s = max(self.now_s, self.planner.begin_s(speech=turn.speech))
+            if left < turn.frames and self.planner.gives_way(speech=turn.speech):
                 return
             frames = min(FRAGMENT_FRAMES, left)
             if turn.speech:
                 self.output.append(self.sound.take(frames))
             else:
                 self.sound.rest(frames)
-            self.director.shown(turn, frames, self.now_s)
+            self.planner.shown(frames, self.now_s, speech=turn.speech)
             self.made.append((self.now_s, turn.speech, frames))
             left -= frames
 
     def run(self, until_s: float) -> None:
         """Until that moment, or for as long as there is anything to do."""
         while self.now_s < until_s:
-            step = self.director.next(self.now_s)
+            step = self.planner.next(self.now_s)
             if isinstance(step, NextWindow):
                 self.make(step)
             elif isinstance(step, Wait) and step.until_s is not None:
@@ -80,11 +80,11 @@ def test_rest_never_runs_ahead_of_the_clock_by_more_than_a_window() -> None:
 
 def test_without_idle_nothing_is_made_before_sound_comes() -> None:
     player = Player(idle=False)
-    assert player.director.next(player.now_s) == Wait(None)
+    assert player.planner.next(player.now_s) == Wait(None)
     player.hear(0.3)
-    assert player.director.next(player.now_s) == Wait(None)  # no whole window yet
-    player.director.end()
-    assert player.director.next(player.now_s) == NextWindow(True, 8)
+    assert player.planner.next(player.now_s) == Wait(None)  # no whole window yet
+    player.planner.end()
+    assert player.planner.next(player.now_s) == NextWindow(True, 8)
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,7 +103,7 @@ def test_speech_at_any_time_is_shown_whole_and_without_a_gap(
     step = round(chunk_s * 16_000) * 2
     for n, start in enumerate(range(0, len(sound), step)):
         player.run(100.0 + arrive_s + n * chunk_s)
-        player.director.heard(sound[start : start + step], player.now_s)
+        player.planner.push_audio(sound[start : start + step], player.now_s)
     player.run(player.now_s + length_s + 2.0)
     frames = -(-len(sound) // 2 // 640)
     assert player.speech_frames() == frames
@@ -121,17 +121,17 @@ def test_speech_at_any_time_is_shown_whole_and_without_a_gap(
 def test_late_sound_is_waited_for_and_then_counts_as_ended() -> None:
     player = Player(idle=True)
     player.hear(0.6)
-    turn = player.director.next(player.now_s)
+    turn = player.planner.next(player.now_s)
     assert turn == NextWindow(True, 8)
     player.make(NextWindow(True, 8))
-    player.now_s = player.director.begin_s(speech=False)
-    step = player.director.next(player.now_s)
+    player.now_s = player.planner.begin_s(speech=False)
+    step = player.planner.next(player.now_s)
     assert isinstance(step, Wait) and step.until_s == pytest.approx(player.now_s + 0.2)
     player.now_s = step.until_s or 0.0
-    assert player.director.next(player.now_s) == NextWindow(True, 7)  # 0.28 s were left
+    assert player.planner.next(player.now_s) == NextWindow(True, 7)  # 0.28 s were left
     player.make(NextWindow(True, 7))
-    player.now_s = player.director.begin_s(speech=False)
-    assert player.director.next(player.now_s) == NextWindow(False, 8)
+    player.now_s = player.planner.begin_s(speech=False)
+    assert player.planner.next(player.now_s) == NextWindow(False, 8)
 
 
 def test_who_was_late_does_not_hurry() -> None:
@@ -153,7 +153,7 @@ def spoken_to(player: Player, seconds: float, stall_at_s: float, stall_s: float)
     sound, step = pcm(seconds), round(0.02 * 16_000) * 2
     for n, start in enumerate(range(0, len(sound), step), 1):
         before = len(player.made)
-        player.director.heard(sound[start : start + step], began_s + n * 0.02)
+        player.planner.push_audio(sound[start : start + step], began_s + n * 0.02)
         if began_s + n * 0.02 >= player.now_s:
             player.now_s = began_s + n * 0.02
             player.run(player.now_s + 1e-6)
@@ -189,15 +189,15 @@ def test_an_interrupt_drops_all_that_waits_and_rests_once() -> None:
     player = Player(idle=False)
     player.hear(3.0)
     player.make(NextWindow(True, 8))
-    player.director.interrupted()
+    player.planner.interrupt()
     assert not player.sound.waiting
-    assert player.sound.heard == len(pcm(3.0))
-    assert player.director.next(player.now_s) == NextWindow(False, 8)
-    assert player.director.next(player.now_s) == Wait(None)
-    player.director.interrupted()  # at rest already? the last that was made was speech
+    assert player.sound.consumed_bytes == len(pcm(3.0))
+    assert player.planner.next(player.now_s) == NextWindow(False, 8)
+    assert player.planner.next(player.now_s) == Wait(None)
+    player.planner.interrupt()  # at rest already? the last that was made was speech
     player.make(NextWindow(False, 8))
-    player.director.interrupted()
-    assert player.director.next(player.now_s) == Wait(None)
+    player.planner.interrupt()
+    assert player.planner.next(player.now_s) == Wait(None)
 
 
 @settings(max_examples=40, deadline=None)
@@ -213,10 +213,10 @@ def test_any_chunking_gives_the_same_windows_and_sound(rate: int, cuts: list[int
         features = []
         for chunk in [*chunks, None]:
             if chunk is None:
-                player.director.end()
+                player.planner.end()
             else:
-                player.director.heard(chunk, player.now_s)
-            while isinstance(turn := player.director.next(player.now_s), NextWindow):
+                player.planner.push_audio(chunk, player.now_s)
+            while isinstance(turn := player.planner.next(player.now_s), NextWindow):
                 features.append(player.sound.window(0, turn.frames, rest=False).features)
                 player.make(turn)
         return features, np.concatenate(player.output)
@@ -241,7 +241,7 @@ def test_who_goes_on_for_another_knows_how_late_it_is(passed_s: float, late_s: f
     """Also by a clock that is wrong, and on a machine whose own begins anywhere."""
     player = Player(idle=True)
     player.run(103.0)
-    state = player.director.state(player.now_s)
-    again = Director(player.sound, True, 7.0)
+    state = player.planner.state(player.now_s)
+    again = LivePlanner(player.sound, True, 7.0)
     again.resume(state, passed_s, 7.0)
-    assert again.due_s - 7.0 == pytest.approx(player.director.due_s - player.now_s - late_s)
+    assert again.due_s - 7.0 == pytest.approx(player.planner.due_s - player.now_s - late_s)

@@ -6,7 +6,7 @@ import asyncio
 import atexit
 import io
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -119,6 +119,10 @@ class Tape:
         )
 
 
+def resources_of(tape: Tape, pipelines: Mapping[str, AvatarPipeline]) -> WorkerResources:
+    return WorkerResources(tape, dict(pipelines), 100.0, EASY, sandbox())  # type: ignore[arg-type]
+
+
 Deaths = list[tuple[int, bool]]
 
 
@@ -131,7 +135,7 @@ def play(
     """The whole job by as many workers as it takes."""
 
     async def one() -> messages.Done:
-        shop = WorkerResources(tape, {request.model: load()}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
+        resources = resources_of(tape, {request.model: load()})
         claim = Claim(
             "j",
             request,
@@ -141,14 +145,14 @@ def play(
             attempts=1,
             snapshot=tape.saved,
         )
-        serving = asyncio.create_task(shop.serve())
+        serving = asyncio.create_task(resources.serve())
         try:
-            done = await jobs.do(shop, claim)
+            done = await jobs.run_job(resources, claim)
             assert isinstance(done, messages.Done)
             return done
         finally:
             serving.cancel()
-            shop.close()
+            resources.close()
 
     for dies_at, dies_before in [*deaths, (10_000, False)]:
         tape.dies_at, tape.dies_before = dies_at, dies_before
@@ -247,7 +251,9 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
     attempts: int, lease_timeouts: int
 ) -> None:
     async def once() -> None:
-        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
+        resources = WorkerResources(
+            Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox()
+        )  # type: ignore[arg-type]
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
             claim = Claim(
@@ -260,9 +266,9 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
                 snapshot=None,
                 lease_timeouts=lease_timeouts,
             )
-            await jobs.do(shop, claim)
+            await jobs.run_job(resources, claim)
         finally:
-            shop.close()
+            resources.close()
 
     with pytest.raises(ServiceError, match="2 workers ended|held up 100 times"):
         asyncio.run(once())
@@ -270,15 +276,17 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
 
 def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
     async def once(*, quarantined: bool) -> None:
-        shop = WorkerResources(Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox())  # type: ignore[arg-type]
+        resources = WorkerResources(
+            Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox()
+        )  # type: ignore[arg-type]
         if quarantined:
-            shop.quarantine.add("j")
+            resources.quarantine.add("j")
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
             claim = Claim("j", request, "1-0", token=2, events=0, attempts=2, snapshot=None)
-            await jobs.do(shop, claim)
+            await jobs.run_job(resources, claim)
         finally:
-            shop.close()
+            resources.close()
 
     with pytest.raises(ServiceError, match="none was free to try again"):
         asyncio.run(once(quarantined=False))

@@ -187,7 +187,7 @@ async def test_cancelling_frees_the_worker_soon(url: str) -> None:
 async def test_a_session_whose_reader_died_ends_though_it_waits_for_speech(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.worker.jobs._READER_LOOK_S", 0.05)
+    monkeypatch.setattr("server.worker.jobs._READER_POLL_S", 0.05)
     async with clients(url) as client, working(client, "w1", places=1):
         async with register_reader(client.connection) as name:
             silent = live(1).model_copy(update={"idle": False})
@@ -218,7 +218,7 @@ async def test_nothing_of_a_job_outlives_its_worker_though_it_was_claimed_again(
     at_work: list[int] = []
     asked: list[int] = []
 
-    async def stubborn(shop: WorkerResources, claim: Claim) -> messages.Done:
+    async def stubborn(resources: WorkerResources, claim: Claim) -> messages.Done:
         at_work.append(claim.token)
         loop = asyncio.get_running_loop()
         try:
@@ -229,11 +229,11 @@ async def test_nothing_of_a_job_outlives_its_worker_though_it_was_claimed_again(
                     if claim.token != 1 or asked:
                         raise
                     asked.append(claim.token)
-                await loop.run_in_executor(shop.pool, int)
+                await loop.run_in_executor(resources.pool, int)
         finally:
             at_work.remove(claim.token)
 
-    monkeypatch.setattr("server.worker.jobs.do", stubborn)
+    monkeypatch.setattr("server.worker.jobs.run_job", stubborn)
     async with clients(url) as client:
         async with working(client, "w1", drain_s=0.1, kind=Forgetful):
             await talk(client, 1)

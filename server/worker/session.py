@@ -1,0 +1,423 @@
+"""One video session: speech goes in, fragments of video come out, each with a snapshot.
+
+    speech = LiveSpeech(16_000, pipeline.window_spec, options)  # or FileSpeech.open(decoded, …)
+    session = VideoSession(batcher, reference, speech, seed=7, pool=pool)
+    async with contextlib.aclosing(session):
+        async for event, snapshot in session:
+            ...  # VideoStarted once, then VideoFragment and, live only, SpeechInterrupted
+
+A live session takes `push_audio`, `interrupt`, `update` and `end` at any time, on the event loop
+that iterates it. The caller publishes, and it sets the pace: no fragment is drawn before the caller
+asks for it, so back-pressure is to ask later. Only a file's next windows are denoised meanwhile.
+
+A snapshot is where the session stands right after its event. A session of any other process that is
+given it (with the same request and the sound that the snapshot does not hold yet) makes exactly
+what would have come next. Needs neither broker nor server: a running `Batcher` and a thread pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer, MuxerState
+from model.types import FPS, Floats, Guidance, Picture, Reference, WindowTask
+from server.api.protocol import AnimationOptions
+from server.errors import ServiceError
+from server.tasks import cancel_and_wait
+from server.worker.batcher import Batcher
+from server.worker.checkpoint import PartialWindow, Snapshot
+from server.worker.speech import FileSpeech, Interruption, LiveSpeech, PlannedWindow
+
+if TYPE_CHECKING:
+    from model.pipeline import AvatarPipeline, FrameDecoder
+
+T = TypeVar("T")
+
+_WINDOWS_AHEAD = 1  # of a file, denoised and waiting to be drawn
+
+
+@dataclass(frozen=True)
+class VideoStarted:
+    """The first event: a video of this size will come. ``data`` is its init segment.
+
+    ``total_s`` is the length of a file's speech, where its container says so.
+    """
+
+    seed: int
+    width: int
+    height: int
+    codecs: str
+    total_s: float | None
+    data: bytes
+
+
+@dataclass(frozen=True)
+class VideoFragment:
+    """Some frames and their sound: one ``moof`` + ``mdat``, or pixels and samples when ``raw``.
+
+    The last fragment of all may hold sound alone (``frames`` 0). ``consumed_bytes`` is how much of
+    a live session's sound waits no more. ``offset`` and ``window_frames`` place the fragment in its
+    window. ``work_s`` is the time it took, without waiting; a window's first fragment includes its
+    denoising. ``draw_s`` and ``encode_s`` are parts of that.
+    """
+
+    index: int
+    first_frame: int
+    frames: int
+    data: bytes
+    speech: bool = True
+    consumed_bytes: int = 0
+    pictures: NDArray[np.uint8] | None = None  # raw: (frames, H, W, 3) RGB
+    pcm: Floats | None = None  # raw: (N,) mono at media.fmp4.SAMPLE_RATE
+    offset: int = 0
+    window_frames: int = 0
+    work_s: float = 0.0
+    draw_s: float = 0.0
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class SpeechInterrupted:
+    """What was pushed before an interrupt ended at ``at_s``."""
+
+    at_s: float
+    consumed_bytes: int
+
+
+Event = VideoStarted | VideoFragment | SpeechInterrupted
+
+
+class VideoSession:
+    """An async iterator of (event, snapshot); see the module. Close it with `aclose`.
+
+    Raises, while it is iterated, what decoding the speech and denoising a window raise.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        reference: Reference,
+        speech: FileSpeech | LiveSpeech,
+        *,
+        seed: int,
+        pool: Executor,
+        name: str = "session",
+        snapshot: Snapshot | None = None,
+        raw: bool = False,
+    ) -> None:
+        """``pool`` draws and encodes; ``name`` is unique among the batcher's sessions.
+
+        With ``snapshot`` the session goes on from there, and ``speech`` must be that of the
+        snapshot. ``raw`` gives pixels and samples instead of MP4.
+        Raises `ServiceError` ``invalid_option`` for a reference of another latent space.
+        """
+        self._pipeline = batcher.pipeline
+        check_reference(self._pipeline, reference)
+        self._batcher, self._reference, self._speech = batcher, reference, speech
+        self._seed, self._pool, self._name, self._raw = seed, pool, name, raw
+        self._snapshot = snapshot
+        self._state = self._pipeline.start(seed) if snapshot is None else snapshot.state
+        self._partial = None if snapshot is None else snapshot.partial
+        # After all that was denoised; `_state` is after what was drawn.
+        self._denoised_state = self._state if self._partial is None else self._partial.state_at_end
+        self._events = self._run()
+
+    def push_audio(self, pcm: bytes) -> None:
+        """More sound of a live session: s16le mono, in pieces of any length."""
+        self._live.push_audio(pcm)
+
+    def interrupt(self) -> None:
+        """Drop what was pushed and not shown; the face settles to rest."""
+        self._live.interrupt()
+
+    def update(self, **options: object) -> None:
+        """Change fields of `AnimationOptions` from the next window on."""
+        self._live.update(**options)
+
+    def end(self) -> None:
+        """No more sound will come."""
+        self._live.end()
+
+    @property
+    def frames(self) -> int:
+        """Frames of the video up to the last event."""
+        return 0 if self._snapshot is None else self._snapshot.state.frames_done
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of sound up to the last event."""
+        return 0.0 if self._snapshot is None else self._snapshot.video.samples_in / SAMPLE_RATE
+
+    def __aiter__(self) -> VideoSession:
+        return self
+
+    async def __anext__(self) -> tuple[Event, Snapshot]:
+        event, snapshot = await anext(self._events)
+        self._snapshot = snapshot
+        return event, snapshot
+
+    async def aclose(self) -> None:
+        """End all that the session has under way."""
+        await self._events.aclose()
+
+    @property
+    def _live(self) -> LiveSpeech:
+        if isinstance(self._speech, FileSpeech):
+            raise ValueError("the speech of this session is a file, expected live speech")
+        return self._speech
+
+    async def _run(self) -> AsyncGenerator[tuple[Event, Snapshot], None]:
+        snapshot, speech = self._snapshot, self._speech
+        if snapshot is not None and snapshot.closed:
+            return
+        windows = self._windows()
+        # Preparing to draw takes as long as a file's first window: both go on at once.
+        ahead = Prefetch(windows, _WINDOWS_AHEAD) if isinstance(speech, FileSpeech) else windows
+        async with aclosing(ahead):
+            video = await self._open(snapshot)
+            if snapshot is None:
+                yield self._started(video), self._now(video)
+            if self._partial is not None:
+                async for shown in self._show(video, self._partial, 0.0):
+                    yield shown
+            async for window in ahead:
+                if isinstance(window, Interruption):
+                    at_s = self._state.frames_done / FPS
+                    yield SpeechInterrupted(at_s, speech.consumed_bytes), self._now(video)
+                    continue
+                async for shown in self._show(video, window.window, window.work_s):
+                    yield shown
+        now = self._now(video)
+        data = await asyncio.get_running_loop().run_in_executor(self._pool, video.muxer.close)
+        if data:
+            closing = VideoFragment(now.video.sequence, now.state.frames_done, 0, data)
+            yield closing, replace(now, closed=True)
+
+    async def _open(self, snapshot: Snapshot | None) -> Video:
+        options = self._speech.options
+        loop, space = asyncio.get_running_loop(), self._pipeline.space
+        decoder = await loop.run_in_executor(
+            self._pool, space.decoder, self._reference, options.size, options.framing
+        )
+        at = None if snapshot is None else snapshot.video
+        return Video(decoder, RawFrames(at) if self._raw else mp4_muxer(decoder, at))
+
+    def _started(self, video: Video) -> VideoStarted:
+        return VideoStarted(
+            seed=self._seed,
+            width=video.decoder.width,
+            height=video.decoder.height,
+            codecs=video.muxer.codecs,
+            total_s=self._speech.total_s,
+            data=video.muxer.init_segment(),
+        )
+
+    async def _windows(self) -> AsyncGenerator[_Denoised | Interruption, None]:
+        """What comes next, denoised one after the other."""
+        while True:
+            planned = await self._speech.next_window(self._denoised_state.window_index)
+            if planned is None:
+                return
+            yield planned if isinstance(planned, Interruption) else await self._denoise(planned)
+
+    async def _denoise(self, planned: PlannedWindow) -> _Denoised:
+        before = self._denoised_state
+        guidance, steps = sampling_options(self._pipeline, self._speech.options)
+        task = WindowTask(planned.window, before, self._reference, guidance, steps)
+        latents, self._denoised_state = await self._batcher.step(
+            self._name, planned.deadline_s, task
+        )
+        window = PartialWindow(planned.speech, latents, before, 0)
+        return _Denoised(window, time.monotonic() - planned.began_s)
+
+    async def _show(
+        self, video: Video, window: PartialWindow, work_s: float
+    ) -> AsyncGenerator[tuple[VideoFragment, Snapshot], None]:
+        """A window's fragments, as far as they go on being wanted."""
+        speech, loop, count = self._speech, asyncio.get_running_loop(), len(window.latents)
+        for first in range(window.sent, count, speech.fragment_frames):
+            if not await speech.still_wanted(window.speech, begun=first > 0):
+                # The state goes on after the last frame that was drawn: the picture never jumps.
+                self._denoised_state = self._state
+                break
+            began_s, first_frame = time.monotonic(), self._state.frames_done
+            end = min(first + speech.fragment_frames, count)
+            pcm = speech.take(end - first, speech=window.speech)
+            drawn = await loop.run_in_executor(
+                self._pool, video.add, window.latents[first:end], pcm
+            )
+            window = replace(window, sent=end)
+            self._state = window.state
+            self._partial = window if end < count else None
+            now = self._now(video)
+            fragment = VideoFragment(
+                index=now.video.sequence - 1,
+                first_frame=first_frame,
+                frames=end - first,
+                data=drawn.data,
+                speech=window.speech,
+                consumed_bytes=speech.consumed_bytes,
+                pictures=drawn.pictures,
+                pcm=pcm if self._raw else None,
+                offset=first,
+                window_frames=count,
+                work_s=work_s + time.monotonic() - began_s,
+                draw_s=drawn.draw_s,
+                encode_s=drawn.encode_s,
+            )
+            work_s = 0.0
+            yield fragment, now
+        self._partial = None
+
+    def _now(self, video: Video) -> Snapshot:
+        """Where the session stands; between two fragments, when nothing is being encoded."""
+        return Snapshot(
+            self._state,
+            video.muxer.state(),
+            speech=self._speech.state(),
+            partial=self._partial,
+        )
+
+
+@dataclass(frozen=True)
+class _Denoised:
+    window: PartialWindow
+    work_s: float
+
+
+def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:
+    """Raises `ServiceError` ``invalid_option`` for an avatar of another latent space."""
+    try:
+        reference.expect(pipeline.space.name)
+    except ValueError as error:
+        raise ServiceError("invalid_option", f"model {pipeline.name!r}: {error}") from error
+
+
+def sampling_options(pipeline: AvatarPipeline, options: AnimationOptions) -> tuple[Guidance, int]:
+    """Guidance and steps, with the student's own where ``options`` leaves them open."""
+    default = pipeline.metadata.guidance
+    guidance = Guidance(
+        audio=default.audio if options.audio_cfg is None else options.audio_cfg,
+        reference=default.reference if options.reference_cfg is None else options.reference_cfg,
+    )
+    return guidance, pipeline.metadata.steps if options.steps is None else options.steps
+
+
+class Prefetch(Generic[T]):
+    """Runs an async iterator in a task of its own, up to ``ahead`` + 1 items ahead of its reader.
+
+    What it raises is raised in its place, after the items that came before it.
+    """
+
+    def __init__(self, items: AsyncGenerator[T, None], ahead: int) -> None:
+        self._ready: asyncio.Queue[T | Exception] = asyncio.Queue(ahead)
+        self._task = asyncio.create_task(self._fill(items))
+
+    def __aiter__(self) -> Prefetch[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        item = await self._ready.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def aclose(self) -> None:
+        await cancel_and_wait([self._task])
+
+    async def _fill(self, items: AsyncGenerator[T, None]) -> None:
+        end: Exception = StopAsyncIteration()
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    await self._ready.put(item)
+        except Exception as error:
+            end = error
+        await self._ready.put(end)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    data: bytes
+    pictures: NDArray[np.uint8] | None
+    draw_s: float
+    encode_s: float
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a session draws with and writes to."""
+
+    decoder: FrameDecoder
+    muxer: FragmentedMP4Muxer | RawFrames
+
+    def add(self, latents: Floats, pcm: Floats) -> _Drawn:
+        """Draw and encode one fragment; blocks."""
+        began_s = time.monotonic()
+        frames = _Timed(self.decoder.decode(latents))
+        data = self.muxer.add(frames, pcm)
+        encode_s = time.monotonic() - began_s - frames.seconds
+        pictures = self.muxer.pictures if isinstance(self.muxer, RawFrames) else None
+        return _Drawn(data, pictures, frames.seconds, encode_s)
+
+
+class RawFrames:
+    """In a muxer's place when nothing is to be encoded: keeps the last fragment's ``pictures``."""
+
+    codecs = ""
+
+    def __init__(self, state: MuxerState | None = None) -> None:
+        self._state = state or MuxerState(0, 0, 0, 0, np.zeros(0, np.int16))
+        self.pictures: NDArray[np.uint8] = np.zeros((0, 0, 0, 3), np.uint8)
+
+    def init_segment(self) -> bytes:
+        return b""
+
+    def add(self, frames: Iterable[Picture], pcm: Floats) -> bytes:
+        self.pictures = np.stack([frame.copy() for frame in frames])
+        now = self._state
+        self._state = replace(
+            now,
+            sequence=now.sequence + 1,
+            frames=now.frames + len(self.pictures),
+            samples_in=now.samples_in + len(pcm),
+            samples_out=now.samples_out + len(pcm),
+        )
+        return b""
+
+    def state(self) -> MuxerState:
+        return self._state
+
+    def close(self) -> bytes:
+        return b""
+
+
+def mp4_muxer(decoder: FrameDecoder, state: MuxerState | None) -> FragmentedMP4Muxer:
+    """Encodes ``decoder``'s frames, going on from ``state`` if there is one."""
+    if state is None:
+        return FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
+    return FragmentedMP4Muxer(decoder.width, decoder.height, FPS, state)
+
+
+class _Timed(Iterator[T]):
+    """Items that are made as they are taken; ``seconds`` is how long that took."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self.seconds = 0.0
+
+    def __next__(self) -> T:
+        began_s = time.monotonic()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.monotonic() - began_s

@@ -1,0 +1,320 @@
+"""Where a session's speech comes from: a file that is all there, or a live stream.
+
+Both give a `VideoSession` its next window, and the sound of the frames that are drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from media.decode import DecodedSpeech
+from model.audio.frontend import AudioWindowSpec
+from model.audio.windows import AudioWindower
+from model.types import FPS, SAMPLES_PER_FRAME, Floats, Window, pack, unpack
+from server.api.protocol import AnimationOptions
+from server.errors import ServiceError
+from server.worker.live_sound import (
+    FRAGMENT_FRAMES,
+    OUTPUT_SAMPLES_PER_FRAME,
+    LivePlanner,
+    LiveSound,
+    NextWindow,
+    Wait,
+)
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class PlannedWindow:
+    """The window to denoise next: of ``speech`` or of rest, wanted by ``deadline_s``.
+
+    Work on it began at ``began_s`` of ``time.monotonic``.
+    """
+
+    speech: bool
+    window: Window
+    deadline_s: float
+    began_s: float
+
+
+class Interruption:
+    """In a window's place: the speech before this was interrupted."""
+
+
+@dataclass(frozen=True)
+class SpeechWindow:
+    """A window with the sound of its frames, at the output's sample rate."""
+
+    window: Window
+    pcm: Floats
+
+
+class FileSpeech:
+    """A speech that is there whole; decodes no more of it than the next window needs.
+
+    One window is one fragment. ``deadline_s`` is when the first frame is wanted, and each window by
+    its media time after it. ``first_window``: what lies before it is decoded, but not cut.
+    """
+
+    consumed_bytes = 0
+
+    def __init__(
+        self,
+        speech: DecodedSpeech,
+        window_spec: AudioWindowSpec,
+        options: AnimationOptions,
+        *,
+        first_window: int = 0,
+        deadline_s: float = 0.0,
+    ) -> None:
+        self.options = options
+        self.total_s = speech.duration_s
+        self.fragment_frames = window_spec.hop
+        self._deadline_s, self._frames = deadline_s, 0
+        self._blocks = speech.blocks
+        self._windower = AudioWindower(window_spec)
+        # Begun so early, the windower knows the whole past of the first that is wanted.
+        self._early = max(0, first_window - window_spec.warmup_windows)
+        self._warmup = first_window - self._early
+        self._skip = self._early * window_spec.hop * SAMPLES_PER_FRAME
+        self._skip_output = first_window * window_spec.hop * OUTPUT_SAMPLES_PER_FRAME
+        self._windows: deque[Window] = deque()
+        self._pcm: Floats = np.zeros(0, np.float32)
+        self._ended = False
+        self._first: SpeechWindow | None = None
+        self._planned: deque[Floats] = deque()  # the sound of windows that are to be drawn
+
+    @classmethod
+    def open(
+        cls,
+        speech: DecodedSpeech,
+        window_spec: AudioWindowSpec,
+        options: AnimationOptions,
+        *,
+        first_window: int = 0,
+        deadline_s: float = 0.0,
+    ) -> FileSpeech:
+        """With the first window decoded, so that a bad file shows at once; blocks for milliseconds.
+
+        Raises `ServiceError` ``empty_audio``, and what the audio decoder raises.
+        """
+        opened = cls(speech, window_spec, options, first_window=first_window, deadline_s=deadline_s)
+        opened._first = opened.decode_next()
+        if opened._first is None and first_window == 0:
+            raise ServiceError("empty_audio", "the audio holds no samples")
+        return opened
+
+    async def next_window(self, index: int) -> PlannedWindow | Interruption | None:
+        """``None`` after the last; window ``index`` follows from the order of the calls."""
+        began_s = time.monotonic()
+        piece, self._first = self._first, None
+        if piece is None:
+            piece = await asyncio.to_thread(self.decode_next)
+        if piece is None:
+            return None
+        self._planned.append(piece.pcm)
+        deadline_s = self._deadline_s + self._frames / FPS
+        self._frames += piece.window.frames
+        return PlannedWindow(True, piece.window, deadline_s, began_s)
+
+    async def still_wanted(self, speech: bool, *, begun: bool) -> bool:
+        """Always."""
+        return True
+
+    def take(self, frames: int, *, speech: bool) -> Floats:
+        """The sound of the next window; of the last one, all that is left."""
+        return self._planned.popleft()
+
+    def state(self) -> bytes:
+        """Nothing: the file is decoded again."""
+        return b""
+
+    def decode_next(self) -> SpeechWindow | None:
+        """``None`` after the last. Blocks. Raises what the decoder raises."""
+        while not self._ended and not self._complete():
+            block = next(self._blocks, None)
+            if block is None:
+                self._ended = True
+                self._cut(self._windower.finish())
+                continue
+            model, output = block.model[self._skip :], block.output[self._skip_output :]
+            self._skip -= len(block.model) - len(model)
+            self._skip_output -= len(block.output) - len(output)
+            self._pcm = np.concatenate([self._pcm, output])
+            self._cut(self._windower.push(model))
+        if not self._windows:
+            return None
+        window = self._windows.popleft()
+        last = self._ended and not self._windows
+        count = len(self._pcm) if last else window.frames * OUTPUT_SAMPLES_PER_FRAME
+        pcm, self._pcm = self._pcm[:count], self._pcm[count:]
+        return SpeechWindow(window, pcm)
+
+    def _cut(self, windows: list[Window]) -> None:
+        for window in windows:
+            if window.index >= self._warmup:
+                self._windows.append(replace(window, index=window.index + self._early))
+
+    def _complete(self) -> bool:
+        if not self._windows:
+            return False
+        return len(self._pcm) >= self._windows[0].frames * OUTPUT_SAMPLES_PER_FRAME
+
+
+class LiveSpeech:
+    """A conversation at ``rate`` samples a second, as it is pushed.
+
+    Windows are denoised and drawn one by one, in fragments of four frames, so an interrupt finds at
+    most 160 ms under way. With ``idle`` windows of rest fill the pauses, in real time.
+    """
+
+    total_s = None
+    fragment_frames = FRAGMENT_FRAMES
+
+    def __init__(
+        self,
+        rate: int,
+        window_spec: AudioWindowSpec,
+        options: AnimationOptions,
+        *,
+        idle: bool = False,
+        clock: Clock = time.monotonic,
+        pool: Executor | None = None,
+    ) -> None:
+        """``pool`` computes features, off the event loop; ``None``: the loop's own."""
+        self.options = options
+        self._clock, self._pool = clock, pool
+        self._sound = LiveSound(rate, window_spec)
+        self._planner = LivePlanner(self._sound, idle, clock())
+        self._interrupted = False  # and not yet reported
+        self._replayed = 0  # bytes that will be pushed again, and were taken in before
+        self._changed = asyncio.Event()
+
+    @classmethod
+    def restore(
+        cls,
+        state: bytes,
+        rate: int,
+        window_spec: AudioWindowSpec,
+        *,
+        edge: int,
+        idle: bool = False,
+        clock: Clock = time.monotonic,
+        pool: Executor | None = None,
+    ) -> LiveSpeech:
+        """The speech that gave ``state``; its sound since byte ``edge`` will be pushed again."""
+        arrays, facts = unpack(state)
+        known: dict[str, Any] = facts
+        options = AnimationOptions.model_validate(known["options"])
+        new = cls(rate, window_spec, options, idle=idle, clock=clock, pool=pool)
+        new._sound = LiveSound.restore(rate, window_spec, arrays["sound"].tobytes())
+        new._planner = LivePlanner(new._sound, idle, clock())
+        new._planner.resume(known["planner"], time.time() - known["at_s"], clock())
+        new._interrupted = known["interrupted"]
+        new._replayed = new._sound.consumed_bytes - edge
+        return new
+
+    def state(self) -> bytes:
+        """What to `restore` elsewhere; without sound that waits to be resampled."""
+        sound = np.frombuffer(self._sound.state(), np.uint8)
+        facts: dict[str, object] = {
+            "planner": self._planner.state(self._clock()),
+            "at_s": time.time(),
+            "options": self.options.model_dump(),
+            "interrupted": self._interrupted,
+        }
+        return pack({"sound": sound}, facts)
+
+    def push_audio(self, pcm: bytes) -> None:
+        """See `VideoSession`."""
+        new = pcm[self._replayed :]
+        self._replayed -= len(pcm) - len(new)
+        self._planner.push_audio(new, self._clock())
+        self._changed.set()
+
+    def interrupt(self) -> None:
+        """See `VideoSession`."""
+        self._planner.interrupt()
+        self._interrupted = True
+        self._changed.set()
+
+    def update(self, **options: object) -> None:
+        """See `VideoSession`."""
+        self.options = self.options.model_copy(update=options)
+        self._changed.set()
+
+    def end(self) -> None:
+        """See `VideoSession`."""
+        self._planner.end()
+        self._changed.set()
+
+    @property
+    def consumed_bytes(self) -> int:
+        """Bytes of sound that wait no more: taken into windows, or dropped."""
+        return self._sound.consumed_bytes
+
+    async def next_window(self, index: int) -> PlannedWindow | Interruption | None:
+        """Waits until there is something to make; ``None`` when all is shown."""
+        while True:
+            if self._interrupted:
+                self._interrupted = False
+                return Interruption()
+            step = self._planner.next(self._clock())
+            if step is None:
+                return None
+            if isinstance(step, NextWindow):
+                return await self._planned(step, index)
+            await self._wait(step)
+
+    async def _planned(self, step: NextWindow, index: int) -> PlannedWindow:
+        began_s = time.monotonic()
+        compute = self._sound.planned(index, step.frames, rest=not step.speech)
+        # The features may take a network.
+        window = await asyncio.get_running_loop().run_in_executor(self._pool, compute)
+        return PlannedWindow(step.speech, window, self._planner.due_s, began_s)
+
+    async def still_wanted(self, speech: bool, *, begun: bool) -> bool:
+        """Whether to draw the next fragment of a window, once it is time for it.
+
+        An interrupt ends any window; speech that is there whole ends a window of rest.
+        """
+        while not self._interrupted:
+            if begun and self._planner.gives_way(speech=speech):
+                return False
+            begin_s = self._planner.begin_s(speech=speech)
+            if self._clock() >= begin_s:
+                return True
+            await self._wait(Wait(begin_s))
+        return False
+
+    def take(self, frames: int, *, speech: bool) -> Floats:
+        """The sound of the next ``frames`` frames, which now are shown."""
+        count = frames * OUTPUT_SAMPLES_PER_FRAME
+        pcm: Floats = np.zeros(count, np.float32)
+        if not speech:
+            self._sound.rest(frames)
+        else:
+            pcm = self._sound.take(frames)
+            if not self._planner.over:  # the very last frame may be cut short by the sound
+                pcm = np.pad(pcm, (0, count - len(pcm)))
+        # Before an interrupt can come: it must know whether there is a face to settle.
+        self._planner.shown(frames, self._clock(), speech=speech)
+        return pcm
+
+    async def _wait(self, wait: Wait) -> None:
+        """For the next change, at most until ``wait`` ends."""
+        self._changed.clear()
+        timeout_s = None if wait.until_s is None else max(0.0, wait.until_s - self._clock())
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        except TimeoutError:
+            return
