@@ -32,9 +32,9 @@ def inputs(batch: int, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]
 WHISPER = 3  # blocks, as in what ships
 
 
-def net(guided: bool = False, whisper_blocks: int = 0) -> MotionNet:
+def net(guided: bool = False, whisper_blocks: int = 0, **sizes: int) -> MotionNet:
     torch.manual_seed(1)
-    config = NetConfig(guided=guided, whisper_blocks=whisper_blocks)
+    config = NetConfig(guided=guided, whisper_blocks=whisper_blocks, **sizes)
     made = MotionNet(config).eval().requires_grad_(False)
     for p in made.parameters():  # the zeros it starts with would hide what depends on what
         p.add_(0.02 * torch.randn_like(p))
@@ -109,12 +109,13 @@ def test_a_student_goes_on_with_another_teachers_encoder() -> None:
         student_of(teacher, DistillConfig(guided=False), begun)
 
 
-@pytest.mark.parametrize("blocks", [0, WHISPER])
+@pytest.mark.parametrize("blocks", [0, 2])
 def test_it_exports_with_a_dynamic_batch(blocks: int) -> None:
+    """Two blocks of each kind: further ones are the same again, and take seconds to export."""
     x, t, cond = inputs(2)
     batch = torch.export.Dim("batch", min=2, max=64)
     shapes = ({0: batch}, {0: batch}, {k: {0: batch} for k in cond})
-    student = net(guided=True, whisper_blocks=blocks)
+    student = net(guided=True, whisper_blocks=blocks, blocks=2, audio_layers=2)
     program = torch.export.export(student, (x, t, cond), dynamic_shapes=shapes)
     more = inputs(7, seed=3)
     torch.testing.assert_close(program.module()(*more), student(*more), atol=1e-4, rtol=1e-4)

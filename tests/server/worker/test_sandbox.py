@@ -27,10 +27,17 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rogue() -> Iterator[Sandbox]:
     """Its decoders do what the upload says."""
     with closing(Sandbox(ROGUE)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def confined() -> Iterator[Sandbox]:
+    """The same under the limits of a real decoder."""
+    with closing(Sandbox((*ROGUE, "confined"))) as sandbox:
         yield sandbox
 
 
@@ -126,19 +133,17 @@ def test_a_template_that_ended_is_started_again(sandbox: Sandbox) -> None:
         ("take 2 GB", "MemoryError"),
     ],
 )
-def test_a_decoder_can_do_nothing_but_decode(deed: str, refused: str) -> None:
-    with closing(Sandbox((*ROGUE, "confined"))) as sandbox:
-        with pytest.raises(ServiceError) as raised:
-            sandbox.picture(deed.encode())
-        assert raised.value.code == "unsupported_media"
-        assert refused in raised.value.detail
+def test_a_decoder_can_do_nothing_but_decode(confined: Sandbox, deed: str, refused: str) -> None:
+    with pytest.raises(ServiceError) as raised:
+        confined.picture(deed.encode())
+    assert raised.value.code == "unsupported_media"
+    assert refused in raised.value.detail
 
 
-def test_a_decoder_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(Sandbox((*ROGUE, "confined"))) as sandbox:
-        with pytest.raises(ServiceError) as raised:
-            sandbox.picture(b"spin")
-        assert raised.value.code == "unsupported_media"
+def test_a_decoder_that_never_ends_is_ended(confined: Sandbox) -> None:
+    with pytest.raises(ServiceError) as raised:
+        confined.picture(b"spin")
+    assert raised.value.code == "unsupported_media"
 
 
 def test_a_worker_that_dies_takes_its_decoders_along(sandbox: Sandbox) -> None:
