@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from server.errors import SetupError
 from server.settings import SECRET, Settings, check_names, describe
 
-README = Path(__file__).parents[2] / "README.md"
+OPERATE = Path(__file__).parents[2] / "docs/guide/operate.md"
 
 
 def default_of(name: str) -> str:
@@ -21,8 +21,8 @@ def default_of(name: str) -> str:
     return ",".join(default) if isinstance(default, tuple) else "" if default is None else default
 
 
-def test_the_readme_lists_every_setting_as_it_is() -> None:
-    rows = re.findall(r"^\| `FADA_(\w+)` \| `?([^|`]*)`? +\| (.*) \|$", README.read_text(), re.M)
+def test_the_guide_lists_every_setting_as_it_is() -> None:
+    rows = re.findall(r"^\| `FADA_(\w+)` \| `?([^|`]*)`? +\| (.*) \|$", OPERATE.read_text(), re.M)
     assert {name.lower(): (default.strip(), words) for name, default, words in rows} == {
         name: (str(default_of(name)), field.description)
         for name, field in Settings.model_fields.items()
