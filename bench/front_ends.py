@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.audio.log_mel import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
 from model.audio.whisper import log_mel
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
 from model.types import SAMPLES_PER_FRAME, Floats
 from training.data.corpus import held_out, load_grid
 from training.data.inferred import grid_phones, heard_speeches, synthetic_speeches

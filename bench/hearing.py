@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.audio.windows import HOP, PREFIX, windows_of
+from model.audio.log_mel import HOP, PREFIX
+from model.audio.stream import windows_of
 from model.motion.checkpoint import load_weights
 from model.motion.network import MotionNet
 from model.types import Floats

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.windows import HOP, PREFIX
+from model.audio.log_mel import HOP, PREFIX
 from model.models import WEIGHTS, motion_pipeline
 from model.motion.checkpoint import MotionWeights, load_weights
 from model.motion.rollout import MotionOnly

@@ -19,7 +19,7 @@ from stages import EXAMPLES
 
 from bench.live.report import processor
 from engines.models import fastest
-from model.audio.windows import windows_of
+from model.audio.stream import windows_of
 from model.models import WEIGHTS, motion_pipeline
 from model.motion.checkpoint import load_weights
 from model.motion.rollout import MotionOnly, reference_of

@@ -27,13 +27,14 @@ from media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from media.colour import to_yuv420
 from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 from media.fmp4 import KEY_INTERVAL
-from model.audio.windows import HOP, LOG_MEL
+from model.audio.log_mel import HOP, LOG_MEL
+from model.audio.stream import SpeechStream
 from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import from_motion
 from model.portrait.image import load_picture
 from model.rendering.renderer import LIVELINESS, PortraitRenderer
 from model.types import FPS, Floats, Reference, Window, WindowTask
-from server.worker.live_sound import FRAGMENT_FRAMES, LiveSound
+from server.worker.live_planner import FRAGMENT_FRAMES
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 BATCHES = (1, 2, 4, 8)
@@ -54,15 +55,15 @@ def heard(path: Path) -> tuple[list[Window], float]:
     """The windows of a speech, taken in as a live session does, and milliseconds for each."""
     with wave.open(str(path)) as file:
         rate, pcm = file.getframerate(), file.readframes(file.getnframes())
-    sound, windows, spent = LiveSound(rate, LOG_MEL), [], []
+    stream, windows, spent = SpeechStream(LOG_MEL, rate, output_rate=SAMPLE_RATE), [], []
     step = 2 * round(LOG_MEL.hop_s * rate)
     for start in range(0, len(pcm) - step, step):
         began = time.perf_counter()
-        sound.push(pcm[start : start + step])
-        sound.fill()
-        if sound.whole:
-            windows.append(sound.window(len(windows), HOP, rest=False))
-            sound.take(HOP)
+        stream.push_pcm(pcm[start : start + step])
+        stream.fill()
+        if not stream.missing:
+            windows.append(stream.window(len(windows), HOP))
+            stream.take(HOP)
         spent.append(time.perf_counter() - began)
     return windows, 1e3 * float(np.median(spent))
 

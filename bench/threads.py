@@ -14,7 +14,7 @@ import torch
 from bench.live.report import processor
 from engines.openvino import OpenVINOEngine
 from engines.video import video_inputs
-from model.audio.windows import LOG_MEL
+from model.audio.log_mel import LOG_MEL
 from model.video.tiny import TinyNet
 from model.video.weights import load_net
 

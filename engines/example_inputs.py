@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.audio.log_mel import ROW_DIM
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX
+from model.audio.log_mel import HOP, LOOKAHEAD, PREFIX, ROW_DIM
 from model.models import WEIGHTS
 from model.motion.checkpoint import load_weights
 from model.portrait.blendshapes import MOTION_DIM, REFERENCE_DIM

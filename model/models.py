@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.audio.frontend import AudioWindowSpec
-from model.audio.windows import LOG_MEL, PREFIX
+from model.audio.log_mel import LOG_MEL, PREFIX
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.guidance import guided

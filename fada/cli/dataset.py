@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fada.cli.track import part_name
 from media.footage import Footage, open_footage
 from model.audio.frontend import samples_per_row
-from model.audio.whisper_rows import WhisperRows
+from model.audio.whisper import WhisperRows
 from model.portrait.blendshapes import ACTION_COUNT
 from model.portrait.face_tracker import Face, FaceTracker
 from model.portrait.framing import MAX_SIZE, Frame, frame

@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from model.audio.frontend import AudioWindowSpec
 from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 
 HOPS_PER_FRAME = 4
@@ -108,3 +109,11 @@ class LogMel:
     def silence(self) -> Floats:
         """See `silence_row`."""
         return silence_row()
+
+
+# The windows of networks that take log-mel rows.
+PREFIX = 12  # frames already made: 0.48 s
+HOP = 8  # new frames a window: 0.32 s
+LOOKAHEAD = 4  # frames of sound beyond them: 0.16 s
+WINDOW_FRAMES = PREFIX + HOP + LOOKAHEAD
+LOG_MEL = AudioWindowSpec(LogMel(), PREFIX, HOP, LOOKAHEAD)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.audio.log_mel import MEL_BINS, ROW_DIM
+from model.audio.log_mel import MEL_BINS, ROW_DIM, WINDOW_FRAMES
 from model.audio.whisper import STATES_PER_SECOND, WhisperConfig, WhisperEncoder
-from model.audio.windows import WINDOW_FRAMES
 from model.types import FPS
 
 STATES_PER_FRAME = STATES_PER_SECOND // FPS

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX
+from model.audio.log_mel import HOP, LOOKAHEAD, PREFIX
 from model.diffusion.denoiser import Conditions
 from model.motion.audio_encoder import AudioEncoder, WhisperBlocks
 from model.portrait.blendshapes import MOTION_DIM, REFERENCE_DIM

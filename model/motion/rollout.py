@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from model.audio.windows import windows_of
+from model.audio.stream import windows_of
 from model.pipeline import FrameDecoder, StudentPipeline
 from model.portrait.blendshapes import MOTION_DIM
 from model.types import Floats, Guidance, Picture, Reference, WindowTask

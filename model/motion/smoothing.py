@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.audio.windows import HOP
+from model.audio.log_mel import HOP
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.types import Floats
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from model.audio.windows import PREFIX
+from model.audio.log_mel import PREFIX
 
 Config = TypeVar("Config")
 TINY_GRID = 16  # latents of video-tiny, each way

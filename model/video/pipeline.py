@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from model.audio.frontend import AudioWindowSpec
-from model.audio.whisper import WhisperEncoder
-from model.audio.whisper_rows import WhisperRows
-from model.audio.windows import LOG_MEL
+from model.audio.log_mel import LOG_MEL
+from model.audio.whisper import WhisperEncoder, WhisperRows
 from model.diffusion.denoiser import Conditions, Denoiser, Forward, VDenoiser, X0Denoiser
 from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule, LinearBetaSchedule, NoiseSchedule

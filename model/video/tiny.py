@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.audio.log_mel import ROW_DIM
-from model.audio.windows import LOOKAHEAD, PREFIX
+from model.audio.log_mel import LOOKAHEAD, PREFIX, ROW_DIM
 from model.diffusion.denoiser import Conditions
 from model.video.config import FaceLocatorConfig, TinyConfig
 from model.video.face_locator import FaceLocator

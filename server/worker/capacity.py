@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
-from model.audio.live import LiveWindower
-from model.audio.windows import LOG_MEL
+from model.audio.log_mel import LOG_MEL
+from model.audio.stream import SpeechStream
 from model.portrait.image import load_picture
 from model.types import DEFAULT_SIZE, FPS, SessionState, WindowTask
 from server.process import usable_cores
@@ -51,13 +51,11 @@ def window_cost_s(pipeline: AvatarPipeline) -> float:
     decoder = pipeline.space.decoder(reference, DEFAULT_SIZE, "portrait")
     muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
     known, window_spec = pipeline.metadata, pipeline.window_spec
-    sound, pcm = (
-        LiveWindower(window_spec),
-        np.zeros(window_spec.hop * SAMPLE_RATE // FPS, np.float32),
-    )
+    stream = SpeechStream(window_spec)
+    pcm = np.zeros(window_spec.hop * SAMPLE_RATE // FPS, np.float32)
 
     def round_of(states: Sequence[SessionState]) -> list[SessionState]:
-        window = sound.window(states[0].window_index, window_spec.hop, rest=True)
+        window = stream.window(states[0].window_index, window_spec.hop, rest=True)
         tasks = [WindowTask(window, s, reference, known.guidance, known.steps) for s in states]
         results = pipeline.step(tasks)
         for latents, _ in results:

@@ -10,27 +10,23 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from media.decode import DecodedSpeech
+from media.fmp4 import SAMPLE_RATE
 from model.audio.frontend import AudioWindowSpec
-from model.audio.windows import AudioWindower
+from model.audio.stream import SpeechStream
 from model.types import FPS, SAMPLES_PER_FRAME, Floats, Window, pack, unpack
 from server.api.protocol import AnimationOptions
 from server.errors import ServiceError
-from server.worker.live_sound import (
-    FRAGMENT_FRAMES,
-    OUTPUT_SAMPLES_PER_FRAME,
-    LivePlanner,
-    LiveSound,
-    NextWindow,
-    Wait,
-)
+from server.worker.live_planner import FRAGMENT_FRAMES, LivePlanner, NextWindow, Wait
 
 Clock = Callable[[], float]
+
+_OUTPUT_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 
 @dataclass(frozen=True)
@@ -80,18 +76,14 @@ class FileSpeech:
         self.total_s = speech.duration_s
         self.fragment_frames = window_spec.hop
         self._deadline_s, self._frames = deadline_s, 0
-        self._blocks = speech.blocks
-        self._windower = AudioWindower(window_spec)
-        # Begun so early, the windower knows the whole past of the first that is wanted.
-        self._early = max(0, first_window - window_spec.warmup_windows)
-        self._warmup = first_window - self._early
-        self._skip = self._early * window_spec.hop * SAMPLES_PER_FRAME
-        self._skip_output = first_window * window_spec.hop * OUTPUT_SAMPLES_PER_FRAME
-        self._windows: deque[Window] = deque()
-        self._pcm: Floats = np.zeros(0, np.float32)
-        self._ended = False
+        self._blocks, self._ended = speech.blocks, False
+        self._stream = SpeechStream(window_spec, output_rate=SAMPLE_RATE)
+        # Begun so early, the stream knows the whole past of the first window that is wanted.
+        self._warmup = min(first_window, window_spec.warmup_windows)
+        self._skip = (first_window - self._warmup) * window_spec.hop * SAMPLES_PER_FRAME
+        self._skip_output = first_window * window_spec.hop * _OUTPUT_SAMPLES_PER_FRAME
         self._first: SpeechWindow | None = None
-        self._planned: deque[Floats] = deque()  # the sound of windows that are to be drawn
+        self._undrawn: deque[Floats] = deque()  # sound of the windows that were planned
 
     @classmethod
     def open(
@@ -108,20 +100,20 @@ class FileSpeech:
         Raises `ServiceError` ``empty_audio``, and what the audio decoder raises.
         """
         opened = cls(speech, window_spec, options, first_window=first_window, deadline_s=deadline_s)
-        opened._first = opened.decode_next()
+        opened._first = opened.decode_next(first_window)
         if opened._first is None and first_window == 0:
             raise ServiceError("empty_audio", "the audio holds no samples")
         return opened
 
     async def next_window(self, index: int) -> PlannedWindow | Interruption | None:
-        """``None`` after the last; window ``index`` follows from the order of the calls."""
+        """Window ``index``, the one after that of the last call; ``None`` after the last."""
         began_s = time.monotonic()
         piece, self._first = self._first, None
         if piece is None:
-            piece = await asyncio.to_thread(self.decode_next)
+            piece = await asyncio.to_thread(self.decode_next, index)
         if piece is None:
             return None
-        self._planned.append(piece.pcm)
+        self._undrawn.append(piece.pcm)
         deadline_s = self._deadline_s + self._frames / FPS
         self._frames += piece.window.frames
         return PlannedWindow(True, piece.window, deadline_s, began_s)
@@ -132,42 +124,37 @@ class FileSpeech:
 
     def take(self, frames: int, *, speech: bool) -> Floats:
         """The sound of the next window; of the last one, all that is left."""
-        return self._planned.popleft()
+        return self._undrawn.popleft()
 
     def state(self) -> bytes:
         """Nothing: the file is decoded again."""
         return b""
 
-    def decode_next(self) -> SpeechWindow | None:
+    def decode_next(self, index: int) -> SpeechWindow | None:
         """``None`` after the last. Blocks. Raises what the decoder raises."""
-        while not self._ended and not self._complete():
+        stream, hop = self._stream, self.fragment_frames
+        while not self._ended and not self._window_is_whole():
             block = next(self._blocks, None)
             if block is None:
+                stream.finish()
                 self._ended = True
-                self._cut(self._windower.finish())
-                continue
-            model, output = block.model[self._skip :], block.output[self._skip_output :]
-            self._skip -= len(block.model) - len(model)
-            self._skip_output -= len(block.output) - len(output)
-            self._pcm = np.concatenate([self._pcm, output])
-            self._cut(self._windower.push(model))
-        if not self._windows:
+            else:
+                model, output = block.model[self._skip :], block.output[self._skip_output :]
+                self._skip -= len(block.model) - len(model)
+                self._skip_output -= len(block.output) - len(output)
+                stream.push(model, output)
+            while self._warmup and stream.rows and not stream.missing:
+                stream.skip(min(hop, stream.rows))
+                self._warmup -= 1
+        if not stream.rows:
             return None
-        window = self._windows.popleft()
-        last = self._ended and not self._windows
-        count = len(self._pcm) if last else window.frames * OUTPUT_SAMPLES_PER_FRAME
-        pcm, self._pcm = self._pcm[:count], self._pcm[count:]
-        return SpeechWindow(window, pcm)
+        frames = min(hop, stream.rows)
+        window = stream.window(index, frames)
+        return SpeechWindow(window, stream.take(frames))
 
-    def _cut(self, windows: list[Window]) -> None:
-        for window in windows:
-            if window.index >= self._warmup:
-                self._windows.append(replace(window, index=window.index + self._early))
-
-    def _complete(self) -> bool:
-        if not self._windows:
-            return False
-        return len(self._pcm) >= self._windows[0].frames * OUTPUT_SAMPLES_PER_FRAME
+    def _window_is_whole(self) -> bool:
+        wanted = self.fragment_frames * _OUTPUT_SAMPLES_PER_FRAME
+        return not self._stream.missing and self._stream.output_samples >= wanted
 
 
 class LiveSpeech:
@@ -193,8 +180,8 @@ class LiveSpeech:
         """``pool`` computes features, off the event loop; ``None``: the loop's own."""
         self.options = options
         self._clock, self._pool = clock, pool
-        self._sound = LiveSound(rate, window_spec)
-        self._planner = LivePlanner(self._sound, idle, clock())
+        self._stream = SpeechStream(window_spec, rate, output_rate=SAMPLE_RATE)
+        self._planner = LivePlanner(self._stream, idle, clock())
         self._interrupted = False  # and not yet reported
         self._replayed = 0  # bytes that will be pushed again, and were taken in before
         self._changed = asyncio.Event()
@@ -216,23 +203,25 @@ class LiveSpeech:
         known: dict[str, Any] = facts
         options = AnimationOptions.model_validate(known["options"])
         new = cls(rate, window_spec, options, idle=idle, clock=clock, pool=pool)
-        new._sound = LiveSound.restore(rate, window_spec, arrays["sound"].tobytes())
-        new._planner = LivePlanner(new._sound, idle, clock())
+        new._stream = SpeechStream.restore(
+            arrays["stream"].tobytes(), window_spec, rate, output_rate=SAMPLE_RATE
+        )
+        new._planner = LivePlanner(new._stream, idle, clock())
         new._planner.resume(known["planner"], time.time() - known["at_s"], clock())
         new._interrupted = known["interrupted"]
-        new._replayed = new._sound.consumed_bytes - edge
+        new._replayed = new._stream.consumed_bytes - edge
         return new
 
     def state(self) -> bytes:
         """What to `restore` elsewhere; without sound that waits to be resampled."""
-        sound = np.frombuffer(self._sound.state(), np.uint8)
+        stream = np.frombuffer(self._stream.state(), np.uint8)
         facts: dict[str, object] = {
             "planner": self._planner.state(self._clock()),
             "at_s": time.time(),
             "options": self.options.model_dump(),
             "interrupted": self._interrupted,
         }
-        return pack({"sound": sound}, facts)
+        return pack({"stream": stream}, facts)
 
     def push_audio(self, pcm: bytes) -> None:
         """See `VideoSession`."""
@@ -260,7 +249,7 @@ class LiveSpeech:
     @property
     def consumed_bytes(self) -> int:
         """Bytes of sound that wait no more: taken into windows, or dropped."""
-        return self._sound.consumed_bytes
+        return self._stream.consumed_bytes
 
     async def next_window(self, index: int) -> PlannedWindow | Interruption | None:
         """Waits until there is something to make; ``None`` when all is shown."""
@@ -277,7 +266,7 @@ class LiveSpeech:
 
     async def _planned(self, step: NextWindow, index: int) -> PlannedWindow:
         began_s = time.monotonic()
-        compute = self._sound.planned(index, step.frames, rest=not step.speech)
+        compute = self._stream.planned(index, step.frames, rest=not step.speech)
         # The features may take a network.
         window = await asyncio.get_running_loop().run_in_executor(self._pool, compute)
         return PlannedWindow(step.speech, window, self._planner.due_s, began_s)
@@ -288,7 +277,7 @@ class LiveSpeech:
         An interrupt ends any window; speech that is there whole ends a window of rest.
         """
         while not self._interrupted:
-            if begun and self._planner.gives_way(speech=speech):
+            if begun and self._planner.yields_to_speech(speech=speech):
                 return False
             begin_s = self._planner.begin_s(speech=speech)
             if self._clock() >= begin_s:
@@ -298,13 +287,13 @@ class LiveSpeech:
 
     def take(self, frames: int, *, speech: bool) -> Floats:
         """The sound of the next ``frames`` frames, which now are shown."""
-        count = frames * OUTPUT_SAMPLES_PER_FRAME
+        count = frames * _OUTPUT_SAMPLES_PER_FRAME
         pcm: Floats = np.zeros(count, np.float32)
         if not speech:
-            self._sound.rest(frames)
+            self._stream.rest(frames)
         else:
-            pcm = self._sound.take(frames)
-            if not self._planner.over:  # the very last frame may be cut short by the sound
+            pcm = self._stream.take(frames)
+            if not self._planner.finished:  # the very last frame may be cut short by the sound
                 pcm = np.pad(pcm, (0, count - len(pcm)))
         # Before an interrupt can come: it must know whether there is a face to settle.
         self._planner.shown(frames, self._clock(), speech=speech)

@@ -12,7 +12,7 @@ from engines.eager import EagerEngine
 from engines.openvino import OpenVINOEngine
 from engines.video import video_inputs
 from model.audio.frontend import AudioWindowSpec
-from model.audio.windows import LOG_MEL
+from model.audio.log_mel import LOG_MEL
 from model.video.tiny import TinyNet
 from model.video.unet3d import DenoisingUNet
 from model.video.weights import load_net

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.audio.windows import AudioWindower, windows_of
+from model.audio.stream import SpeechStream, windows_of
 from model.models import (
     WEIGHTS,
     Choice,
@@ -71,9 +71,10 @@ def test_both_students_are_loaded_over_one_space(folder: Path) -> None:
 
 def test_the_balanced_student_is_guided_and_batched_equals_alone(folder: Path) -> None:
     pipeline = load_pipelines(Choice((BALANCED,)), space=MotionOnly(), folder=folder)[BALANCED]
-    windower = AudioWindower()
+    stream = SpeechStream()
     sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
-    window = windower.push(sound)[0]
+    stream.push(sound)
+    window = stream.take_windows()[0]
     reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
     tasks = [
         WindowTask(window, pipeline.start(1), reference, Guidance(audio, 1.0), 3)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.windows import HOP, PREFIX, windows_of
+from model.audio.log_mel import HOP, PREFIX
+from model.audio.stream import windows_of
 from model.models import load_pipeline
 from model.motion.rollout import MotionOnly, reference_of, roll_out
 from model.pipeline import StudentPipeline, window_noise

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from model.audio.windows import LOG_MEL
+from model.audio.log_mel import LOG_MEL
 from model.portrait.face_tracker import NoFaceError
 from model.types import (
     Floats,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.audio import log_mel, whisper
-from model.audio.windows import WINDOW_FRAMES
+from model.audio.log_mel import WINDOW_FRAMES
 from model.motion.audio_encoder import WhisperBlocks
 from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 from training.whisper_init import begin

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from model.audio.log_mel import HOPS_PER_FRAME
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
+from model.audio.log_mel import HOP, HOPS_PER_FRAME, LOOKAHEAD, PREFIX, WINDOW_FRAMES
 from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, EYES, MOTION_DIM, MOUTH, REFERENCE_DIM
 from training.data.augment import VoiceAugmenter
 from training.data.corpus import LEAST_LOG_POWER, Corpus

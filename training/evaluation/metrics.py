@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.audio.windows import HOP
+from model.audio.log_mel import HOP
 from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, ROTATION
 from model.types import FPS, Floats
 from training.data.corpus import LipGap

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from model.audio.log_mel import HOPS_PER_FRAME, log_mel
-from model.audio.windows import HOP, PREFIX, windows_of
+from model.audio.log_mel import HOP, HOPS_PER_FRAME, PREFIX, log_mel
+from model.audio.stream import windows_of
 from model.models import WEIGHTS, motion_pipeline
 from model.motion.checkpoint import load_weights
 from model.motion.rollout import MotionOnly, reference_of

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio.windows import HOP
+from model.audio.log_mel import HOP
 from model.portrait.face_tracker import FaceTracker
 from model.types import FPS, Floats
 from training.data.tracking import TrackedFrame, looks

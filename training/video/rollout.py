@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from model.audio.windows import HOP, WINDOW_FRAMES, windows_of
+from model.audio.log_mel import HOP, WINDOW_FRAMES
+from model.audio.stream import windows_of
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Denoiser, X0Denoiser
 from model.diffusion.guidance import guided

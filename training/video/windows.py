@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.audio.log_mel import HOPS_PER_FRAME, SPECTRUM_BINS
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
+from model.audio.log_mel import HOP, HOPS_PER_FRAME, LOOKAHEAD, PREFIX, SPECTRUM_BINS, WINDOW_FRAMES
 from model.portrait.blendshapes import MOUTH
 from model.types import Floats
 from model.video.space import Codec

@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.audio.frontend import AudioWindowSpec, samples_per_row
-from model.audio.live import LiveWindower
-from model.audio.whisper import WhisperConfig, WhisperEncoder, audio_tokens, speech_states
-from model.audio.whisper_rows import WhisperRows
-from model.audio.windows import AudioWindower, windows_of
+from model.audio.stream import SpeechStream, windows_of
+from model.audio.whisper import (
+    WhisperConfig,
+    WhisperEncoder,
+    WhisperRows,
+    audio_tokens,
+    speech_states,
+)
 from model.types import FPS, SAMPLES_PER_FRAME, Floats, Window
 
 PAST = 2
@@ -47,19 +51,21 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
     samples: int, cuts: list[int], restore_at: int
 ) -> None:
     sound = noise(samples)
-    offline, live = AudioWindower(WINDOW_SPEC), LiveWindower(WINDOW_SPEC)
+    offline, live = SpeechStream(WINDOW_SPEC), SpeechStream(WINDOW_SPEC)
     made: list[Window] = []
     heard: list[Floats] = []
     for i, piece in enumerate(np.split(sound, sorted(min(c, samples) for c in cuts))):
         if i == restore_at:
-            offline = AudioWindower.restore(offline.state(), WINDOW_SPEC)
-            live = LiveWindower.restore(live.state(), WINDOW_SPEC)
-        made += offline.push(piece)
+            offline = SpeechStream.restore(offline.state(), WINDOW_SPEC)
+            live = SpeechStream.restore(live.state(), WINDOW_SPEC)
+        offline.push(piece)
+        made += offline.take_windows(len(made))
         live.push(piece)
         while not live.missing:
             heard.append(live.window(len(heard), WINDOW_SPEC.hop, rest=False).features)
-            live.shown(WINDOW_SPEC.hop)
-    made += offline.finish()
+            live.skip(WINDOW_SPEC.hop)
+    offline.finish()
+    made += offline.take_windows(len(made))
     expected = whole(sound)
     assert sum(window.frames for window in made) == -(-samples // SAMPLES_PER_FRAME)
     assert [(w.index, w.frames) for w in made] == [(w.index, w.frames) for w in expected]
@@ -67,7 +73,7 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
         np.testing.assert_array_equal(one.features, other.features)
     for features, other in zip(heard, expected, strict=False):
         np.testing.assert_array_equal(features, other.features)
-    live.end_of_speech()
+    live.pause()
     shown = len(heard) * WINDOW_SPEC.hop
     assert shown + live.rows == max(shown, -(-samples // SAMPLES_PER_FRAME))
 

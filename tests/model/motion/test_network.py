@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.audio.log_mel import ROW_DIM
-from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
+from model.audio.log_mel import HOP, PREFIX, ROW_DIM, WINDOW_FRAMES
 from model.motion.checkpoint import MotionWeights, load_weights, save_weights
 from model.motion.network import MotionNet, NetConfig
 from model.portrait.blendshapes import MOTION_DIM, REFERENCE_DIM

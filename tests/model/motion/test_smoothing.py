@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.audio.windows import HOP, PREFIX
+from model.audio.log_mel import HOP, PREFIX
 from model.motion.smoothing import steadied
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.types import Floats

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.audio.windows import AudioWindower
+from model.audio.stream import windows_of
 from model.models import Choice, load_pipelines, names
 from model.pipeline import StudentPipeline
 from model.portrait.image import load_picture
@@ -37,10 +37,9 @@ def reference(pipeline: StudentPipeline, examples: Path) -> Reference:
 
 
 def heard(pipeline: StudentPipeline, seconds: float = 1.0) -> list[Window]:
-    windower = AudioWindower(pipeline.window_spec)
     count = round(seconds * SAMPLE_RATE)
     sound = 0.1 * np.random.default_rng(0).standard_normal(count).astype(np.float32)
-    return windower.push(sound) + windower.finish()
+    return windows_of(sound, pipeline.window_spec)
 
 
 def rolled(

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from model.audio.windows import AudioWindower
+from model.audio.stream import windows_of
 from model.models import Choice, load_pipelines
 from model.pipeline import StudentPipeline
 from model.portrait.face_tracker import FaceTracker
@@ -43,9 +43,8 @@ def made(pipeline: StudentPipeline, examples: Path, sound: Floats) -> Pictures:
     """(T, side, side, 3) what ``sound`` makes of GRID's speaker."""
     picture = load_picture((examples / "grid_s1.jpg").read_bytes())
     reference = pipeline.space.encode_reference(picture)
-    windower = AudioWindower(pipeline.window_spec)
     state, latents = pipeline.start(0), []
-    for window in windower.push(sound) + windower.finish():
+    for window in windows_of(sound, pipeline.window_spec):
         task = WindowTask(
             window, state, reference, pipeline.metadata.guidance, pipeline.metadata.steps
         )

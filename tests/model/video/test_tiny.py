@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.audio.log_mel import ROW_DIM
-from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
+from model.audio.log_mel import HOP, PREFIX, ROW_DIM, WINDOW_FRAMES
 from model.diffusion.denoiser import X0Denoiser
 from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
 from model.diffusion.sampler import sample, uniform_timesteps

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import numpy as np
 
-from model.audio.windows import LOG_MEL
+from model.audio.log_mel import LOG_MEL
 from model.types import Floats, Picture
 from server.api.protocol import AnimationOptions
 from server.worker.batcher import Batcher

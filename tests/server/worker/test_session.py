@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from media.decode import MODEL_RATE, AudioBlock, DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
-from model.audio.windows import LOG_MEL
+from model.audio.log_mel import LOG_MEL
 from model.types import WindowTask
 from server.api.protocol import AnimationOptions
 from server.errors import ServiceError
@@ -90,7 +90,7 @@ def test_pieces_cover_the_sound_once_and_in_step(samples: int, block: int) -> No
     speech = speech_of(samples, max(block, samples // 50))
     pieces = FileSpeech(speech, LOG_MEL, AnimationOptions())
     got = []
-    while (piece := pieces.decode_next()) is not None:
+    while (piece := pieces.decode_next(len(got))) is not None:
         got.append(piece)
     pcm = np.concatenate([piece.pcm for piece in got])
     expected = (np.arange(3 * samples) / (3 * samples)).astype(np.float32)

@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 
 from model.audio.log_mel import (
     CENTRE_DB,
+    HOP,
     HOPS_PER_FRAME,
     MEL_BINS,
+    PREFIX,
     ROW_DIM,
     SPECTRUM_BINS,
     SPREAD_DB,
+    WINDOW_FRAMES,
     log_mel,
     power_spectrum,
 )
-from model.audio.windows import HOP, PREFIX, WINDOW_FRAMES
 from model.motion.network import MotionNet, NetConfig
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, MOUTH
 from model.types import SAMPLES_PER_FRAME

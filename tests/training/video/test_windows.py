@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.audio.log_mel import silence_row
-from model.audio.windows import PREFIX
+from model.audio.log_mel import PREFIX, silence_row
 from model.video.tiny import PatchCodec
 from training.video.clips import ClipPiece, VideoClips, lip_gaps, load_clips, write_clips
 from training.video.windows import (

@@ -9,15 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.windows import LOG_MEL
-from server.worker.live_sound import (
-    FRAGMENT_FRAMES,
-    OUTPUT_SAMPLES_PER_FRAME,
-    LivePlanner,
-    LiveSound,
-    NextWindow,
-    Wait,
-)
+from media.fmp4 import SAMPLE_RATE
+from model.audio.log_mel import LOG_MEL
+from model.audio.stream import SpeechStream
+from server.worker.live_planner import FRAGMENT_FRAMES, LivePlanner, NextWindow, Wait
 from tests.server.stream_client import pcm
 
 FPS = 25
@@ -29,8 +24,8 @@ class Player:
 
     def __init__(self, idle: bool, rate: int = 16_000) -> None:
         self.now_s = 100.0
-        self.sound = LiveSound(rate, LOG_MEL)
-        self.planner = LivePlanner(self.sound, idle, self.now_s)
+        self.stream = SpeechStream(LOG_MEL, rate, output_rate=SAMPLE_RATE)
+        self.planner = LivePlanner(self.stream, idle, self.now_s)
         self.made: list[tuple[float, bool, int]] = []  # when, speech, frames
         self.output: list[np.ndarray] = []
 
@@ -41,13 +36,13 @@ class Player:
         left = turn.frames
         while left:
             self.now_s = max(self.now_s, self.planner.begin_s(speech=turn.speech))
-            if left < turn.frames and self.planner.gives_way(speech=turn.speech):
+            if left < turn.frames and self.planner.yields_to_speech(speech=turn.speech):
                 return
             frames = min(FRAGMENT_FRAMES, left)
             if turn.speech:
-                self.output.append(self.sound.take(frames))
+                self.output.append(self.stream.take(frames))
             else:
-                self.sound.rest(frames)
+                self.stream.rest(frames)
             self.planner.shown(frames, self.now_s, speech=turn.speech)
             self.made.append((self.now_s, turn.speech, frames))
             left -= frames
@@ -111,7 +106,7 @@ def test_speech_at_any_time_is_shown_whole_and_without_a_gap(
     first, last = kinds.index(True), len(kinds) - 1 - kinds[::-1].index(True)
     assert all(kinds[first : last + 1])
     assert sum(map(len, player.output)) == pytest.approx(3 * len(sound) // 2, abs=3)
-    assert not player.sound.waiting
+    assert not player.stream.waiting
     # Begun within a window and its look-ahead of the first sample. Speech shorter than both begins
     # within two windows of its end: one to see that it does not go on, one of rest under way.
     longest_s = HOP_S + 0.16 + 0.05 if length_s >= 0.53 else length_s + 2 * HOP_S
@@ -190,8 +185,8 @@ def test_an_interrupt_drops_all_that_waits_and_rests_once() -> None:
     player.hear(3.0)
     player.make(NextWindow(True, 8))
     player.planner.interrupt()
-    assert not player.sound.waiting
-    assert player.sound.consumed_bytes == len(pcm(3.0))
+    assert not player.stream.waiting
+    assert player.stream.consumed_bytes == len(pcm(3.0))
     assert player.planner.next(player.now_s) == NextWindow(False, 8)
     assert player.planner.next(player.now_s) == Wait(None)
     player.planner.interrupt()  # at rest already? the last that was made was speech
@@ -217,7 +212,7 @@ def test_any_chunking_gives_the_same_windows_and_sound(rate: int, cuts: list[int
             else:
                 player.planner.push_audio(chunk, player.now_s)
             while isinstance(turn := player.planner.next(player.now_s), NextWindow):
-                features.append(player.sound.window(0, turn.frames, rest=False).features)
+                features.append(player.stream.window(0, turn.frames, rest=False).features)
                 player.make(turn)
         return features, np.concatenate(player.output)
 
@@ -230,10 +225,10 @@ def test_any_chunking_gives_the_same_windows_and_sound(rate: int, cuts: list[int
 
 
 def test_sound_for_a_frame_is_a_frame_long() -> None:
-    sound = LiveSound(16_000, LOG_MEL)
-    sound.push(pcm(1.0))
-    sound.fill()
-    assert len(sound.take(4)) == 4 * OUTPUT_SAMPLES_PER_FRAME
+    stream = SpeechStream(LOG_MEL, 16_000, output_rate=SAMPLE_RATE)
+    stream.push_pcm(pcm(1.0))
+    stream.fill()
+    assert len(stream.take(4)) == 4 * SAMPLE_RATE // FPS
 
 
 @pytest.mark.parametrize(("passed_s", "late_s"), [(0.1, 0.1), (1.5, 1.5), (-7.0, 0.0), (1e6, 5.0)])
@@ -242,6 +237,6 @@ def test_who_goes_on_for_another_knows_how_late_it_is(passed_s: float, late_s: f
     player = Player(idle=True)
     player.run(103.0)
     state = player.planner.state(player.now_s)
-    again = LivePlanner(player.sound, True, 7.0)
+    again = LivePlanner(player.stream, True, 7.0)
     again.resume(state, passed_s, 7.0)
     assert again.due_s - 7.0 == pytest.approx(player.planner.due_s - player.now_s - late_s)

@@ -10,16 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.audio.log_mel import (
+    HOP,
     HOPS_PER_FRAME,
+    LOOKAHEAD,
     MEL_BINS,
     PAST_SAMPLES,
+    PREFIX,
     ROW_DIM,
+    WINDOW_FRAMES,
     log_mel,
     mel_filters,
     power_spectrum,
     silence_row,
 )
-from model.audio.windows import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES, AudioWindower, windows_of
+from model.audio.stream import SpeechStream, windows_of
 from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats, Window
 
 
@@ -48,12 +52,14 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
     samples: int, cuts: list[int], restore_at: int
 ) -> None:
     sound = speechlike(samples)
-    windower, made = AudioWindower(), []
+    stream, made = SpeechStream(), list[Window]()
     for i, piece in enumerate(np.split(sound, sorted(min(c, samples) for c in cuts))):
         if i == restore_at:
-            windower = AudioWindower.restore(windower.state())
-        made += windower.push(piece)
-    assert_same(made + windower.finish(), windows_of(sound))
+            stream = SpeechStream.restore(stream.state())
+        stream.push(piece)
+        made += stream.take_windows(len(made))
+    stream.finish()
+    assert_same(made + stream.take_windows(len(made)), windows_of(sound))
 
 
 @given(samples=st.integers(1, 60_000))
@@ -75,9 +81,11 @@ def test_windows_overlap_as_their_shape_says() -> None:
 
 def test_a_window_comes_with_the_samples_that_complete_it() -> None:
     needed = (HOP + LOOKAHEAD) * SAMPLES_PER_FRAME + PAST_SAMPLES
-    windower = AudioWindower()
-    assert windower.push(speechlike(needed - 1)) == []
-    assert len(windower.push(np.zeros(1, np.float32))) == 1
+    stream = SpeechStream()
+    stream.push(speechlike(needed - 1))
+    assert stream.take_windows() == []
+    stream.push(np.zeros(1, np.float32))
+    assert len(stream.take_windows()) == 1
     assert (LOOKAHEAD * SAMPLES_PER_FRAME + PAST_SAMPLES) / SAMPLE_RATE <= 0.2
 
 
@@ -106,27 +114,29 @@ def test_a_sound_shows_at_its_own_frame_and_frequency() -> None:
 
 
 def test_state_stays_small_over_ten_minutes() -> None:
-    windower = AudioWindower()
+    stream = SpeechStream()
     piece = speechlike(SAMPLE_RATE)
-    windower.push(piece)
-    early = len(windower.state())
+    stream.push(piece)
+    stream.take_windows()
+    early = len(stream.state())
     for _ in range(599):
-        windower.push(piece)
-    assert abs(len(windower.state()) - early) < 20_000
-    assert len(windower.state()) < 60_000
+        stream.push(piece)
+        stream.take_windows()
+    assert abs(len(stream.state()) - early) < 20_000
+    assert len(stream.state()) < 60_000
 
 
 def test_what_is_no_speech_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        AudioWindower().finish()
+        SpeechStream().finish()
     with pytest.raises(ValueError, match="shape"):
-        AudioWindower().push(np.zeros((2, 100), np.float32))
+        SpeechStream().push(np.zeros((2, 100), np.float32))
     with pytest.raises(ValueError, match="finite"):
-        AudioWindower().push(np.array([0.0, np.nan], np.float32))
+        SpeechStream().push(np.array([0.0, np.nan], np.float32))
     with pytest.raises(ValueError, match="not a packed"):
-        AudioWindower.restore(b"nonsense")
-    windower = AudioWindower()
-    windower.push(np.zeros(10, np.float32))
-    windower.finish()
+        SpeechStream.restore(b"nonsense")
+    stream = SpeechStream()
+    stream.push(np.zeros(10, np.float32))
+    stream.finish()
     with pytest.raises(ValueError, match="finish"):
-        windower.push(np.zeros(10, np.float32))
+        stream.push(np.zeros(10, np.float32))
