@@ -10,7 +10,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: serve test test-slow check format clean
+.PHONY: serve test test-slow check docs format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/fada serve $(ARGS)
@@ -27,6 +27,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy -p fada_client
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	$(BIN)/zensical build --strict --clean
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
