@@ -26,7 +26,7 @@ RECIPES = {
     "fixed weight": DistillConfig(supervision="fixed"),
     "scale embedding": DistillConfig(embedded_scales=True),
     "data's word at any scale": DistillConfig(supervision="any-scale"),
-    "noised recordings only": DistillConfig(own_paths=False),
+    "noised recordings only": DistillConfig(on_policy=False),
     "encoder trained along": DistillConfig(train_audio_encoder=True),
     "no broad data": DistillConfig(),
 }
@@ -34,7 +34,7 @@ RECIPES = {
 
 def tracked_only(corpus: Corpus) -> Corpus:
     """Only the clips with tracked motion."""
-    return corpus.subset((corpus.trust == 1).numpy())
+    return corpus.subset((corpus.confidence == 1).numpy())
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ from model.audio.log_mel import HOP, LOOKAHEAD, PREFIX, WINDOW_FRAMES
 from model.audio.whisper import log_mel
 from model.types import SAMPLES_PER_FRAME, Floats
 from training.data.corpus import held_out, load_grid
-from training.data.inferred import grid_phones, heard_speeches, synthetic_speeches
+from training.data.inferred import align_grid, recorded_speeches, synthetic_speeches
 from training.data.phones import VISEMES, Phone, visemes
-from training.evaluation.evaluate import unheard_spoken
+from training.evaluation.evaluate import unseen_utterances
 
 _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 _MISSED = 0.15
@@ -140,15 +140,15 @@ def main() -> None:
     whisper = ctranslate2.models.Whisper(
         str(args.whisper), device="cpu", compute_type="float32", intra_threads=1
     )
-    spoken = list(heard_speeches(args.speech, args.phones).values())
+    spoken = list(recorded_speeches(args.speech, args.phones).values())
     if args.synthetic:
         spoken += list(synthetic_speeches(args.synthetic).values())[:400]
     grid = load_grid(args.data)
-    said = grid_phones(grid, ~held_out(len(grid.texts)), args.phones)
+    said = align_grid(grid, ~held_out(len(grid.texts)), args.phones)
     heard = [part for s in spoken for part in windows(s.samples, s.phones)]
     for clip in list(said)[:200]:
         heard += windows(grid.samples[clip], said[clip])
-    unheard = unheard_spoken(args.speech, args.voices)
+    unheard = unseen_utterances(args.speech, args.voices)
     judged = [part for s in unheard for part in windows(s.samples, s.phones)]
     head = taught(*encoded(whisper, heard), args.steps)
     print(f"{len(heard)} windows learned from; {milliseconds(whisper):.1f} ms a window, one thread")

@@ -1,7 +1,4 @@
-"""Processes that train one network together, as ``torchrun`` starts them.
-
-One process is a team of its own, and nothing is done to its network.
-"""
+"""Several processes that train one network, as ``torchrun`` starts them."""
 
 from __future__ import annotations
 
@@ -24,105 +21,112 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_SEEDS_APART = 1_000_003
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_SEED_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
-class Team:
-    """``rank`` of ``size`` processes; the leader alone writes files and shows progress."""
+class World:
+    """This process's ``rank`` among ``size``; only the main one writes files and shows progress.
+
+    With one process, networks are not sharded and states are the plain ones.
+    """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def seed(self, seed: int) -> int:
-        """Another one for each process, ``seed`` itself for the leader."""
-        return seed + _SEEDS_APART * self.rank
+        """A different seed for each process; ``seed`` itself for the main one."""
+        return seed + _SEED_STRIDE * self.rank
 
-    def share(self, net: nn.Module) -> None:
-        """Leaves each process, in place, its part of ``net``, of which all hold the same."""
+    def shard(self, net: nn.Module) -> None:
+        """Shard ``net`` in place (FSDP); all processes pass the same parameters."""
         if self.size > 1:
             fully_shard(net, mesh=init_device_mesh(self.device, (self.size,)))
 
-    def of_leader(self, value: float) -> float:
-        """What the leader passes: clocks differ, decisions must not."""
+    def broadcast(self, value: float) -> float:
+        """The main process's ``value``: clocks differ, decisions must not."""
         if self.size == 1:
             return value
-        told = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.broadcast(told, src=0)
-        return float(told)
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared)
 
-    def weights(self, net: nn.Module) -> dict[str, Any]:
-        """The whole state of a shared ``net``, on the CPU; empty but for the leader."""
-        return net.state_dict() if self.size == 1 else get_model_state_dict(net, options=_WHOLE)
+    def model_state(self, net: nn.Module) -> dict[str, Any]:
+        """The full state of a sharded ``net``, on the CPU; empty except in the main process."""
+        return net.state_dict() if self.size == 1 else get_model_state_dict(net, options=_FULL)
 
     def optimiser_state(self, net: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        """The whole state of the ``optimiser`` of a shared ``net``; empty but for the leader."""
+        """The full state of a sharded net's ``optimiser``; empty except in the main process."""
         if self.size == 1:
             return optimiser.state_dict()
-        return dict(get_optimizer_state_dict(net, optimiser, options=_WHOLE))
+        return dict(get_optimizer_state_dict(net, optimiser, options=_FULL))
 
-    def put_weights(self, net: nn.Module, state: dict[str, Any]) -> None:
-        """The inverse of `weights`; all processes pass the whole state."""
+    def load_model_state(self, net: nn.Module, state: dict[str, Any]) -> None:
+        """The inverse of `model_state`; all processes pass the full state."""
         if self.size == 1:
             net.load_state_dict(state)
         else:
-            set_model_state_dict(net, state, options=_WHOLE)
+            set_model_state_dict(net, state, options=_FULL)
 
-    def put_optimiser_state(
+    def load_optimiser_state(
         self, net: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
-        """The inverse of `optimiser_state`; all processes pass the whole state."""
+        """The inverse of `optimiser_state`; all processes pass the full state."""
         if self.size == 1:
             optimiser.load_state_dict(state)
         else:
-            set_optimizer_state_dict(net, optimiser, state, options=_WHOLE)
+            set_optimizer_state_dict(net, optimiser, state, options=_FULL)
 
-    def all_of(self, state: Tensor) -> Tensor:
-        """(size, N): everybody's ``state`` (N,) bytes of a generator."""
+    def all_gather(self, state: Tensor) -> Tensor:
+        """(size, N): the ``state`` (N,) of each process, by rank, on the CPU."""
         if self.size == 1:
             return state[None]
-        mine = state.to(self.device)
-        everybodys = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(everybodys, mine)
-        return torch.stack(everybodys).cpu()
+        own = state.to(self.device)
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(gathered, own)
+        return torch.stack(gathered).cpu()
 
-    def wait(self) -> None:
-        """Until everybody is here."""
+    def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
-        """What is made once and found by the others: they come in when the leader is done."""
-        if not self.leads:
-            self.wait()
+    def main_first(self) -> Iterator[None]:
+        """Run the block in the main process, then in the others, which find its files."""
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.leads:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
 
-ALONE = Team()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
-def joined_team(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
-    """The team that ``torchrun`` made this process part of, and which ``device`` is its own: of
-    several cards the one of its number. A team of one where nobody started several."""
+def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that ``torchrun`` started; yields the world and this process's device.
+
+    Of several GPUs it is the one with the process's local rank. Without ``torchrun`` the world is
+    `SINGLE_PROCESS`.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE, device
+        yield SINGLE_PROCESS, device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Team(dist.get_rank(), size, device.type), device
+        yield World(dist.get_rank(), size, device.type), device
     finally:
         dist.destroy_process_group()

@@ -1,15 +1,15 @@
 """Derive `model/weights/face_basis.safetensors`: how the 478-point mesh moves with each action.
 
-Two sources are joined. ICT-FaceKit's expression meshes (MIT) are carried over to MediaPipe's
-canonical face by a thin-plate warp on 68 shared landmarks; they give the prior, for all actions.
-Tracked frames of a real speaker (GRID s1, CC BY 4.0) then correct it by a ridge regression that
-is pulled towards the prior: B = argmin |Y - X B|^2 + lam |B - B_ict|^2. Teeth, gums and tongue of
-ICT-FaceKit are drawn once, from the front, as the textures of the mouth's inside.
+ICT-FaceKit's expression meshes (MIT) are transferred to MediaPipe's canonical face by a thin-plate
+warp on 68 shared landmarks; they give the prior for all actions. Tracked frames of a real speaker
+(GRID s1, CC BY 4.0) correct it by a ridge regression towards the prior:
+B = argmin |Y - X B|² + λ |B - B_ict|². ICT-FaceKit's teeth, gums and tongue are rendered once, from
+the front, as textures of the mouth.
 
     python -m training.face_basis --canonical geometry_pipeline_metadata_landmarks.binarypb \
         --ict ict_facekit.npz --frames landmarks478_sample.npz
 
-(The first file is inside MediaPipe's `face_landmarker.task`, a zip.)
+The first file is inside MediaPipe's `face_landmarker.task`, a zip.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from model.rendering.face_model import (
     UPPER_LIP,
     fit_similarity,
 )
+from training.linear import ridge
 
 Array = NDArray[np.float64]
 
 OUT = WEIGHTS / "face_basis.safetensors"
 RIDGE = 5.0
-LOWER_FACE_TOP_CM = 1.5  # the eyes are at 2.7, the nose's tip at -1.1
+LOWER_FACE_TOP_CM = 1.5  # the eyes are at 2.7, the tip of the nose at -1.1
 TEETH_PIXELS_PER_CM = 40
-TEETH_WINDOW_CM = (-3.4, 3.4, -1.9, 1.9)  # x0, x1, y0, y1 around the lips' centre
+TEETH_WINDOW_CM = (-3.4, 3.4, -1.9, 1.9)  # x0, x1, y0, y1 around the centre of the lips
 
 # The same 68 points (Multi-PIE) as vertices of ICT-FaceKit and of MediaPipe's mesh.
 # fmt: off
@@ -58,9 +59,9 @@ MESH_68 = [
     153, 144, 362, 385, 387, 263, 373, 380, 61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
     78, 82, 13, 312, 308, 317, 14, 87]
 # fmt: on
-# The ends of the jaw line are silhouettes, not anatomy, and would bend the warp: left out.
+# Without the ends of the jaw line, which are silhouettes, not anatomy, and would bend the warp.
 WARP_ON = [*range(5, 12), *range(17, 68)]
-ICT_SKIN = 11248  # face, head and neck come first
+ICT_SKIN = 11248  # vertices of face, head and neck, which come first
 ICT_GUMS = (14062, 17039)
 ICT_TEETH = (17039, 21451)
 LIP_SPLIT_CM = (-1.45, -1.6)  # jawOpen moves upper lips less, lower lips more than this
@@ -81,14 +82,15 @@ def main() -> None:
     jaw = moves[names.index("jawOpen"), :ICT_SKIN, 1]
     placed = warp(ict["neutral"].astype(np.float64), canonical)
 
-    carried = carry(moves[:, :ICT_SKIN], placed[:ICT_SKIN], jaw, canonical)
+    carried = carry(moves[:, :ICT_SKIN], placed[:ICT_SKIN], jaw, canonical=canonical)
     carried = smooth(carried, triangles)
     prior = np.stack([_of_action(action, names, carried) for action in ACTIONS])
     frames = np.load(args.frames)
-    basis = correct(prior, *_tracked(frames, canonical), canonical)
+    coefficients, landmarks = _tracked(frames, canonical)
+    basis = correct(prior, coefficients, landmarks, canonical=canonical)
     unit = float(np.linalg.norm(canonical[33] - canonical[263]))
-    down = np.array([1.0, -1.0, -1.0])  # to picture axes: x right, y down, z away
-    textures = mouth_textures(ict, placed, moves[names.index("jawOpen")], canonical)
+    down = np.array([1.0, -1.0, -1.0])  # picture axes: x right, y down, z away
+    textures = mouth_textures(ict, placed, moves[names.index("jawOpen")], canonical=canonical)
     save_file(
         {
             "canonical": (canonical * down / unit).astype(np.float32),
@@ -120,7 +122,7 @@ def read_canonical(path: Path) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """(number, value) of each field of a protocol-buffer message."""
+    """(number, value) of each field of a Protocol Buffers message."""
     at = 0
 
     def varint() -> int:
@@ -145,7 +147,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def warp(neutral: Array, canonical: Array) -> Array:
-    """ICT-FaceKit's neutral face (N, 3) laid over the canonical one, all in cm."""
+    """ICT-FaceKit's neutral face (N, 3) fitted to the canonical one, in cm."""
     ours = np.array(MESH_68)[17:]
     scale, turn, shift = fit_similarity(neutral[ICT_68][17:], canonical[ours])
     laid = scale * neutral @ turn.T + shift
@@ -155,11 +157,11 @@ def warp(neutral: Array, canonical: Array) -> Array:
     return laid + bend(laid)
 
 
-def carry(moves: Array, placed: Array, jaw: Array, canonical: Array) -> Array:
-    """Expression offsets at the 468 mesh points: (E, 468, 3), from the nearest ICT vertices.
+def carry(moves: Array, placed: Array, jaw: Array, *, canonical: Array) -> Array:
+    """Expression offsets (E, 468, 3) at the mesh points, from the nearest ICT vertices.
 
-    The lips touch in the neutral face: each lip may only borrow from its own side, told apart by
-    how far jawOpen carries it.
+    The lips touch in the neutral face, so each lip only takes vertices of its own side, which
+    ``jaw``, the vertical offsets of jawOpen, separates.
     """
     allowed = {
         "upper": np.flatnonzero(jaw > LIP_SPLIT_CM[0]),
@@ -178,7 +180,7 @@ def carry(moves: Array, placed: Array, jaw: Array, canonical: Array) -> Array:
 
 
 def smooth(carried: Array, triangles: NDArray[np.int64], rounds: int = 2) -> Array:
-    """Even out what borrowing from single vertices leaves rough; the lips and lids stay exact."""
+    """Smooth the offsets over neighbouring points, except those of lips and lids."""
     contours = {v for eye in EYES for v in eye.ring.tolist()} | set(MOUTH_CORNERS)
     fixed = np.array(sorted(UPPER_LIP | LOWER_LIP | contours))
     mean = np.zeros((carried.shape[1], carried.shape[1]))
@@ -193,18 +195,20 @@ def smooth(carried: Array, triangles: NDArray[np.int64], rounds: int = 2) -> Arr
 
 
 def _of_action(action: str, names: list[str], carried: Array) -> Array:
-    """ICT splits some ARKit actions by side (summed here) and has no tongueOut (zero)."""
+    """Offsets of an ARKit action: the sum of ICT's sides; zero for tongueOut, which ICT lacks."""
     stem = action.removesuffix("Left").removesuffix("Right")
     side = {"Left": ["_L"], "Right": ["_R"]}.get(action[len(stem) :], ["", "_L", "_R"])
     found = [carried[names.index(stem + s)] for s in side if stem + s in names]
-    if not found and action in names:  # jawLeft, mouthRight, ...: whole-face actions
+    if not found and action in names:  # jawLeft, mouthRight, … are not sides
         found = [carried[names.index(action)]]
     return np.sum(found, axis=0) if found else np.zeros(carried.shape[1:])
 
 
 def _tracked(frames: np.lib.npyio.NpzFile, canonical: Array) -> tuple[Array, Array]:
-    """Coefficients (T, 52) and pose-free landmarks (T, 468, 3), each less its mean."""
-    aspect = np.array([360.0, -288.0, -360.0])  # fractions of 360x288 → x right, y up, z to us
+    """Coefficients (T, 52) and pose-free landmarks (T, 468, 3), each minus its mean."""
+    aspect = np.array(
+        [360.0, -288.0, -360.0]
+    )  # fractions of 360 × 288 → x right, y up, z to the viewer
     landmarks = frames["landmarks"].astype(np.float64)[:, :468] * aspect
     free = []
     for points in landmarks:
@@ -215,32 +219,33 @@ def _tracked(frames: np.lib.npyio.NpzFile, canonical: Array) -> tuple[Array, Arr
     return coefficients - coefficients.mean(axis=0), np.array(free) - np.mean(free, axis=0)
 
 
-def correct(prior: Array, coefficients: Array, landmarks: Array, canonical: Array) -> Array:
-    """The ridge of the module's docstring; actions the speaker never makes keep the prior.
+def correct(prior: Array, coefficients: Array, landmarks: Array, *, canonical: Array) -> Array:
+    """The ridge regression of the module's docstring; unused actions keep the prior.
 
-    Only what jaw, lips and cheeks do is corrected, and only below the eyes: a speaker looks down
+    Only jaw, mouth and cheek actions are corrected, and only below the eyes: a speaker looks down
     when the jaw opens, and a regression would learn to open the jaw by looking down.
     """
-    spoken = [i for i, name in enumerate(ACTIONS) if name.startswith(("jaw", "mouth", "cheek"))]
+    speech_actions = [
+        i for i, name in enumerate(ACTIONS) if name.startswith(("jaw", "mouth", "cheek"))
+    ]
     flat = prior.reshape(len(ACTIONS), -1)
     left_over = landmarks.reshape(len(landmarks), -1) - coefficients @ flat
-    active = coefficients[:, spoken]
-    gram = active.T @ active + RIDGE * np.eye(len(spoken))
-    change = np.linalg.solve(gram, active.T @ left_over).reshape(len(spoken), *prior.shape[1:])
+    change = ridge(coefficients[:, speech_actions], left_over, RIDGE)
+    change = change.reshape(len(speech_actions), *prior.shape[1:])
     lower_face = np.clip((LOWER_FACE_TOP_CM - canonical[:, 1]) / 1.5, 0.0, 1.0)
     corrected = prior.copy()
-    corrected[spoken] += change * lower_face[:, None]
+    corrected[speech_actions] += change * lower_face[:, None]
     return corrected
 
 
 def mouth_textures(
-    ict: dict[str, NDArray[np.generic]], placed: Array, jaw: Array, canonical: Array
+    ict: dict[str, NDArray[np.generic]], placed: Array, jaw: Array, *, canonical: Array
 ) -> dict[str, NDArray[np.generic]]:
-    """Upper teeth, lower teeth and tongue seen from the front: (H, W, 4) uint8, straight alpha.
+    """Upper and lower teeth from the front, (H, W, 4) uint8 with straight alpha.
 
-    Red, green and blue hold shading (255 = fully lit) of teeth as white and of gums and tongue as
-    pink; the renderer tints them to the portrait. ``window`` is x0, x1, y0, y1 in units of the eye
-    distance, y down, around the middle of the closed lips.
+    Colours are shaded (255: fully lit): teeth white, gums pink; the renderer tints them to the
+    portrait. ``mouth_window`` is x0, x1, y0, y1 in eye-corner distances, y down, around the centre
+    of the closed lips.
     """
     faces = ict["faces"].astype(np.int64)
     centre = canonical[[13, 14]].mean(axis=0)
@@ -251,7 +256,7 @@ def mouth_textures(
         ("teeth_upper", (ICT_GUMS, ICT_TEETH), False),
         ("teeth_lower", (ICT_GUMS, ICT_TEETH), True),
     ):
-        board = _Board(centre)
+        buffer = _ZBuffer(centre)
         for (start, stop), colour in zip(ranges, ((196, 104, 104), (255, 252, 244)), strict=True):
             inside = np.all((faces >= start) & (faces < stop) | (faces < 0), axis=1)
             lit = _lighting(placed, faces[inside])
@@ -263,15 +268,15 @@ def mouth_textures(
                     and start == ICT_GUMS[0]
                 )
                 if (moved[corner].mean() > 0.5) == lower and not palate:
-                    board.draw(placed[corner], np.array(colour) * lit[corner, None])
-        out[name] = board.pixels()
+                    buffer.draw(placed[corner], np.array(colour) * lit[corner, None])
+        out[name] = buffer.pixels()
     window = np.array(TEETH_WINDOW_CM)[[0, 1, 2, 3]] / unit
     out["mouth_window"] = window.astype(np.float32)
     return out
 
 
 def _lighting(vertices: Array, faces: NDArray[np.int64]) -> Array:
-    """(N,) brightness 0..1 by smooth vertex normals, lit from the front and a little above."""
+    """(N,) brightness 0 to 1 by vertex normals, lit from the front and slightly above."""
     normals = np.zeros_like(vertices)
     for face in faces:
         corner = face[face >= 0]
@@ -284,8 +289,8 @@ def _lighting(vertices: Array, faces: NDArray[np.int64]) -> Array:
     return lit
 
 
-class _Board:
-    """A tiny orthographic z-buffer with four samples a pixel."""
+class _ZBuffer:
+    """An orthographic z-buffer with four samples per pixel."""
 
     def __init__(self, centre: Array) -> None:
         x0, x1, y0, y1 = TEETH_WINDOW_CM

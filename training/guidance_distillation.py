@@ -1,38 +1,36 @@
-"""The student's training: six steps that do what the teacher's 25 steps with guidance do.
+"""Guidance distillation: a student of six steps for the teacher's 25 steps with guidance.
 
-Both of FADA's ideas meet here (arXiv 2412.16915):
+It joins FADA's two ideas (arXiv 2412.16915), with these choices:
 
-Target. From a noised window x_t the guided teacher walks the interval [t, t - 1/6] in a few DDIM
-steps; x0* is the x0 with which one single step would have landed at the same place (progressive
-distillation, arXiv 2202.00512). The student gets t, the conditions and the two scales as tokens,
-which begin at nothing and learn four times as fast. Three tenths of all samples have the default
-scales.
+Target. From a noised window x_t, the guided teacher takes a few DDIM steps over [t, t - 1/6]. x0*
+is the x0 with which a single step lands at the same place (progressive distillation, Salimans & Ho
+2022, arXiv 2202.00512). The student takes t, the conditions and the two scales as tokens, which
+start at zero and learn four times as fast. Three tenths of the samples have the default scales.
 
-Mixed supervision. Per sample, with d(a, b) the loss of `losses.MotionLoss`:
+Mixed supervision. Per sample, with d(a, b) a loss such as `MotionLoss`,
 
     L = (1 - w)·d(x̂, x0*) + w·d(x̂, x0),
 
-w, the data's weight, is adaptive: see `trust`.
+where w is the data's weight (`training.sample_weighting`).
 
-Own paths. In service x_t is what the student's earlier steps made, at scale 4 of a wide jaw; a
-noised recording never looks so, and a student that saw only those takes such a jaw for an error
-and mends it: its knob turned the first step, not the sixth. So every other update of a guided
-student starts where its own steps lead from noise, at the scales that it was told (on-policy
-distillation, Agarwal et al. 2024, arXiv 2306.13649; of diffusion models the backward distillation
-of Kohler et al. 2024, arXiv 2405.05224). There the teacher alone speaks, w = 0: the recording is
-not where x_t came from.
+On-policy rollouts. In service, x_t comes from the student's own earlier steps; at an audio scale of
+4 its jaw opens wider than in any noised recording. Trained on recordings only, a student corrects
+such a jaw as an error, and its scale only affects the first step. So every second update of a
+guided student starts where its own steps lead from noise at the sampled scales (on-policy
+distillation, Agarwal et al. 2024, arXiv 2306.13649; for diffusion, backward distillation, Kohler et
+al. 2024, arXiv 2405.05224). There w = 0, as x_t does not come from the recording.
 
-The encoder of sound stays the teacher's. It heard far more voices, for longer, than a student's
-run has time for; left free it gains nothing (docs/experiments/motion.md), and could drift to the
-one speaker whose data is believed.
+Audio encoder. It stays the teacher's, which saw more voices for longer than a student's run has
+time for. Trained along, it gains nothing (docs/experiments/motion.md) and could overfit to the one
+speaker with high-confidence data.
 
-A student can also be distilled without tokens (``balanced``): it then learns each branch of the
-teacher by itself, conditions left out as in the teacher's own training, and is guided at run time
-by `MultiCFGDenoiser`, three evaluations a step.
+Branches. Without scale tokens (``guided`` False) a student learns each of the teacher's branches,
+with conditions dropped as in the teacher's training, and `MultiCFGDenoiser` guides it at run time
+with three evaluations a step.
 
-Lips that meet are asked of the data at any w (`MotionLoss.closure`, times 4): guidance opens the
-mouth further, and a teacher that is unsure of a /p/ in a new voice leaves it half open. A wrong
-closure is hardly seen; a missing one is.
+Closure. Where the data's lips are closed, `WindowLoss.closure` (times 4) is added at any w:
+guidance opens the mouth further, and a teacher unsure of a /p/ in a new voice leaves it half open.
+A wrong closure is hardly visible; a missing one is.
 """
 
 from __future__ import annotations
@@ -60,51 +58,53 @@ from model.motion.checkpoint import (
 )
 from model.motion.network import MotionNet
 from model.types import MAX_TEMPERATURE, ScaleLimits
-from training.data.batches import HeardWindows, WindowSampler
+from training.data.batches import EncodedWindows, WindowSampler
 from training.data.corpus import Corpus, fit_lip_gap
 from training.losses import MotionLoss, dimension_weights
 from training.sample_weighting import SUPERVISION
-from training.teacher import dropped
+from training.teacher import drop_conditions
 from training.trainer import Losses, RunOptions, Trainer
 from training.weight_interpolation import init_interp
 
 BATCH = 48
 STEPS = 6
-OWN_SHARE = 0.75  # of prefixes that the network made itself
-OWN_STEPS = 2
-OWN_PATH_EVERY = 2  # updates of a guided student: then one starts on its own way from noise
-TEACHER_STEPS_EACH = 4  # teacher steps inside one student step
-# Scales drawn: audio, reference. At 6 the teacher's jaw spreads four times as wide as at 2.
+GENERATED_PREFIX_SHARE = 0.75  # of prefixes
+PREFIX_STEPS = 2  # sampler steps for a generated prefix
+ON_POLICY_EVERY = 2  # updates of a guided student
+TEACHER_STEPS_PER_STEP = 4  # of the student
+# Audio and reference scales. At an audio scale of 6 the teacher's jaw varies four times as much as
+# at 2.
 LIMITS: ScaleLimits = ((1.0, 4.0), (1.0, 4.0))
-AT_DEFAULTS = 0.3  # share of samples with the default scales
+DEFAULT_SCALES_SHARE = 0.3  # of samples
 CLOSURE_WEIGHT = 4.0
-SCALES = "_scale."  # in the names of what makes tokens of scales
+SCALE_PARAMETERS = "_scale."  # in the names of the layers that embed scales
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """How a student is taught; anything but the defaults is an ablation."""
+    """How a student is distilled; other than default values are ablations."""
 
-    guided: bool = True  # takes the scales (``fast``), else is run in three branches (``balanced``)
-    embedded_scales: bool = False  # the scales in the time's embedding, not as tokens
-    supervision: str = "mixed"  # see `SUPERVISION`
-    init_interp: float = (
-        1.0  # what is kept lies so far from its start to where it came, see `stages`
-    )
-    train_audio_encoder: bool = False  # the encoder of sound is trained along
-    own_paths: bool = True  # of a guided one, see above
-    temperature: tuple[float, float] = (1.0, 1.0)  # when it is served, see `ModelMetadata`
+    guided: bool = True  # with scale tokens; False: a multi-branch student
+    embedded_scales: bool = False  # scales in the time embedding instead of tokens
+    supervision: str = "mixed"  # a key of `SUPERVISION`
+    init_interp: float = 1.0  # see `training.weight_interpolation.init_interp`
+    train_audio_encoder: bool = False
+    on_policy: bool = True  # guided students only
+    temperature: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # of eyes and head, see `ModelMetadata`
 
     def __post_init__(self) -> None:
         if not 0 <= self.init_interp <= 1:
             raise ValueError(f"--init-interp {self.init_interp}, expected 0 (the start) to 1")
-        if not all(0 <= warmth <= MAX_TEMPERATURE for warmth in self.temperature):
-            words = " ".join(str(warmth) for warmth in self.temperature)
-            raise ValueError(f"--temperature {words}, expected 0 to {MAX_TEMPERATURE}")
+        if not all(0 <= value <= MAX_TEMPERATURE for value in self.temperature):
+            text = " ".join(str(value) for value in self.temperature)
+            raise ValueError(f"--temperature {text}, expected 0 to {MAX_TEMPERATURE}")
 
 
-class Drawn(Protocol):
-    """B windows in the network's units, see `batches.Batch`; a frame's latent has any shape."""
+class WindowBatch(Protocol):
+    """B windows in the network's units, see `MotionBatch`; a frame's latent has any shape."""
 
     @property
     def x0(self) -> Tensor: ...
@@ -116,62 +116,64 @@ class Drawn(Protocol):
     def clean_prefix(self) -> Tensor: ...
 
     @property
-    def trust(self) -> Tensor: ...
+    def confidence(self) -> Tensor: ...
 
     def conditions(self) -> dict[str, Tensor]: ...
 
 
-Batch = TypeVar("Batch", bound=Drawn)
-Drawable = TypeVar("Drawable", bound=Drawn, covariant=True)
+Batch = TypeVar("Batch", bound=WindowBatch)
+BatchCo = TypeVar("BatchCo", bound=WindowBatch, covariant=True)
 
 
-class Windows(Protocol[Drawable]):
-    def draw_run(self, size: int, windows: int) -> Sequence[Drawable]:
+class WindowSource(Protocol[BatchCo]):
+    """Draws training windows."""
+
+    def draw_run(self, size: int, windows: int) -> Sequence[BatchCo]:
         """``windows`` batches of ``size``: each the next window of the same clip and voice."""
         ...
 
 
-class Distance(Protocol):
-    """How far windows lie apart, and what is asked of the data at any w."""
+class WindowLoss(Protocol):
+    """A distance of windows, see `MotionLoss`."""
 
     def __call__(self, x0_hat: Tensor, target: Tensor, before: Tensor | None = None) -> Tensor:
-        """(B,), see `losses.MotionLoss`."""
+        """(B,) distances; ``before``: error of the frame before the window."""
         ...
 
     def closure(self, x0_hat: Tensor, data: Tensor) -> Tensor:
-        """(B,) by how much lips stay further apart than the data's where those are closed."""
+        """(B,) excess of the lip gap where the data's lips are closed."""
         ...
 
 
 @torch.no_grad()
-def own_prefix(
+def generated_prefix(
     net: Forward,
-    before: Drawn,
-    batch: Drawn,
+    before: WindowBatch,
+    batch: WindowBatch,
+    *,
     scales: dict[str, Tensor],
     schedule: NoiseSchedule,
     random: torch.Generator,
     temperature: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(B, P, ...) prefixes, most of them what ``net`` (x0) itself just made of the window
-    ``before``, and (B, ...) by how much those end off the recording.
+    """Prefixes (B, P, ...) of ``batch``, most of them generated, and the error of their last frame.
 
-    ``temperature``: of the noise that it starts from.
-
-    In service every prefix is the network's own; taught on recordings only, it would trust them
-    too much and its errors would last.
+    ``net`` (which predicts x0) generates the preceding window ``before`` from noise of
+    ``temperature``. In service every prefix is generated; trained on recorded ones only, a network
+    would trust prefixes too much and its errors would accumulate. The error (B, ...) is that
+    against the recording, zero for a recorded prefix.
     """
     noise = temperature * torch.randn(batch.x0.shape, generator=random)
     cond = before.conditions() | scales
-    made = sample(X0Denoiser(net), noise, uniform_timesteps(OWN_STEPS), cond, schedule)
+    made = sample(X0Denoiser(net), noise, uniform_timesteps(PREFIX_STEPS), cond, schedule)
     own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
-    chosen = like(torch.rand(len(own), generator=random) < OWN_SHARE, own)
+    chosen = like(torch.rand(len(own), generator=random) < GENERATED_PREFIX_SHARE, own)
     off = torch.where(chosen[:, 0], (own - batch.clean_prefix)[:, -1], 0.0)
     return torch.where(chosen, own, batch.prefix), off
 
 
 class StudentObjective(Generic[Batch]):
-    """Distillation of random windows: `losses` is what the trainer minimises.
+    """Distils random windows, as the module's docstring describes.
 
     ``student`` and ``teacher`` predict x0; a ``guided`` student takes the scales as tokens.
     """
@@ -180,19 +182,19 @@ class StudentObjective(Generic[Batch]):
         self,
         student: Forward,
         teacher: Forward,
-        windows: Windows[Batch],
-        loss_of: Callable[[Batch], Distance],
+        windows: WindowSource[Batch],
+        *,
+        loss_of: Callable[[Batch], WindowLoss],
         random: torch.Generator,
         supervision: str = "mixed",
         guided: bool = True,
         batch: int = BATCH,
         schedule: NoiseSchedule | None = None,
         limits: ScaleLimits = LIMITS,
-        own_paths: bool = True,
+        on_policy: bool = True,
     ) -> None:
-        """``loss_of`` a batch: how its windows are compared. ``schedule`` None: the cosine's.
-        ``limits``: the scales that a guided student learns. ``own_paths``: some of its updates
-        start on its own way, unless it learns from the data alone."""
+        """``loss_of``: the loss for a batch. ``schedule``: the cosine schedule by default.
+        ``limits``: of the scales that a guided student learns."""
         self._student, self._windows, self._random = student, windows, random
         self._loss_of = loss_of
         self._guided, self._batch = guided, batch
@@ -200,40 +202,52 @@ class StudentObjective(Generic[Batch]):
         self._teacher: Denoiser = MultiCFGDenoiser(branch) if self._guided else branch
         self._schedule: NoiseSchedule = schedule or CosineSchedule()
         self._weight = SUPERVISION[supervision]()
-        self._limits, self._drawn = limits, 0
-        self._own_paths = own_paths and guided and supervision != "data"
+        self._limits, self._updates = limits, 0
+        self._on_policy = on_policy and guided and supervision != "data"
         self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
 
     def losses(self) -> Losses:
+        """Scalars: ``loss``, its parts ``teacher``, ``data`` and ``closure``, the mean weight w as
+        ``data_weight``."""
         before, batch = self._windows.draw_run(self._batch, 2)
         scales = {"guidance": self._draw_guidance()} if self._guided else {}
         cond = batch.conditions() | scales
-        cond["prefix"], off = own_prefix(
-            self._student, before, batch, scales, self._schedule, self._random
+        cond["prefix"], prefix_error = generated_prefix(
+            self._student,
+            before,
+            batch,
+            scales=scales,
+            schedule=self._schedule,
+            random=self._random,
         )
         if not self._guided:
-            cond["has_audio"], cond["has_reference"] = dropped(self._batch, self._random)
+            cond["has_audio"], cond["has_reference"] = drop_conditions(self._batch, self._random)
         t = self._draw_times()
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
-        self._drawn += 1
-        own = self._own_paths and self._drawn % OWN_PATH_EVERY == 0
-        if own:
-            # In turn, not by lot: a team's processes make as many steps as each other.
-            left = STEPS - self._drawn // OWN_PATH_EVERY % STEPS
-            x_t, t = self._own_path(eps, cond, left)
+        self._updates += 1
+        on_policy = self._on_policy and self._updates % ON_POLICY_EVERY == 0
+        if on_policy:
+            # In turn, not at random: parallel processes must make equally many steps.
+            left = STEPS - self._updates // ON_POLICY_EVERY % STEPS
+            x_t, t = self._rollout(eps, cond, left)
         target = self._teacher_target(x_t, t, cond)
-        aside = torch.zeros_like(t)
+        scale_distance = torch.zeros_like(t)
         if self._guided:
-            aside = (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE)).abs().sum(1)
+            scale_distance = (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE)).abs().sum(1)
         loss = self._loss_of(batch)
         weight = torch.zeros_like(t)
-        if not own:
-            signal = self._schedule.alpha_sigma(t)[0] ** 2
-            weight = self._weight(loss(target, batch.x0), t, signal, batch.trust, aside)
+        if not on_policy:
+            weight = self._weight(
+                loss(target, batch.x0),
+                t,
+                signal=self._schedule.alpha_sigma(t)[0] ** 2,
+                confidence=batch.confidence,
+                scale_distance=scale_distance,
+            )
         x0_hat = self._student(x_t, t, cond)
         from_teacher = loss(x0_hat, target)
-        from_data = loss(x0_hat, batch.x0, off)
+        from_data = loss(x0_hat, batch.x0, prefix_error)
         closure = (loss.closure(x0_hat, batch.x0) * cond["has_audio"]).mean()
         mixed = ((1 - weight) * from_teacher + weight * from_data).mean()
         return {
@@ -245,9 +259,9 @@ class StudentObjective(Generic[Batch]):
         }
 
     @torch.no_grad()
-    def _own_path(self, noise: Tensor, cond: dict[str, Tensor], left: int) -> tuple[Tensor, Tensor]:
-        """(B, T, ...) where the student comes from ``noise`` with ``left`` steps left, and what
-        time (B,) it is there."""
+    def _rollout(self, noise: Tensor, cond: dict[str, Tensor], left: int) -> tuple[Tensor, Tensor]:
+        """x_t (B, T, ...) and t (B,) of the student's steps from ``noise``, ``left`` steps before
+        the end."""
         x = noise
         for step in range(STEPS, left, -1):
             now, then = (torch.full((len(x),), i / STEPS) for i in (step, step - 1))
@@ -256,53 +270,58 @@ class StudentObjective(Generic[Batch]):
 
     @torch.no_grad()
     def _teacher_target(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """x0* (B, T, ...) of the guided teacher's walk over one student step."""
+        """x0* (B, T, ...) of the guided teacher's steps over one student step."""
         end = (t - 1 / STEPS).clamp(min=0.0)
         x, now = x_t, t
-        for i in range(1, TEACHER_STEPS_EACH + 1):
-            then = torch.lerp(t, end, i / TEACHER_STEPS_EACH)
+        for i in range(1, TEACHER_STEPS_PER_STEP + 1):
+            then = torch.lerp(t, end, i / TEACHER_STEPS_PER_STEP)
             x = ddim_step(x, self._teacher(x, now, cond), now, then, self._schedule)
             now = then
         return ddim_target(x_t, x, t, end, self._schedule)
 
     def _draw_guidance(self) -> Tensor:
-        """(B, 2) scales: the defaults, or anywhere inside the limits."""
+        """(B, 2) scales: the defaults, or uniform within the limits."""
         low, high = (torch.tensor(side) for side in zip(*self._limits, strict=True))
         drawn = low + (high - low) * torch.rand(self._batch, 2, generator=self._random)
-        usual = torch.rand(self._batch, 1, generator=self._random) < AT_DEFAULTS
+        usual = torch.rand(self._batch, 1, generator=self._random) < DEFAULT_SCALES_SHARE
         return torch.where(usual, torch.tensor(DEFAULT_GUIDANCE), drawn)
 
     def _draw_times(self) -> Tensor:
-        """(B,) half at the six steps' own times, half anywhere, so any number of steps works."""
-        own = torch.randint(1, STEPS + 1, (self._batch,), generator=self._random) / STEPS
+        """(B,) times: half of the six steps, half uniform, so that any number of steps works."""
+        of_steps = torch.randint(1, STEPS + 1, (self._batch,), generator=self._random) / STEPS
         anywhere = torch.rand(self._batch, generator=self._random).clamp(min=1e-2)
-        return torch.where(torch.rand(self._batch, generator=self._random) < 0.5, own, anywhere)
+        return torch.where(
+            torch.rand(self._batch, generator=self._random) < 0.5, of_steps, anywhere
+        )
 
 
 def student_of(
-    teacher: MotionNet, distill: DistillConfig, start: MotionNet | None = None
+    teacher: MotionNet, config: DistillConfig, start: MotionNet | None = None
 ) -> MotionNet:
-    """A student with the teacher's parameters and, if guided, a fresh place for the scales.
+    """A student with the teacher's parameters and, if guided, new scale layers.
 
-    ``start``: a student to go on from, but with this teacher's encoder of sound.
-    Raises ``ValueError`` for networks that are no such teacher or student.
+    ``start``: a student to continue from, with this teacher's audio encoder. Raises ``ValueError``
+    for a ``teacher`` that takes scales and a ``start`` of another configuration.
     """
     if teacher.config.guided:
-        raise ValueError("not a teacher's network: it takes guidance scales")
-    config = replace(
+        raise ValueError("the teacher takes guidance scales, expected a network without")
+    net_config = replace(
         teacher.config,
-        guided=distill.guided,
-        embedded_scales=distill.embedded_scales,
+        guided=config.guided,
+        embedded_scales=config.embedded_scales,
         visemes=0,
     )
-    student = MotionNet(config)
-    fresh = {k: v for k, v in student.state_dict().items() if SCALES in k}
-    taught = {k: v for k, v in teacher.state_dict().items() if not k.startswith("spoken.")}
-    student.load_state_dict(fresh | taught)
+    student = MotionNet(net_config)
+    fresh = {k: v for k, v in student.state_dict().items() if SCALE_PARAMETERS in k}
+    inherited = {k: v for k, v in teacher.state_dict().items() if not k.startswith("spoken.")}
+    student.load_state_dict(fresh | inherited)
     if start is not None:
-        hears = {"audio_layers": config.audio_layers, "whisper_blocks": config.whisper_blocks}
-        if asdict(start.config) | hears != asdict(config):
-            raise ValueError(f"--start holds {start.config}, expected a student like {config}")
+        encoder = {
+            "audio_layers": net_config.audio_layers,
+            "whisper_blocks": net_config.whisper_blocks,
+        }
+        if asdict(start.config) | encoder != asdict(net_config):
+            raise ValueError(f"--start holds {start.config}, expected a student like {net_config}")
         known = {k: v for k, v in start.state_dict().items() if not k.startswith("audio.")}
         student.load_state_dict(student.state_dict() | known)
     return student
@@ -312,39 +331,40 @@ def train_student(
     corpus: Corpus,
     teacher_path: Path,
     options: RunOptions,
+    *,
     seed: int,
     start: Path | None,
-    distill: DistillConfig,
+    config: DistillConfig,
 ) -> Path:
-    """Distils the teacher and returns the weights' path, ``options.folder``/student.safetensors.
+    """Distil a motion teacher. Returns ``options.folder``/student.safetensors.
 
-    ``start``: a student's weights to go on from; fresh ones take the teacher's parameters.
+    ``start``: a student's weights to continue from instead of the teacher's parameters.
     """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     teacher = load_weights(teacher_path)
     begun = None if start is None else load_weights(start).net
-    student = student_of(teacher.net, distill, begun)
+    student = student_of(teacher.net, config, begun)
     first = copy.deepcopy(student)
     student.train().requires_grad_(True)
-    student.audio.requires_grad_(distill.train_audio_encoder)
+    student.audio.requires_grad_(config.train_audio_encoder)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
-    windows = WindowSampler(corpus, teacher.mean, teacher.std, random)
-    trainer: Trainer[MotionNet] = Trainer(student, options, random, SCALES)
+    windows = WindowSampler(corpus, teacher.mean, teacher.std, random=random)
+    trainer: Trainer[MotionNet] = Trainer(student, options, random, fast=SCALE_PARAMETERS)
     objective = StudentObjective(
         student,
         CachedContext(teacher.net),
-        windows if distill.train_audio_encoder else HeardWindows(windows, teacher.net.audio),
-        lambda _: loss,
-        random,
-        distill.supervision,
-        student.config.guided,
-        own_paths=distill.own_paths,
+        windows if config.train_audio_encoder else EncodedWindows(windows, teacher.net.audio),
+        loss_of=lambda _: loss,
+        random=random,
+        supervision=config.supervision,
+        guided=student.config.guided,
+        on_policy=config.on_policy,
     )
     path = options.folder / "student.safetensors"
-
     trainer.run(
-        objective.losses, lambda: write_student(path, trainer, first, teacher, STEPS, distill)
+        objective.losses,
+        lambda: write_student(path, trainer, first, teacher=teacher, steps=STEPS, config=config),
     )
     return path
 
@@ -353,15 +373,18 @@ def write_student(
     path: Path,
     trainer: Trainer[MotionNet],
     first: MotionNet,
+    *,
     teacher: MotionWeights,
     steps: int,
-    distill: DistillConfig,
+    config: DistillConfig,
 ) -> None:
-    """Writes what a run keeps: a student of ``steps``, as far from ``first`` as ``distill`` says,
-    in its ``teacher``'s units."""
+    """Write the trainer's average as a student of ``steps`` in its ``teacher``'s units.
+
+    It is interpolated from ``first`` as ``config.init_interp`` says.
+    """
     kept = copy.deepcopy(trainer.averaged)
-    init_interp(first, kept, distill.init_interp)
+    init_interp(first, kept, config.init_interp)
     limits = LIMITS if kept.config.guided else None
     facts = weights_facts("student", steps, trainer.step, limits)
-    facts["temperature"] = distill.temperature
+    facts["temperature"] = config.temperature
     save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))

@@ -1,4 +1,4 @@
-"""The teacher's training: a diffusion model of the motion, each condition left out at times."""
+"""Train the motion teacher: a diffusion model whose conditions are dropped at random."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from model.motion.audio_encoder import WhisperBlocks
 from model.motion.checkpoint import MotionWeights, load_weights, save_weights, weights_facts
 from model.motion.network import MotionNet, NetConfig
 from model.types import Floats
-from training import whisper_init
-from training.data.batches import Batch, HeardWindows, WindowSampler
+from training.data.batches import EncodedWindows, MotionBatch, WindowSampler
 from training.data.corpus import Corpus, fit_lip_gap, motion_statistics
 from training.losses import MotionLoss, dimension_weights
 from training.trainer import Losses, RunOptions, Trainer
+from training.whisper_init import init_from_whisper
 
-STEPS = 25  # of the sampler
+STEPS = 25  # sampler steps
 BATCH = 64
-# shares of windows per guidance branch; the remaining 79 % have everything
+# Shares of windows per guidance branch; the remaining 79 % keep both conditions.
 NO_CONDITIONS = 0.08
 REFERENCE_ONLY = 0.10
 AUDIO_ONLY = 0.03
-HEARING_BATCH = 128
+AUDIO_ENCODER_BATCH = 128
 AUDIO_ENCODER_SHARE = 0.4  # of the training time
-WHISPER_PACE = 0.15  # of the learning rate, while the blocks of Whisper's learn
-TOKENS = "audio.tokens."  # in the names of what Whisper has not
-HEARING_TRACKED = 0.25  # of its windows: what is heard is voices, and all but one are untracked
-HEARD_WEIGHT = 0.3  # of the estimates from sound alone, see `MotionNet.heard_speech`
-SPOKEN_WEIGHT = 0.5
+WHISPER_RATE_SCALE = 0.15  # of the learning rate while Whisper's blocks are trained
+TOKEN_PARAMETERS = "audio.tokens."  # in the names of the encoder's layers that Whisper lacks
+# Of the audio encoder's windows; low, as only one of its voices is tracked.
+AUDIO_ENCODER_TRACKED_SHARE = 0.25
+AUDIO_MOTION_WEIGHT = 0.3  # of the predictions from sound alone, see `MotionNet.heard_speech`
+VISEME_WEIGHT = 0.5
 
 
-def draw_times(size: int, random: torch.Generator) -> Tensor:
-    """(B,) times in (0, 1], more of them late: p(t) = 2t.
+def draw_timesteps(size: int, random: torch.Generator) -> Tensor:
+    """(B,) times in (0, 1] with density 2t.
 
-    Near t = 0 the noised frames themselves say what is clean; the conditions are learned where
-    noise hides the frames.
+    Conditions are learned where noise hides the frames; near t = 0 the frames suffice.
     """
     return torch.rand(size, generator=random).sqrt().clamp(min=1e-3)
 
 
-def dropped(size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(B,) flags of 0 or 1: has_audio, has_reference."""
+def drop_conditions(size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``has_audio`` and ``has_reference``, (B,) of 0 or 1, by the shares of the branches."""
     draw = torch.rand(size, generator=random)
     only_reference = (draw >= NO_CONDITIONS) & (draw < NO_CONDITIONS + REFERENCE_ONLY)
     only_audio = draw > 1 - AUDIO_ONLY
@@ -57,11 +57,10 @@ def dropped(size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 class AudioEncoderObjective:
-    """The audio encoder alone, by `MotionNet.heard_speech`: a fraction of a denoising step's work.
+    """Pretrains the audio encoder: predict motion and visemes from sound alone.
 
-    A diffusion loss teaches an encoder slowly, for the prefix and little noise explain most of
-    it. So the encoder learns to hear first: how the tracked mouth moves, and which phones are
-    spoken, the one thing that all voices have in common.
+    It costs a fraction of a denoising step. The denoising loss alone teaches an encoder slowly, as
+    the prefix and lightly noised frames explain most of a window. Visemes are known for all voices.
     """
 
     def __init__(
@@ -69,160 +68,174 @@ class AudioEncoderObjective:
         net: MotionNet,
         windows: WindowSampler,
         loss: MotionLoss,
+        *,
         before: MotionNet | None = None,
     ) -> None:
-        """``before``: whose tokens a new encoder is to make where the motion is tracked (there the
-        old one heard right), so that denoisers which know those go on."""
+        """``before``: a network whose audio tokens a new encoder must match on tracked windows,
+        where they are good, so that the denoiser trained with them still works."""
         self._net, self._windows, self._loss, self._before = net, windows, loss, before
 
     def losses(self) -> Losses:
-        batch = self._windows.draw(HEARING_BATCH)
+        """Scalars: errors of ``motion`` and ``visemes``, with ``before`` also of ``tokens``."""
+        batch = self._windows.draw(AUDIO_ENCODER_BATCH)
         cond = batch.conditions()
         tokens = self._net.audio_tokens(cond)
-        heard, spoken = audio_encoder_losses(self._net, self._loss, batch, tokens)
-        losses = {"loss": heard + SPOKEN_WEIGHT * spoken, "heard": heard, "spoken": spoken}
+        motion, visemes = audio_encoder_losses(self._net, self._loss, batch, tokens=tokens)
+        losses = {"loss": motion + VISEME_WEIGHT * visemes, "motion": motion, "visemes": visemes}
         if self._before is not None:
             with torch.no_grad():
                 known = self._before.audio_tokens(cond)
-            apart = ((tokens - known) ** 2).mean((1, 2)) / known.var()
-            losses["alike"] = (apart * (batch.trust == 1)).mean()
-            losses["loss"] = losses["loss"] + losses["alike"]
+            error = ((tokens - known) ** 2).mean((1, 2)) / known.var()
+            losses["tokens"] = (error * (batch.confidence == 1)).mean()
+            losses["loss"] = losses["loss"] + losses["tokens"]
         return losses
 
 
 def audio_encoder_losses(
-    net: MotionNet, loss: MotionLoss, batch: Batch, tokens: Tensor
+    net: MotionNet, loss: MotionLoss, batch: MotionBatch, *, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scalars: error of the motion as heard in ``tokens``, and cross-entropy of what is spoken
-    where it is known."""
+    """Scalars: error of the motion predicted from ``tokens``, weighted by confidence, and
+    cross-entropy of the visemes where they are known."""
     motion, logits = net.heard_speech(tokens)
-    every = torch.cat([batch.clean_prefix, batch.x0], dim=1)
-    heard = (loss(motion, every) * batch.trust).mean()
-    spoken = -(batch.visemes * logits.log_softmax(2)).sum(2).mean()
-    return heard, spoken
+    target = torch.cat([batch.clean_prefix, batch.x0], dim=1)
+    error = (loss(motion, target) * batch.confidence).mean()
+    visemes = -(batch.visemes * logits.log_softmax(2)).sum(2).mean()
+    return error, visemes
 
 
 class TeacherObjective:
-    """Denoising of random windows: `losses` is what the trainer minimises."""
+    """Denoises random windows with conditions dropped at random."""
 
     def __init__(
         self,
         net: MotionNet,
-        windows: WindowSampler | HeardWindows,
+        windows: WindowSampler | EncodedWindows,
+        *,
         loss: MotionLoss,
         random: torch.Generator,
         denoiser: Denoiser | None = None,
     ) -> None:
-        """``denoiser``: makes x0 of what ``net`` predicts; None where that is x0."""
+        """``denoiser``: turns the prediction of ``net`` into x0; None if it is x0."""
         self._net, self._windows, self._loss, self._random = net, windows, loss, random
         self._denoiser = denoiser or X0Denoiser(net)
         self._schedule = CosineSchedule()
 
     def losses(self) -> Losses:
-        batch: Batch = self._windows.draw(BATCH)
+        """Scalars: ``denoising``, and ``motion`` and ``visemes`` of the audio encoder."""
+        batch: MotionBatch = self._windows.draw(BATCH)
         cond = batch.conditions()
-        cond["has_audio"], cond["has_reference"] = dropped(BATCH, self._random)
-        t = draw_times(BATCH, self._random)
+        cond["has_audio"], cond["has_reference"] = drop_conditions(BATCH, self._random)
+        t = draw_timesteps(BATCH, self._random)
         eps = torch.randn(batch.x0.shape, generator=self._random)
         x_t = add_noise(self._schedule, batch.x0, eps, t)
-        denoising = (self._loss(self._denoiser(x_t, t, cond), batch.x0) * batch.trust).mean()
+        denoising = (self._loss(self._denoiser(x_t, t, cond), batch.x0) * batch.confidence).mean()
         tokens = self._net.audio_tokens(cond)
-        heard, spoken = audio_encoder_losses(self._net, self._loss, batch, tokens)
-        loss = denoising + HEARD_WEIGHT * (heard + SPOKEN_WEIGHT * spoken)
-        return {"loss": loss, "denoising": denoising, "heard": heard, "spoken": spoken}
+        motion, visemes = audio_encoder_losses(self._net, self._loss, batch, tokens=tokens)
+        loss = denoising + AUDIO_MOTION_WEIGHT * (motion + VISEME_WEIGHT * visemes)
+        return {"loss": loss, "denoising": denoising, "motion": motion, "visemes": visemes}
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a teacher's training starts from; ``mean`` and ``std`` (58,) stay as they are."""
+class TeacherInit:
+    """What a teacher's training starts from."""
 
     net: MotionNet
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # (58,) of the latents; not trained
+    std: Tensor  # (58,)
     before: MotionNet | None = None  # see `AudioEncoderObjective`
 
 
-def fresh(corpus: Corpus, config: NetConfig) -> Beginning:
-    """A network that knows nothing."""
-    return Beginning(MotionNet(config), *motion_statistics(corpus))
+def new_teacher(corpus: Corpus, config: NetConfig) -> TeacherInit:
+    """A network with random weights, in units of ``corpus``."""
+    net = MotionNet(config)
+    mean, std = motion_statistics(corpus)
+    return TeacherInit(net, mean, std)
 
 
-def continued(path: Path) -> Beginning:
-    """The teacher of ``path``; raises ``ValueError`` where it holds none."""
+def load_teacher(path: Path) -> TeacherInit:
+    """The teacher in ``path``; raises ``ValueError`` if it is none."""
     known = load_weights(path)
     if known.net.config.guided or not known.net.config.visemes:
         raise ValueError(f"--start {path} is no teacher: {known.net.config}")
-    return Beginning(known.net.train().requires_grad_(True), known.mean, known.std)
+    return TeacherInit(known.net.train().requires_grad_(True), known.mean, known.std)
 
 
-def audio_encoder_from_whisper(
-    beginning: Beginning, file: Path, blocks: int, speech: Sequence[Floats]
-) -> Beginning:
-    """The same network, but that its encoder of sound is the first ``blocks`` of Whisper's of
-    ``file``; ``speech``: to tell our bands from Whisper's by.
+def with_whisper_encoder(
+    init: TeacherInit, file: Path, blocks: int, *, speech: Sequence[Floats]
+) -> TeacherInit:
+    """Replace the audio encoder by the first ``blocks`` of Whisper in ``file``.
 
-    Raises ``ValueError`` as `whisper_init.begin`.
+    ``speech``: see `init_from_whisper`, which also raises ``ValueError``.
     """
-    before = beginning.net
+    before = init.net
     net = MotionNet(replace(before.config, whisper_blocks=blocks))
-    whisper_init.begin(cast(WhisperBlocks, net.audio), file, speech)
+    init_from_whisper(cast(WhisperBlocks, net.audio), file, speech)
     own = {k: v for k, v in net.state_dict().items() if k.startswith("audio.")}
     rest = {k: v for k, v in before.state_dict().items() if not k.startswith("audio.")}
     net.load_state_dict(own | rest)
-    return replace(beginning, net=net, before=before.requires_grad_(False))
+    return replace(init, net=net, before=before.requires_grad_(False))
 
 
-def train_teacher(corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int) -> Path:
-    """Both parts of a teacher's training; returns the weights' path,
-    ``options.folder``/teacher.safetensors."""
-    to_hear = replace(options, folder=options.folder / "audio-encoder")
-    train_audio_encoder_stage(corpus, _part(to_hear, AUDIO_ENCODER_SHARE), beginning, seed)
-    return train_denoising(corpus, _part(options, 1 - AUDIO_ENCODER_SHARE), beginning, seed)
+def train_teacher(corpus: Corpus, options: RunOptions, init: TeacherInit, *, seed: int) -> Path:
+    """Pretrain the audio encoder, then train the denoiser.
+
+    Returns ``options.folder``/teacher.safetensors.
+    """
+    encoder = replace(options, folder=options.folder / "audio-encoder")
+    train_audio_encoder(corpus, _share_of_time(encoder, AUDIO_ENCODER_SHARE), init, seed=seed)
+    return train_denoising(
+        corpus, _share_of_time(options, 1 - AUDIO_ENCODER_SHARE), init, seed=seed
+    )
 
 
-def train_audio_encoder_stage(
-    corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int
+def train_audio_encoder(
+    corpus: Corpus, options: RunOptions, init: TeacherInit, *, seed: int
 ) -> Path:
-    """Teaches the encoder of sound of ``beginning`` in place, Whisper's blocks at a fraction of the
-    pace. Returns ``options.folder``/audio-encoder.safetensors: a teacher, its denoiser unchanged.
+    """Train the audio encoder of ``init`` in place, Whisper's blocks at a lower rate.
+
+    Returns ``options.folder``/audio-encoder.safetensors, a teacher with an untrained denoiser.
     """
     random = torch.Generator().manual_seed(seed)
-    net, mean, std = beginning.net, beginning.mean, beginning.std
+    net = init.net
     if net.config.whisper_blocks:
-        options = replace(options, peak_rate=WHISPER_PACE * options.peak_rate)
-    trainer: Trainer[MotionNet] = Trainer(net, options, random, TOKENS)
-    voices = WindowSampler(corpus, mean, std, random, HEARING_TRACKED)
-    objective = AudioEncoderObjective(net, voices, _loss(corpus, beginning), beginning.before)
+        options = replace(options, peak_rate=WHISPER_RATE_SCALE * options.peak_rate)
+    trainer: Trainer[MotionNet] = Trainer(net, options, random, fast=TOKEN_PARAMETERS)
+    windows = WindowSampler(
+        corpus, init.mean, init.std, random=random, tracked_share=AUDIO_ENCODER_TRACKED_SHARE
+    )
+    objective = AudioEncoderObjective(net, windows, _loss(corpus, init), before=init.before)
     path = options.folder / "audio-encoder.safetensors"
-    trainer.run(objective.losses, lambda: _keep(trainer, beginning, path))
+    trainer.run(objective.losses, lambda: _save(trainer, init, path))
     net.load_state_dict(trainer.averaged.state_dict())
     return path
 
 
-def train_denoising(corpus: Corpus, options: RunOptions, beginning: Beginning, seed: int) -> Path:
-    """Teaches ``beginning`` to denoise, all but Whisper's blocks, which have learned to hear;
-    returns ``options.folder``/teacher.safetensors."""
+def train_denoising(corpus: Corpus, options: RunOptions, init: TeacherInit, *, seed: int) -> Path:
+    """Train ``init`` to denoise; an audio encoder of Whisper's blocks stays frozen.
+
+    Returns ``options.folder``/teacher.safetensors.
+    """
     random = torch.Generator().manual_seed(seed)
-    net = beginning.net
-    knows = bool(net.config.whisper_blocks)
-    net.audio.requires_grad_(not knows)
+    net = init.net
+    frozen = bool(net.config.whisper_blocks)
+    net.audio.requires_grad_(not frozen)
     trainer: Trainer[MotionNet] = Trainer(net, options, random)
-    windows = WindowSampler(corpus, beginning.mean, beginning.std, random)
-    heard = HeardWindows(windows, net.audio) if knows else windows
-    objective = TeacherObjective(net, heard, _loss(corpus, beginning), random)
+    sampler = WindowSampler(corpus, init.mean, init.std, random=random)
+    windows = EncodedWindows(sampler, net.audio) if frozen else sampler
+    objective = TeacherObjective(net, windows, loss=_loss(corpus, init), random=random)
     path = options.folder / "teacher.safetensors"
-    trainer.run(objective.losses, lambda: _keep(trainer, beginning, path))
+    trainer.run(objective.losses, lambda: _save(trainer, init, path))
     return path
 
 
-def _loss(corpus: Corpus, beginning: Beginning) -> MotionLoss:
-    return MotionLoss(beginning.mean, beginning.std, fit_lip_gap(corpus), dimension_weights())
+def _loss(corpus: Corpus, init: TeacherInit) -> MotionLoss:
+    return MotionLoss(init.mean, init.std, fit_lip_gap(corpus), dimension_weights())
 
 
-def _keep(trainer: Trainer[MotionNet], beginning: Beginning, path: Path) -> None:
+def _save(trainer: Trainer[MotionNet], init: TeacherInit, path: Path) -> None:
     facts = weights_facts("teacher", STEPS, trainer.step)
-    save_weights(path, MotionWeights(trainer.averaged, beginning.mean, beginning.std, facts))
+    save_weights(path, MotionWeights(trainer.averaged, init.mean, init.std, facts))
 
 
-def _part(options: RunOptions, share: float) -> RunOptions:
+def _share_of_time(options: RunOptions, share: float) -> RunOptions:
     return replace(options, minutes=share * options.minutes)

@@ -1,10 +1,10 @@
-"""A network between two stages of its training.
+"""Interpolate weights between two stages of a network's training.
 
-An encoder that began as one which heard many voices (`whisper_start`) forgets them while it learns
-the few of a corpus. On the straight line between an early and a late stage of it lie encoders that
-hear new voices better than either and the corpus's own nearly as well as the late one (WiSE-FT,
-Wortsman et al. 2022, arXiv 2109.01903). Of a student that goes on from an earlier one the same is
-true. docs/experiments/motion.md has the figures.
+Fine-tuned on a corpus of few voices, an encoder initialised from Whisper forgets other voices.
+Between an early and a late stage lie encoders that generalise to new voices better than either,
+and are nearly as good on the corpus as the late one (WiSE-FT, Wortsman et al. 2022,
+arXiv 2109.01903). The same holds for a student that continues from an earlier one.
+docs/experiments/motion.md has the figures.
 """
 
 from __future__ import annotations
@@ -14,33 +14,32 @@ from torch import nn
 
 from model.motion.network import MotionNet
 
-EARS = ("audio.", "heard.", "spoken.")  # what `teacher.HearingObjective` teaches
+AUDIO_ENCODER_PARAMETERS = ("audio.", "heard.", "spoken.")  # what `AudioEncoderObjective` trains
 
 
 def init_interp(early: nn.Module, late: nn.Module, share: float) -> None:
-    """Takes ``late`` back, in place, to ``share`` (0 to 1) of the way from ``early``, all its
-    parameters."""
+    """Set all parameters of ``late``, in place, to ``share`` (0 to 1) of the way from ``early``."""
     before = early.state_dict()
     state = late.state_dict()
     late.load_state_dict({name: torch.lerp(before[name], x, share) for name, x in state.items()})
 
 
 def interpolate_audio_encoder(
-    net: MotionNet, early: MotionNet, late: MotionNet, share: float
+    net: MotionNet, early: MotionNet, late: MotionNet, *, share: float
 ) -> None:
-    """Gives ``net``, in place, ears ``share`` of the way from ``early``'s to ``late``'s.
+    """Set ``net``'s audio encoder, in place, to ``share`` of the way from ``early`` to ``late``.
 
-    Raises ``ValueError`` for a share outside 0 to 1, or encoders of other shapes.
+    Raises ``ValueError`` for a share outside 0 to 1 and for encoders of different shapes.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"--between {share}, expected 0 (the early ears) to 1 (the late ones)")
+        raise ValueError(f"--between {share}, expected 0 (the early encoder) to 1 (the late one)")
     own = net.state_dict()
     first, second = early.state_dict(), late.state_dict()
-    interpolate = [name for name in own if name.startswith(EARS)]
-    for name in interpolate:
+    names = [name for name in own if name.startswith(AUDIO_ENCODER_PARAMETERS)]
+    for name in names:
         shapes = {state[name].shape if name in state else None for state in (own, first, second)}
         if len(shapes) > 1:
-            raise ValueError(f"these are no stages of one encoder: {name} differs in shape")
+            raise ValueError(f"not stages of one encoder: {name} differs in shape")
     net.load_state_dict(
-        own | {name: torch.lerp(first[name], second[name], share) for name in interpolate}
+        own | {name: torch.lerp(first[name], second[name], share) for name in names}
     )

@@ -1,8 +1,8 @@
-"""The motion networks' encoder of sound begun as the first blocks of Whisper tiny's.
+"""Initialise the motion networks' audio encoder from the first blocks of Whisper tiny's.
 
-Whisper hears 80 bands on Slaney's scale, our rows have 64 on another; both are logarithms of much
-the same power. So each of Whisper's bands is very nearly a linear function of ours (least squares
-on speech), and that function and Whisper's first convolution are one convolution.
+Whisper takes 80 log-mel bands on Slaney's scale, our rows have 64 on another. Each of Whisper's
+bands is very nearly a linear function of ours, fitted on speech by least squares. That function and
+Whisper's first convolution make one convolution.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from torch import Tensor
 from model.audio import log_mel, whisper
 from model.motion.audio_encoder import WhisperBlocks
 from model.types import Floats
+from training.linear import ridge
 
 _SPEC = "WhisperSpec"
-_FLOAT16 = 4  # CTranslate2's number of the type
-_RIDGE = 1e-6
+_FLOAT16 = 4  # CTranslate2's type number
+_RIDGE = 1e-6  # per sample
 
 
 def read_ctranslate2(path: Path) -> dict[str, Tensor]:
     """The half-precision tensors of CTranslate2's ``model.bin``, by name.
 
-    Raises ``ValueError`` for a file that is missing or holds no Whisper in half precision.
+    Raises ``ValueError`` if the file is missing or holds no Whisper in half precision.
     """
     if not path.is_file():
         raise ValueError(f"no file at {path}, expected CTranslate2's model.bin of Whisper tiny")
@@ -59,9 +60,9 @@ def _text(file: BinaryIO) -> str:
 
 
 def encoder_state(foreign: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
-    """The parameters of `model.audio.whisper.WhisperEncoder` with so many blocks.
+    """The state of a `model.audio.whisper.WhisperEncoder` with ``blocks`` blocks.
 
-    Raises ``ValueError`` where one is missing.
+    ``foreign``: tensors by CTranslate2's names. Raises ``ValueError`` if one is missing.
     """
     names = {"conv_1": "conv1", "conv_2": "conv2"}
     own = {"positions": "position_encodings/encodings"}
@@ -81,17 +82,17 @@ def encoder_state(foreign: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
             for kind in ("weight", "bias"):
                 whole = foreign[f"encoder/layer_{i}/self_attention/linear_0/{kind}"]
                 for name, part in zip(("query", "key", "value"), whole.chunk(3), strict=True):
-                    if (name, kind) != ("key", "bias"):  # Whisper's keys have none
+                    if (name, kind) != ("key", "bias"):  # Whisper's keys have no bias
                         state[f"blocks.{i}.{name}.{kind}"] = part
     except KeyError as error:
         raise ValueError(f"this Whisper has no {error}") from error
     return state
 
 
-def bands(speech: Sequence[Floats]) -> tuple[Tensor, Tensor]:
-    """(80, 64) and (80,): Whisper's bands as a function of ours, fitted on ``speech``."""
+def band_projection(speech: Sequence[Floats]) -> tuple[Tensor, Tensor]:
+    """Weights (80, 64) and offsets (80,) from our bands to Whisper's, fitted on ``speech``."""
     ours, theirs = [], []
-    # Our hops are centred half a hop after their start, Whisper's on it.
+    # Our frames are centred half a hop after their start, Whisper's on it.
     half = log_mel.HOP_SAMPLES // 2
     for samples in speech:
         power = log_mel.power_spectrum(np.pad(samples, log_mel.PAST_SAMPLES))
@@ -99,19 +100,20 @@ def bands(speech: Sequence[Floats]) -> tuple[Tensor, Tensor]:
         theirs.append(whisper.log_mel(np.pad(samples[half:], (0, half))).numpy().T)
     x = np.concatenate(ours).astype(np.float64)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    gram = x.T @ x + _RIDGE * len(x) * np.eye(x.shape[1])
-    fitted = torch.from_numpy(np.linalg.solve(gram, x.T @ np.concatenate(theirs)).T).float()
+    weights = ridge(x, np.concatenate(theirs), _RIDGE * len(x))
+    fitted = torch.from_numpy(weights.T).float()
     return fitted[:, :-1], fitted[:, -1]
 
 
-def begin(encoder: WhisperBlocks, path: Path, speech: Sequence[Floats]) -> None:
-    """Makes ``encoder`` Whisper's, but for the tokens, which no Whisper has.
+def init_from_whisper(encoder: WhisperBlocks, path: Path, speech: Sequence[Floats]) -> None:
+    """Load Whisper's weights from ``path`` (`read_ctranslate2`) into ``encoder``.
 
-    Raises ``ValueError`` for a file that is no Whisper of that width.
+    Its token layers, which Whisper lacks, keep their weights. ``speech``: samples (N,) at 16 kHz
+    for `band_projection`. Raises ``ValueError`` for a file that is no Whisper of that width.
     """
     own = encoder.encoder
     state = encoder_state(read_ctranslate2(path), own.config.layers)
-    slopes, offsets = bands(speech)
+    slopes, offsets = band_projection(speech)
     kernel = state["conv_1.weight"]
     if kernel.shape[:2] != (own.config.width, len(slopes)):
         raise ValueError(f"{path} has states of {len(kernel)}, expected {own.config.width}")

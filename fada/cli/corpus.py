@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from training.data.phones import Aligner
-from training.data.sentences import bank
-from training.data.synthesis import FLITE_VOICES, HIBARI_VOICES, Synthesiser, build, plan
-from training.data.voices import Flite, HibariVoice, Kokoro
+from training.data.synthetic.corpus import FLITE_VOICES, HIBARI_VOICES, Synthesiser, build, plan
+from training.data.synthetic.engines import Flite, HibariVoice, Kokoro
+from training.data.synthetic.sentences import bank
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         kokoro = Kokoro(args.voices, args.threads)
         engines["kokoro"], voices["kokoro"] = kokoro, kokoro.voices
     sentences = bank(args.texts)
-    takes = {engine: plan(engine, names, sentences) for engine, names in voices.items()}
-    rows = build(args.out, takes, engines, Aligner(), args.minutes)
+    utterances = {engine: plan(engine, names, sentences) for engine, names in voices.items()}
+    rows = build(args.out, utterances, engines, align=Aligner(), minutes=args.minutes)
     print(f"{args.out / 'manifest.csv'}: {sum(float(r['seconds']) for r in rows) / 60:.1f} min")
     return 0

@@ -32,8 +32,14 @@ from model.video.space import face_square
 from model.video.vae import VAE
 from model.video.weights import load_net
 from training.data.corpus import held_out
-from training.data.recordings import RecordedClip, RecordedTake, cut, read_cues, take_of
-from training.data.tracking import TrackedFrame, at_video_rate, looks
+from training.data.recordings import (
+    RecordedClip,
+    TrackedMotion,
+    collect_motion,
+    cut_clips,
+    read_cues,
+)
+from training.data.tracking import TrackedFrame, at_video_rate, track
 from training.video.clips import (
     ClipPiece,
     VideoClips,
@@ -42,8 +48,8 @@ from training.video.clips import (
     save_index,
     write_clips,
 )
-from training.video.rendered_clips import drawn_clips
-from training.video.scores import judged, sharpness
+from training.video.confidence import score_clips, sharpness
+from training.video.rendered_clips import render_clips
 from training.video.windows import training_clips
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -162,7 +168,7 @@ def draw(portraits: Path, grid: Path | None, out: Path, kinds: Kinds) -> VideoCl
                          "no --vae, no --whisper")  # fmt: skip
     if grid is None:
         raise ValueError("draw needs --grid, GRID's folder: its motion, sound and real video")
-    return drawn_clips(grid, portraits, out, kinds.side)
+    return render_clips(grid, portraits, out, side=kinds.side)
 
 
 def prepare(video: Path, part: Path, kinds: Kinds, tools: Tools) -> VideoClips:
@@ -170,31 +176,32 @@ def prepare(video: Path, part: Path, kinds: Kinds, tools: Tools) -> VideoClips:
     footage = open_footage(video)
     total = None if footage.duration_s is None else int(footage.duration_s * FPS)
     with tqdm(total=total, desc=video.name, unit="frame", leave=False) as bar:
-        seen = at_video_rate(looks(footage.pictures(), tools.tracker))
-        take = take_of(_counted(seen, bar))
+        seen = at_video_rate(track(footage.pictures(), tools.tracker))
+        take = collect_motion(_counted(seen, bar))
     share = float(take.ok.mean()) if len(take) else 0.0
     if share < LEAST_SHARE:
         raise ValueError(f"a face is seen in {100 * share:.0f} % of {len(take)} frames")
     texts = [video.with_suffix(s) for s in SUBTITLES if video.with_suffix(s).is_file()]
-    chosen = cut(take.ok, read_cues(texts[0]) if texts else None)
+    chosen = cut_clips(take.ok, read_cues(texts[0]) if texts else None)
     if not chosen:
         raise ValueError("a face is nowhere seen for two seconds without a break")
     frames = sum(clip.stop - clip.first for clip in chosen)
     pieces = _pieces(footage, take, chosen, kinds, tools)
-    return write_clips(part, pieces, frames, kinds.side)
+    return write_clips(part, pieces, frames=frames, side=kinds.side)
 
 
 def joined(parts: list[VideoClips], out: Path, side: int) -> VideoClips:
-    """All clips of ``parts`` in one folder, judged and weighed against each other."""
+    """All clips of ``parts`` in one folder, scored against each other."""
     frames = sum(len(part.frames) for part in parts)
-    clips = write_clips(out, (p for part in parts for p in pieces_of(part)), frames, side)
-    save_index(out, side, judged(clips))
+    pieces = (piece for part in parts for piece in pieces_of(part))
+    clips = write_clips(out, pieces, frames=frames, side=side)
+    save_index(out, side, score_clips(clips))
     clips = load_clips(out)
-    trust = np.array([clip.trust for clip in clips.clips])
+    confidence = np.array([clip.confidence for clip in clips.clips])
     print(
         f"{out}: {len(clips)} clips, {frames / FPS / 60:.1f} min, of {len(parts)} videos; "
         f"{len(training_clips(clips))} to learn from, {held_out(len(clips)).sum()} held out; "
-        f"trust {trust.mean():.2f} on average, below 0.2: {(trust < 0.2).sum()}"
+        f"confidence {confidence.mean():.2f} on average, below 0.2: {(confidence < 0.2).sum()}"
     )
     return clips
 
@@ -217,7 +224,7 @@ def _same_settings(parts: Path, settings: str) -> None:
 
 
 def _pieces(
-    footage: Footage, take: RecordedTake, chosen: list[RecordedClip], kinds: Kinds, tools: Tools
+    footage: Footage, take: TrackedMotion, chosen: list[RecordedClip], kinds: Kinds, tools: Tools
 ) -> Iterator[ClipPiece]:
     """The clips of a video, decoded once more: each in one square, where its face mostly is."""
     if take.points is None:
@@ -244,15 +251,15 @@ def _pieces(
         frames = np.stack(squares)
         marks = np.stack([view.place(points * width) for points in take.points[span]]) / side
         yield ClipPiece(
-            f"{footage.path.stem}/{number}",
-            frames,
-            sound[clip.first * SAMPLES_PER_FRAME : clip.stop * SAMPLES_PER_FRAME],
-            marks.astype(np.float32),
-            take.coefficients[span],
-            clip.text,
-            None if tools.encode is None else tools.encode(frames),
-            None if tools.hear is None else _heard(tools.hear, sound, clip),
-            {"seen": 1.0, "sharpness": sharpness(frames), "pixels": 1.0 / view.scale},
+            name=f"{footage.path.stem}/{number}",
+            frames=frames,
+            samples=sound[clip.first * SAMPLES_PER_FRAME : clip.stop * SAMPLES_PER_FRAME],
+            marks=marks.astype(np.float32),
+            coefficients=take.coefficients[span],
+            text=clip.text,
+            latents=None if tools.encode is None else tools.encode(frames),
+            tokens=None if tools.hear is None else _heard(tools.hear, sound, clip),
+            scores={"seen": 1.0, "sharpness": sharpness(frames), "pixels": 1.0 / view.scale},
         )
 
 

@@ -20,8 +20,8 @@ from training.evaluation.evaluate import (
     evaluate_grid,
     evaluate_long,
     evaluate_music,
+    generate,
     held_out_set,
-    run_speeches,
 )
 from training.evaluation.metrics import figures
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clips", type=int, default=100, help="held-out GRID clips [%(default)s]")
     parser.add_argument("--voices", type=int, default=20, help="other voices [%(default)s]")
-    parser.add_argument("--seeds", type=int, default=8, help="takes of each clip [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=8, help="seeds per clip [%(default)s]")
     parser.add_argument("--steps", type=int, help="sampler steps; the student's own if not given")
     parser.add_argument("--audio-cfg", type=float)
     parser.add_argument("--reference-cfg", type=float)
@@ -55,11 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the student's figures, or write a table of all rows."""
     torch.set_num_threads(args.threads)
-    tests = held_out_set(args.data, args.speech, args.clips, args.voices)
+    tests = held_out_set(args.data, args.speech, clips=args.clips, voices=args.voices)
     if args.table is not None:
-        from training.evaluation.report import write_table  # matplotlib, only for a table
+        from training.evaluation.report import write_report  # matplotlib, only for a table
 
-        write_table(tests, args.row, args.seeds, args.table)
+        write_report(tests, args.row, args.seeds, path=args.table)
         return 0
     pipeline = motion_pipeline("evaluated", load_weights(args.weights), MotionOnly())
     own = pipeline.metadata.guidance
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         own.reference if args.reference_cfg is None else args.reference_cfg,
     )
     steps = args.steps or pipeline.metadata.steps
-    evaluate_grid(pipeline, tests, args.seeds, guidance, steps)
-    made = run_speeches(pipeline, tests.voices, 0, guidance, steps)
+    evaluate_grid(pipeline, tests, args.seeds, guidance=guidance, steps=steps)
+    made = generate(pipeline, tests.voices, 0, guidance=guidance, steps=steps)
     describe("other voices", figures(made, tests.voices, tests.lip_gap))
     evaluate_music(pipeline, tests.voices, tests.lip_gap)
     if not args.no_long:

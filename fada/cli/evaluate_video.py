@@ -12,10 +12,17 @@ from pathlib import Path
 import cv2
 import torch
 
+from fada.cli.train_video import add_cache_argument
 from model.types import Guidance
-from training.video.cli import add_cache_argument, open_clips
-from training.video.evaluation import Judge, baselines, judge_rows, markdown, network_row
-from training.video.metrics import sheet
+from training.video.evaluation import (
+    VideoEvaluator,
+    baselines,
+    evaluate_rows,
+    markdown,
+    network_row,
+)
+from training.video.grid import open_clips
+from training.video.metrics import contact_sheet
 from training.video.windows import held_out_clips
 
 SHEETS, COLUMNS, SCALE = 3, 12, 2
@@ -39,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--named",
         default="",
         metavar="PREFIX",
-        help="only clips whose names begin so: 'drawn/' of `fada dataset draw`'s",
+        help="only clips whose names begin so: 'rendered/' for those of `fada dataset draw`",
     )
     parser.add_argument(
         "--mobilenet", type=Path, help="torchvision's MobileNetV2 weights, for Fréchet distances"
@@ -67,14 +74,13 @@ def run(args: argparse.Namespace) -> int:
             + (f", of those named {args.named}…" if args.named else "")
         )
     rows = baselines(clips)
-    rows += [network_row(word, clips, args.seed, guidance) for word in args.row]
-    judge = Judge(clips, chosen, args.mobilenet)
-    figures, videos = judge_rows(judge, rows)
+    rows += [network_row(text, clips, seed=args.seed, guidance=guidance) for text in args.row]
+    figures, videos = evaluate_rows(VideoEvaluator(clips, chosen, args.mobilenet), rows)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(markdown(figures, chosen))
     shown = [name for name in videos if name != "still portrait"]
     for k in range(min(SHEETS, len(chosen))):
-        picture = sheet(COLUMNS, SCALE, [videos[name][k] for name in shown])
+        picture = contact_sheet(COLUMNS, SCALE, [videos[name][k] for name in shown])
         path = args.out.with_name(f"{args.out.stem}-{k + 1}.png")
         cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     print(args.out)

@@ -16,18 +16,18 @@ from tqdm import tqdm
 from media.footage import open_footage, sound_of
 from model.portrait.face_tracker import FaceTracker
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
-from training.data.arkit import capture_take, read_capture
+from training.data.arkit import arkit_motion, read_arkit
 from training.data.corpus import held_out
 from training.data.recordings import (
-    RecordedTake,
     Recording,
-    load_take,
+    TrackedMotion,
+    collect_motion,
+    load_motion,
     read_cues,
-    save_take,
-    take_of,
+    save_motion,
     write_folder,
 )
-from training.data.tracking import TrackedFrame, at_video_rate, looks
+from training.data.tracking import TrackedFrame, at_video_rate, track
 
 CAPTURES = (".csv", ".json")
 _LEAST_SHARE = 0.5  # of frames with a face: less is no talking head
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         sys.exit(f"fada track: {error}")
     frames = sum(clip.stop - clip.first for clip in clips)
-    seen = sum(len(r.take) for r in recordings)
+    seen = sum(len(r.motion) for r in recordings)
     print(
         f"{args.out}: {len(clips)} clips, {frames / FPS / 60:.1f} min "
         f"({100 * frames / seen:.0f} % of what was given), "
@@ -98,8 +98,8 @@ def _recordings(args: argparse.Namespace) -> list[Recording]:
                 made = _captured(source, sound or source, heard)
             else:
                 made = _tracked(source, tracker, heard)
-            save_take(take, made)
-        done.append(Recording(source.stem, load_take(take), heard, said))
+            save_motion(take, made)
+        done.append(Recording(source.stem, load_motion(take), heard, said))
     return done
 
 
@@ -115,12 +115,12 @@ def part_name(source: Path, sound: Path | None) -> str:
     return f"{source.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:12]}"
 
 
-def _tracked(video: Path, tracker: FaceTracker, heard: Path) -> RecordedTake:
+def _tracked(video: Path, tracker: FaceTracker, heard: Path) -> TrackedMotion:
     footage = open_footage(video)
     total = None if footage.duration_s is None else int(footage.duration_s * FPS)
     started = time.monotonic()
     with tqdm(total=total, desc=video.name, unit="frame") as bar:
-        take = take_of(_counted(at_video_rate(looks(footage.pictures(), tracker)), bar))
+        take = collect_motion(_counted(at_video_rate(track(footage.pictures(), tracker)), bar))
     spent = time.monotonic() - started
     share = float(take.ok.mean()) if len(take) else 0.0
     if share < _LEAST_SHARE:
@@ -131,8 +131,8 @@ def _tracked(video: Path, tracker: FaceTracker, heard: Path) -> RecordedTake:
     return take
 
 
-def _captured(capture: Path, sound: Path, heard: Path) -> RecordedTake:
-    take = capture_take(read_capture(capture))
+def _captured(capture: Path, sound: Path, heard: Path) -> TrackedMotion:
+    take = arkit_motion(read_arkit(capture))
     _write_sound(heard, sound_of(sound), len(take))
     return take
 

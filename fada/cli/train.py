@@ -7,42 +7,32 @@ from pathlib import Path
 
 import torch
 
+from fada.cli import train_video
 from model.motion.checkpoint import load_weights
 from model.motion.network import NetConfig
-from model.types import FPS, SAMPLE_RATE
-from training.data.confidence import TRACKED, Quality, write_qualities
-from training.data.corpus import Corpus, fit_lip_gap, grid_corpus, held_out, joined, load_grid
-from training.data.inferred import (
-    LabelledSpeech,
-    closed_mouths,
-    fit_mouths,
-    grid_phones,
-    heard_speeches,
-    inferred_corpus,
-    synthetic_speeches,
-)
+from training.data.build import build_corpus
+from training.data.corpus import Corpus, load_grid
 from training.data.phones import VISEMES
 from training.guidance_distillation import DistillConfig, train_student
 from training.sample_weighting import SUPERVISION
 from training.step_distillation import train_step_distilled
 from training.teacher import (
-    Beginning,
-    audio_encoder_from_whisper,
-    continued,
-    fresh,
-    train_audio_encoder_stage,
+    TeacherInit,
+    load_teacher,
+    new_teacher,
+    train_audio_encoder,
     train_denoising,
     train_teacher,
+    with_whisper_encoder,
 )
 from training.trainer import RunOptions
-from training.video import cli as video
 from training.weight_interpolation import interpolate_audio_encoder
 
 RATE = 1e-3
 _SPEECH_FOR_BANDS = 40  # clips
 STUDENTS = ("student", "step-distill", "student-multibranch")
 TEACHING = {
-    "audio-encoder": train_audio_encoder_stage,
+    "audio-encoder": train_audio_encoder,
     "denoising": train_denoising,
     "teacher": train_teacher,
 }
@@ -51,7 +41,7 @@ TEACHING = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "role",
-        choices=(*TEACHING, *STUDENTS, *video.ROLES),
+        choices=(*TEACHING, *STUDENTS, *train_video.ROLES),
         help="which network: the teacher, or only its audio encoder, or only what comes after; "
         "a student with guidance tokens, the same for two steps, or one without tokens; of motion, "
         "or of video",
@@ -139,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="multiply in bfloat16: faster on GPUs and on CPUs with AMX or AVX512-BF16",
     )
-    video.add_arguments(parser)
+    train_video.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,14 +150,14 @@ def run(args: argparse.Namespace) -> int:
     if tuple(args.temperature) != (1.0, 1.0) and args.role not in STUDENTS:
         raise ValueError(f"--temperature is for a motion student, not {args.role}")
     torch.set_num_threads(args.threads)
-    if args.role in video.ROLES:
-        return video.run(args)
+    if args.role in train_video.ROLES:
+        return train_video.run(args)
     phones = args.out / "phones.json"
-    corpus = build_corpus(args.data, args.speech, args.synthetic, phones, args.seed)
+    corpus = build_corpus(args.data, args.speech, args.synthetic, phones=phones, seed=args.seed)
     rate = RATE if args.rate is None else args.rate
     options = RunOptions(args.out, args.minutes, args.steps, peak_rate=rate, bf16=args.bf16)
     if args.role in TEACHING:
-        path = TEACHING[args.role](corpus, options, _beginning(args, corpus), args.seed)
+        path = TEACHING[args.role](corpus, options, _teacher_init(args, corpus), seed=args.seed)
     else:
         config = DistillConfig(
             guided=args.role != "student-multibranch",
@@ -178,60 +168,22 @@ def run(args: argparse.Namespace) -> int:
             train_audio_encoder=args.train_audio_encoder,
         )
         teach = train_step_distilled if args.role == "step-distill" else train_student
-        path = teach(corpus, args.teacher, options, args.seed, args.start, config)
+        path = teach(corpus, args.teacher, options, seed=args.seed, start=args.start, config=config)
     print(path)
     return 0
 
 
-def _beginning(args: argparse.Namespace, corpus: Corpus) -> Beginning:
+def _teacher_init(args: argparse.Namespace, corpus: Corpus) -> TeacherInit:
     torch.manual_seed(args.seed)
     if args.start is None:
         config = NetConfig(visemes=len(VISEMES), audio_layers=args.audio_layers)
-        beginning = fresh(corpus, config)
+        init = new_teacher(corpus, config)
     else:
-        beginning = continued(args.start)
+        init = load_teacher(args.start)
     if args.interpolate is not None:
         early, late = (load_weights(path).net for path in args.interpolate)
-        interpolate_audio_encoder(beginning.net, early, late, args.between)
+        interpolate_audio_encoder(init.net, early, late, share=args.between)
     if args.whisper is None:
-        return beginning
+        return init
     speech = load_grid(args.data).samples[:_SPEECH_FOR_BANDS]
-    return audio_encoder_from_whisper(beginning, args.whisper, args.whisper_blocks, speech)
-
-
-def build_corpus(
-    data: Path, speech: Path | None, synthetic: Path | None, phones: Path, seed: int
-) -> Corpus:
-    """GRID's training clips and, if given, other voices; never what is held out.
-
-    ``speech``: recordings with transcripts. ``synthetic``: what `fada corpus build` wrote.
-    ``phones``: where the alignments are kept, as they take minutes; ``quality.csv`` beside it says
-    how far each sample is believed.
-    """
-    grid = load_grid(data)
-    chosen = ~held_out(len(grid.texts))
-    if speech is None and synthetic is None:
-        return grid_corpus(grid, chosen)
-    said = grid_phones(grid, chosen, phones)
-    tracked = grid_corpus(grid, chosen, said)
-    mouths = fit_mouths(grid, said, seed)
-    closed = closed_mouths(grid, said)
-    spoken: dict[str, LabelledSpeech] = {}
-    if speech is not None:
-        spoken |= heard_speeches(speech, phones)
-    if synthetic is not None:
-        spoken |= synthetic_speeches(synthetic)
-    write_qualities(phones.with_name("quality.csv"), _qualities(tracked, spoken))
-    return joined([tracked, inferred_corpus(spoken, mouths, closed, fit_lip_gap(tracked))])
-
-
-def _qualities(tracked: Corpus, spoken: dict[str, LabelledSpeech]) -> list[Quality]:
-    clips = [
-        Quality(f"tracked/{i}", "tracked", frames / FPS, TRACKED)
-        for i, frames in enumerate(tracked.frames.tolist())
-    ]
-    others = [
-        Quality(name, s.source, len(s.samples) / SAMPLE_RATE, s.quality)
-        for name, s in spoken.items()
-    ]
-    return clips + others
+    return with_whisper_encoder(init, args.whisper, args.whisper_blocks, speech=speech)

@@ -63,7 +63,7 @@ def test_videos_become_clips_and_are_prepared_once(
     loud = np.abs(clips.sound(clip).reshape(60, SAMPLES_PER_FRAME)).mean(1)
     assert np.argmax(loud > 0.1) == round(CLICK_S * 25)
     assert {"sync_r", "sync_lag_ms", "sharpness", "pixels"} <= clip.scores.keys()
-    assert clip.trust < 0.2  # a mouth that stands still does not say this
+    assert clip.confidence < 0.2  # a mouth that stands still does not say this
 
     made = {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("frames.npy")}
     assert build(videos, "--out", out, *encoders) == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.distributed import Team, joined_team
+from training.distributed import World, join_world
 from training.trainer import Losses, RunOptions, Trainer
 
 STEPS, BATCH = 12, 4
@@ -27,12 +27,12 @@ def batches() -> torch.Tensor:
     return torch.randn(STEPS, BATCH, 3, generator=torch.Generator().manual_seed(1))
 
 
-def trained(folder: Path, team: Team, steps: int) -> nn.Module:
+def trained(folder: Path, world: World, steps: int) -> nn.Module:
     """The average after ``steps``, each process with its part of every batch."""
-    net, parts = a_net(), batches().chunk(team.size, dim=1)[team.rank]
+    net, parts = a_net(), batches().chunk(world.size, dim=1)[world.rank]
     options = RunOptions(folder, minutes=60.0, steps=steps, warm_up_steps=1)
-    random = torch.Generator().manual_seed(team.seed(3))
-    trainer: Trainer[nn.Module] = Trainer(net, options, random, team=team)
+    random = torch.Generator().manual_seed(world.seed(3))
+    trainer: Trainer[nn.Module] = Trainer(net, options, random, world=world)
 
     def losses() -> Losses:
         torch.rand(1, generator=random)
@@ -44,9 +44,9 @@ def trained(folder: Path, team: Team, steps: int) -> nn.Module:
 
 def main(folder: Path) -> None:
     """Of each process: half of the steps, then, as after an interruption, the others."""
-    with joined_team(torch.device("cpu")) as (team, _):
-        trained(folder, team, STEPS // 2)
-        trained(folder, team, STEPS)
+    with join_world(torch.device("cpu")) as (world, _):
+        trained(folder, world, STEPS // 2)
+        trained(folder, world, STEPS)
 
 
 def run_team(*words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
@@ -65,15 +65,15 @@ def test_two_processes_learn_what_one_learns_of_both_their_batches(tmp_path: Pat
     assert run.returncode == 0, run.stderr
     two = torch.load(tmp_path / "two" / "net.pt", weights_only=True)
     # the pace follows the steps a run is to have: the same two runs by one process
-    trained(tmp_path / "one", Team(), STEPS // 2)
-    one = trained(tmp_path / "one", Team(), STEPS)
+    trained(tmp_path / "one", World(), STEPS // 2)
+    one = trained(tmp_path / "one", World(), STEPS)
     for name, value in one.state_dict().items():
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
     saved = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
     assert saved["step"] == STEPS
     assert not torch.equal(*saved["random"])  # each draws numbers of its own
     with pytest.raises(ValueError, match="is of 2 processes, expected 1"):
-        trained(tmp_path / "two", Team(), STEPS)
+        trained(tmp_path / "two", World(), STEPS)
 
 
 if __name__ == "__main__":

@@ -1,79 +1,53 @@
-"""Whose word counts when a student learns to take two steps."""
+"""Which targets a student of two steps learns from: teacher, former student, recording."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
+from model.diffusion.denoiser import Conditions, Forward
 from model.motion.checkpoint import DEFAULT_GUIDANCE
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH
-from training.step_distillation import DATA_SHARE, GAINS, PLACES, FewerSteps
+from tests.training.helpers import ConstantWindows, SquaredLoss
+from training.step_distillation import (
+    GAINS,
+    RECORDING_SHARE,
+    START_STEPS,
+    StepDistillationObjective,
+)
 
 T = 8
-AUDIO, FACE = 0.1, 0.01  # what the teacher's branches differ by
-CYCLE = 2 * len(PLACES)  # updates in which every kind has its turn
+AUDIO, FACE = 0.1, 0.01  # differences between the teacher's branches
+CYCLE = 2 * len(START_STEPS)  # updates that cover every kind
 
 
-@dataclass
-class Recording:
-    x0: Tensor
-    prefix: Tensor
-    clean_prefix: Tensor
-    trust: Tensor
-
-    def conditions(self) -> dict[str, Tensor]:
-        on = torch.ones(len(self.x0))
-        return {"prefix": self.prefix, "has_audio": on, "has_reference": on}
+def teacher(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    value = FACE * cond["has_reference"] + AUDIO * cond["has_audio"]
+    return value[:, None, None].expand_as(x_t)
 
 
-class Recordings:
-    """Of no motion."""
-
-    def __init__(self, trust: float) -> None:
-        self._trust = trust
-
-    def draw_run(self, size: int, windows: int) -> Sequence[Recording]:
-        before, trust = torch.zeros(size, 4, MOTION_DIM), torch.full((size,), self._trust)
-        return [Recording(torch.zeros(size, T, MOTION_DIM), before, before, trust)] * windows
-
-
-class Squared:
-    """Remembers which of a frame's numbers were off."""
-
-    def __init__(self) -> None:
-        self.off: list[Tensor] = []
-
-    def __call__(self, x0_hat: Tensor, target: Tensor, before: Tensor | None = None) -> Tensor:
-        error = (x0_hat - target).square()
-        self.off.append(error.mean((0, 1)) > 1e-8)
-        return error.mean((1, 2))
-
-    def closure(self, x0_hat: Tensor, data: Tensor) -> Tensor:
-        return torch.zeros(len(data))
-
-
-def teacher(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    said = FACE * cond["has_reference"] + AUDIO * cond["has_audio"]
-    return said[:, None, None].expand_as(x_t)
-
-
-def constant(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+def constant(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
     return torch.ones_like(x_t)
 
 
-def hesitant(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """Says more the clearer x_t is, so that three steps say more than one."""
+def hesitant(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    """Predicts more the less noise x_t holds, so that three steps give more than one."""
     return (1 - t)[:, None, None].expand_as(x_t)
 
 
-def objective(student: object, former: object, loss: Squared, trust: float = 0.6) -> FewerSteps:
-    random = torch.Generator().manual_seed(0)
-    warmth, recordings = torch.ones(MOTION_DIM), Recordings(trust)
-    return FewerSteps(student, former, teacher, recordings, loss, warmth, random)  # type: ignore[arg-type]
+def objective(
+    student: Forward, former: Forward, loss: SquaredLoss, confidence: float = 0.6
+) -> StepDistillationObjective:
+    return StepDistillationObjective(
+        student,
+        former,
+        teacher,
+        windows=ConstantWindows(0.0, frames=T, confidence=confidence),
+        loss=loss,
+        temperature=torch.ones(MOTION_DIM),
+        random=torch.Generator().manual_seed(0),
+    )
 
 
 def mouth() -> Tensor:
@@ -82,38 +56,40 @@ def mouth() -> Tensor:
     return some
 
 
-def test_a_student_that_adds_the_teachers_guidance_to_what_it_was_misses_nothing() -> None:
-    def student(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+def test_former_student_plus_teacher_guidance_has_no_loss() -> None:
+    def student(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         push = GAINS * (cond["guidance"] - torch.tensor(DEFAULT_GUIDANCE))
-        turned = push @ torch.tensor((AUDIO, FACE))
-        return constant(x_t, t, cond) + turned[:, None, None]
+        effect = push @ torch.tensor((AUDIO, FACE))
+        return constant(x_t, t, cond) + effect[:, None, None]
 
-    taught = objective(student, constant, Squared())
+    distilled = objective(student, constant, SquaredLoss())
     for _ in range(CYCLE):
-        losses = taught.losses()
+        losses = distilled.losses()
         assert all(float(value) < 1e-6 for value in losses.values()), losses
 
 
-def test_a_student_that_turns_nothing_misses_all_of_both_scales() -> None:
-    losses = objective(constant, constant, Squared()).losses()
+def test_ignoring_the_scales_misses_their_whole_effect() -> None:
+    losses = objective(constant, constant, SquaredLoss()).losses()
     assert float(losses["plain"]) < 1e-10
     for name in ("audio_missed", "reference_missed"):
         assert float(losses[name]) == pytest.approx(1)
 
 
-def test_the_mouth_learns_what_is_said_at_once_and_the_rest_what_three_steps_come_to() -> None:
-    loss = Squared()
-    taught = objective(hesitant, hesitant, loss)
-    for place in PLACES:
-        taught.losses()
+def test_mouth_targets_take_one_evaluation_and_others_three_steps() -> None:
+    loss = SquaredLoss()
+    distilled = objective(hesitant, hesitant, loss)
+    for done in START_STEPS:
+        distilled.losses()
         plain, _ = loss.off[-2:]
-        # at a recording nothing is asked but what it said before
-        assert torch.equal(plain, torch.zeros_like(plain) if place is None else ~mouth())
+        # From a recording the target is the former student's prediction.
+        assert torch.equal(plain, torch.zeros_like(plain) if done is None else ~mouth())
 
 
-def test_a_tracked_mouth_has_a_word() -> None:
-    def student(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return torch.where(mouth(), 1 - DATA_SHARE, 1.0).expand_as(x_t)
+def test_tracked_mouths_are_part_of_the_target() -> None:
+    def student(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        return torch.where(mouth(), 1 - RECORDING_SHARE, 1.0).expand_as(x_t)
 
-    tracked, inferred = (objective(student, constant, Squared(), trust) for trust in (1.0, 0.6))
+    tracked, inferred = (
+        objective(student, constant, SquaredLoss(), confidence) for confidence in (1.0, 0.6)
+    )
     assert float(tracked.losses()["plain"]) < 1e-10 < float(inferred.losses()["plain"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -10,31 +9,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fada.cli.train import add_arguments, run
 from model.models import motion_pipeline
 from model.motion.checkpoint import load_weights
 from model.motion.rollout import MotionOnly
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM
+from tests.training.helpers import fada_train
 from tests.training.test_whisper_init import made_up_whisper, write_ctranslate2
 from training.data.corpus import LipGap
 from training.guidance_distillation import LIMITS
 from training.losses import MotionLoss, dimension_weights
-from training.sample_weighting import DATA_SHARE, AdaptiveSampleWeight
-from training.teacher import draw_times, dropped
+from training.sample_weighting import MAX_DATA_WEIGHT, AdaptiveSampleWeight
+from training.teacher import draw_timesteps, drop_conditions
 
 JAW = ACTIONS.index("jawOpen")
 
 
-def parsed(*words: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args([str(w) for w in words])
-
-
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two updates tell nothing by their size, and bfloat16 is slow where it is not built in."""
-    for size in ("HEARING_BATCH", "BATCH"):
+    """The size of two updates does not matter, and bfloat16 is slow without hardware support."""
+    for size in ("AUDIO_ENCODER_BATCH", "BATCH"):
         monkeypatch.setattr(f"training.teacher.{size}", 6)
 
 
@@ -43,14 +36,14 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> None:
     data = ("--data", grid_folder, "--threads", 1, "--minutes", 5)
     teacher = tmp_path / "teacher"
-    assert run(parsed("teacher", *data, "--out", teacher, "--steps", 3)) == 0
+    assert fada_train("teacher", *data, "--out", teacher, "--steps", 3) == 0
     assert load_weights(teacher / "teacher.safetensors").facts["trained_steps"] == 3
-    assert run(parsed("teacher", *data, "--out", teacher, "--steps", 5)) == 0
+    assert fada_train("teacher", *data, "--out", teacher, "--steps", 5) == 0
     weights = teacher / "teacher.safetensors"
     assert load_weights(weights).facts["trained_steps"] == 5
 
     out = tmp_path / "student"
-    assert run(parsed("student", *data, "--out", out, "--steps", 2, "--teacher", weights)) == 0
+    assert fada_train("student", *data, "--out", out, "--steps", 2, "--teacher", weights) == 0
     student = load_weights(out / "student.safetensors")
     assert student.net.config.guided and student.facts["steps"] == 6
     torch.testing.assert_close(student.mean, load_weights(weights).mean)
@@ -60,7 +53,7 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
 
     words = ("--start", out / "student.safetensors", "--temperature", 1.2, 1.5, "--steps", 6)
     two = tmp_path / "two"
-    assert run(parsed("step-distill", *data, "--out", two, "--teacher", weights, *words)) == 0
+    assert fada_train("step-distill", *data, "--out", two, "--teacher", weights, *words) == 0
     fewer = load_weights(two / "student.safetensors")
     assert fewer.facts["temperature"] == [1.2, 1.5]
     assert motion_pipeline("new", fewer, MotionOnly()).metadata.nfe_per_window == 2
@@ -75,27 +68,27 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
         "--teacher",
         weights,
     )
-    assert run(parsed(*words)) == 0
+    assert fada_train(*words) == 0
     balanced = load_weights(tmp_path / "three" / "student.safetensors")
     assert motion_pipeline("new", balanced, MotionOnly()).metadata.nfe_per_window == 18
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path) -> None:
+def test_a_teacher_continues_with_whispers_encoder(grid_folder: Path, tmp_path: Path) -> None:
     data = ("--data", grid_folder, "--threads", 1, "--minutes", 5, "--steps", 2)
-    assert run(parsed("teacher", *data, "--out", tmp_path / "old")) == 0
+    assert fada_train("teacher", *data, "--out", tmp_path / "old") == 0
     old = tmp_path / "old" / "teacher.safetensors"
     write_ctranslate2(tmp_path / "model.bin", made_up_whisper())
     words = ("--start", old, "--whisper", tmp_path / "model.bin", "--whisper-blocks", 2)
     words += ("--bf16",)
-    assert run(parsed("teacher", *data, *words, "--out", tmp_path / "new")) == 0
+    assert fada_train("teacher", *data, *words, "--out", tmp_path / "new") == 0
     new = load_weights(tmp_path / "new" / "teacher.safetensors")
     assert new.net.config.whisper_blocks == 2
     torch.testing.assert_close(new.mean, load_weights(old).mean)
-    heard = load_weights(tmp_path / "new" / "audio-encoder" / "audio-encoder.safetensors").net.audio
-    for a, b in zip(heard.parameters(), new.net.audio.parameters(), strict=True):
-        assert torch.equal(a, b)  # it hears as it learned to, whatever the denoising asks for
-    run(parsed("audio-encoder", *data, *words, "--out", tmp_path / "early", "--seed", 1))
+    encoder = load_weights(tmp_path / "new" / "audio-encoder" / "audio-encoder.safetensors").net
+    for a, b in zip(encoder.audio.parameters(), new.net.audio.parameters(), strict=True):
+        assert torch.equal(a, b)  # denoising leaves the encoder as it is
+    fada_train("audio-encoder", *data, *words, "--out", tmp_path / "early", "--seed", 1)
     ends = (
         tmp_path / "early" / "audio-encoder.safetensors",
         tmp_path / "new/audio-encoder/audio-encoder.safetensors",
@@ -108,21 +101,21 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
         "--between",
         0.25,
     )
-    assert run(parsed("denoising", *data, *mix, "--out", tmp_path / "mixed")) == 0
+    assert fada_train("denoising", *data, *mix, "--out", tmp_path / "mixed") == 0
     early, late, mixed = (
         load_weights(path).net.audio.state_dict()["encoder.conv_2.weight"]
         for path in (*ends, tmp_path / "mixed" / "teacher.safetensors")
     )
     torch.testing.assert_close(mixed, 0.75 * early + 0.25 * late)
     assert not torch.equal(early, late)
-    with pytest.raises(ValueError, match="no stages of one encoder"):
+    with pytest.raises(ValueError, match="not stages of one encoder"):
         bad = ("--start", old, "--interpolate", *ends)
-        run(parsed("denoising", *data, *bad, "--out", tmp_path / "none"))
+        fada_train("denoising", *data, *bad, "--out", tmp_path / "none")
     words = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--out", tmp_path / "student")
-    assert run(parsed("student", *data, *words)) == 0
+    assert fada_train("student", *data, *words) == 0
     half = ("--teacher", tmp_path / "new" / "teacher.safetensors", "--temperature", 1.2, 1.5)
     half += ("--init-interp", 0.5)
-    assert run(parsed("student", *data, *half, "--out", tmp_path / "half")) == 0
+    assert fada_train("student", *data, *half, "--out", tmp_path / "half") == 0
     first, whole, kept = (
         load_weights(path).net.frames.weight
         for path in (
@@ -136,29 +129,29 @@ def test_a_teacher_goes_on_with_whispers_ears(grid_folder: Path, tmp_path: Path)
     torch.testing.assert_close(kept, (first + whole) / 2, rtol=2e-3, atol=1e-4)  # half precision
     assert not torch.equal(first, whole)
     with pytest.raises(ValueError, match="--init-interp 2.0"):
-        run(parsed("student", *data, *half[:6], 2.0, "--out", tmp_path / "none"))
+        fada_train("student", *data, *half[:6], 2.0, "--out", tmp_path / "none")
     with pytest.raises(ValueError, match="--temperature 1.2 3.0"):
-        run(parsed("student", *data, *half[:4], 3.0, "--out", tmp_path / "none"))
+        fada_train("student", *data, *half[:4], 3.0, "--out", tmp_path / "none")
     with pytest.raises(ValueError, match="no teacher"):
         start = tmp_path / "student" / "student.safetensors"
-        run(parsed("teacher", *data, "--start", start, "--out", tmp_path / "none"))
+        fada_train("teacher", *data, "--start", start, "--out", tmp_path / "none")
 
 
 def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--temperature is for a motion student, not teacher"):
-        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1, 1.2))
+        fada_train("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1, 1.2)
     with pytest.raises(ValueError, match="needs --teacher"):
-        run(parsed("student", "--data", grid_folder, "--out", tmp_path))
+        fada_train("student", "--data", grid_folder, "--out", tmp_path)
     with pytest.raises(ValueError, match="step distillation needs --start"):
         words = ("step-distill", "--data", grid_folder, "--teacher", tmp_path)
-        run(parsed(*words, "--out", tmp_path))
+        fada_train(*words, "--out", tmp_path)
     with pytest.raises(ValueError, match="--interpolate is for"):
         interpolate = ("--interpolate", tmp_path, tmp_path)
-        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, *interpolate))
+        fada_train("teacher", "--data", grid_folder, "--out", tmp_path, *interpolate)
     with pytest.raises(ValueError, match="more than 0"):
-        run(parsed("teacher", "--data", grid_folder, "--out", tmp_path, "--minutes", 0))
+        fada_train("teacher", "--data", grid_folder, "--out", tmp_path, "--minutes", 0)
     with pytest.raises(ValueError, match="holds no"):
-        run(parsed("teacher", "--data", tmp_path, "--out", tmp_path))
+        fada_train("teacher", "--data", tmp_path, "--out", tmp_path)
 
 
 def loss() -> MotionLoss:
@@ -172,7 +165,7 @@ def loss() -> MotionLoss:
     )
 
 
-def test_loss_is_zero_at_the_target_and_dear_where_lips_should_meet() -> None:
+def test_loss_is_zero_at_the_target_and_large_where_lips_should_meet() -> None:
     closed, open_ = torch.zeros(1, 8, MOTION_DIM), torch.zeros(1, 8, MOTION_DIM)
     open_[..., JAW] = 2.0  # a gap of 0.1
     off = torch.zeros(1, 8, MOTION_DIM)
@@ -188,36 +181,39 @@ def test_loss_prefers_a_constant_error_to_a_trembling_one() -> None:
     assert loss()(constant, target).item() < loss()(trembling, target).item()
 
 
-@given(distance=st.floats(0, 50), trust=st.floats(0, 1), t=st.floats(0.01, 1))
-def test_data_is_trusted_less_the_further_it_lies_from_the_teacher(
-    distance: float, trust: float, t: float
+@given(distance=st.floats(0, 50), confidence=st.floats(0, 1), t=st.floats(0.01, 1))
+def test_data_counts_less_the_further_it_is_from_the_teacher(
+    distance: float, confidence: float, t: float
 ) -> None:
     weigh = AdaptiveSampleWeight()
-    times, trusts = torch.full((3,), t), torch.full((3,), trust)
+    times, confidences = torch.full((3,), t), torch.full((3,), confidence)
     clear, at_defaults = torch.ones(3), torch.zeros(3)
-    weigh(torch.ones(3), times, clear, trusts, at_defaults)
+    known = {"signal": clear, "confidence": confidences, "scale_distance": at_defaults}
+    weigh(torch.ones(3), times, **known)
     distances = torch.tensor([distance, distance + 1, 1e4])
-    near, mid, far = weigh(distances, times, clear, trusts, at_defaults).tolist()
-    assert DATA_SHARE * trust + 1e-6 >= near >= mid >= far >= 0
+    near, mid, far = weigh(distances, times, **known).tolist()
+    assert MAX_DATA_WEIGHT * confidence + 1e-6 >= near >= mid >= far >= 0
     assert far < 0.01
 
 
-def test_data_speaks_for_the_default_scales() -> None:
+def test_data_counts_less_away_from_the_default_scales() -> None:
     weigh = AdaptiveSampleWeight()
     same = torch.ones(3)
-    weights = weigh(same, same, same, same, torch.tensor([0.0, 1.0, 3.0])).tolist()
+    away = torch.tensor([0.0, 1.0, 3.0])
+    weights = weigh(same, same, signal=same, confidence=same, scale_distance=away).tolist()
     assert weights[0] > 2 * weights[1] > 4 * weights[2] > 0
 
 
-def test_data_says_nothing_of_what_noise_hides() -> None:
+def test_data_hidden_by_noise_does_not_count() -> None:
     weigh = AdaptiveSampleWeight()
     same = torch.ones(3)
-    weights = weigh(same, same, torch.tensor([1.0, 0.5, 0.0]), same, 0 * same).tolist()
+    signal = torch.tensor([1.0, 0.5, 0.0])
+    weights = weigh(same, same, signal=signal, confidence=same, scale_distance=0 * same).tolist()
     assert weights[0] == pytest.approx(2 * weights[1]) and weights[0] > 0 and weights[2] == 0
 
 
-def test_each_guidance_branch_is_trained_as_often_as_said() -> None:
-    audio, reference = dropped(20_000, torch.Generator().manual_seed(0))
+def test_each_guidance_branch_gets_its_share() -> None:
+    audio, reference = drop_conditions(20_000, torch.Generator().manual_seed(0))
     both_off = ((audio == 0) & (reference == 0)).float().mean()
     reference_only = ((audio == 0) & (reference == 1)).float().mean()
     assert both_off == pytest.approx(0.08, abs=0.01)
@@ -226,6 +222,6 @@ def test_each_guidance_branch_is_trained_as_often_as_said() -> None:
 
 
 def test_times_are_late_more_often_and_never_zero() -> None:
-    t = draw_times(10_000, torch.Generator().manual_seed(0))
+    t = draw_timesteps(10_000, torch.Generator().manual_seed(0))
     assert t.min() > 0 and t.max() <= 1
     assert t.mean() == pytest.approx(2 / 3, abs=0.01)

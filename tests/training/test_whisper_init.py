@@ -14,7 +14,7 @@ from model.audio import log_mel, whisper
 from model.audio.log_mel import WINDOW_FRAMES
 from model.motion.audio_encoder import WhisperBlocks
 from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
-from training.whisper_init import begin
+from training.whisper_init import init_from_whisper
 
 BLOCKS = 2
 
@@ -82,7 +82,7 @@ def babble(seed: int, frames: int) -> Floats:
 
 def test_it_begins_as_whisper(model_bin: Path) -> None:
     encoder = WhisperBlocks(32, BLOCKS).eval().requires_grad_(False)
-    begin(encoder, model_bin, [babble(seed, 200) for seed in range(8)])
+    init_from_whisper(encoder, model_bin, [babble(seed, 200) for seed in range(8)])
     sound = babble(100, WINDOW_FRAMES)
     power = log_mel.power_spectrum(np.pad(sound, log_mel.PAST_SAMPLES))
     ours = encoder.encoder.depths(torch.from_numpy(log_mel.log_mel(power)).T[None])[-1][0]
@@ -97,10 +97,10 @@ def test_it_begins_as_whisper(model_bin: Path) -> None:
 def test_a_file_that_is_no_whisper_is_refused(tmp_path: Path, model_bin: Path) -> None:
     encoder = WhisperBlocks(32, BLOCKS)
     with pytest.raises(ValueError, match="no file"):
-        begin(encoder, tmp_path / "none.bin", [babble(0, 50)])
+        init_from_whisper(encoder, tmp_path / "none.bin", [babble(0, 50)])
     for content in (b"", b"something else altogether", model_bin.read_bytes()[:5000]):
         (tmp_path / "other.bin").write_bytes(content)
         with pytest.raises(ValueError, match=r"no model.bin|no Whisper"):
-            begin(encoder, tmp_path / "other.bin", [babble(0, 50)])
+            init_from_whisper(encoder, tmp_path / "other.bin", [babble(0, 50)])
     with pytest.raises(ValueError, match="layer_2"):
-        begin(WhisperBlocks(32, BLOCKS + 1), model_bin, [babble(0, 50)])
+        init_from_whisper(WhisperBlocks(32, BLOCKS + 1), model_bin, [babble(0, 50)])

@@ -1,11 +1,11 @@
-"""Mouths for voices without tracking: from their phones, as GRID's speaker would say them.
+"""Infer mouths for voices without tracking from their phones, in the tracked speaker's manner.
 
-The real corpus has one male voice; these clips are mediocre motion (a mean over contexts, r = 0.86
-with real jaws) on other people's real sound. `Corpus.trust` marks them, and the student's adaptive
-weight decides how much they may say.
+The tracked corpus has one male voice. These clips add other voices' real sound with mediocre motion
+(a mean over contexts, r = 0.86 against real jaws). `Corpus.confidence` marks them, and sample
+weighting decides how much a student learns from them.
 
-Only the mouth is inferred. Eyes and head of such a window are taken from a real clip when it is
-drawn (`batches.WindowSampler`): sound says little of them.
+Only the mouth is inferred. Eyes and head of a window are taken from a tracked clip when it is drawn
+(`WindowSampler`), as sound determines little of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH, reference_features
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
-from training.data.confidence import recorded_quality, synthetic_quality
+from training.data.confidence import recorded_confidence, synthetic_confidence
 from training.data.corpus import (
     Corpus,
     Grid,
@@ -43,40 +43,41 @@ from training.data.phones import (
     loud_silence_db,
     visemes,
 )
-from training.data.synthesis import read_phones, read_rows
+from training.data.synthetic.corpus import read_phones, read_rows
+from training.linear import with_neighbours
 from training.losses import CLOSED_GAP
 
-CONTEXT = 6  # frames to each side that shape a mouth: 0.24 s
-_SETTLE_S = 0.12  # lips take this long to come to rest, and to part before speech
+CONTEXT = 6  # frames on both sides that shape a mouth: 0.24 s
+_SETTLE_S = 0.12  # lips take this long to settle after speech, and to part before it
 _FLOOR_DB, _SPAN_DB = -90.0, 20.0
-# Collections that may be learned from (public domain, and free for all use). The others stay
-# unheard: they are what generalisation is measured on.
-LEARNED_FROM = ("ljspeech", "speechocean762_sample")
-HELD_OUT_SPEAKERS = 4  # speechocean762: speakers whose number is a multiple are never heard
+# Collections to train on (public domain, or free for all use). The others are held out, to measure
+# generalisation.
+TRAINING_COLLECTIONS = ("ljspeech", "speechocean762_sample")
+HOLD_OUT_SPEAKERS_EVERY = 4  # of speechocean762: speakers whose number is a multiple
 
-Row = dict[str, str]  # a row of the manifest: file, transcript, source, license, seconds
+Row = dict[str, str]  # of the manifest: file, transcript, source, license, seconds
 
 
-def speeches(folder: Path) -> tuple[list[Row], list[Row]]:
-    """Transcribed speeches of ``folder``/manifest.csv: those to learn from, those never heard.
+def split_speeches(folder: Path) -> tuple[list[Row], list[Row]]:
+    """Transcribed recordings of ``folder``/manifest.csv: those to train on, those held out.
 
-    Decided before training by collection and, in speechocean762, by speaker: no voice is in both.
+    Split before training by collection and, in speechocean762, by speaker: no voice is in both.
     """
     with (folder / "manifest.csv").open() as file:
         rows = [r for r in csv.DictReader(file) if r["transcript"]]
-    learned: list[Row] = []
-    unheard: list[Row] = []
+    training: list[Row] = []
+    unseen: list[Row] = []
     for entry in rows:
         collection, name = entry["file"].split("/")
-        kept = collection in LEARNED_FROM
+        trained = collection in TRAINING_COLLECTIONS
         if collection.startswith("speechocean"):
-            kept = int(name[:5]) % HELD_OUT_SPEAKERS != 0
-        (learned if kept else unheard).append(entry)
-    return learned, unheard
+            trained = int(name[:5]) % HOLD_OUT_SPEAKERS_EVERY != 0
+        (training if trained else unseen).append(entry)
+    return training, unseen
 
 
-def aligned(sounds: dict[str, tuple[Floats, str]], cache: Path) -> dict[str, list[Phone]]:
-    """The phones of each named (samples, text) whose alignment succeeds; minutes, so kept."""
+def align_cached(sounds: dict[str, tuple[Floats, str]], cache: Path) -> dict[str, list[Phone]]:
+    """The phones of each named (samples, text) that can be aligned; cached, as it takes minutes."""
     known: dict[str, list[list[str | float]] | None] = {}
     if cache.is_file():
         known = json.loads(cache.read_text())
@@ -96,23 +97,21 @@ def aligned(sounds: dict[str, tuple[Floats, str]], cache: Path) -> dict[str, lis
     }
 
 
-def spoken_features(samples: Floats, phones: list[Phone]) -> Floats:
-    """(T, D): visible classes and relative loudness of each frame with its neighbours."""
+def phone_features(samples: Floats, phones: list[Phone]) -> Floats:
+    """(T, D) visemes and relative loudness of each frame with its neighbours."""
     frames = len(samples) // SAMPLES_PER_FRAME
     power = (samples[: frames * SAMPLES_PER_FRAME].reshape(frames, -1) ** 2).mean(1)
     loudness = 10 * np.log10(power + 10 ** (_FLOOR_DB / 10))
     relative = np.clip((loudness - np.quantile(loudness, 0.95)) / _SPAN_DB, -2.0, 0.5)
     rows = np.concatenate([visemes(phones, frames), relative[:, None]], axis=1)
-    padded = np.pad(rows, ((CONTEXT, CONTEXT), (0, 0)), mode="edge")
-    near = [padded[i : i + frames] for i in range(2 * CONTEXT + 1)]
-    return np.concatenate(near, axis=1).astype(np.float32)
+    return with_neighbours(rows, CONTEXT).astype(np.float32)
 
 
 class MouthModel:
-    """A small regressor from `spoken_features` to the mouth's actions, fitted on tracked clips."""
+    """A small regressor from `phone_features` to the mouth's actions."""
 
     def __init__(self, features: Tensor, actions: Tensor, seed: int) -> None:
-        """``features`` (N, D), ``actions`` (N, 52) latents."""
+        """Fit on ``features`` (N, D) and ``actions`` (N, 52) of tracked clips."""
         torch.manual_seed(seed)
         self._mean = actions.mean(0)
         self._std = actions.std(0).clamp(min=0.01)
@@ -127,7 +126,7 @@ class MouthModel:
         )
         target = (actions - self._mean) / self._std
         optimiser = torch.optim.AdamW(self._net.parameters(), 1e-3, weight_decay=0.1)
-        for _ in tqdm(range(1500), desc="mouths from phones", unit="step"):
+        for _ in tqdm(range(1500), desc="mouth regressor", unit="step"):
             chosen = torch.randint(len(features), (256,))
             loss = ((self._net(features[chosen]) - target[chosen]) ** 2).mean()
             optimiser.zero_grad()
@@ -136,49 +135,48 @@ class MouthModel:
         self._net.eval()
 
     def __call__(self, features: Floats) -> Tensor:
-        """(T, D) -> (T, 52)"""
+        """`phone_features` (T, D) → actions (T, 52)."""
         with torch.no_grad():
             return torch.as_tensor(self._net(torch.from_numpy(features)) * self._std + self._mean)
 
 
 @dataclass(frozen=True)
 class ClosedMouths:
-    """Mouths with closed lips as the tracked speaker makes them, (52,) each."""
+    """Mean actions (52,) of the tracked speaker with closed lips."""
 
     bilabial: Tensor
     silent: Tensor
 
 
-def grid_phones(grid: Grid, chosen: NDArray[np.bool_], cache: Path) -> dict[int, list[Phone]]:
-    """What is said in those of the ``chosen`` clips (C,) that are tracked and can be aligned."""
+def align_grid(grid: Grid, chosen: NDArray[np.bool_], cache: Path) -> dict[int, list[Phone]]:
+    """Phones of the ``chosen`` clips (C,) that are tracked and can be aligned, by index."""
     clips = np.flatnonzero(chosen & grid.usable.all(axis=1))
-    phones = aligned({f"grid/{c}": (grid.samples[c], grid.texts[c]) for c in clips}, cache)
-    return {int(name.removeprefix("grid/")): said for name, said in phones.items()}
+    phones = align_cached({f"grid/{c}": (grid.samples[c], grid.texts[c]) for c in clips}, cache)
+    return {int(name.removeprefix("grid/")): found for name, found in phones.items()}
 
 
 def closed_mouths(grid: Grid, phones: Mapping[int, list[Phone]]) -> ClosedMouths:
-    """Means over tracked frames with closed lips, inside /p b m/ and inside silence.
+    """Means over tracked frames with closed lips, in /p b m/ and in silence.
 
-    ``phones``: what is said in each clip to use.
+    ``phones``: of each clip to use, by index.
     """
     found: dict[bool, list[Floats]] = {True: [], False: []}
-    for c, said in phones.items():
+    for c, of_clip in phones.items():
         actions = clip_motion(grid, c)[0][:, :ACTION_COUNT]
-        for p in said:
+        for p in of_clip:
             if p.name in BILABIAL or p.name == "SIL":
                 frames = list(frames_of(p, len(actions)))
                 closed = grid.lip_gap[c][frames] < CLOSED_GAP
                 found[p.name in BILABIAL].append(actions[frames][closed])
-    return ClosedMouths(
-        *(torch.from_numpy(np.concatenate(found[b]).mean(0)) for b in (True, False))
-    )
+    bilabial, silent = (torch.from_numpy(np.concatenate(found[b]).mean(0)) for b in (True, False))
+    return ClosedMouths(bilabial, silent)
 
 
 def with_closures(actions: Tensor, phones: list[Phone], closed: ClosedMouths) -> Tensor:
-    """(T, 52) ``actions`` with lips that meet on /p b m/ and rest together in silence.
+    """``actions`` (T, 52) with lips closed on /p b m/ and in silence.
 
-    A regressor's mean over contexts leaves lips a little open where they must touch (37 % of
-    /p b m/ closed on read speech), and a network that learns from it would too.
+    A regressor's mean over contexts leaves lips slightly open where they must touch: it closes 37 %
+    of /p b m/ in read speech, and a network trained on that would do the same.
     """
     frames = len(actions)
     meeting, resting = torch.zeros(frames), torch.zeros(frames)
@@ -201,14 +199,14 @@ def with_closures(actions: Tensor, phones: list[Phone], closed: ClosedMouths) ->
 
 
 def smoothed(curve: Tensor) -> Tensor:
-    """(T,) averaged over five frames."""
+    """``curve`` (T,) averaged over five frames."""
     padded = nn.functional.pad(curve[None, None], (2, 2), mode="replicate")
     return nn.functional.avg_pool1d(padded, 5, 1)[0, 0]
 
 
-def fit_mouths(grid: Grid, phones: Mapping[int, list[Phone]], seed: int) -> MouthModel:
-    """Fits on the clips whose ``phones`` are given."""
-    features = [spoken_features(grid.samples[c], said) for c, said in phones.items()]
+def fit_mouth_model(grid: Grid, phones: Mapping[int, list[Phone]], seed: int) -> MouthModel:
+    """Fit on the clips whose ``phones`` are given, by index."""
+    features = [phone_features(grid.samples[c], of_clip) for c, of_clip in phones.items()]
     actions = [clip_motion(grid, c)[0][:, :ACTION_COUNT] for c in phones]
     return MouthModel(
         torch.from_numpy(np.concatenate(features)), torch.from_numpy(np.concatenate(actions)), seed
@@ -217,63 +215,65 @@ def fit_mouths(grid: Grid, phones: Mapping[int, list[Phone]], seed: int) -> Mout
 
 @dataclass(frozen=True)
 class LabelledSpeech:
-    """Sound of a voice without tracking."""
+    """Speech of a voice without tracking."""
 
-    samples: Floats  # (N,) in whole frames
+    samples: Floats  # (N,) at 16 kHz, whole frames
     phones: list[Phone]
-    source: str  # see `quality.Quality`
-    quality: float
+    source: str  # see `SampleConfidence`
+    confidence: float
 
 
-Speeches = Mapping[str, LabelledSpeech]
+def recorded_speeches(folder: Path, cache: Path) -> dict[str, LabelledSpeech]:
+    """The training recordings of ``folder`` whose alignment is credible, by file.
 
-
-def heard_speeches(folder: Path, cache: Path) -> Speeches:
-    """The recordings of ``folder`` that may be learned from and whose alignment is credible.
-
-    Raises ``ValueError`` when one is not at 16 kHz.
+    ``cache``: see `align_cached`. Raises ``ValueError`` if one is not at 16 kHz.
     """
     sounds = {
         entry["file"]: (_whole_frames(folder / entry["file"]), entry["transcript"])
-        for entry in speeches(folder)[0]
+        for entry in split_speeches(folder)[0]
     }
     result = {}
-    for name, said in aligned(sounds, cache).items():
+    for name, phones in align_cached(sounds, cache).items():
         samples = sounds[name][0]
-        loud = loud_silence_db(samples, said)
+        loud = loud_silence_db(samples, phones)
         if loud < LOUD_SILENCE_DB:
-            result[name] = LabelledSpeech(samples, said, "recorded", recorded_quality(loud))
+            confidence = recorded_confidence(loud)
+            result[name] = LabelledSpeech(samples, phones, "recorded", confidence=confidence)
     return result
 
 
-def synthetic_speeches(folder: Path) -> Speeches:
-    """The training side of a folder that `synthesis.build` wrote."""
+def synthetic_speeches(folder: Path) -> dict[str, LabelledSpeech]:
+    """The training part of a folder that `training.data.synthetic.corpus.build` wrote."""
     result = {}
     for row in read_rows(folder):
         if row["split"] == "train":
-            name, apart = row["file"], row["alignment_ms"]
-            quality = synthetic_quality(float(apart) if apart else None)
+            name, distance = row["file"], row["alignment_ms"]
+            confidence = synthetic_confidence(float(distance) if distance else None)
             samples, phones = _whole_frames(folder / name), read_phones(folder, name)
-            result[name] = LabelledSpeech(samples, phones, "synthetic", quality)
+            result[name] = LabelledSpeech(samples, phones, "synthetic", confidence=confidence)
     return result
 
 
 def _whole_frames(path: Path) -> Floats:
     samples, rate = soundfile.read(path, dtype="float32")
     if rate != SAMPLE_RATE:
-        raise ValueError(f"{path} has {rate} samples a second, expected {SAMPLE_RATE}")
+        raise ValueError(f"{path}: sample rate {rate}, expected {SAMPLE_RATE}")
     return np.asarray(samples[: len(samples) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME])
 
 
 def inferred_corpus(
-    spoken: Speeches, mouths: MouthModel, closed: ClosedMouths, lip_gap: LipGap
+    speeches: Mapping[str, LabelledSpeech],
+    mouths: MouthModel,
+    closed: ClosedMouths,
+    *,
+    lip_gap: LipGap,
 ) -> Corpus:
-    """Speeches with inferred mouths and still heads."""
+    """``speeches`` with inferred mouths and still heads."""
     motion, classes, spectra = [], [], []
-    for speech in tqdm(spoken.values(), desc="mouths for other voices", unit="clip"):
+    for speech in tqdm(speeches.values(), desc="inferring mouths", unit="clip"):
         samples, phones = speech.samples, speech.phones
         latents = torch.zeros(len(samples) // SAMPLES_PER_FRAME, MOTION_DIM)
-        actions = with_closures(mouths(spoken_features(samples, phones)), phones, closed)
+        actions = with_closures(mouths(phone_features(samples, phones)), phones, closed)
         latents[:, :ACTION_COUNT] = actions * torch.tensor(MOUTH)
         motion.append(latents)
         classes.append(visemes(phones, len(latents)))
@@ -282,13 +282,13 @@ def inferred_corpus(
     every = torch.cat(motion)
     neutral = torch.from_numpy(reference_features(np.zeros(ACTION_COUNT, np.float32), None))
     return Corpus(
-        every,
-        lip_gap(every[:, :ACTION_COUNT]),
-        torch.from_numpy(np.concatenate(classes)),
-        torch.from_numpy(np.concatenate(spectra)),
-        torch.tensor(np.cumsum([0, *frames[:-1]])),
-        torch.tensor(frames),
-        neutral.expand(len(frames), -1).clone(),
-        torch.from_numpy(np.stack([background(s) for s in spectra])),
-        torch.tensor([s.quality for s in spoken.values()]),
+        motion=every,
+        lip_gap=lip_gap(every[:, :ACTION_COUNT]),
+        visemes=torch.from_numpy(np.concatenate(classes)),
+        log_power=torch.from_numpy(np.concatenate(spectra)),
+        first=torch.tensor(np.cumsum([0, *frames[:-1]])),
+        frames=torch.tensor(frames),
+        reference=neutral.expand(len(frames), -1).clone(),
+        noise=torch.from_numpy(np.stack([background(s) for s in spectra])),
+        confidence=torch.tensor([s.confidence for s in speeches.values()]),
     )

@@ -1,8 +1,7 @@
-"""Music under speech: as the front end's bands hear it, to learn from, and as sound, to judge by.
+"""Synthetic music: as mel bands for training, as sound for evaluation.
 
-What tells music from a voice is that its tones hold still and then jump, many at once: chords of
-harmonic tones that are struck and die away, and a beat of noise. No recording is needed, or owned
-by anybody.
+Unlike a voice, music holds its tones and then jumps, many at once. So a piece is a sequence of
+chords of harmonic tones that are struck and decay, with a beat of noise. No recording is needed.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ NOTES = 60  # semitones, five octaves
 CHORD = torch.tensor([[0, 12, 16, 19], [0, 12, 15, 19], [0, 7, 12, 24], [0, 5, 12, 21]])
 HARMONICS = 24
 BEAT_HOPS = (12, 60)  # of 10 ms
-_RING = (0.9, 0.995)  # what is left of a struck note after a hop
+_DECAY = (0.9, 0.995)  # of a struck note, per hop
 
 
 def _tones(roll_off: float) -> Tensor:
-    """(NOTES, bands) mean power of a tone of each pitch, its overtones weaker by ``roll_off``."""
+    """(NOTES, bands) mean power of a tone of each pitch; overtone k has power k^-``roll_off``."""
     pitch = LOWEST_HZ * 2 ** (torch.arange(NOTES) / 12)
     order = torch.arange(1, HARMONICS + 1)
     hertz = pitch[:, None] * order
@@ -36,20 +35,20 @@ def _tones(roll_off: float) -> Tensor:
 
 
 class Music:
-    """Draws pieces; holds only constant tables."""
+    """Draws pieces; holds constant tables only."""
 
     def __init__(self) -> None:
         self._tones = torch.stack([_tones(1.2), _tones(2.5)])  # bright, mellow
 
     def __call__(self, size: int, hops: int, random: torch.Generator) -> Tensor:
-        """(size, hops, bands) power whose mean is 1 over each piece."""
+        """(size, hops, bands) power, with mean 1 over each piece."""
 
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return low + (high - low) * torch.rand(size, *shape, generator=random)
 
         beat = uniform(*BEAT_HOPS, 1)
         time = torch.arange(hops) + beat * uniform(0, 1, 1)
-        bar = (time / beat).long()  # (size, hops) which chord is heard
+        bar = (time / beat).long()  # (size, hops) index of the chord
         chords = hops // BEAT_HOPS[0] + 2
         root = torch.randint(24, (size, chords), generator=random)
         shape = CHORD[torch.randint(len(CHORD), (size, chords), generator=random)]
@@ -59,14 +58,14 @@ class Music:
         each = torch.arange(size)[:, None, None]
         spectra = (loud * timbre[each, notes]).sum(2)  # (size, chords, bands)
         since = time - bar * beat
-        struck = uniform(*_RING, 1) ** since
-        drum = uniform(-1, 1, 1).clamp(min=0) * 0.7**since  # every second piece has none
-        heard = struck[:, :, None] * spectra[torch.arange(size)[:, None], bar] + drum[:, :, None]
-        return heard / heard.mean((1, 2), keepdim=True)
+        struck = uniform(*_DECAY, 1) ** since
+        drum = uniform(-1, 1, 1).clamp(min=0) * 0.7**since  # none in every second piece
+        power = struck[:, :, None] * spectra[torch.arange(size)[:, None], bar] + drum[:, :, None]
+        return power / power.mean((1, 2), keepdim=True)
 
 
-def played(seconds: float, seed: int) -> Floats:
-    """(N,) samples of struck chords and a beat of noise, with a root mean square of 0.1."""
+def synthesise_music(seconds: float, seed: int) -> Floats:
+    """(N,) samples at 16 kHz of struck chords and a beat of noise, with an RMS of 0.1."""
     random = np.random.default_rng(seed)
     count = round(seconds * SAMPLE_RATE)
     sound = np.zeros(count)

@@ -1,6 +1,6 @@
-"""Which phone is spoken when: forced alignment, and what mouths do for a phone.
+"""Phones: forced alignment, and what a mouth does for a phone.
 
-Used to judge mouths on voices without tracking, and to infer a mouth for them.
+They serve to evaluate mouths on voices without tracking, and to infer mouths for them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from pocketsphinx import Decoder
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 
 _HOP_S = 0.01  # the recogniser's frame
-_MARGIN_S = 0.2  # of a silence: where its neighbours may still sound
-LOUD_SILENCE_DB = -10.0  # an alignment with a louder silence than this is not believed
+_MARGIN_S = 0.2  # at both ends of a silence, where its neighbours may still sound
+LOUD_SILENCE_DB = -10.0  # an alignment with a louder silence is rejected
 
 BILABIAL = frozenset({"P", "B", "M"})
 OPEN_VOWELS = frozenset({"AA", "AE", "AH", "AY", "AW", "EH", "EY", "AO", "OW"})
 
-# How far a mouth opens for a phone, from closed lips (0) to /aa/ (1): textbook jaw heights, used
-# only to compare against, never to train on.
+# Jaw heights of phones from textbooks, from closed lips (0) to /aa/ (1); for evaluation only.
 OPENNESS: dict[str, float] = {
     "SIL": 0.0, "P": 0.0, "B": 0.0, "M": 0.0, "F": 0.1, "V": 0.1,
     "AA": 1.0, "AE": 0.95, "AH": 0.7, "AO": 0.75, "AW": 0.95, "AY": 0.95, "EH": 0.75, "EY": 0.7,
@@ -32,8 +31,8 @@ OPENNESS: dict[str, float] = {
     "TH": 0.3, "DH": 0.3,
 }  # fmt: skip
 
-# Phones that look alike share a class. GRID's closed vocabulary lacks some (HH, NG, SH, ZH, DH,
-# OY, UH, ER): each of them shares its class with one that it has.
+# Phones that look alike share a viseme. GRID's vocabulary lacks some (HH, NG, SH, ZH, DH, OY, UH,
+# ER); each shares its viseme with one that GRID has.
 VISEMES: tuple[frozenset[str], ...] = (
     frozenset({"SIL"}),
     frozenset({"P", "B", "M"}),
@@ -56,12 +55,12 @@ VISEMES: tuple[frozenset[str], ...] = (
     frozenset({"AO", "OW", "OY"}),
     frozenset({"UW", "UH"}),
 )
-_CLASS = {phone: i for i, phones in enumerate(VISEMES) for phone in phones}
+_VISEME_OF = {phone: i for i, phones in enumerate(VISEMES) for phone in phones}
 
 
 @dataclass(frozen=True)
 class Phone:
-    """One spoken phone; ``name`` is ARPAbet without stress, ``SIL`` where nobody speaks."""
+    """One phone; ``name`` is ARPAbet without stress, or ``SIL``."""
 
     name: str
     start_s: float
@@ -69,15 +68,17 @@ class Phone:
 
 
 class Aligner:
-    """Aligns English speech with its text; keeps one recogniser."""
+    """Aligns English speech with its text by pocketsphinx."""
 
     def __init__(self) -> None:
         self._decoder = Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL")
 
     def __call__(self, samples: Floats, text: str) -> list[Phone] | None:
-        """The phones of ``samples`` (N,), 16 kHz, in order; ``None`` when the text does not fit
-        the sound, holds a word that the dictionary lacks, or digits, which say nothing of how
-        they were read."""
+        """The phones of ``samples`` (N,), 16 kHz, in order.
+
+        ``None`` if the text does not fit the sound or holds digits or a word that the dictionary
+        lacks.
+        """
         words = re.sub(r"[^a-z' ]+", " ", text.lower().replace("-", " ")).split()
         if (
             re.search(r"\d", text)
@@ -92,7 +93,7 @@ class Aligner:
             self._decoder.set_alignment()
             self._decode(raw)
             alignment = self._decoder.get_alignment()
-        except RuntimeError:  # the recogniser's only way to say that no path reached the end
+        except RuntimeError:  # no path reached the end
             return None
         if alignment is None:
             return None
@@ -112,8 +113,10 @@ class Aligner:
 
 
 def loud_silence_db(samples: Floats, phones: list[Phone]) -> float:
-    """How loud the loudest frame is in which nobody is said to speak, against the loudest speech;
-    -inf without silence. Near 0 the alignment has skipped words."""
+    """Loudest frame in aligned silence against the loudest speech, in dB; -inf without silence.
+
+    Near 0 dB the alignment has skipped words.
+    """
     frames = len(samples) // SAMPLES_PER_FRAME
     power = (samples[: frames * SAMPLES_PER_FRAME].reshape(frames, -1) ** 2).mean(1) + 1e-12
     silent = np.zeros(frames, bool)
@@ -127,7 +130,7 @@ def loud_silence_db(samples: Floats, phones: list[Phone]) -> float:
 
 
 def _overlap(phones: list[Phone], frames: int) -> NDArray[np.float64]:
-    """(frames, phones) share of each video frame that each phone fills."""
+    """(frames, phones) share of each phone in each video frame."""
     starts = np.arange(frames)[:, None] / FPS
     begin = np.array([p.start_s for p in phones])
     end = np.array([p.end_s for p in phones])
@@ -136,20 +139,20 @@ def _overlap(phones: list[Phone], frames: int) -> NDArray[np.float64]:
 
 
 def openness(phones: list[Phone], frames: int) -> Floats:
-    """(frames,) how far the mouth should open, by the phones alone."""
+    """(frames,) expected mouth opening by `OPENNESS`."""
     values = np.array([OPENNESS[p.name] for p in phones])
     return np.asarray(_overlap(phones, frames) @ values, np.float32)
 
 
 def visemes(phones: list[Phone], frames: int) -> Floats:
-    """(frames, classes) share of each frame that each visible class fills."""
+    """(frames, classes) share of each viseme in each frame."""
     table = np.zeros((len(phones), len(VISEMES)))
-    classes = np.array([_CLASS[p.name] for p in phones], np.int64)
+    classes = np.array([_VISEME_OF[p.name] for p in phones], np.int64)
     table[np.arange(len(phones)), classes] = 1.0
     return np.asarray(_overlap(phones, frames) @ table, np.float32)
 
 
 def frames_of(phone: Phone, frames: int) -> range:
-    """The video frames that ``phone`` touches."""
+    """The video frames that ``phone`` overlaps."""
     first = int(phone.start_s * FPS)
     return range(min(first, frames), min(frames, max(first + 1, int(np.ceil(phone.end_s * FPS)))))

@@ -1,4 +1,4 @@
-"""Recordings at 25 frames a second, cut into clips and laid down for `corpus.load_grid`."""
+"""Cut recordings into clips and write them as a folder for `training.data.corpus.load_grid`."""
 
 from __future__ import annotations
 
@@ -16,30 +16,28 @@ from model.portrait.blendshapes import ACTION_COUNT, ACTIONS
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 from training.data.tracking import LANDMARK_INDEX, TrackedFrame
 
-LONGEST_CLIP = 250  # frames
-# Two training windows with their past at the fastest pace take 35 frames.
-SHORTEST_CLIP = 50
-SHAPE_EVERY = 50  # of tracked frames, one mesh of so many tells the speaker's geometry
-_LEAD_S = 0.3  # of silence around a subtitle that belongs to its clip
-_PAUSE_S = 1.0  # subtitles further apart than this are never of one clip
+MAX_CLIP_FRAMES = 250  # frames
+MIN_CLIP_FRAMES = 50  # two training windows with their prefix at the highest rate take 35
+SHAPE_EVERY = 50  # tracked frames: one mesh of so many is kept, for the speaker's geometry
+_LEAD_S = 0.3  # of silence before and after a subtitle that belongs to its clip
+_PAUSE_S = 1.0  # subtitles further apart are not joined in a clip
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _TIMES = re.compile(_TIME + r"\s*-->\s*" + _TIME)
 
 
 @dataclass(frozen=True)
-class RecordedTake:
-    """One recording: N frames, of which only those with ``ok`` mean anything.
+class TrackedMotion:
+    """N frames of a recording at 25 a second; only those with ``ok`` are valid.
 
-    Either ``points`` (N, 62, 2), in picture widths, with meshes ``shapes`` (S, 478, 3), or, of a
-    capture without landmarks, ``lip_gap`` (N,) in eye-corner distances.
+    Videos have ``points`` and ``shapes``, ARKit recordings ``lip_gap``.
     """
 
     coefficients: Floats  # (N, 52) in the order of `ACTIONS`
     pose: NDArray[np.float64]  # (N, 3, 4)
     ok: NDArray[np.bool_]  # (N,)
-    points: Floats | None = None
-    shapes: Floats | None = None
-    lip_gap: Floats | None = None
+    points: Floats | None = None  # (N, 62, 2) in picture widths
+    shapes: Floats | None = None  # (S, 478, 3) a sample of meshes
+    lip_gap: Floats | None = None  # (N,) in eye-corner distances
 
     def __len__(self) -> int:
         return len(self.ok)
@@ -56,7 +54,7 @@ class Cue:
 
 @dataclass(frozen=True)
 class RecordedClip:
-    """Frames ``first`` up to ``stop`` of a take and what is said in them, if that is known."""
+    """Frames ``first`` to ``stop`` of a recording, and their text if it is known."""
 
     first: int
     stop: int
@@ -65,39 +63,39 @@ class RecordedClip:
 
 @dataclass(frozen=True)
 class Recording:
-    """A take with its name, its sound (16 kHz mono, 640 samples a frame) and its subtitles."""
+    """Motion with its name, its sound (16 kHz mono, 640 samples per frame) and its subtitles."""
 
     name: str
-    take: RecordedTake
+    motion: TrackedMotion
     sound: Path
     cues: Sequence[Cue] | None = None
 
 
-def take_of(looks: Iterable[TrackedFrame | None]) -> RecordedTake:
-    """A video's looks, 25 a second, as a take; few of their meshes are held."""
+def collect_motion(faces: Iterable[TrackedFrame | None]) -> TrackedMotion:
+    """Collect a video's faces, 25 a second; only one mesh in `SHAPE_EVERY` is kept."""
     ok: list[bool] = []
     coefficients, pose, points, shapes = [], [], [], []
     tracked = 0
-    for look in looks:
-        ok.append(look is not None)
-        coefficients.append(np.zeros(ACTION_COUNT) if look is None else look.coefficients)
-        pose.append(np.eye(3, 4) if look is None else look.pose)
-        points.append(np.zeros((len(LANDMARK_INDEX), 2)) if look is None else look.points)
-        if look is not None:
+    for face in faces:
+        ok.append(face is not None)
+        coefficients.append(np.zeros(ACTION_COUNT) if face is None else face.coefficients)
+        pose.append(np.eye(3, 4) if face is None else face.pose)
+        points.append(np.zeros((len(LANDMARK_INDEX), 2)) if face is None else face.points)
+        if face is not None:
             if tracked % SHAPE_EVERY == 0:
-                shapes.append(look.shape)
+                shapes.append(face.shape)
             tracked += 1
-    return RecordedTake(
-        np.array(coefficients, np.float32).reshape(-1, ACTION_COUNT),
-        np.array(pose, np.float64).reshape(-1, 3, 4),
-        np.array(ok, bool),
-        np.array(points, np.float32).reshape(-1, len(LANDMARK_INDEX), 2),
-        np.array(shapes, np.float32).reshape(-1, 478, 3),
+    return TrackedMotion(
+        coefficients=np.array(coefficients, np.float32).reshape(-1, ACTION_COUNT),
+        pose=np.array(pose, np.float64).reshape(-1, 3, 4),
+        ok=np.array(ok, bool),
+        points=np.array(points, np.float32).reshape(-1, len(LANDMARK_INDEX), 2),
+        shapes=np.array(shapes, np.float32).reshape(-1, 478, 3),
     )
 
 
 def read_cues(path: Path) -> list[Cue]:
-    """The subtitles of a SubRip or WebVTT file. Raises ``ValueError`` when it holds none."""
+    """The subtitles of a SubRip or WebVTT file. Raises ``ValueError`` if it holds none."""
     cues = []
     for block in re.split(r"\n\s*\n", path.read_text("utf-8-sig").replace("\r\n", "\n")):
         lines = block.strip().split("\n")
@@ -121,27 +119,27 @@ def _seconds(parts: Sequence[str | None]) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + float(f"0.{part}")
 
 
-def cut(ok: NDArray[np.bool_], cues: Sequence[Cue] | None) -> list[RecordedClip]:
-    """The clips of a take: frames without a face are in none of them.
+def cut_clips(ok: NDArray[np.bool_], cues: Sequence[Cue] | None) -> list[RecordedClip]:
+    """Cut a recording with valid frames ``ok`` (N,) into clips of valid frames.
 
-    Without ``cues``: each unbroken stretch in equal parts of at most `LONGEST_CLIP`. With them:
-    what is said in one or more subtitles, whole, with up to 0.3 s of silence on both sides. What
-    is shorter than `SHORTEST_CLIP` is left out.
+    Without ``cues``, each unbroken stretch is cut into equal parts of at most `MAX_CLIP_FRAMES`.
+    With them, a clip holds one or more whole subtitles with up to 0.3 s of silence on both sides.
+    Clips shorter than `MIN_CLIP_FRAMES` are left out.
     """
     if cues is None:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], ok.astype(np.int8), [0]])))
         clips = []
         for first, stop in edges.reshape(-1, 2).tolist():
-            parts = -(-(stop - first) // LONGEST_CLIP)
+            parts = -(-(stop - first) // MAX_CLIP_FRAMES)
             borders = np.linspace(first, stop, parts + 1).round().astype(int).tolist()
             clips += [RecordedClip(a, b) for a, b in pairwise(borders)]
     else:
-        clips = _said(len(ok), cues)
-    return [c for c in clips if c.stop - c.first >= SHORTEST_CLIP and ok[c.first : c.stop].all()]
+        clips = _subtitle_clips(len(ok), cues)
+    return [c for c in clips if c.stop - c.first >= MIN_CLIP_FRAMES and ok[c.first : c.stop].all()]
 
 
-def _said(frames: int, cues: Sequence[Cue]) -> list[RecordedClip]:
-    """Subtitles as clips; short ones join the next if there is no pause between them."""
+def _subtitle_clips(frames: int, cues: Sequence[Cue]) -> list[RecordedClip]:
+    """Subtitles as clips; short ones are joined with the next unless there is a pause."""
     spans: list[RecordedClip] = []
     ends = [-np.inf, *(cue.end_s for cue in cues)]
     starts = [*(cue.start_s for cue in cues), np.inf]
@@ -153,8 +151,8 @@ def _said(frames: int, cues: Sequence[Cue]) -> list[RecordedClip]:
         if (
             last is not None
             and cue.start_s - ends[i] < _PAUSE_S
-            and min(last.stop - last.first, stop - first) < SHORTEST_CLIP
-            and stop - last.first <= LONGEST_CLIP
+            and min(last.stop - last.first, stop - first) < MIN_CLIP_FRAMES
+            and stop - last.first <= MAX_CLIP_FRAMES
         ):
             spans[-1] = RecordedClip(last.first, stop, f"{last.text} {cue.text}")
         else:
@@ -163,24 +161,26 @@ def _said(frames: int, cues: Sequence[Cue]) -> list[RecordedClip]:
 
 
 def write_folder(recordings: Sequence[Recording], folder: Path) -> list[RecordedClip]:
-    """Writes the clips of all ``recordings``: ``motion.npz``, ``audio.opus`` and, of videos, a
-    sample of meshes. Returns the clips, in order.
+    """Write the clips of all ``recordings``: ``motion.npz``, ``audio.opus`` and, for videos, a
+    sample of meshes. Returns the clips in order.
 
-    Raises ``ValueError`` when videos and captures are mixed, or no clip is left.
+    Raises ``ValueError`` if videos and ARKit recordings are mixed, or if no clip is left.
     """
-    captured = {r.take.lip_gap is not None for r in recordings}
-    if len(captured) != 1:
-        raise ValueError("videos and captures cannot share a folder: only videos have landmarks")
-    chosen = [(r, clip) for r in recordings for clip in cut(r.take.ok, r.cues)]
+    arkit = {r.motion.lip_gap is not None for r in recordings}
+    if len(arkit) != 1:
+        raise ValueError(
+            "videos and ARKit recordings cannot share a folder: only videos have landmarks"
+        )
+    chosen = [(r, clip) for r in recordings for clip in cut_clips(r.motion.ok, r.cues)]
     if not chosen:
         raise ValueError(
-            f"no clip is left: none of {sum(len(r.take) for r in recordings)} frames lies in "
-            f"{SHORTEST_CLIP / FPS:g} s or more without a break in the tracking"
+            f"no clip is left of {sum(len(r.motion) for r in recordings)} frames, expected "
+            f"{MIN_CLIP_FRAMES / FPS:g} s or more without a break in the tracking"
         )
     folder.mkdir(parents=True, exist_ok=True)
 
     def joined(name: str) -> NDArray[np.floating]:
-        parts = [getattr(r.take, name)[clip.first : clip.stop] for r, clip in chosen]
+        parts = [getattr(r.motion, name)[clip.first : clip.stop] for r, clip in chosen]
         return np.concatenate(parts).astype(np.float32)
 
     lengths = [clip.stop - clip.first for _, clip in chosen]
@@ -193,14 +193,13 @@ def write_folder(recordings: Sequence[Recording], folder: Path) -> list[Recorded
         "start": np.cumsum([0, *lengths[:-1]]),
         "text": np.array([clip.text for _, clip in chosen]),
     }
-    if True in captured:
+    if True in arkit:
         arrays["lip_gap"] = joined("lip_gap")
     else:
-        # widths, in x and y alike
-        unit = np.ones(2, np.float32)
+        unit = np.ones(2, np.float32)  # landmarks are in picture widths, in x and y alike
         arrays |= {"landmarks62_xy": joined("points"), "landmark_index": LANDMARK_INDEX}
         arrays["picture"] = unit
-        shapes = [r.take.shapes for r in recordings if r.take.shapes is not None]
+        shapes = [r.motion.shapes for r in recordings if r.motion.shapes is not None]
         _save(
             folder / "landmarks478_sample.npz",
             {"landmarks": np.concatenate(shapes), "picture": unit},
@@ -212,12 +211,12 @@ def write_folder(recordings: Sequence[Recording], folder: Path) -> list[Recorded
 
 def _save(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]  # its stub has one more flag
+    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]  # the stub has a flag besides
     partial.replace(path)
 
 
 def _write_sound(path: Path, chosen: Sequence[tuple[Recording, RecordedClip]]) -> None:
-    """The clips' sound end to end, a clip at a time."""
+    """Write the clips' sound end to end, a clip at a time."""
     partial = path.with_suffix(".partial")
     with soundfile.SoundFile(partial, "w", SAMPLE_RATE, 1, format="OGG", subtype="OPUS") as written:
         for recording, clip in chosen:
@@ -231,12 +230,12 @@ def _write_sound(path: Path, chosen: Sequence[tuple[Recording, RecordedClip]]) -
     partial.replace(path)
 
 
-def save_take(path: Path, take: RecordedTake) -> None:
-    """Keeps a take for `load_take`; the file is there whole or not at all."""
-    _save(path, {name: array for name, array in vars(take).items() if array is not None})
+def save_motion(path: Path, motion: TrackedMotion) -> None:
+    """Write ``motion`` for `load_motion`, atomically."""
+    _save(path, {name: array for name, array in vars(motion).items() if array is not None})
 
 
-def load_take(path: Path) -> RecordedTake:
-    """What `save_take` wrote."""
+def load_motion(path: Path) -> TrackedMotion:
+    """Read what `save_motion` wrote."""
     with np.load(path) as data:
-        return RecordedTake(**dict(data))
+        return TrackedMotion(**dict(data))

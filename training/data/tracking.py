@@ -1,4 +1,4 @@
-"""A talking head on video as motion: what is seen in each picture, 25 times a second."""
+"""Track a talking head in video: a face per picture, resampled to 25 frames a second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.rendering.face_model import STABLE, face_basis, fit_similarity
 from model.types import FPS, Floats
 from training.data.corpus import EYE_CORNERS_CM
 
-# The points of the mesh that the layout keeps a frame: lips, eyes, brows, nose and outline.
+# Mesh points that are stored for each frame: lips, eyes, brows, nose and outline.
 # fmt: off
 LANDMARK_INDEX = np.array([
     0, 1, 4, 10, 13, 14, 17, 33, 37, 39, 40, 61, 70, 78, 80, 81, 82, 84, 87, 88, 91, 95, 105, 107,
@@ -21,37 +21,31 @@ LANDMARK_INDEX = np.array([
     312, 314, 317, 318, 321, 324, 334, 336, 362, 374, 375, 386, 402, 405, 409, 415, 454, 468, 473,
 ])
 # fmt: on
-# MediaPipe's virtual camera: its vertical angle of view. The true one is not known of a video;
-# only changes of the pose are ever used.
+# MediaPipe's vertical angle of view. A video's own is unknown, but only changes of the pose are
+# used.
 VIEW_ANGLE = np.radians(63.0)
-# Pictures further apart than this are not bridged: a mouth opens and shuts in between.
-LONGEST_GAP_S = 0.12
+# Longer gaps between pictures are not interpolated: a mouth may open and close within them.
+MAX_GAP_S = 0.12
 _SAME_S = 0.002
-# picture axes (y down, z away) to the pose's (y up, z towards the viewer), and back
+# From picture axes (y down, z away) to those of the pose (y up, z towards the viewer), and back.
 _FLIP = np.array([1.0, -1.0, -1.0])
 
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """One face at one time.
+    """A tracked face."""
 
-    ``coefficients`` (52,) in the order of `ACTIONS`; ``pose`` (3, 4) rotation of the canonical
-    face and its place in centimetres (x right, y up, z towards the viewer); ``points`` (62, 2)
-    `LANDMARK_INDEX` in picture widths; ``shape`` (478, 3) the mesh turned to the front, in
-    distances of the outer eye corners (x right, y down, z away).
-    """
-
-    coefficients: Floats
-    pose: NDArray[np.float64]
-    points: Floats
-    shape: Floats
+    coefficients: Floats  # (52,) in the order of `ACTIONS`
+    pose: NDArray[np.float64]  # (3, 4) rotation, translation in cm; x right, y up, z to the viewer
+    points: Floats  # (62, 2) landmarks `LANDMARK_INDEX` in picture widths
+    shape: Floats  # (478, 3) frontalised mesh in eye-corner distances; x right, y down, z away
 
 
-Seen = tuple[float, TrackedFrame | None]  # seconds, and the face if there was one
+TimedFrame = tuple[float, TrackedFrame | None]  # seconds, and the face if one was found
 
 
-def look_of(face: Face, width: int, height: int) -> TrackedFrame:
-    """What a tracked ``face`` shows in a picture of ``width`` × ``height`` pixels."""
+def tracked_frame(face: Face, width: int, height: int) -> TrackedFrame:
+    """Convert a ``face`` found in a picture of ``width`` × ``height`` pixels."""
     marks = face.landmarks.astype(np.float64)
     scale, rotation, shift = fit_similarity(face_basis().canonical[STABLE], marks[STABLE])
     focal = height / 2 / np.tan(VIEW_ANGLE / 2)
@@ -61,17 +55,17 @@ def look_of(face: Face, width: int, height: int) -> TrackedFrame:
     pose[:, :3] = _FLIP[:, None] * rotation * _FLIP
     pose[:, 3] = _FLIP * (*aside, depth)
     return TrackedFrame(
-        face.coefficients,
-        pose,
-        (marks[LANDMARK_INDEX, :2] / width).astype(np.float32),
-        ((marks - shift) @ rotation / scale).astype(np.float32),
+        coefficients=face.coefficients,
+        pose=pose,
+        points=(marks[LANDMARK_INDEX, :2] / width).astype(np.float32),
+        shape=((marks - shift) @ rotation / scale).astype(np.float32),
     )
 
 
-def looks(
+def track(
     pictures: Iterable[tuple[float, NDArray[np.uint8]]], tracker: FaceTracker
-) -> Iterator[Seen]:
-    """Follows the largest face through ``pictures``: (seconds, (H, W, 3) RGB), times rising."""
+) -> Iterator[TimedFrame]:
+    """Follow the largest face through ``pictures``: (seconds, (H, W, 3) RGB), in order."""
     face: Face | None = None
     for time_s, picture in pictures:
         try:
@@ -79,19 +73,18 @@ def looks(
         except NoFaceError:
             face = None
         height, width = picture.shape[:2]
-        yield time_s, None if face is None else look_of(face, width, height)
+        yield time_s, None if face is None else tracked_frame(face, width, height)
 
 
-def at_video_rate(seen: Iterable[Seen]) -> Iterator[TrackedFrame | None]:
-    """Looks at any times, counted from 0, as 25 a second: frame k is what is seen at k/25 s.
+def at_video_rate(faces: Iterable[TimedFrame]) -> Iterator[TrackedFrame | None]:
+    """Resample faces at any times from 0 on to 25 a second: frame k is at k/25 s.
 
-    Between two pictures the look is interpolated, so no rate of pictures adds jitter. ``None``
-    where no face was seen, or no picture for longer than `LONGEST_GAP_S`. The result ends with
-    the last picture.
+    Faces are interpolated between pictures. A frame is ``None`` if no face was found, or if the
+    pictures around it are more than `MAX_GAP_S` apart. The result ends with the last picture.
     """
     number = 0
-    before: Seen | None = None
-    for now in seen:
+    before: TimedFrame | None = None
+    for now in faces:
         while number / FPS < now[0] - _SAME_S:
             yield None if before is None else _between(before, now, number / FPS)
             number += 1
@@ -100,25 +93,25 @@ def at_video_rate(seen: Iterable[Seen]) -> Iterator[TrackedFrame | None]:
         yield before[1]
 
 
-def _between(before: Seen, after: Seen, time_s: float) -> TrackedFrame | None:
+def _between(before: TimedFrame, after: TimedFrame, time_s: float) -> TrackedFrame | None:
     if time_s <= before[0] + _SAME_S:
         return before[1]
     a, b = before[1], after[1]
-    if a is None or b is None or after[0] - before[0] > LONGEST_GAP_S:
+    if a is None or b is None or after[0] - before[0] > MAX_GAP_S:
         return None
     part = (time_s - before[0]) / (after[0] - before[0])
     pose = a.pose + part * (b.pose - a.pose)
     pose[:, :3] = nearest_rotation(pose[:, :3])
     return TrackedFrame(
-        a.coefficients + np.float32(part) * (b.coefficients - a.coefficients),
-        pose,
-        a.points + np.float32(part) * (b.points - a.points),
-        a.shape + np.float32(part) * (b.shape - a.shape),
+        coefficients=a.coefficients + np.float32(part) * (b.coefficients - a.coefficients),
+        pose=pose,
+        points=a.points + np.float32(part) * (b.points - a.points),
+        shape=a.shape + np.float32(part) * (b.shape - a.shape),
     )
 
 
 def nearest_rotation(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3, 3) the rotation closest to ``matrix`` in the sum of squares."""
+    """The rotation (3, 3) closest to ``matrix`` in the Frobenius norm."""
     u, _, vt = np.linalg.svd(matrix)
     u[:, 2] *= np.sign(np.linalg.det(u @ vt))
     return np.asarray(u @ vt)

@@ -1,4 +1,7 @@
-"""Figures of a student's motion, for `fada evaluate`; it runs as in service (`rollout`)."""
+"""Evaluate a motion student on held-out data, for ``fada evaluate``.
+
+Motion is generated as in service (`model.motion.rollout`).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import ACTION_COUNT
 from model.types import FPS, SAMPLE_RATE, Floats, Guidance
 from training.data.corpus import Corpus, LipGap, fit_lip_gap, grid_corpus, held_out, load_grid
-from training.data.inferred import speeches
-from training.data.music import played
+from training.data.inferred import split_speeches
+from training.data.music import synthesise_music
 from training.data.phones import LOUD_SILENCE_DB, Aligner, loud_silence_db
 from training.evaluation.metrics import (
     JAW,
@@ -27,22 +30,25 @@ from training.evaluation.metrics import (
 )
 from training.losses import CLOSED_GAP
 
-_MUSIC_UNDER_DB = 10.0  # the speech it accompanies
+_SPEECH_OVER_MUSIC_DB = 10.0
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What motions are judged on; nothing of it was trained on."""
+    """Data to evaluate on; only ``training`` was trained on."""
 
-    clips: list[Utterance]  # held-out GRID clips whose words can be aligned
-    real: list[Floats]  # (T, 58) what the speaker did in each
-    voices: list[Utterance]  # speeches of voices that were never heard
-    training: Corpus  # GRID's other clips, for what is fitted
+    clips: list[Utterance]  # held-out GRID clips whose text can be aligned
+    real: list[Floats]  # (T, 58) the speaker's motion in each
+    voices: list[Utterance]  # of unseen voices
+    training: Corpus  # GRID's other clips, for features and baselines
     lip_gap: LipGap
 
 
-def held_out_set(data: Path, speech: Path, clips: int, voices: int) -> HeldOut:
-    """The first ``clips`` held-out clips and about ``voices`` speeches."""
+def held_out_set(data: Path, speech: Path, *, clips: int, voices: int) -> HeldOut:
+    """The first ``clips`` held-out clips of ``data`` and about ``voices`` utterances of ``speech``.
+
+    Clips whose text cannot be aligned are left out.
+    """
     grid = load_grid(data)
     kept = held_out(len(grid.texts))
     training = grid_corpus(grid, ~kept)
@@ -52,81 +58,86 @@ def held_out_set(data: Path, speech: Path, clips: int, voices: int) -> HeldOut:
     corpus = grid_corpus(grid, chosen)
     motion = np.split(corpus.motion.numpy(), corpus.first[1:].tolist())
     align = Aligner()
-    spoken, real = [], []
+    utterances, real = [], []
     for i, c in enumerate(index):
         phones = align(grid.samples[c], grid.texts[c])
         if phones is not None:
-            spoken.append(Utterance(grid.samples[c], phones, corpus.reference[i].numpy()))
+            utterances.append(Utterance(grid.samples[c], phones, corpus.reference[i].numpy()))
             real.append(motion[i])
-    unheard = unheard_spoken(speech, voices)
-    return HeldOut(spoken, real, unheard, training, fit_lip_gap(training))
+    return HeldOut(
+        clips=utterances,
+        real=real,
+        voices=unseen_utterances(speech, voices),
+        training=training,
+        lip_gap=fit_lip_gap(training),
+    )
 
 
-def unheard_spoken(folder: Path, count: int) -> list[Utterance]:
-    """About ``count`` speeches of two seconds or more whose voices were never learned from."""
+def unseen_utterances(folder: Path, count: int) -> list[Utterance]:
+    """About ``count`` utterances of two seconds or more in voices kept from training."""
     align, result = Aligner(), []
     neutral = np.zeros(64, np.float32)
     neutral[:ACTION_COUNT] = 0.05
-    # half of them the studio voice, half the held-out speakers of speechocean762
-    rows = [r for r in speeches(folder)[1] if float(r["seconds"]) >= 2]
+    # Half from the studio voice, half from the held-out speakers of speechocean762.
+    rows = [r for r in split_speeches(folder)[1] if float(r["seconds"]) >= 2]
     studio = [r for r in rows if r["file"].startswith("asterisk")]
     others = [r for r in rows if not r["file"].startswith("asterisk")]
     chosen = [s[:: max(1, 2 * len(s) // count)] for s in (studio, others)]
     for entry in [entry for part in chosen for entry in part]:
         samples, rate = soundfile.read(folder / entry["file"], dtype="float32")
         phones = align(samples, entry["transcript"]) if rate == SAMPLE_RATE else None
-        # words that the aligner skipped would count as silence
+        # Words that the aligner skipped would count as silence.
         if phones is not None and loud_silence_db(samples, phones) < LOUD_SILENCE_DB:
             result.append(Utterance(samples, phones, neutral))
     return result
 
 
-def run_speeches(
+def generate(
     pipeline: StudentPipeline,
-    spoken: list[Utterance],
+    utterances: list[Utterance],
     first_seed: int,
+    *,
     guidance: Guidance,
     steps: int,
 ) -> list[Floats]:
-    """The motion (T, 58) of each speech, seeds counted from ``first_seed``."""
-    sounds, features = [s.samples for s in spoken], [s.features for s in spoken]
-    seeds = list(range(first_seed, first_seed + len(spoken)))
+    """The motion (T, 58) of each utterance, with seeds counted from ``first_seed``."""
+    sounds, features = [u.samples for u in utterances], [u.features for u in utterances]
+    seeds = list(range(first_seed, first_seed + len(utterances)))
     return roll_out(pipeline, sounds, features, seeds, guidance, steps)
 
 
 def describe(title: str, values: dict[str, float]) -> None:
-    """Prints one line a figure."""
+    """Print a line per figure."""
     for name, value in values.items():
         print(f"{title:>16}  {name:<24} {value:7.3f}")
 
 
 def evaluate_grid(
-    pipeline: StudentPipeline, tests: HeldOut, seeds: int, guidance: Guidance, steps: int
+    pipeline: StudentPipeline, tests: HeldOut, seeds: int, *, guidance: Guidance, steps: int
 ) -> None:
-    """Held-out clips against what the speaker did."""
-    takes = [
-        run_speeches(pipeline, tests.clips, seed * len(tests.clips), guidance, steps)
+    """Print the figures of held-out clips and of the speaker's own motion in them."""
+    count = len(tests.clips)
+    by_seed = [
+        generate(pipeline, tests.clips, seed * count, guidance=guidance, steps=steps)
         for seed in range(seeds)
     ]
     truth = np.concatenate([m[:, JAW] for m in tests.real])
-    jaws = np.stack([np.concatenate([m[:, JAW] for m in take]) for take in takes])
-    print(f"{'GRID held out':>16}  {len(tests.clips)} clips, {seeds} seeds, {steps}, {guidance}")
-    spoken = from_first_phone(tests.clips, [len(m) for m in tests.real])
+    jaws = np.stack([np.concatenate([m[:, JAW] for m in made]) for made in by_seed])
+    print(f"{'GRID held out':>16}  {count} clips, {seeds} seeds, {steps}, {guidance}")
+    mask = from_first_phone(tests.clips, [len(m) for m in tests.real])
     correlations = {
         "jaw r, one sample": float(np.mean([correlation(j, truth) for j in jaws])),
         f"jaw r, mean of {seeds}": correlation(jaws.mean(0), truth),
-        "jaw r from first phone": float(
-            np.mean([correlation(j[spoken], truth[spoken]) for j in jaws])
-        ),
-        f"from first phone, mean of {seeds}": correlation(jaws.mean(0)[spoken], truth[spoken]),
+        "jaw r from first phone": float(np.mean([correlation(j[mask], truth[mask]) for j in jaws])),
+        f"from first phone, mean of {seeds}": correlation(jaws.mean(0)[mask], truth[mask]),
     }
-    describe("GRID held out", correlations | figures(takes[0], tests.clips, tests.lip_gap))
+    describe("GRID held out", correlations | figures(by_seed[0], tests.clips, tests.lip_gap))
     describe("the real speaker", figures(tests.real, tests.clips, tests.lip_gap))
 
 
-def evaluate_long(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: LipGap) -> None:
-    """Ten minutes in one session, alternately ten seconds of speech and five of silence."""
-    speech = np.concatenate([s.samples for s in spoken])
+def evaluate_long(pipeline: StudentPipeline, utterances: list[Utterance], lip_gap: LipGap) -> None:
+    """Print the figures of a session of ten minutes: 10 s of speech and 5 s of silence in turn."""
+    speech = np.concatenate([u.samples for u in utterances])
     piece, pause = 10 * SAMPLE_RATE, 5 * SAMPLE_RATE
     parts, silent = [], []
     for k in range(40):
@@ -134,7 +145,8 @@ def evaluate_long(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: L
         silent += [np.zeros(10 * FPS, bool), np.ones(5 * FPS, bool)]
     known = pipeline.metadata
     sound = np.concatenate(parts)
-    motion = roll_out(pipeline, [sound], [spoken[0].features], [7], known.guidance, known.steps)[0]
+    face = utterances[0].features
+    motion = roll_out(pipeline, [sound], [face], [7], known.guidance, known.steps)[0]
     quiet = np.concatenate(silent)[: len(motion)]
     inner = quiet & np.roll(quiet, 8)
     gap = gaps_of([motion], lip_gap)[0]
@@ -142,24 +154,24 @@ def evaluate_long(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: L
     minute = 60 * FPS
     print(f"{'ten minutes':>16}  {'closed in silence':<30} {np.mean(gap[inner] < CLOSED_GAP):7.3f}")
     for name, part in (("first", head[:minute]), ("last", head[-minute:])):
-        figures = f"mean {np.abs(part.mean(0)).max():.3f} std {part.std(0).mean():.4f}"
-        print(f"{'ten minutes':>16}  {name + ' minute, head pose':<30} {figures}")
+        text = f"mean {np.abs(part.mean(0)).max():.3f} std {part.std(0).mean():.4f}"
+        print(f"{'ten minutes':>16}  {name + ' minute, head pose':<30} {text}")
     print(f"{'ten minutes':>16}  {'largest |head pose|':<30} {np.abs(head).max():7.3f}")
     print(f"{'ten minutes':>16}  {'blinks a minute':<30} {blinks_per_minute([motion]):7.3f}")
 
 
-def evaluate_music(pipeline: StudentPipeline, spoken: list[Utterance], lip_gap: LipGap) -> None:
-    """Lips do not follow music, and under speech it does not disturb them."""
+def evaluate_music(pipeline: StudentPipeline, utterances: list[Utterance], lip_gap: LipGap) -> None:
+    """Print how often lips stay closed in music alone, and the figures of speech over music."""
     known = pipeline.metadata
-    pieces = [played(10.0, seed) for seed in range(10)]
-    faces = [spoken[0].features] * len(pieces)
+    pieces = [synthesise_music(10.0, seed) for seed in range(10)]
+    faces = [utterances[0].features] * len(pieces)
     motion = roll_out(pipeline, pieces, faces, list(range(10)), known.guidance, known.steps)
     shut = np.mean([(gap < CLOSED_GAP).mean() for gap in gaps_of(motion, lip_gap)])
     describe("music alone", {"closed": float(shut)})
     accompanied = []
-    for seed, speech in enumerate(spoken):
-        level = np.sqrt((speech.samples**2).mean()) / 0.1 * 10 ** (-_MUSIC_UNDER_DB / 20)
-        music = played(len(speech.samples) / SAMPLE_RATE, seed)[: len(speech.samples)]
+    for seed, speech in enumerate(utterances):
+        level = np.sqrt((speech.samples**2).mean()) / 0.1 * 10 ** (-_SPEECH_OVER_MUSIC_DB / 20)
+        music = synthesise_music(len(speech.samples) / SAMPLE_RATE, seed)[: len(speech.samples)]
         accompanied.append(replace(speech, samples=speech.samples + np.float32(level) * music))
-    made = run_speeches(pipeline, accompanied, 0, known.guidance, known.steps)
+    made = generate(pipeline, accompanied, 0, guidance=known.guidance, steps=known.steps)
     describe("over music", figures(made, accompanied, lip_gap))

@@ -1,4 +1,4 @@
-"""What a mouth, a head and eyes are judged by: figures of motions against the phones spoken."""
+"""Figures of motions: mouth against phones, smoothness, blinks, distances to real motion."""
 
 from __future__ import annotations
 
@@ -14,60 +14,61 @@ from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, ROTATION
 from model.types import FPS, Floats
 from training.data.corpus import LipGap
 from training.data.phones import BILABIAL, OPEN_VOWELS, Phone, frames_of, openness
+from training.linear import PrincipalAxes
 from training.losses import CLOSED_GAP
 
 JAW = ACTIONS.index("jawOpen")
 BLINK = ACTIONS.index("eyeBlinkLeft")
-OPEN_GAP = 0.05  # of the eye-corner distance: above it a mouth is visibly open
+OPEN_GAP = 0.05  # in eye-corner distances: above it a mouth is visibly open
 _BLINK_SHUT, _BLINK_OPEN = 0.45, 0.25
-_SETTLE_S = 0.2  # silence counts from here on: lips take this long to come to rest
-_CHUNK, _CHUNK_HOP, _CHUNK_DIMS = 25, 5, 32  # of the Fréchet distance
+_SETTLE_S = 0.2  # left out at both ends of a silence: lips take this long to settle
+_CHUNK, _CHUNK_HOP, _CHUNK_DIMS = 25, 5, 32  # of `MotionFeatures`: frames, frames, axes
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One speech to judge a mouth by."""
+    """Speech with its phones, to evaluate motion against."""
 
-    samples: Floats
+    samples: Floats  # (N,) at 16 kHz
     phones: list[Phone]
-    features: Floats  # (64,) of the reference that speaks
+    features: Floats  # (64,) of the reference
 
 
 def correlation(a: Floats, b: Floats) -> float:
-    """Pearson's r of two series."""
+    """Pearson's r of two series (N,)."""
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def from_first_phone(spoken: Sequence[Utterance], frames: Sequence[int]) -> NDArray[np.bool_]:
-    """Which frames of all speeches end to end lie after the beginning of each one's first phone.
+def from_first_phone(utterances: Sequence[Utterance], frames: Sequence[int]) -> NDArray[np.bool_]:
+    """(N,) mask over all utterances end to end: frames from each one's first phone on.
 
-    Before it a speaker often opens his mouth to breathe in, longer ahead than the 0.16 s that a
-    live session hears.
+    Speakers often open the mouth to breathe in earlier before it than a live session's look-ahead
+    of 0.16 s can show.
     """
     parts = []
-    for speech, count in zip(spoken, frames, strict=True):
-        first = min(p.start_s for p in speech.phones if p.name != "SIL")
+    for utterance, count in zip(utterances, frames, strict=True):
+        first = min(p.start_s for p in utterance.phones if p.name != "SIL")
         parts.append(np.arange(count) >= first * FPS)
     return np.concatenate(parts)
 
 
 def closed_share(gaps: list[Floats], phones: list[list[Phone]]) -> float:
-    """Share of /p b m/ during which the lips meet at least once."""
+    """Share of /p b m/ in which the lips meet at least once."""
     met = [
         gap[frames].min() < CLOSED_GAP
-        for gap, spoken in zip(gaps, phones, strict=True)
-        for p in spoken
+        for gap, of_clip in zip(gaps, phones, strict=True)
+        for p in of_clip
         if p.name in BILABIAL and len(frames := list(frames_of(p, len(gap))))
     ]
     return float(np.mean(met))
 
 
 def open_share(gaps: list[Floats], phones: list[list[Phone]]) -> float:
-    """Share of open vowels of at least 60 ms during which the mouth is visibly open."""
+    """Share of open vowels of at least 60 ms in which the mouth is visibly open."""
     opened = [
         gap[frames].max() > OPEN_GAP
-        for gap, spoken in zip(gaps, phones, strict=True)
-        for p in spoken
+        for gap, of_clip in zip(gaps, phones, strict=True)
+        for p in of_clip
         if p.name in OPEN_VOWELS
         and p.end_s - p.start_s >= 0.06
         and len(frames := list(frames_of(p, len(gap))))
@@ -78,8 +79,8 @@ def open_share(gaps: list[Floats], phones: list[list[Phone]]) -> float:
 def silence_share(gaps: list[Floats], phones: list[list[Phone]]) -> float:
     """Share of silent frames, from 0.2 s after speech to 0.2 s before it, with closed lips."""
     values = []
-    for gap, spoken in zip(gaps, phones, strict=True):
-        for p in spoken:
+    for gap, of_clip in zip(gaps, phones, strict=True):
+        for p in of_clip:
             end = max(0, round((p.end_s - _SETTLE_S) * FPS))
             if p.name == "SIL":
                 values.append(gap[round((p.start_s + _SETTLE_S) * FPS) : end] < CLOSED_GAP)
@@ -87,7 +88,7 @@ def silence_share(gaps: list[Floats], phones: list[list[Phone]]) -> float:
 
 
 def blinks_per_minute(motions: list[Floats]) -> float:
-    """Closures of the left lid: above 0.45 after it was below 0.25."""
+    """Closures of the left lid: `eyeBlinkLeft` above 0.45 after it was below 0.25."""
     count = 0
     for motion in motions:
         shut = False
@@ -100,11 +101,11 @@ def blinks_per_minute(motions: list[Floats]) -> float:
 
 
 def border_jerk(motions: list[Floats], columns: slice | list[int]) -> float:
-    """Third difference across window borders over that elsewhere; 1 = borders do not show."""
+    """Third difference across window borders over that elsewhere; 1: borders do not show."""
     at, elsewhere = [], []
     for motion in motions:
         jerk = np.abs(np.diff(motion[:, columns], 3, axis=0)).mean(1)
-        # a third difference at i spans frames i .. i+3: it crosses a border when one lies inside
+        # The third difference at i spans frames i to i + 3.
         crossing = (np.arange(len(jerk)) + 3) % HOP < 3
         at.append(jerk[crossing])
         elsewhere.append(jerk[~crossing])
@@ -118,7 +119,7 @@ def jerk(motions: list[Floats], columns: slice | list[int]) -> float:
 
 
 def best_lag(series: list[Floats], truth: list[Floats], most: int = 4) -> tuple[int, float]:
-    """Frames by which ``series`` runs late where it correlates best, and that correlation."""
+    """The delay of ``series`` in frames at which it correlates best, and that correlation."""
     scores = {}
     for lag in range(-most, most + 1):
         pairs = [
@@ -133,13 +134,15 @@ def best_lag(series: list[Floats], truth: list[Floats], most: int = 4) -> tuple[
 
 
 def gaps_of(motions: list[Floats], lip_gap: LipGap) -> list[Floats]:
-    """(T,) lip gaps in eye-corner distances."""
+    """Lip gaps (T,) of motions (T, 58), in eye-corner distances."""
     return [lip_gap(torch.from_numpy(m[:, :ACTION_COUNT])).numpy() for m in motions]
 
 
-def figures(motions: list[Floats], spoken: list[Utterance], lip_gap: LipGap) -> dict[str, float]:
-    """All figures that need only the phones, by name."""
-    gaps, phones = gaps_of(motions, lip_gap), [s.phones for s in spoken]
+def figures(
+    motions: list[Floats], utterances: list[Utterance], lip_gap: LipGap
+) -> dict[str, float]:
+    """All figures that need no real motion, by name."""
+    gaps, phones = gaps_of(motions, lip_gap), [u.phones for u in utterances]
     wanted = [openness(p, len(g)) for p, g in zip(phones, gaps, strict=True)]
     jaws = [m[:, JAW] for m in motions]
     lag, at_lag = best_lag(jaws, wanted)
@@ -161,22 +164,19 @@ def figures(motions: list[Floats], spoken: list[Utterance], lip_gap: LipGap) -> 
 
 
 class MotionFeatures:
-    """Where a second of motion lies among real ones: the space of the Fréchet distance.
+    """Features of a second of motion, for the Fréchet distance.
 
-    Mean, spread and mean speed of each latent over a second, in units of the real spread, on the
-    32 axes along which real seconds differ most.
+    Mean, standard deviation and mean speed of each latent, in units of the ``real`` deviation, on
+    the 32 principal axes of real seconds.
     """
 
     def __init__(self, real: Sequence[Floats]) -> None:
         self._scale = np.concatenate(real).std(0) + 1e-3
-        rows = self._rows(real)
-        self._mean = rows.mean(0)
-        _, _, axes = np.linalg.svd(rows - self._mean, full_matrices=False)
-        self._axes = axes[:_CHUNK_DIMS].T
+        self._axes = PrincipalAxes(self._rows(real), _CHUNK_DIMS)
 
     def __call__(self, motions: Sequence[Floats]) -> NDArray[np.float64]:
-        """(T, 58) each, a second or longer -> (seconds, 32)"""
-        return np.asarray((self._rows(motions) - self._mean) @ self._axes)
+        """Motions (T, 58) of a second or more → (N, 32), a row every 0.2 s."""
+        return self._axes(self._rows(motions))
 
     def _rows(self, motions: Sequence[Floats]) -> NDArray[np.float64]:
         rows = []
@@ -189,17 +189,17 @@ class MotionFeatures:
 
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Between Gaussians fitted to (N, D) and (M, D): |μ - ν|² + tr(A + B - 2·(AB)^½)
-    (Dowson & Landau 1982)."""
+    """Fréchet distance of Gaussians fitted to (N, D) and (M, D) (Dowson & Landau 1982):
+    |μ - ν|² + tr(A + B - 2·(AB)^½)."""
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # tr (AB)^½ by the eigenvalues of AB, which are real and not negative
+    # The eigenvalues of AB are real and not negative; their roots sum to tr (AB)^½.
     eigenvalues = np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0)
     shift = ((a.mean(0) - b.mean(0)) ** 2).sum()
     apart = shift + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(eigenvalues).sum()
-    return max(0.0, float(apart))  # rounding may leave less than nothing
+    return max(0.0, float(apart))  # rounding may leave it negative
 
 
 def diversity(by_seed: Sequence[Sequence[Floats]], real_std: Floats) -> float:
-    """Spread of the same speech's motion over seeds, in units of the real motion's spread."""
-    spread = [np.stack(takes).std(0) for takes in zip(*by_seed, strict=True)]
+    """Standard deviation of an utterance's motion over seeds, in units of ``real_std`` (58,)."""
+    spread = [np.stack(samples).std(0) for samples in zip(*by_seed, strict=True)]
     return float((np.concatenate(spread) / (real_std + 1e-3)).mean())

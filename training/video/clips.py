@@ -1,16 +1,16 @@
-"""A folder of video to learn from: squares around a face with their sound, cut into clips.
+"""A folder of training video: square crops around a face with their sound, cut into clips.
 
-All arrays in it are mapped, not read: a corpus may be larger than the memory.
+Its arrays are memory-mapped, so a corpus may be larger than memory.
 
-``clips.json`` says the square's side and lists the clips; beside it lie, N frames in all,
+``clips.json`` holds the square's side and the list of clips. The arrays beside it have N frames:
 
     frames.npy        (N, side, side, 3) uint8   RGB
-    latents.npy       (N, C, h, w) float16       only where an autoencoder was used
-    tokens.npy        (N, S, W) float16          only where Whisper was: what each frame hears
-    log_power.npy     (4N, bins) float16         spectra of the sound, 4 a frame
-    samples.npy       (640N,) int16              the sound itself, 16 kHz
-    marks.npy         (N, 62, 2) float32         points of `LANDMARK_INDEX`, in sides of the square
-    coefficients.npy  (N, 52) float32            of `ACTIONS`
+    latents.npy       (N, C, h, w) float16       VAE latents, optional
+    tokens.npy        (N, S, W) float16          Whisper states of each frame, optional
+    log_power.npy     (4N, bins) float16         log spectra, 4 per frame
+    samples.npy       (640N,) int16              sound, 16 kHz mono
+    marks.npy         (N, 62, 2) float32         landmarks `LANDMARK_INDEX`, in sides of the square
+    coefficients.npy  (N, 52) float32            in the order of `ACTIONS`
 """
 
 from __future__ import annotations
@@ -32,32 +32,44 @@ from training.data.tracking import LANDMARK_INDEX
 
 INDEX = "clips.json"
 _PLACE = {int(p): i for i, p in enumerate(LANDMARK_INDEX)}
-# the mouth's corners and the middles of its inner lips; the outer corners of the eyes
+# Mouth corners, middles of the inner lips, outer eye corners: rows of `LANDMARK_INDEX`.
 CORNERS, INNER_LIPS, EYES = ([_PLACE[a], _PLACE[b]] for a, b in ((61, 291), (13, 14), (33, 263)))
+_ROWS = {  # per frame
+    "frames": 1,
+    "latents": 1,
+    "tokens": 1,
+    "log_power": HOPS_PER_FRAME,
+    "samples": SAMPLES_PER_FRAME,
+    "marks": 1,
+    "coefficients": 1,
+}
+_OPTIONAL = ("latents", "tokens")
 
 
 @dataclass(frozen=True)
 class ClipEntry:
-    """Frames ``first`` up to ``first + frames`` of a folder, without a cut, of one person.
+    """Frames ``first`` to ``first + frames`` of a folder: one person, without a cut.
 
-    ``trust`` 0 … 1 is how far it is believed in training, from ``scores`` (`scores.trust_of`).
+    ``confidence`` (0 to 1) weights the clip in training; `clip_confidence` derives it from
+    ``scores``.
     """
 
     name: str
     first: int
     frames: int
     text: str = ""
-    trust: float = 1.0
+    confidence: float = 1.0
     scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def span(self) -> slice:
+        """Its frames in the folder's arrays."""
         return slice(self.first, self.first + self.frames)
 
 
 @dataclass(frozen=True)
 class ClipPiece:
-    """The content of one clip on its way into a folder, T frames."""
+    """The content of one clip of T frames, to be written into a folder."""
 
     name: str
     frames: NDArray[np.uint8]  # (T, side, side, 3)
@@ -72,7 +84,7 @@ class ClipPiece:
 
 @dataclass(frozen=True)
 class VideoClips:
-    """A folder, open for reading; arrays as the module says."""
+    """A folder opened for reading; arrays as in the module's docstring."""
 
     folder: Path
     side: int
@@ -89,20 +101,20 @@ class VideoClips:
         return len(self.clips)
 
     def sound(self, clip: ClipEntry) -> Floats:
-        """(640 T,) samples, full scale ±1."""
+        """(640 T,) samples of ``clip``, full scale ±1."""
         part = self.samples[clip.first * SAMPLES_PER_FRAME :][: clip.frames * SAMPLES_PER_FRAME]
         return part.astype(np.float32) / 32767.0
 
 
 def lip_gaps(marks: Floats) -> Floats:
-    """(..., 62, 2) → (...) distance of the inner lips over that of the outer eye corners."""
+    """Landmarks (..., 62, 2) → (...) lip gaps in eye-corner distances."""
     gap, unit = (np.linalg.norm(np.diff(marks[..., p, :], axis=-2)[..., 0, :], axis=-1)
                  for p in (INNER_LIPS, EYES))  # fmt: skip
     return np.asarray(gap / np.maximum(unit, 1e-6), np.float32)
 
 
 def load_clips(folder: Path) -> VideoClips:
-    """Opens ``folder``. Raises ``ValueError`` when a file is missing or of the wrong length."""
+    """Open ``folder``. Raises ``ValueError`` if a file is missing or has the wrong length."""
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no {INDEX}: expected a folder of `fada dataset build`")
     index = json.loads((folder / INDEX).read_text())
@@ -114,7 +126,7 @@ def load_clips(folder: Path) -> VideoClips:
         if name in _OPTIONAL and not path.is_file():
             continue
         if not path.is_file():
-            raise ValueError(f"{folder} holds no {path.name}: its making was not finished")
+            raise ValueError(f"{folder} holds no {path.name}: it was not finished")
         arrays[name] = np.load(path, mmap_mode="r")
         if len(arrays[name]) != rows * frames:
             raise ValueError(f"{path} holds {len(arrays[name])} rows, expected {rows * frames}")
@@ -122,32 +134,20 @@ def load_clips(folder: Path) -> VideoClips:
     return VideoClips(folder, index["side"], clips, **optional, **arrays)  # type: ignore[arg-type]
 
 
-_ROWS = {
-    "frames": 1,
-    "latents": 1,
-    "tokens": 1,
-    "log_power": HOPS_PER_FRAME,
-    "samples": SAMPLES_PER_FRAME,
-    "marks": 1,
-    "coefficients": 1,
-}
-_OPTIONAL = ("latents", "tokens")
+def write_clips(folder: Path, pieces: Iterable[ClipPiece], *, frames: int, side: int) -> VideoClips:
+    """Write ``pieces`` of ``frames`` frames in all to ``folder``, one at a time.
 
-
-def write_clips(folder: Path, pieces: Iterable[ClipPiece], frames: int, side: int) -> VideoClips:
-    """Lays ``pieces``, ``frames`` frames in all, down in ``folder``, piece by piece.
-
-    The index comes last and at once: a folder with an index is whole. Raises ``ValueError`` when
-    the pieces have more or fewer frames, or a piece's parts disagree.
+    The index is written last, atomically: a folder with an index is complete. Raises
+    ``ValueError`` if the pieces have more or fewer frames, or a piece's parts disagree.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     arrays: dict[str, NDArray[Any]] = {
-        "frames": _mapped(folder, "frames", (frames, side, side, 3), np.uint8),
-        "log_power": _mapped(folder, "log_power", (frames * 4, SPECTRUM_BINS), np.float16),
-        "samples": _mapped(folder, "samples", (frames * SAMPLES_PER_FRAME,), np.int16),
-        "marks": _mapped(folder, "marks", (frames, len(LANDMARK_INDEX), 2), np.float32),
-        "coefficients": _mapped(folder, "coefficients", (frames, ACTION_COUNT), np.float32),
+        "frames": _mapped(folder / "frames.npy", (frames, side, side, 3), np.uint8),
+        "log_power": _mapped(folder / "log_power.npy", (frames * 4, SPECTRUM_BINS), np.float16),
+        "samples": _mapped(folder / "samples.npy", (frames * SAMPLES_PER_FRAME,), np.int16),
+        "marks": _mapped(folder / "marks.npy", (frames, len(LANDMARK_INDEX), 2), np.float32),
+        "coefficients": _mapped(folder / "coefficients.npy", (frames, ACTION_COUNT), np.float32),
     }
     for name in _OPTIONAL:
         (folder / f"{name}.npy").unlink(missing_ok=True)
@@ -160,12 +160,12 @@ def write_clips(folder: Path, pieces: Iterable[ClipPiece], frames: int, side: in
         if not clips:
             for name, rows in given.items():
                 shape = (frames, *rows.shape[1:])
-                arrays[name] = _mapped(folder, name, shape, np.float16)
+                arrays[name] = _mapped(folder / f"{name}.npy", shape, np.float16)
         _check(piece, side)
         if given.keys() != arrays.keys() & set(_OPTIONAL):
-            raise ValueError(f"{piece.name} comes with {sorted(given)}, unlike the first clip")
+            raise ValueError(f"{piece.name} has {sorted(given)}, unlike the first clip")
         if first + count > frames:
-            raise ValueError(f"more than the {frames} frames that were announced")
+            raise ValueError(f"{first + count} frames or more, expected {frames}")
         content: dict[str, NDArray[Any]] = {
             "frames": piece.frames,
             "log_power": log_power(piece.samples),
@@ -180,38 +180,36 @@ def write_clips(folder: Path, pieces: Iterable[ClipPiece], frames: int, side: in
         first += count
     if first != frames:
         raise ValueError(f"{first} frames, expected {frames}")
-    del arrays  # what is mapped is written out
+    del arrays  # flushes the memory maps
     save_index(folder, side, clips)
     return load_clips(folder)
 
 
 def pieces_of(clips: VideoClips) -> Iterator[ClipPiece]:
-    """The clips again, on their way into another folder."""
+    """The clips of a folder, to be written into another one."""
     for clip in clips.clips:
         yield ClipPiece(
-            clip.name,
-            clips.frames[clip.span],
-            clips.sound(clip),
-            clips.marks[clip.span],
-            clips.coefficients[clip.span],
-            clip.text,
-            None if clips.latents is None else clips.latents[clip.span],
-            None if clips.tokens is None else clips.tokens[clip.span],
-            clip.scores,
+            name=clip.name,
+            frames=clips.frames[clip.span],
+            samples=clips.sound(clip),
+            marks=clips.marks[clip.span],
+            coefficients=clips.coefficients[clip.span],
+            text=clip.text,
+            latents=None if clips.latents is None else clips.latents[clip.span],
+            tokens=None if clips.tokens is None else clips.tokens[clip.span],
+            scores=clip.scores,
         )
 
 
 def save_index(folder: Path, side: int, clips: Iterable[ClipEntry]) -> None:
-    """Writes ``clips.json``, at once."""
+    """Write ``clips.json`` atomically."""
     partial = folder / f"{INDEX}.partial"
     partial.write_text(json.dumps({"side": side, "clips": [asdict(c) for c in clips]}, indent=1))
     partial.replace(folder / INDEX)
 
 
-def _mapped(
-    folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic]
-) -> NDArray[Any]:
-    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+def _mapped(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
 def _check(piece: ClipPiece, side: int) -> None:

@@ -1,4 +1,4 @@
-"""Where and how thriftily training computes: device, precision, memory, in which team."""
+"""Where training runs: device, precision, activation checkpointing, processes."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ from torch.utils.checkpoint import checkpoint
 from model.diffusion.denoiser import Conditions, Forward
 from model.video.attention import AttentionContext
 from model.video.blocks import Layer
-from training.distributed import ALONE, Team
+from training.distributed import SINGLE_PROCESS, World
 
 
 @dataclass(frozen=True)
-class Machine:
-    """``bf16``: products in bfloat16, parameters and sums as they are: half the memory and several
-    times the speed on a GPU, slower on most CPUs. ``recompute``: what a layer computes on the way
-    is not kept for the way back but made again: a fraction of the memory, a third more time."""
+class Compute:
+    """A device and how it is used.
+
+    ``bf16``: run in bfloat16 under autocast, with float32 parameters: half the memory and several
+    times the speed on a GPU, slower on most CPUs. ``recompute``: activation checkpointing
+    (Chen et al. 2016, arXiv 1604.06174): a fraction of the memory, a third more time.
+    """
 
     device: torch.device
     bf16: bool = False
     recompute: bool = False
-    team: Team = ALONE
+    world: World = SINGLE_PROCESS
 
     @contextmanager
-    def chosen(self) -> Iterator[None]:
-        """New tensors are on the device."""
+    def default_device(self) -> Iterator[None]:
+        """Create new tensors on the device."""
         with torch.device(self.device):
             yield
 
-    def random(self, seed: int) -> torch.Generator:
-        """A generator whose numbers are on the device, others in each process; seeds torch's own
-        as well, alike in all: they start with the same network."""
-        torch.manual_seed(seed)
-        return torch.Generator(self.device).manual_seed(self.team.seed(seed))
+    def generator(self, seed: int) -> torch.Generator:
+        """A generator on the device, seeded differently in each process.
 
-    def precise(self, net: Forward) -> Forward:
-        """``net``, run in this machine's precision; what comes out is float32."""
+        torch's global seed is the same in all, so that they start with the same network.
+        """
+        torch.manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(self.world.seed(seed))
+
+    def autocast(self, net: Forward) -> Forward:
+        """``net`` in this precision, with float32 output."""
         if not self.bf16:
             return net
 
@@ -51,17 +56,19 @@ class Machine:
 
         return forward
 
-    def thrifty(self, net: nn.Module) -> None:
-        """Lets ``net``, in place, recompute its layers if it should. A copy made afterwards would
-        run the original's layers: make copies first."""
+    def checkpoint_layers(self, net: nn.Module) -> None:
+        """Make the layers of ``net`` recompute their activations, in place, if asked to.
+
+        Copy a network before this call: a later copy would run the original's layers.
+        """
         if not self.recompute:
             return
         for layer in net.modules():
             if isinstance(layer, Layer):
-                layer.forward = partial(_again, layer.forward)  # type: ignore[method-assign]
+                layer.forward = partial(_checkpointed, layer.forward)  # type: ignore[method-assign]
 
 
-def _again(
+def _checkpointed(
     forward: Callable[[Tensor, Tensor, AttentionContext], Tensor],
     x: Tensor,
     time: Tensor,

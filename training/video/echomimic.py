@@ -1,8 +1,8 @@
-"""The real size: a causal student of EchoMimic, by the same objective as all other students.
+"""Distil EchoMimic into a causal student, by the objective that all students share.
 
-Only the denoising UNet learns. Reference UNet and face locator are the teacher's own, frozen: what
-they make of a batch's portraits is made once and told to both. The teacher was never shown frames
-before a window; the student is, and learns from the data and from its own frames to go on.
+Only the denoising UNet is trained. The reference UNet and the face locator are the teacher's,
+frozen: their output for a batch's portraits is computed once and given to both networks. The
+teacher never saw a prefix; the student learns to use one from the data and from its own frames.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from model.video.weights import load_net, save_net
 from training.guidance_distillation import LIMITS, STEPS, StudentObjective
 from training.trainer import RunOptions, Trainer
 from training.video.clips import ClipEntry, VideoClips
-from training.video.device import Machine
+from training.video.device import Compute
 from training.video.losses import loss_of
-from training.video.windows import VideoWindows, training_clips
+from training.video.windows import VideoWindows, clip_spans, training_clips
 
 BATCH = 1
 PREFIX = 4
-RATE = 2e-5  # the teacher is good: it is not to be forgotten
-OWN_TEACHER = "denoising_unet.safetensors"  # of `save_net`
+RATE = 2e-5  # low, so that the student does not forget what the teacher can do
+OWN_TEACHER = "denoising_unet.safetensors"  # as `save_net` writes it
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
-class Tokens:
-    """What Whisper heard, as it lies in a folder; before a clip and after it, as at its ends."""
+class WhisperTokens:
+    """An `AudioSource`: the Whisper states stored in a folder, clamped at a clip's ends."""
 
     lookahead = 0
 
@@ -48,32 +48,33 @@ class Tokens:
         if clips.tokens is None:
             raise ValueError(f"{clips.folder} holds no tokens: build it with --whisper and --vae")
         self.past, self._tokens = past, clips.tokens
-        self._first = torch.tensor([clip.first for clip in chosen])
-        self._frames = torch.tensor([clip.frames for clip in chosen])
+        self._first, self._frames = clip_spans(chosen)
 
-    def __call__(self, which: Tensor, start: Tensor, rows: int, random: torch.Generator) -> Tensor:
-        """(B, rows, S, W), see `windows.Sound`."""
+    def __call__(
+        self, which: Tensor, start: Tensor, rows: int, *, random: torch.Generator
+    ) -> Tensor:
+        """(B, rows, S, W), see `AudioSource`."""
         at = start[:, None] + torch.arange(rows)
         inside = torch.minimum(at.clamp(min=0), self._frames[which, None] - 1)
         return torch.from_numpy(self._tokens[(inside + self._first[which, None]).numpy()]).float()
 
 
-class Portraits:
-    """Portraits → ``face`` and ``reference.PLACE`` by the frozen networks."""
+class PortraitEncoder:
+    """`PortraitConditions` of the frozen networks: ``face`` and the reference UNet's features."""
 
     def __init__(self, nets: EchoMimic, side: int) -> None:
         self._nets, self._side = nets, side
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, marks: Tensor) -> dict[str, Tensor]:
-        """(B, C, h, w), (B, 62, 2) → conditions, see `windows.Tell`."""
-        _, bank = self._nets.reference(latents)
-        face = self._nets.face_locator(_masks(marks, self._side))
-        return {"face": face} | {f"reference.{place}": seen for place, seen in bank.items()}
+        """Latents (B, C, h, w) and landmarks (B, 62, 2) → ``face`` and ``reference.PLACE``."""
+        _, features = self._nets.reference(latents)
+        face = self._nets.face_locator(_face_masks(marks, self._side))
+        return {"face": face} | {f"reference.{place}": x for place, x in features.items()}
 
 
-def _masks(marks: Tensor, side: int) -> Tensor:
-    """(B, 62, 2) in sides of the square → (B, 1, side, side), 1 in the face's box, grown."""
+def _face_masks(marks: Tensor, side: int) -> Tensor:
+    """(B, 62, 2) in sides of the square → (B, 1, side, side), 1 inside the face's grown box."""
     low, high = marks.amin(1) * side, marks.amax(1) * side
     grown = MASK_GROWTH * (high - low)
     pixels = torch.arange(side, device=marks.device) + 0.5
@@ -83,8 +84,8 @@ def _masks(marks: Tensor, side: int) -> Tensor:
     return (inside[1][:, None, :, None] & inside[0][:, None, None, :]).float()
 
 
-class Windowed:
-    """A teacher that is shown its window only: the sound of the frames before is left out."""
+class WithoutPrefixAudio:
+    """A teacher without a prefix: the audio of the prefix's frames is dropped."""
 
     def __init__(self, denoiser: VDenoiser, prefix: int) -> None:
         self._denoiser, self._prefix = denoiser, prefix
@@ -94,89 +95,93 @@ class Windowed:
 
 
 def load_teacher(folder: Path) -> EchoMimic:
-    """EchoMimic's four files, or, where there is a ``denoising_unet.safetensors``, this project's
-    own of any size. Raises ``ValueError`` that names what is missing or does not fit."""
+    """EchoMimic's four files or, if ``folder`` holds `OWN_TEACHER`, networks of `save_net`.
+
+    Raises ``ValueError`` if a file is missing or does not fit.
+    """
     if not (folder / OWN_TEACHER).is_file():
         return load_echomimic(folder, torch.float32)
     return EchoMimic(
-        _own(folder / "reference_unet.safetensors", ReferenceUNet),
-        _own(folder / OWN_TEACHER, DenoisingUNet),
-        _own(folder / "face_locator.safetensors", FaceLocator),
+        _load(folder / "reference_unet.safetensors", ReferenceUNet),
+        _load(folder / OWN_TEACHER, DenoisingUNet),
+        _load(folder / "face_locator.safetensors", FaceLocator),
     )
 
 
-def _own(path: Path, kind: type[Net]) -> Net:
+def _load(path: Path, kind: type[Net]) -> Net:
     net, _ = load_net(path, torch.float32)
     if not isinstance(net, kind):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a {kind.__name__}")
     return net
 
 
-class Stored:
-    """The autoencoder's place in `VideoWindows`: its latents were made beforehand."""
+class StoredLatents:
+    """A `Codec` for folders that hold latents: it only knows their shape."""
 
     def __init__(self, latents: Sequence[int], side: int) -> None:
         self.latent_channels, self.stride = latents[0], side // latents[1]
 
     def encode(self, pixels: Tensor) -> Tensor:
-        raise ValueError(f"pixels of shape {tuple(pixels.shape)} where latents are stored")
+        """Always raises ``ValueError``."""
+        raise ValueError(f"pixels of shape {tuple(pixels.shape)}, expected stored latents")
 
     decode = encode
 
 
-def train_real_student(
+def train_student(
     clips: VideoClips,
     teacher_folder: Path,
     options: RunOptions,
-    machine: Machine,
+    *,
+    compute: Compute,
     seed: int,
     supervision: str = "mixed",
     batch: int = BATCH,
     hop: int = HOP,
 ) -> Path:
-    """Distils EchoMimic and returns the weights' path, ``options.folder``/student.safetensors:
-    with EchoMimic's other files beside it, a folder for ``fada serve --model video``.
+    """Distil EchoMimic. Returns ``options.folder``/student.safetensors.
 
-    Raises ``ValueError`` for clips without latents and tokens, and for files that do not fit.
+    With EchoMimic's other files beside it, that folder works for ``fada serve --model video``.
+    Raises ``ValueError`` for clips without latents or tokens, and for files that do not fit.
     """
     if clips.latents is None:
         raise ValueError(f"{clips.folder} holds no latents: build it with --vae and --whisper")
-    random = machine.random(seed)
-    with machine.chosen():
+    random = compute.generator(seed)
+    with compute.default_device():
         teacher = load_teacher(teacher_folder)
         for net in (teacher.reference, teacher.denoiser, teacher.face_locator):
-            net.to(machine.device)
+            net.to(compute.device)
         student = student_of(teacher.denoiser, PREFIX).train().requires_grad_(True)
-        chosen, shape = training_clips(clips), clips.latents.shape[1:]
+        chosen = training_clips(clips)
         windows = VideoWindows(
             clips,
             chosen,
-            Stored(shape, clips.side),
-            PREFIX,
-            random,
-            machine.device,
-            hop,
-            Tokens(clips, chosen, PREFIX),
-            Portraits(teacher, clips.side),
+            StoredLatents(clips.latents.shape[1:], clips.side),
+            prefix_frames=PREFIX,
+            random=random,
+            device=compute.device,
+            hop=hop,
+            audio=WhisperTokens(clips, chosen, PREFIX),
+            portrait_conditions=PortraitEncoder(teacher, clips.side),
         )
-        trainer: Trainer[DenoisingUNet] = Trainer(student, options, random, team=machine.team)
-        machine.thrifty(student)
+        trainer: Trainer[DenoisingUNet] = Trainer(student, options, random, world=compute.world)
+        compute.checkpoint_layers(student)
+        frozen = VDenoiser(compute.autocast(CachedContext(teacher.denoiser)), SCHEDULE)
         objective = StudentObjective(
-            VDenoiser(machine.precise(student), SCHEDULE),
-            Windowed(VDenoiser(machine.precise(CachedContext(teacher.denoiser)), SCHEDULE), PREFIX),
+            VDenoiser(compute.autocast(student), SCHEDULE),
+            WithoutPrefixAudio(frozen, PREFIX),
             windows,
-            loss_of,
-            random,
-            supervision,
-            True,
-            batch,
-            SCHEDULE,
+            loss_of=loss_of,
+            random=random,
+            supervision=supervision,
+            batch=batch,
+            schedule=SCHEDULE,
         )
         path = options.folder / "student.safetensors"
 
-        def keep() -> None:
+        def save() -> None:
             facts = weights_facts("student", STEPS, trainer.step, LIMITS)
             save_net(path, trainer.averaged, facts | {"side": clips.side, "hop": hop})
 
-        trainer.run(objective.losses, keep)
+        trainer.run(objective.losses, save)
     return path

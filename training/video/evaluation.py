@@ -1,4 +1,4 @@
-"""The paper's figures on held-out clips, for `fada evaluate-video`."""
+"""The paper's figures on held-out clips, for ``fada evaluate-video``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from tqdm import tqdm
 
 from model.portrait.face_tracker import FaceTracker
 from model.types import FPS, Floats, Guidance
-from training.data.tracking import TrackedFrame
 from training.evaluation.metrics import frechet_distance
+from training.evaluation.report import format_figure, parse_row
 from training.video.clips import ClipEntry, VideoClips
-from training.video.features import FrameFeatures, load_mobilenet
 from training.video.losses import mouth_weights
 from training.video.metrics import (
+    FrameFeatures,
     Pictures,
     border_flicker,
     flicker,
+    load_mobilenet,
     mouth_figures,
     psnr,
     ssim,
-    tracked,
+    track_video,
 )
-from training.video.rollout import Talker, load_talker, roll_out, window_ms
+from training.video.rollout import VideoModel, load_video_model, roll_out, window_ms
 
-_MOUTH_PIXELS = 3.0  # times the average weight: the mouth itself
+_MOUTH_WEIGHT = 3.0  # a pixel with more of `mouth_weights` belongs to the mouth
 
 Figures = dict[str, float]
 
@@ -40,11 +41,11 @@ class VideoReportRow:
 
     name: str
     make: Callable[[Sequence[ClipEntry]], list[Pictures]]
-    talker: Talker | None = None  # whose cost is measured
+    model: VideoModel | None = None  # whose cost is measured
 
 
-class Judge:
-    """Holds what all rows are compared with: the true frames, their faces, their features."""
+class VideoEvaluator:
+    """Compares videos with the true ones, whose faces and features it holds."""
 
     def __init__(
         self, clips: VideoClips, chosen: Sequence[ClipEntry], mobilenet: Path | None
@@ -52,16 +53,16 @@ class Judge:
         self.clips, self.chosen = clips, chosen
         self.true = [np.asarray(clips.frames[clip.span]) for clip in chosen]
         self._tracker = FaceTracker()
-        self._faces = [tracked(video, self._tracker) for video in self.true]
-        self._mouths = [_mouth(clips, clip) for clip in chosen]
+        self._faces = [track_video(video, self._tracker) for video in self.true]
+        self._mouths = [_mouth_mask(clips, clip) for clip in chosen]
         self._features = None
         if mobilenet is not None:
             self._features = FrameFeatures(load_mobilenet(mobilenet), self.true)
             self._real = self._features(self.true)
 
     def figures(self, row: VideoReportRow, videos: list[Pictures], wall_s: float) -> Figures:
-        """All columns of one row, whose ``videos`` took ``wall_s`` to make."""
-        faces: list[list[TrackedFrame | None]] = [tracked(video, self._tracker) for video in videos]
+        """All figures of a row whose ``videos`` took ``wall_s`` seconds to make."""
+        faces = [track_video(video, self._tracker) for video in videos]
         pairs = list(zip(videos, self.true, strict=True))
         found: Figures = {
             "PSNR, dB": float(np.mean([psnr(a, b) for a, b in pairs])),
@@ -75,22 +76,22 @@ class Judge:
         found["flicker at window borders ×"] = border_flicker(videos)
         if self._features is not None:
             found["Fréchet distance"] = frechet_distance(self._features(videos), self._real)
-        if row.talker is not None:
-            found["NFE a window"] = row.talker.evaluations
-            found["ms a window, alone"] = window_ms(row.talker)
+        if row.model is not None:
+            found["NFE a window"] = row.model.nfe
+            found["ms a window, alone"] = window_ms(row.model)
             found["frames/s, all together"] = sum(len(v) for v in videos) / wall_s
         return found
 
 
-def _mouth(clips: VideoClips, clip: ClipEntry) -> Floats:
+def _mouth_mask(clips: VideoClips, clip: ClipEntry) -> Floats:
     """(side, side) 1 where the clip's mouth is, else 0."""
     marks = torch.tensor(clips.marks[clip.span])[None]
     weights = mouth_weights(marks, clips.side, clips.side)[0]
-    return np.asarray(weights.numpy() > _MOUTH_PIXELS, np.float32)
+    return np.asarray(weights.numpy() > _MOUTH_WEIGHT, np.float32)
 
 
 def baselines(clips: VideoClips) -> list[VideoReportRow]:
-    """What any network must beat, and what none can: the portrait kept still, the true video."""
+    """The upper bound, which is the true video, and the lower bound: the first frame repeated."""
 
     def still(chosen: Sequence[ClipEntry]) -> list[Pictures]:
         return [np.repeat(clips.frames[c.first][None], c.frames, axis=0) for c in chosen]
@@ -102,55 +103,52 @@ def baselines(clips: VideoClips) -> list[VideoReportRow]:
 
 
 def network_row(
-    word: str, clips: VideoClips, seed: int, guidance: Guidance | None
+    text: str, clips: VideoClips, *, seed: int, guidance: Guidance | None
 ) -> VideoReportRow:
-    """``word`` is NAME=WEIGHTS or NAME=WEIGHTS:STEPS; raises ``ValueError`` for anything else."""
-    name, separator, file = word.partition("=")
-    place, _, steps = file.partition(":")
-    if not separator or not name or (steps and not (steps.isdigit() and int(steps))):
-        raise ValueError(f"--row {word!r}, expected NAME=WEIGHTS or NAME=WEIGHTS:STEPS")
-    talker = load_talker(Path(place), int(steps) if steps else None)
+    """The row NAME=WEIGHTS or NAME=WEIGHTS:STEPS.
+
+    Raises ``ValueError`` for any other ``text`` and for a network of another size than ``clips``.
+    """
+    spec = parse_row(text)
+    model = load_video_model(spec.weights, spec.steps)
     if guidance is not None:
-        talker = replace(talker, guidance=guidance)
-    if talker.net.config.side != clips.side:
-        raise ValueError(f"{place} draws {talker.net.config.side} px, the clips have {clips.side}")
+        model = replace(model, guidance=guidance)
+    if model.net.config.side != clips.side:
+        raise ValueError(
+            f"{spec.weights} draws {model.net.config.side} px, the clips have {clips.side}"
+        )
 
     def make(chosen: Sequence[ClipEntry]) -> list[Pictures]:
-        return roll_out(talker, clips, chosen, seed)
+        return roll_out(model, clips, chosen, seed=seed)
 
-    return VideoReportRow(f"{name}, {talker.evaluations} NFE", make, talker)
+    return VideoReportRow(f"{spec.name}, {model.nfe} NFE", make, model)
 
 
-def judge_rows(
-    judge: Judge, rows: Sequence[VideoReportRow]
+def evaluate_rows(
+    evaluator: VideoEvaluator, rows: Sequence[VideoReportRow]
 ) -> tuple[dict[str, Figures], dict[str, list[Pictures]]]:
     """Figures and videos of each row, by name."""
     figures, videos = {}, {}
     for row in tqdm(rows, unit="row", desc="evaluate-video"):
         started = time.perf_counter()
-        made = row.make(judge.chosen)
-        figures[row.name] = judge.figures(row, made, time.perf_counter() - started)
+        made = row.make(evaluator.chosen)
+        figures[row.name] = evaluator.figures(row, made, time.perf_counter() - started)
         videos[row.name] = made
     return figures, videos
 
 
 def markdown(figures: dict[str, Figures], clips: Sequence[ClipEntry]) -> str:
-    """The table: a line a figure, a column a row of `judge_rows`."""
+    """A table with a line per figure and a column per row of `evaluate_rows`."""
     known = list(dict.fromkeys(name for values in figures.values() for name in values))
     seconds = sum(clip.frames for clip in clips) / FPS
     lines = [
-        f"{len(clips)} held-out clips, {seconds:.0f} s, each said anew from its first frame and",
+        f"{len(clips)} held-out clips, {seconds:.0f} s, each generated from its first frame and",
         "its sound. Written by `fada evaluate-video`.",
         "",
         "| | " + " | ".join(figures) + " |",
         "| --- |" + " ---: |" * len(figures),
     ]
     for name in known:
-        cells = [_number(values[name]) if name in values else "" for values in figures.values()]
+        cells = [format_figure(row[name]) if name in row else "" for row in figures.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _number(value: float) -> str:
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 2 else 3
-    return f"{value:.{digits}f}"

@@ -1,4 +1,7 @@
-"""GRID's video as a folder of `clips`: decoded once, its tracked points moved into the squares."""
+"""GRID's video as a folder of clips (`training.video.clips`).
+
+The video is decoded once; the landmarks are mapped from the whole picture into the squares.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,26 @@ from training.data.tracking import LANDMARK_INDEX
 from training.video.clips import ClipPiece, VideoClips, load_clips, write_clips
 
 VIDEO, VIDEO_INDEX = "face96.mp4", "face96_index.json"
-_PICTURE = np.array([360.0, 288.0], np.float32)  # its landmarks are fractions of these pixels
-_LOOKS = (0.1, 0.5, 0.9)  # where in a clip its square is found
-_LOOK_SIDE = 256  # pixels that a square is enlarged to before it is looked at
+_PICTURE = np.array([360.0, 288.0], np.float32)  # pixels; landmarks are fractions of them
+_LOCATED_AT = (0.1, 0.5, 0.9)  # positions in a clip where its square is located
+_TRACKING_SIDE = 256  # pixels to which a square is enlarged for the tracker
 
 
-def is_grid(folder: Path) -> bool:
-    """Whether ``folder`` holds GRID's squares."""
-    return (folder / VIDEO).is_file()
+def open_clips(data: Path, cache: Path, side: int) -> VideoClips:
+    """Open GRID's folder, or one of ``fada dataset build``.
+
+    GRID's frames are decoded into ``cache`` once, as squares of ``side`` pixels.
+    """
+    if (data / VIDEO).is_file():
+        return grid_clips(data, cache, side)
+    return load_clips(data)
 
 
 def grid_clips(folder: Path, cache: Path, side: int) -> VideoClips:
-    """The clips of GRID's ``folder`` with squares of ``side`` pixels, made in ``cache`` if need be.
+    """GRID's clips as squares of ``side`` pixels, decoded into ``cache`` if they are not there.
 
-    All clips in which the tracker never lost the face keep their order, so that
-    `held_out` means the same as for the motion student. Raises ``ValueError`` for a ``cache`` with
-    other squares and for files that disagree.
+    Clips keep their order, so `held_out` selects the same ones as for the motion student. Raises
+    ``ValueError`` for a ``cache`` of another side and for files that disagree.
     """
     if (cache / "clips.json").is_file():
         clips = load_clips(cache)
@@ -45,19 +52,20 @@ def grid_clips(folder: Path, cache: Path, side: int) -> VideoClips:
         points = data["landmarks62_xy"].astype(np.float32) * _PICTURE
         names, starts = [str(n) for n in data["clip"]], data["start"]
         if data["landmark_index"].tolist() != LANDMARK_INDEX.tolist():
-            raise ValueError(f"{folder / 'motion.npz'} has other landmarks than are known here")
+            raise ValueError(f"{folder / 'motion.npz'}: landmark_index differs from LANDMARK_INDEX")
     index = json.loads((folder / VIDEO_INDEX).read_text())
     lengths = [len(motion) for motion in grid.coefficients]
     if [list(entry) for entry in index] != [
         [n, int(s), k] for n, s, k in zip(names, starts, lengths, strict=True)
     ]:
         raise ValueError(f"{folder}: {VIDEO_INDEX} and motion.npz list other clips")
-    pieces = _pieces(folder / VIDEO, grid, np.split(points, starts[1:]), names, side)
-    return write_clips(cache, pieces, sum(lengths), side)
+    by_clip = np.split(points, starts[1:])
+    pieces = _pieces(folder / VIDEO, grid, by_clip, names=names, side=side)
+    return write_clips(cache, pieces, frames=sum(lengths), side=side)
 
 
 def _pieces(
-    video: Path, grid: Grid, points: list[Floats], names: list[str], side: int
+    video: Path, grid: Grid, points: list[Floats], *, names: list[str], side: int
 ) -> Iterator[ClipPiece]:
     tracker = FaceTracker()
     squares = _squares(video)
@@ -65,20 +73,20 @@ def _pieces(
         count = len(grid.coefficients[c])
         raw = np.stack([next(squares) for _ in range(count)])
         seen = grid.usable[c, :count]
-        marks = _placed(raw, points[c], seen, tracker)
+        marks = _marks_in_square(raw, points[c], seen, tracker=tracker)
         yield ClipPiece(
-            name,
-            np.stack([_resized(square, side) for square in raw]),
-            grid.samples[c],
-            np.zeros_like(points[c]) if marks is None else marks,
-            grid.coefficients[c],
-            grid.texts[c],
+            name=name,
+            frames=np.stack([_resized(square, side) for square in raw]),
+            samples=grid.samples[c],
+            marks=np.zeros_like(points[c]) if marks is None else marks,
+            coefficients=grid.coefficients[c],
+            text=grid.texts[c],
             scores={"seen": 0.0 if marks is None else float(seen.mean())},
         )
 
 
 def _squares(video: Path) -> Iterator[NDArray[np.uint8]]:
-    """The frames of ``video`` as (side, side, 3) RGB. Raises ``ValueError`` if it has no more."""
+    """The frames of ``video``, (side, side, 3) RGB. Raises ``ValueError`` at its end."""
     reader = cv2.VideoCapture(str(video))
     try:
         while True:
@@ -95,26 +103,29 @@ def _resized(square: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(square, (side, side), interpolation=way), np.uint8)
 
 
-def _placed(
-    squares: NDArray[np.uint8], points: Floats, seen: NDArray[np.bool_], tracker: FaceTracker
+def _marks_in_square(
+    squares: NDArray[np.uint8],
+    points: Floats,
+    seen: NDArray[np.bool_],
+    *,
+    tracker: FaceTracker,
 ) -> Floats | None:
-    """(T, 62, 2) ``points`` of the whole picture in sides of the clip's one square, None where no
-    face is found in it.
+    """Landmarks ``points`` (T, 62, 2) of the whole picture in sides of the clip's square.
 
-    The square's place is not written anywhere: a few of its frames are tracked anew, and the same
-    points in both pictures say where it lies.
+    The files do not say where the square lies, so a few of its frames are tracked again and
+    matched by their landmarks. None if no face is found.
     """
     usable = np.flatnonzero(seen)
     ours, theirs = [], []
-    for place in _LOOKS:
+    for place in _LOCATED_AT:
         if not len(usable):
             break
         t = int(usable[int(place * (len(usable) - 1))])
         try:
-            face = tracker.find(_resized(squares[t], _LOOK_SIDE))
+            face = tracker.find(_resized(squares[t], _TRACKING_SIDE))
         except NoFaceError:
             continue
-        ours.append(face.landmarks[LANDMARK_INDEX, :2] / _LOOK_SIDE)
+        ours.append(face.landmarks[LANDMARK_INDEX, :2] / _TRACKING_SIDE)
         theirs.append(points[t])
     if not ours:
         return None
@@ -123,7 +134,7 @@ def _placed(
 
 
 def _scale_shift(source: Floats, target: Floats) -> tuple[float, Floats]:
-    """The s and d of least squares for source · s + d = target, both (N, 2)."""
+    """Least-squares s and d with source · s + d = target, both (N, 2)."""
     a, b = source - source.mean(0), target - target.mean(0)
     scale = float((a * b).sum() / (a * a).sum())
     return scale, np.asarray(target.mean(0) - scale * source.mean(0), np.float32)

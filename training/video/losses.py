@@ -1,4 +1,4 @@
-"""What a video denoiser is trained on: pixels and their changes, the mouth's above all.
+"""Losses of video denoisers: latents and their changes over time, weighted towards the mouth.
 
 All losses are per sample, (B,).
 """
@@ -14,10 +14,10 @@ from training.video.clips import CORNERS
 from training.video.windows import VideoBatch
 
 VELOCITY_WEIGHT = 0.5
-# A mouth is 3 % of the square, and nearly all that speech moves.
+# The mouth is 3 % of the square, and nearly all that speech moves.
 MOUTH_WEIGHT = 12.0
-MOUTH_RADIUS = 0.6  # of its width
-LEAST_SNR_WEIGHT = 0.05  # σ² is not counted below this: at hardly any noise nothing is to learn
+MOUTH_RADIUS = 0.6  # in mouth widths
+MIN_SIGMA_SQUARED = 0.05  # of `noise_weight`: nearly clean frames have nothing to teach
 
 
 def mouths(marks: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,8 +27,10 @@ def mouths(marks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mouth_weights(marks: Tensor, height: int, width: int) -> Tensor:
-    """(B, height, width) how much each place of B windows counts, 1 on average over each: more the
-    more often its mouth is there. ``marks`` (B, T, 62, 2) in sides of the square."""
+    """(B, height, width) weights with mean 1, larger where the mouth is over a window.
+
+    ``marks`` (B, T, 62, 2): landmarks in sides of the square.
+    """
     centres, widths = mouths(marks[:, :, None, None])
     y = (torch.arange(height, device=marks.device) + 0.5)[:, None] / height
     x = (torch.arange(width, device=marks.device) + 0.5) / width
@@ -40,7 +42,7 @@ def mouth_weights(marks: Tensor, height: int, width: int) -> Tensor:
 
 
 def loss_of(batch: VideoBatch) -> VideoLoss:
-    """The loss in which the mouths of ``batch`` count most, each where it is."""
+    """The loss of ``batch``, weighted by its `mouth_weights`."""
     height, width = batch.x0.shape[-2:]
     return VideoLoss(mouth_weights(batch.x0_marks, height, width))
 
@@ -54,10 +56,11 @@ class VideoLoss:
     def __call__(self, x0_hat: Tensor, target: Tensor, before: Tensor | None = None) -> Tensor:
         """(B,) loss of ``x0_hat`` (B, T, C, h, w) against ``target`` of the same shape.
 
-        ``before`` (B, C, h, w) is by how much the frame before them was off its own target.
         position  mean of w·(x̂ - x)²
-        velocity  the same of frame-to-frame differences, the first one from the frame before: a
-                  constant error is a slightly other picture, one that trembles is flicker
+        velocity  the same of frame-to-frame differences; a constant error only changes the
+                  picture, a changing one flickers
+
+        ``before`` (B, C, h, w): error of the frame before the window, for the first difference.
         """
         error = x0_hat - target
         first = error[:, :1] if before is None else error[:, :1] - before[:, None]
@@ -65,8 +68,7 @@ class VideoLoss:
         return self._weighted(error) + VELOCITY_WEIGHT * self._weighted(steps)
 
     def closure(self, x0_hat: Tensor, data: Tensor) -> Tensor:
-        """(B,) nothing: in pixels no number says how far lips are apart, so nothing is asked of
-        the data beyond its own weight."""
+        """(B,) zeros: no pixel measures the lip gap."""
         return torch.zeros_like(x0_hat[:, 0, 0, 0, 0])
 
     def _weighted(self, error: Tensor) -> Tensor:
@@ -75,6 +77,9 @@ class VideoLoss:
 
 
 def noise_weight(sigma: Tensor) -> Tensor:
-    """(B,) weight of an x0 error at noise σ: as an error of v counts, which is 1/σ² times x0's
-    (Salimans & Ho 2022, arXiv 2202.00512, appendix D), up to 1/0.05."""
-    return 1.0 / sigma.square().clamp(min=LEAST_SNR_WEIGHT)
+    """(B,) weights 1/σ² of the x0 error at noise levels σ (B,), at most 20.
+
+    So weighted, an x0 error counts as an error of v (Salimans & Ho 2022, arXiv 2202.00512,
+    appendix D).
+    """
+    return 1.0 / sigma.square().clamp(min=MIN_SIGMA_SQUARED)

@@ -1,8 +1,8 @@
-"""Broad, mediocre video: portraits of many people, drawn with the motion of the few on film.
+"""Rendered clips: portraits of many people, animated with the tracked motion of GRID's speaker.
 
-GRID's own clips come first, each believed whole; then each is said once more by a portrait,
-believed half: lips and timing are a speaker's, the pixels a renderer's. Whoever learns from both
-has to look at the portrait to know the face.
+GRID's own clips come first, with full confidence. Then each one is rendered on a portrait, with
+confidence 0.5: lips and timing are a speaker's, the pixels a renderer's. A network that learns
+from both must take the face from the portrait.
 """
 
 from __future__ import annotations
@@ -37,54 +37,65 @@ from training.video.clips import (
 from training.video.grid import grid_clips
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-LEAST_PORTRAITS = 10  # one of them is held out
-DRAWN_TRUST = 0.5
-# A square is drawn at this multiple of its size and shrunk, with as much again of its surroundings
-# as hair and shoulders need to move.
-FINER, AROUND = 2.0, 1.7
-MOST_ZOOM, MOST_SHIFT = 0.1, 0.04  # of the square's side
-MOST_GAIN, MOST_GAMMA = 0.2, 0.35  # of a colour channel; of the logarithm of a gamma
+MIN_PORTRAITS = 10  # one of them is held out
+RENDERED_CONFIDENCE = 0.5
+# A square is rendered at this multiple of its size and then shrunk. The picture around it is larger
+# by the second factor, so that hair and shoulders can move.
+SUPERSAMPLING, SURROUNDINGS = 2.0, 1.7
+MAX_ZOOM, MAX_SHIFT = 0.1, 0.04  # in sides of the square
+MAX_GAIN, MAX_GAMMA = 0.2, 0.35  # per colour channel; of the logarithm of the gamma
 SATURATIONS = (0.5, 1.3)
-MOST_TRIES = 20
-_NAME = "drawn/"
+MAX_TRIES = 20
+_NAME = "rendered/"
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """A picture and where the face is in it: the square that GRID's crops would show."""
+    """A picture and the square around its face, framed as GRID's crops."""
 
     name: str
     picture: Picture
     square: Frame
 
 
-def drawn_clips(folder: Path, portraits: Path, out: Path, side: int, seed: int = 0) -> VideoClips:
-    """GRID's ``folder`` and what ``portraits`` make of it, as clips in ``out``.
+@dataclass(frozen=True)
+class RenderedClip:
+    """T frames of a portrait in motion."""
 
-    Clip ``C + k`` is clip k of C said by a portrait, so that what is held out of GRID is held out
-    here as well; held-out clips are drawn on every tenth portrait, the others on the rest. Raises
-    ``ValueError`` for a folder without GRID's files or with fewer than ten portraits.
+    frames: NDArray[np.uint8]  # (T, side, side, 3)
+    marks: Floats  # (T, 62, 2) landmarks in sides of the square
+    coefficients: Floats  # (T, 52)
+
+
+def render_clips(
+    folder: Path, portraits: Path, out: Path, *, side: int, seed: int = 0
+) -> VideoClips:
+    """Write the clips of GRID's ``folder`` and their renderings on ``portraits`` to ``out``.
+
+    Clip ``C + k`` is clip k of C rendered on a portrait, so GRID's held-out clips stay held out;
+    they are rendered on every tenth portrait, the others on the rest. Raises ``ValueError`` for a
+    folder without GRID's files or with fewer than ten portraits.
     """
     real = grid_clips(folder, out / "grid", side)
     found = load_portraits(portraits, side)
-    if len(found) < LEAST_PORTRAITS:
+    if len(found) < MIN_PORTRAITS:
         raise ValueError(
-            f"{portraits} holds {len(found)} portraits, expected at least {LEAST_PORTRAITS}"
+            f"{portraits} holds {len(found)} portraits, expected at least {MIN_PORTRAITS}"
         )
-    pieces = _all_pieces(real, load_grid(folder), found, side, seed)
-    clips = write_clips(out, pieces, 2 * len(real.frames), side)
-    weighed = (
-        replace(clip, trust=DRAWN_TRUST) if clip.name.startswith(_NAME) else clip
+    pieces = _all_pieces(real, load_grid(folder), found, seed=seed)
+    clips = write_clips(out, pieces, frames=2 * len(real.frames), side=side)
+    weighted = (
+        replace(clip, confidence=RENDERED_CONFIDENCE) if clip.name.startswith(_NAME) else clip
         for clip in clips.clips
     )
-    save_index(out, side, list(weighed))
+    save_index(out, side, list(weighted))
     return load_clips(out)
 
 
 def load_portraits(folder: Path, side: int) -> list[Portrait]:
-    """All pictures of ``folder`` and its folders in which a face is found, by name."""
+    """All pictures under ``folder`` in which a face is found, sorted by path."""
     tracker = FaceTracker()
     found = []
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
@@ -99,94 +110,96 @@ def load_portraits(folder: Path, side: int) -> list[Portrait]:
     return found
 
 
-def sitters_of(portraits: Sequence[Portrait], held: bool) -> list[Portrait]:
-    """Who says the clips that are ``held`` out, every tenth portrait, or the others."""
+def portraits_for(portraits: Sequence[Portrait], held: bool) -> list[Portrait]:
+    """Every tenth portrait if ``held`` out, else the others."""
     kept = held_out(len(portraits))
     return [portrait for portrait, k in zip(portraits, kept, strict=True) if k == held]
 
 
-def varied(portrait: Portrait, random: np.random.Generator) -> tuple[Picture, Frame]:
-    """A picture around ``portrait``'s face as another camera, light or mirror might show it, and
-    the square in it that a clip shows."""
+def augment_portrait(portrait: Portrait, random: np.random.Generator) -> tuple[Picture, Frame]:
+    """A picture around the portrait's face with random crop, mirroring and colours, and the square
+    in it that a clip shows."""
     square = portrait.square
     side = square.width
-    wide = side / square.scale * (1.0 + random.uniform(-MOST_ZOOM, MOST_ZOOM))
-    shift = random.uniform(-MOST_SHIFT, MOST_SHIFT, 2) * wide
+    wide = side / square.scale * (1.0 + random.uniform(-MAX_ZOOM, MAX_ZOOM))
+    shift = random.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * wide
     middle = np.array(square.corner) + 0.5 * side / square.scale + shift
-    large = 2 * round(0.5 * AROUND * FINER * side)
-    scale = FINER * side / wide
+    large = 2 * round(0.5 * SURROUNDINGS * SUPERSAMPLING * side)
+    scale = SUPERSAMPLING * side / wide
     x, y = middle - 0.5 * large / scale
     picture = Frame((float(x), float(y)), scale, large, large).cut(portrait.picture, 0)
     if random.random() < 0.5:
         picture = picture[:, ::-1]
-    corner = 0.5 * (large - FINER * side)
-    return _coloured(picture, random), Frame((corner, corner), 1.0 / FINER, side, side)
+    corner = 0.5 * (large - SUPERSAMPLING * side)
+    return _coloured(picture, random), Frame((corner, corner), 1.0 / SUPERSAMPLING, side, side)
 
 
-def _said(
-    space: MotionSpace, sitters: Sequence[Portrait], motion: Floats, seeds: tuple[int, int]
-) -> tuple[Portrait, tuple[NDArray[np.uint8], Floats, Floats]]:
-    """Some sitter saying ``motion``; where light or crop hid a face, the next one."""
+def _render_on_any(
+    space: MotionSpace, portraits: Sequence[Portrait], motion: Floats, *, seeds: tuple[int, int]
+) -> tuple[Portrait, RenderedClip]:
+    """``motion`` on a random portrait, or on another one if augmentation hid its face."""
     random = np.random.default_rng(seeds)
-    for _ in range(MOST_TRIES):
-        sitter = sitters[int(random.integers(len(sitters)))]
+    for _ in range(MAX_TRIES):
+        portrait = portraits[int(random.integers(len(portraits)))]
         try:
-            return sitter, draw(space, sitter, motion, random)
+            return portrait, render_clip(space, portrait, motion, random=random)
         except NoFaceError:
             continue
-    raise ValueError(f"no face found in {MOST_TRIES} variations of the portraits")
+    raise ValueError(f"no face found in {MAX_TRIES} augmented portraits")
 
 
-def draw(
-    space: MotionSpace, sitter: Portrait, motion: Floats, random: np.random.Generator
-) -> tuple[NDArray[np.uint8], Floats, Floats]:
-    """``motion`` (T, 58) said by ``sitter``: squares (T, side, side, 3), points (T, 62, 2) in sides
-    of the square, coefficients (T, 52). Raises `NoFaceError` where the varied portrait has none."""
-    picture, square = varied(sitter, random)
+def render_clip(
+    space: MotionSpace, portrait: Portrait, motion: Floats, *, random: np.random.Generator
+) -> RenderedClip:
+    """Render ``motion`` (T, 58) on an augmented ``portrait``.
+
+    Raises `NoFaceError` if no face is found after augmentation.
+    """
+    picture, square = augment_portrait(portrait, random)
     renderer = space.decoder(space.encode_reference(picture), len(picture), "full")
-    # A drawn frame is valid only until the next one: shrinking copies it.
-    frames = [_shrunk(drawn, square) for drawn in renderer.decode(motion)]
+    # The renderer reuses a frame's memory for the next one: shrinking copies it.
+    frames = [_shrunk(frame, square) for frame in renderer.decode(motion)]
     coefficients, poses = from_motion(motion, renderer.rest)
     points = [
         square.place(renderer.landmarks(actions, pose)[LANDMARK_INDEX])
         for actions, pose in zip(coefficients, LIVELINESS * poses, strict=True)
     ]
     marks = np.asarray(np.stack(points) / square.width, np.float32)
-    return np.stack(frames), marks, coefficients
+    return RenderedClip(np.stack(frames), marks, coefficients)
 
 
 def _coloured(picture: NDArray[np.generic], random: np.random.Generator) -> Picture:
     shares = np.asarray(picture, np.float32) / 255.0
-    shares = shares ** np.exp(random.uniform(-MOST_GAMMA, MOST_GAMMA))
+    shares = shares ** np.exp(random.uniform(-MAX_GAMMA, MAX_GAMMA))
     grey = shares.mean(2, keepdims=True)
     shares = grey + random.uniform(*SATURATIONS) * (shares - grey)
-    shares = shares * (1.0 + random.uniform(-MOST_GAIN, MOST_GAIN, 3))
+    shares = shares * (1.0 + random.uniform(-MAX_GAIN, MAX_GAIN, 3))
     return np.rint(255.0 * shares.clip(0.0, 1.0)).astype(np.uint8)
 
 
 def _all_pieces(
-    real: VideoClips, grid: Grid, portraits: Sequence[Portrait], side: int, seed: int
+    real: VideoClips, grid: Grid, portraits: Sequence[Portrait], *, seed: int
 ) -> Iterator[ClipPiece]:
     yield from pieces_of(real)
     space = MotionSpace()
-    for c, held in enumerate(tqdm(held_out(len(real)), desc="drawn", unit="clip")):
-        sitters = sitters_of(portraits, bool(held))
+    for c, held in enumerate(tqdm(held_out(len(real)), desc="rendering", unit="clip")):
         motion, _ = clip_motion(grid, c)
-        sitter, (frames, marks, coefficients) = _said(space, sitters, motion, (seed, c))
+        chosen = portraits_for(portraits, bool(held))
+        portrait, rendered = _render_on_any(space, chosen, motion, seeds=(seed, c))
         yield ClipPiece(
-            f"{_NAME}{sitter.name}/{real.clips[c].name}",
-            frames,
-            grid.samples[c],
-            marks,
-            coefficients,
-            grid.texts[c],
+            name=f"{_NAME}{portrait.name}/{real.clips[c].name}",
+            frames=rendered.frames,
+            samples=grid.samples[c],
+            marks=rendered.marks,
+            coefficients=rendered.coefficients,
+            text=grid.texts[c],
             scores={"seen": float(grid.usable[c, : len(motion)].mean())},
         )
 
 
-def _shrunk(drawn: Picture, square: Frame) -> Picture:
+def _shrunk(picture: Picture, square: Frame) -> Picture:
     x = round(square.corner[0])
     wide = round(square.width / square.scale)
-    cut = drawn[x : x + wide, x : x + wide]
+    cut = picture[x : x + wide, x : x + wide]
     size = (square.width, square.height)
     return np.asarray(cv2.resize(cut, size, interpolation=cv2.INTER_AREA), np.uint8)

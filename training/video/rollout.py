@@ -1,4 +1,4 @@
-"""A video network run as it is in service: streaming windows, its own frames as the next prefix."""
+"""Run a video-tiny network as in service: window by window, each prefixed by its own frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,15 +23,15 @@ from model.types import Floats, Guidance, ModelMetadata
 from model.video.tiny import PatchCodec, TinyNet
 from model.video.weights import load_net
 from training.video.clips import ClipEntry, VideoClips
+from training.video.metrics import Pictures
 from training.video.windows import latents_of
 
-Pictures = NDArray[np.uint8]  # (T, side, side, 3) RGB
-_TIMED = 7  # windows
+_TIMED_WINDOWS = 7
 
 
 @dataclass(frozen=True)
-class Talker:
-    """A network with the number of sampler steps and the scales that it is run with."""
+class VideoModel:
+    """A network with its number of sampler steps and its guidance scales."""
 
     net: TinyNet
     metadata: ModelMetadata
@@ -40,21 +39,22 @@ class Talker:
     guidance: Guidance
 
     @property
-    def evaluations(self) -> int:
-        """Of the network, a window."""
+    def nfe(self) -> int:
+        """Network evaluations per window."""
         return self.steps * (1 if self.net.config.guided else 3)
 
     @property
     def codec(self) -> PatchCodec:
+        """Between pixels and latents."""
         return PatchCodec(self.net.config.patch)
 
     def denoiser(self) -> Denoiser:
-        """A new one, which holds what it is told of one window."""
+        """A new denoiser, to be used for one window: it caches the context of the conditions."""
         return guided(X0Denoiser(CachedContext(self.net)), self.metadata.limits)
 
 
-def load_talker(path: Path, steps: int | None = None) -> Talker:
-    """A teacher or student of ``fada train``, at its own number of steps unless told otherwise.
+def load_video_model(path: Path, steps: int | None = None) -> VideoModel:
+    """Load a teacher or student of video-tiny, with its own number of steps by default.
 
     Raises ``ValueError`` for any other file.
     """
@@ -62,72 +62,73 @@ def load_talker(path: Path, steps: int | None = None) -> Talker:
     if not isinstance(net, TinyNet):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a video-tiny network")
     known = ModelMetadata.parse(facts, guided=net.config.guided)
-    return Talker(net, known, steps or known.steps, known.guidance)
+    return VideoModel(net, known, steps or known.steps, known.guidance)
 
 
 def roll_out(
-    talker: Talker, clips: VideoClips, chosen: Sequence[ClipEntry], seed: int
+    model: VideoModel, clips: VideoClips, chosen: Sequence[ClipEntry], *, seed: int
 ) -> list[Pictures]:
-    """Each clip said anew from its first frame and its sound, all side by side."""
+    """Generate each clip from its first frame and its sound, all in one batch."""
     features = [_windows(clips.sound(clip)) for clip in chosen]
     index = np.array([[clip.first] for clip in chosen], np.int64)
-    portraits = latents_of(clips, index, talker.codec)[:, 0]
-    kept = talker.net.config.unet.prefix_frames
-    made = torch.zeros(len(chosen), kept, *portraits.shape[1:])  # no past yet
+    portraits = latents_of(clips, index, model.codec)[:, 0]
+    kept = model.net.config.unet.prefix_frames
+    made = torch.zeros(len(chosen), kept, *portraits.shape[1:])
     for k in tqdm(range(max(len(f) for f in features)), unit="window", leave=False):
-        # a clip that has ended goes on in the silence of its last window, and is cut below
+        # A clip that has ended repeats its last window; the surplus is cut off below.
         rows = np.stack([f[min(k, len(f) - 1)] for f in features])
-        noise = _noise(seed, k, len(chosen), portraits.shape[1:])
-        window = _sampled(talker, noise, rows, portraits, made[:, -kept:])
+        noise = _noise(seed, k, portraits.shape)
+        window = _sample(model, noise, rows, portraits=portraits, prefix=made[:, -kept:])
         made = torch.cat([made, window], dim=1)
-    pictures = [pictures_of(latents[kept:], talker.codec) for latents in made]
+    pictures = [pictures_of(latents[kept:], model.codec) for latents in made]
     return [p[: clip.frames] for p, clip in zip(pictures, chosen, strict=True)]
 
 
-def window_ms(talker: Talker) -> float:
-    """Milliseconds for one window of one session, the median of some."""
-    shape, kept = talker.net.config.latent_shape, talker.net.config.unet.prefix_frames
-    rows = np.zeros((1, WINDOW_FRAMES, talker.net.sound.rows.in_features), np.float32)
+def window_ms(model: VideoModel) -> float:
+    """Median milliseconds per window of a single session."""
+    shape, kept = model.net.config.latent_shape, model.net.config.unet.prefix_frames
+    rows = np.zeros((1, WINDOW_FRAMES, model.net.sound.rows.in_features), np.float32)
     spent = []
-    for k in range(_TIMED):
-        noise = _noise(0, k, 1, shape)
+    for k in range(_TIMED_WINDOWS):
+        noise = _noise(0, k, (1, *shape))
+        portrait, prefix = torch.zeros(1, *shape), torch.zeros(1, kept, *shape)
         started = time.perf_counter()
-        _sampled(talker, noise, rows, torch.zeros(1, *shape), torch.zeros(1, kept, *shape))
+        _sample(model, noise, rows, portraits=portrait, prefix=prefix)
         spent.append(1000 * (time.perf_counter() - started))
     return float(np.median(spent[1:]))
 
 
 def pictures_of(latents: Tensor, codec: PatchCodec) -> Pictures:
-    """(T, C, h, w) → (T, side, side, 3)."""
+    """Latents (T, C, h, w) → (T, side, side, 3)."""
     pixels = ((codec.decode(latents) + 1.0) * 127.5).round().clamp(0, 255)
     return np.ascontiguousarray(pixels.to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
-def _sampled(
-    talker: Talker, noise: Tensor, rows: Floats, portraits: Tensor, prefix: Tensor
+def _sample(
+    model: VideoModel, noise: Tensor, rows: Floats, *, portraits: Tensor, prefix: Tensor
 ) -> Tensor:
-    """(B, HOP, C, h, w) one window of each session."""
-    scales = [talker.guidance.audio, talker.guidance.reference]
+    """(B, HOP, C, h, w) the next window of each session."""
+    scales = [model.guidance.audio, model.guidance.reference]
     cond = {
         "audio": torch.from_numpy(rows),
         "reference": portraits,
         "prefix": prefix,
         "guidance": torch.tensor([scales]).expand(len(noise), 2),
     }
-    grid = uniform_timesteps(talker.steps)
+    grid = uniform_timesteps(model.steps)
     with torch.inference_mode():
-        return sample(talker.denoiser(), noise, grid, cond, CosineSchedule())
+        return sample(model.denoiser(), noise, grid, cond, CosineSchedule())
 
 
 def _windows(samples: Floats) -> list[Floats]:
     return [w.features for w in windows_of(samples)]
 
 
-def _noise(seed: int, window: int, sessions: int, shape: Sequence[int]) -> Tensor:
-    """(sessions, HOP, *shape); what one session gets does not depend on how many there are."""
+def _noise(seed: int, window: int, shape: Sequence[int]) -> Tensor:
+    """(B, HOP, C, h, w) for ``shape`` (B, C, h, w); a session's noise is independent of B."""
     rows = [
         np.random.Generator(np.random.Philox(key=np.array([seed * 100_003 + s, window], np.uint64)))
-        .standard_normal((HOP, *shape), np.float32)
-        for s in range(sessions)
+        .standard_normal((HOP, *shape[1:]), np.float32)
+        for s in range(shape[0])
     ]  # fmt: skip
     return torch.from_numpy(np.stack(rows))

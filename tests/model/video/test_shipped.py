@@ -16,7 +16,7 @@ from model.portrait.face_tracker import FaceTracker
 from model.portrait.image import load_picture
 from model.types import SAMPLE_RATE, Floats, WindowTask
 from model.video.tiny import PatchCodec
-from training.video.metrics import lip_gap, tracked
+from training.video.metrics import lip_gap, track_video
 from training.video.rollout import Pictures
 
 REST_S, SPEECH_S = 0.8, 1.6
@@ -32,7 +32,7 @@ def test_lips_move_with_speech_and_rest_without(name: str, examples: Path) -> No
     assert rate == SAMPLE_RATE
     rest = np.zeros(round(REST_S * rate), np.float32)
     video = made(pipeline, examples, np.concatenate([rest, speech[: round(SPEECH_S * rate)]]))
-    looks = tracked(video, FaceTracker())
+    looks = track_video(video, FaceTracker())
     assert all(look is not None for look in looks)
     gaps = np.array([lip_gap(look) for look in looks if look is not None])
     assert gaps[FRAMES:].std() > 3 * gaps[: FRAMES - 2].std()

@@ -1,4 +1,4 @@
-"""ARKit captures: names, times and scales are checked, rows become 25 frames a second."""
+"""ARKit recordings: names, times and scales are checked, rows become 25 frames a second."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from model.portrait.blendshapes import ACTIONS, rotation_vectors
 from model.types import FPS
 from training.data.arkit import (
     HEAD,
-    Capture,
-    capture_take,
+    ARKitRecording,
+    arkit_motion,
     head_rotations,
     lip_gap_of,
-    read_capture,
+    read_arkit,
 )
 
 JAW = ACTIONS.index("jawOpen")
@@ -43,8 +43,8 @@ def write_csv(path: Path, rate: int, frames: int, names: list[str], second: int 
 
 @pytest.mark.parametrize(("rate", "second"), [(60, 0), (30, 86_397), (24, 40)])
 def test_live_link_rows_become_25_frames_a_second(tmp_path: Path, rate: int, second: int) -> None:
-    capture = read_capture(write_csv(tmp_path / "take.csv", rate, 5 * rate, NAMES, second))
-    take = capture_take(capture)
+    capture = read_arkit(write_csv(tmp_path / "take.csv", rate, 5 * rate, NAMES, second))
+    take = arkit_motion(capture)
     assert abs(len(take) - 5 * FPS) <= 1
     np.testing.assert_allclose(take.coefficients[:, JAW], np.arange(len(take)) / 250, atol=1e-4)
     turned = rotation_vectors(take.pose[:, :, :3])
@@ -53,10 +53,12 @@ def test_live_link_rows_become_25_frames_a_second(tmp_path: Path, rate: int, sec
 
 
 def test_rows_that_are_missing_for_long_are_lost_frames(tmp_path: Path) -> None:
-    capture = read_capture(write_csv(tmp_path / "take.csv", 60, 300, NAMES))
+    capture = read_arkit(write_csv(tmp_path / "take.csv", 60, 300, NAMES))
     kept = (capture.time_s < 2) | (capture.time_s > 3)
-    shorter = Capture(capture.time_s[kept], capture.coefficients[kept], capture.rotation[kept])
-    take = capture_take(shorter)
+    shorter = ARKitRecording(
+        capture.time_s[kept], capture.coefficients[kept], capture.rotation[kept]
+    )
+    take = arkit_motion(shorter)
     lost = np.flatnonzero(~take.ok)
     assert abs(lost[0] - 50) <= 1 and abs(lost[-1] - 75) <= 1
 
@@ -64,14 +66,14 @@ def test_rows_that_are_missing_for_long_are_lost_frames(tmp_path: Path) -> None:
 def test_missing_and_unknown_names_are_named(tmp_path: Path) -> None:
     without = [n for n in NAMES if n not in ("TongueOut", "JawOpen")]
     with pytest.raises(ValueError, match="lacks JawOpen, TongueOut"):
-        read_capture(write_csv(tmp_path / "take.csv", 60, 9, without))
+        read_arkit(write_csv(tmp_path / "take.csv", 60, 9, without))
     with pytest.raises(ValueError, match="unknown names: JawBone"):
-        read_capture(write_csv(tmp_path / "take.csv", 60, 9, [*NAMES, "JawBone"]))
+        read_arkit(write_csv(tmp_path / "take.csv", 60, 9, [*NAMES, "JawBone"]))
     rows = json_rows(9)
     del rows[4]["coefficients"]["mouthClose"]  # type: ignore[attr-defined]
     (tmp_path / "take.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match="lacks mouthClose"):
-        read_capture(tmp_path / "take.json")
+        read_arkit(tmp_path / "take.json")
 
 
 def json_rows(count: int) -> list[dict[str, object]]:
@@ -88,22 +90,22 @@ def json_rows(count: int) -> list[dict[str, object]]:
 def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "take.json"
     path.write_text(json.dumps(json_rows(90)))
-    take = capture_take(read_capture(path))
+    take = arkit_motion(read_arkit(path))
     assert abs(len(take) - 75) <= 1
     np.testing.assert_allclose(take.coefficients[:, 7], np.arange(len(take)) / 250, atol=1e-4)
     turned = rotation_vectors(take.pose[:, :, :3])[:, 1]
     np.testing.assert_allclose(turned, 0.012 * np.arange(len(take)), atol=1e-3)
     rows = [{k: v for k, v in row.items() if k != "rotation"} for row in json_rows(9)]
     path.write_text(json.dumps(rows))
-    np.testing.assert_array_equal(read_capture(path).rotation, np.tile(np.eye(3), (9, 1, 1)))
+    np.testing.assert_array_equal(read_arkit(path).rotation, np.tile(np.eye(3), (9, 1, 1)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"time": 0.0}, "row 5: its time is not later"),
+        ({"time": 0.0}, "row 5: time is not later"),
         ({"coefficients": dict.fromkeys(ACTIONS, 40.0)}, "is 40, expected 0 to 1"),
-        ({"coefficients": 3}, "not a capture"),
+        ({"coefficients": 3}, "not an ARKit recording"),
         ({"rotation": [1.0]}, "take.json: "),
         ({"speed": 1}, "unknown names: speed"),
     ],
@@ -116,7 +118,7 @@ def test_rows_that_mean_nothing_are_refused(
     path = tmp_path / "take.json"
     path.write_text(json.dumps(rows))
     with pytest.raises(ValueError, match=message):
-        read_capture(path)
+        read_arkit(path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1, 2]", "no json"])
@@ -125,18 +127,18 @@ def test_files_that_are_no_captures_are_refused(tmp_path: Path, text: str) -> No
         path = tmp_path / name
         path.write_text(text)
         with pytest.raises(ValueError, match="take"):
-            read_capture(path)
+            read_arkit(path)
 
 
 def test_degrees_and_broken_timecodes_are_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "take.csv", 60, 9, NAMES)
     text = path.read_text()
     path.write_text(text.replace("0.001667,0,0,0.3", "12.5,0,0,0.3"))
-    with pytest.raises(ValueError, match="not in radians"):
-        read_capture(path)
+    with pytest.raises(ValueError, match="expected radians"):
+        read_arkit(path)
     path.write_text(text.replace("00:00:00:03.250", "0.125"))
     with pytest.raises(ValueError, match="row 4: timecode '0.125'"):
-        read_capture(path)
+        read_arkit(path)
 
 
 @given(st.tuples(*[st.floats(-1.2, 1.2)] * 3))

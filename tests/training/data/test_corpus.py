@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ from model.motion.network import MotionNet, NetConfig
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, MOUTH
 from model.types import SAMPLES_PER_FRAME
 from training.data.augment import VoiceAugmenter
-from training.data.batches import HeardWindows, WindowSampler
+from training.data.batches import EncodedWindows, WindowSampler
 from training.data.corpus import (
-    LEAST_LOG_POWER,
+    MIN_LOG_POWER,
     Corpus,
     clip_rest,
     fit_lip_gap,
@@ -41,7 +42,7 @@ from training.data.corpus import (
     load_grid,
     motion_statistics,
 )
-from training.data.music import Music, played
+from training.data.music import Music, synthesise_music
 
 JAW = ACTIONS.index("jawOpen")
 
@@ -54,7 +55,7 @@ def corpus(grid_folder: Path) -> Corpus:
 
 def sampler(corpus: Corpus, seed: int = 0) -> WindowSampler:
     mean, std = motion_statistics(corpus)
-    return WindowSampler(corpus, mean, std, torch.Generator().manual_seed(seed))
+    return WindowSampler(corpus, mean, std, random=torch.Generator().manual_seed(seed))
 
 
 def test_every_tenth_clip_is_held_out(corpus: Corpus) -> None:
@@ -122,7 +123,7 @@ def test_the_same_generator_gives_the_same_batch(corpus: Corpus) -> None:
 def test_sound_that_is_heard_beforehand_says_the_same(corpus: Corpus) -> None:
     net = MotionNet(NetConfig(width=32, blocks=1, whisper_blocks=1))
     bare = sampler(corpus).draw_run(3, 2)
-    heard = HeardWindows(sampler(corpus), net.audio).draw_run(3, 2)
+    heard = EncodedWindows(sampler(corpus), net.audio).draw_run(3, 2)
     for without, with_it in zip(bare, heard, strict=True):
         x_t, t = torch.randn(without.x0.shape), torch.tensor([0.2, 0.5, 1.0])
         on = {"has_audio": torch.tensor([1.0, 0.0, 1.0])}
@@ -136,12 +137,10 @@ def test_windows_of_inferred_mouths_borrow_real_eyes_and_heads(corpus: Corpus) -
     still = corpus.motion.clone()
     still[:, :52][:, ~torch.tensor(MOUTH)] = 0
     still[:, 52:] = 0
-    inferred = Corpus(
-        still, corpus.lip_gap, corpus.visemes, corpus.log_power, corpus.first, corpus.frames,
-        corpus.reference, corpus.noise, torch.full_like(corpus.trust, 0.5),
-    )  # fmt: skip
+    confidence = torch.full_like(corpus.confidence, 0.5)
+    inferred = replace(corpus, motion=still, confidence=confidence)
     batch = sampler(joined([corpus, inferred])).draw(200)
-    mouths_only = batch.x0[batch.trust < 1]
+    mouths_only = batch.x0[batch.confidence < 1]
     assert 60 < len(mouths_only) < 140
     assert mouths_only[:, :, 55:].std() > 0.3
 
@@ -151,7 +150,7 @@ def test_an_unchanged_voice_is_what_the_live_front_end_hears(corpus: Corpus) -> 
     copies = spectra.expand(64, -1, -1)
     sounding = torch.ones(copies.shape[:2], dtype=torch.bool)
     random = torch.Generator().manual_seed(0)
-    rows = VoiceAugmenter()(copies, corpus.noise[:1].expand(64, -1), sounding, random)
+    rows = VoiceAugmenter()(copies, corpus.noise[:1].expand(64, -1), sounding, random=random)
     live = torch.from_numpy(log_mel(spectra.exp().numpy())).reshape(75, ROW_DIM)
     loud = live.mean(1) > live.mean(1).quantile(0.7)
     # apart from its level, some of the 64 drawn voices are the speaker's own
@@ -195,8 +194,10 @@ def test_clips_of_different_lengths_keep_their_own_sound(grid_folder: Path, tmp_
 
 def test_where_nobody_speaks_some_hear_music_and_most_hear_nothing() -> None:
     size, random = 400, torch.Generator().manual_seed(0)
-    nothing = torch.full((size, 80, SPECTRUM_BINS), LEAST_LOG_POWER)
-    rows = VoiceAugmenter()(nothing, nothing[:, 0], torch.ones(size, 80, dtype=torch.bool), random)
+    nothing = torch.full((size, 80, SPECTRUM_BINS), MIN_LOG_POWER)
+    rows = VoiceAugmenter()(
+        nothing, nothing[:, 0], torch.ones(size, 80, dtype=torch.bool), random=random
+    )
     loudest = (rows * SPREAD_DB + CENTRE_DB).amax((1, 2))
     assert 0.05 < (loudest > -60).float().mean() < 0.2
     assert loudest.max() < 0
@@ -206,6 +207,6 @@ def test_music_holds_its_tones_and_then_jumps() -> None:
     piece = Music()(50, 200, torch.Generator().manual_seed(0))
     assert piece.mean((1, 2)) == pytest.approx(torch.ones(50), abs=1e-4)
     change = (piece + 1e-3).log().diff(dim=1).abs().mean(2)  # (50, hops) of a hop to the next
-    heard = power_spectrum(played(2.0, seed=0)).sum(1)
+    heard = power_spectrum(synthesise_music(2.0, seed=0)).sum(1)
     assert heard.max() > 3 * np.median(heard) > 0
     assert change.median() < 0.2 < 5 * change.median() < change.amax(1).median()

@@ -21,19 +21,26 @@ from model.rendering.face_model import face_basis
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from training.data.corpus import grid_corpus, load_grid
 from training.data.recordings import (
-    LONGEST_CLIP,
-    SHORTEST_CLIP,
+    MAX_CLIP_FRAMES,
+    MIN_CLIP_FRAMES,
     Cue,
-    RecordedTake,
     Recording,
-    cut,
-    load_take,
+    TrackedMotion,
+    collect_motion,
+    cut_clips,
+    load_motion,
     read_cues,
-    save_take,
-    take_of,
+    save_motion,
     write_folder,
 )
-from training.data.tracking import LANDMARK_INDEX, Seen, TrackedFrame, at_video_rate, look_of, looks
+from training.data.tracking import (
+    LANDMARK_INDEX,
+    TimedFrame,
+    TrackedFrame,
+    at_video_rate,
+    track,
+    tracked_frame,
+)
 
 JAW = ACTIONS.index("jawOpen")
 
@@ -45,7 +52,7 @@ def look(jaw: float) -> TrackedFrame:
     return TrackedFrame(coefficients, np.eye(3, 4), points, np.zeros((478, 3), np.float32))
 
 
-def seen_at(rate: float, frames: int) -> list[Seen]:
+def seen_at(rate: float, frames: int) -> list[TimedFrame]:
     """A jaw that opens by one every second."""
     return [(i / rate, look(i / rate)) for i in range(frames)]
 
@@ -94,7 +101,7 @@ def test_a_head_that_is_placed_somewhere_is_found_there(
     marks[:468] = (centimetres + (x, y, 0)) * (1, -1, -1) * focal / depth
     marks[:, :2] += (width / 2, height / 2)
     face = Face(marks, np.zeros(52, np.float32), (0, 0, 1, 1), 1.0)
-    found = look_of(face, width, height)
+    found = tracked_frame(face, width, height)
     np.testing.assert_allclose(found.pose[:, 3], place, atol=0.01)
     angle = rotation_vectors(found.pose[None, :, :3] @ turn.T)
     np.testing.assert_allclose(angle, 0, atol=1e-3)
@@ -107,13 +114,13 @@ def test_a_face_is_followed_and_found_again(examples: Path) -> None:
     blank = np.full_like(portrait, 127)
     moved = np.roll(portrait, 12, axis=1)
     pictures: list[NDArray[np.uint8]] = [portrait, moved, blank, portrait]
-    found = [f for _, f in looks(((i / 25, p) for i, p in enumerate(pictures)), tracker)]
+    found = [f for _, f in track(((i / 25, p) for i, p in enumerate(pictures)), tracker)]
     first, second, none, again = found
     assert none is None and first is not None and second is not None and again is not None
     shift = (second.points - first.points)[:, 0] * portrait.shape[1]
     assert np.median(shift) == pytest.approx(12, abs=1.5)
     np.testing.assert_allclose(again.points, first.points, atol=1e-4)
-    # both looks at one face agree on what it does
+    # both track at one face agree on what it does
     followed = tracker.follow(portrait, tracker.find(portrait))
     assert np.abs(followed.coefficients - first.coefficients).max() < 0.1
 
@@ -135,7 +142,7 @@ def test_what_drove_a_portrait_is_tracked_from_its_pixels(examples: Path) -> Non
             pose = np.array([0, yaw[i], 0, 0, 0, 0], np.float32)
             yield i / FPS, renderer.render(actions, pose)
 
-    take = take_of(at_video_rate(looks(pictures(), FaceTracker())))
+    take = collect_motion(at_video_rate(track(pictures(), FaceTracker())))
     assert len(take) == 50 and take.ok.all()
     assert np.corrcoef(take.coefficients[:, JAW], jaw)[0, 1] > 0.8
     turned = rotation_vectors(take.pose[:, :, :3])[:, 1]
@@ -145,12 +152,12 @@ def test_what_drove_a_portrait_is_tracked_from_its_pixels(examples: Path) -> Non
 
 @given(st.lists(st.booleans(), max_size=1200).map(lambda b: np.repeat(np.array(b, bool), 7)))
 def test_clips_are_tracked_wholly_apart_and_not_too_long(ok: NDArray[np.bool_]) -> None:
-    clips = cut(ok, None)
+    clips = cut_clips(ok, None)
     for clip in clips:
-        assert SHORTEST_CLIP <= clip.stop - clip.first <= LONGEST_CLIP
+        assert MIN_CLIP_FRAMES <= clip.stop - clip.first <= MAX_CLIP_FRAMES
         assert ok[clip.first : clip.stop].all()
     assert all(a.stop <= b.first for a, b in pairwise(clips))
-    if ok.all() and len(ok) >= SHORTEST_CLIP:
+    if ok.all() and len(ok) >= MIN_CLIP_FRAMES:
         assert sum(c.stop - c.first for c in clips) == len(ok)
 
 
@@ -164,13 +171,13 @@ def test_subtitles_say_where_clips_begin_and_what_is_said(tmp_path: Path) -> Non
     cues = read_cues(path)
     assert cues[0] == Cue(1.0, 4.0, "Bin blue at F two now")
     ok = np.ones(300, bool)
-    clips = cut(ok, cues)
+    clips = cut_clips(ok, cues)
     assert [(c.first, c.stop, c.text) for c in clips] == [
         (18, 108, "Bin blue at F two now"),
         (155, 258, "Soon. Or again."),
     ]
     ok[200] = False
-    assert len(cut(ok, cues)) == 1
+    assert len(cut_clips(ok, cues)) == 1
     path.write_text("WEBVTT\n\n00:01.000 --> 00:02.500\nHello\n")
     assert read_cues(path) == [Cue(1.0, 2.5, "Hello")]
     path.write_text("nothing here")
@@ -194,7 +201,7 @@ def recording(folder: Path, name: str, frames: int, seed: int) -> Recording:
     sound = np.repeat(level, SAMPLES_PER_FRAME) * np.sin(2 * np.pi * 300 * t) * 0.3
     path = folder / f"{name}.flac"
     soundfile.write(path, sound, SAMPLE_RATE)
-    return Recording(name, take_of(made), path)
+    return Recording(name, collect_motion(made), path)
 
 
 def test_training_reads_what_tracking_wrote(tmp_path: Path) -> None:
@@ -213,18 +220,18 @@ def test_training_reads_what_tracking_wrote(tmp_path: Path) -> None:
 
 
 def test_a_take_is_kept_as_it_is(tmp_path: Path) -> None:
-    take = recording(tmp_path, "one", 100, 0).take
-    save_take(tmp_path / "one.npz", take)
-    again = load_take(tmp_path / "one.npz")
+    take = recording(tmp_path, "one", 100, 0).motion
+    save_motion(tmp_path / "one.npz", take)
+    again = load_motion(tmp_path / "one.npz")
     for name, array in vars(take).items():
         np.testing.assert_array_equal(getattr(again, name), array)
 
 
 def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
-    short = recording(tmp_path, "one", SHORTEST_CLIP - 1, 0)
+    short = recording(tmp_path, "one", MIN_CLIP_FRAMES - 1, 0)
     with pytest.raises(ValueError, match="no clip is left"):
         write_folder([short], tmp_path / "out")
-    lips = RecordedTake(np.zeros((9, 52), np.float32), np.zeros((9, 3, 4)), np.ones(9, bool),
+    lips = TrackedMotion(np.zeros((9, 52), np.float32), np.zeros((9, 3, 4)), np.ones(9, bool),
                 lip_gap=np.zeros(9, np.float32))  # fmt: skip
     with pytest.raises(ValueError, match="cannot share"):
         write_folder([short, Recording("two", lips, short.sound)], tmp_path / "out")

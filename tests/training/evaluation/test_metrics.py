@@ -7,7 +7,7 @@ import pytest
 
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM
 from model.types import FPS, SAMPLE_RATE
-from training.data.inferred import ClosedMouths, spoken_features, with_closures
+from training.data.inferred import ClosedMouths, phone_features, with_closures
 from training.data.phones import (
     OPENNESS,
     VISEMES,
@@ -98,7 +98,7 @@ def test_inferred_mouths_close_on_bilabials_and_rest_in_silence() -> None:
     assert made[21, 0] == pytest.approx(0.3) and made[8, 0] == pytest.approx(0.1)
     assert made[26, 0] == pytest.approx(1.0)
     samples = np.zeros(2 * SAMPLE_RATE, np.float32)
-    assert spoken_features(samples, WORD).shape == (50, 13 * (len(VISEMES) + 1))
+    assert phone_features(samples, WORD).shape == (50, 13 * (len(VISEMES) + 1))
 
 
 def test_words_that_are_unknown_or_missing_are_not_aligned() -> None:

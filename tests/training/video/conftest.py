@@ -61,7 +61,8 @@ def make_piece() -> Callable[..., ClipPiece]:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> VideoClips:
     folder = tmp_path_factory.mktemp("clips")
-    return write_clips(folder, (made_up(k) for k in range(CLIPS)), CLIPS * FRAMES, SIDE)
+    pieces = (made_up(k) for k in range(CLIPS))
+    return write_clips(folder, pieces, frames=CLIPS * FRAMES, side=SIDE)
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,13 @@ from model.video.weights import load_net, save_net
 from tests.model.video.small_students import HOP, shaken, unet, write_video
 from training.trainer import RunOptions
 from training.video.clips import ClipPiece, VideoClips, write_clips
-from training.video.device import Machine
+from training.video.device import Compute
 from training.video.echomimic import (
     PREFIX,
-    Portraits,
-    Tokens,
+    PortraitEncoder,
+    WhisperTokens,
     load_teacher,
-    train_real_student,
+    train_student,
 )
 from training.video.windows import training_clips
 
@@ -53,7 +53,7 @@ def encoded(make_piece: Callable[..., ClipPiece], tmp_path: Path) -> VideoClips:
         replace(make_piece(k), latents=normal(40, 4, 4, 4), tokens=normal(40, 10 * DEPTHS, WIDTH))
         for k in range(4)
     ]
-    return write_clips(tmp_path / "clips", pieces, 160, 16)
+    return write_clips(tmp_path / "clips", pieces, frames=160, side=16)
 
 
 # TensorBoard's writer thread outlives the test by a moment
@@ -63,7 +63,7 @@ def test_a_distilled_student_is_one_that_is_served(
 ) -> None:
     options = RunOptions(tmp_path / "run", 5.0, 2, peak_rate=1e-3)
     before = load_teacher(teacher).denoiser.conv_in.weight
-    path = train_real_student(encoded, teacher, options, Machine(CPU), 0, batch=2, hop=HOP)
+    path = train_student(encoded, teacher, options, compute=Compute(CPU), seed=0, batch=2, hop=HOP)
     student, facts = load_net(path, torch.float32)
     assert isinstance(student, DenoisingUNet)
     assert student.config.guided and student.config.prefix_frames == PREFIX
@@ -74,28 +74,28 @@ def test_a_distilled_student_is_one_that_is_served(
     assert pipeline.window_spec.hop == HOP and pipeline.metadata.nfe_per_window == 6
 
 
-def test_beyond_a_clip_its_ends_are_heard(encoded: VideoClips) -> None:
+def test_beyond_a_clip_its_ends_are_repeated(encoded: VideoClips) -> None:
     assert encoded.tokens is not None
     chosen = training_clips(encoded)
-    sound = Tokens(encoded, chosen, PREFIX)
-    heard = sound(torch.tensor([1]), torch.tensor([-3]), 50, torch.Generator())
+    source = WhisperTokens(encoded, chosen, PREFIX)
+    rows = source(torch.tensor([1]), torch.tensor([-3]), 50, random=torch.Generator())
     first = torch.from_numpy(np.array(encoded.tokens[chosen[1].first])).float()
-    assert heard.shape == (1, 50, 10 * DEPTHS, WIDTH)
+    assert rows.shape == (1, 50, 10 * DEPTHS, WIDTH)
     for row in range(4):
-        torch.testing.assert_close(heard[0, row], first)
-    torch.testing.assert_close(heard[0, 42], heard[0, 49])
+        torch.testing.assert_close(rows[0, row], first)
+    torch.testing.assert_close(rows[0, 42], rows[0, 49])
 
 
-def test_a_portrait_is_told_once_for_both_networks(encoded: VideoClips, teacher: Path) -> None:
+def test_a_portrait_is_encoded_once_for_both_networks(encoded: VideoClips, teacher: Path) -> None:
     nets = load_teacher(teacher)
     latents = torch.randn(2, 4, 4, 4)
     marks = torch.full((2, 62, 2), 0.5)
     marks[:, 0], marks[1, 1] = 0.3, 0.9
-    told = Portraits(nets, 16)(latents, marks)
-    assert told["face"].shape[0] == 2
-    assert not torch.equal(told["face"][0], told["face"][1])
+    conditions = PortraitEncoder(nets, 16)(latents, marks)
+    assert conditions["face"].shape[0] == 2
+    assert not torch.equal(conditions["face"][0], conditions["face"][1])
     names = {name for name in nets.denoiser.condition_names if name.startswith("reference.")}
-    assert names <= told.keys()
+    assert names <= conditions.keys()
 
 
 def test_clips_that_were_not_encoded_are_refused(
@@ -103,4 +103,4 @@ def test_clips_that_were_not_encoded_are_refused(
 ) -> None:
     options = RunOptions(tmp_path / "run", 5.0, 1)
     with pytest.raises(ValueError, match="holds no latents"):
-        train_real_student(clips, teacher, options, Machine(CPU), 0)
+        train_student(clips, teacher, options, compute=Compute(CPU), seed=0)

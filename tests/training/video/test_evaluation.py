@@ -22,13 +22,14 @@ from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 from training.data.tracking import TrackedFrame
 from training.video.clips import ClipPiece, write_clips
-from training.video.features import MobileNetV2, load_mobilenet
 from training.video.metrics import (
+    MobileNetV2,
     border_flicker,
+    contact_sheet,
     flicker,
+    load_mobilenet,
     mouth_figures,
     psnr,
-    sheet,
     ssim,
 )
 
@@ -99,15 +100,15 @@ def test_a_mouth_ajar_at_rest_says_nothing_of_what_is_said() -> None:
 
 def test_a_sheet_has_a_row_a_video(face: Pictures) -> None:
     video = np.stack([face] * 9)
-    assert sheet(4, 2, [video, video]).shape == (2 * 128, 4 * 128, 3)
+    assert contact_sheet(4, 2, [video, video]).shape == (2 * 128, 4 * 128, 3)
     with pytest.raises(ValueError, match="one length"):
-        sheet(4, 2, [video, video[:5]])
+        contact_sheet(4, 2, [video, video[:5]])
 
 
 @pytest.fixture
 def folder(face: Pictures, make_piece: Callable[..., ClipPiece], tmp_path: Path) -> Path:
     pieces = [replace(make_piece(k, 30), frames=np.stack([face] * 30)) for k in range(20)]
-    return write_clips(tmp_path / "clips", pieces, 600, 64).folder
+    return write_clips(tmp_path / "clips", pieces, frames=600, side=64).folder
 
 
 def test_all_rows_stand_in_one_table(folder: Path, tmp_path: Path) -> None:

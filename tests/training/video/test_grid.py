@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.video.grid import grid_clips, is_grid
+from training.video.grid import grid_clips, open_clips
 
 
 def test_squares_are_decoded_once_and_know_where_the_mouth_is(grid_folder: Path) -> None:
     cache = grid_folder / "cache"
     clips = grid_clips(grid_folder, cache, 64)
-    assert is_grid(grid_folder) and not is_grid(cache)
+    unused = grid_folder / "unused"
+    for data, other in ((grid_folder, cache), (cache, unused)):
+        assert open_clips(data, other, 64).folder == cache
     assert [(c.name, c.frames, c.text) for c in clips.clips] == [
         ("a", 12, "bin blue"),
         ("b", 10, "lay red"),

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 import torch
 
-from fada.cli.train import add_arguments, run
 from model.video.config import tiny_config
 from model.video.tiny import TinyNet
 from model.video.weights import load_net
+from tests.training.helpers import fada_train
 from tests.training.test_distributed import run_team
 from training.trainer import RunOptions
 from training.video.clips import VideoClips
-from training.video.device import Machine
-from training.video.teacher import (
-    Listener,
+from training.video.device import Compute
+from training.video.tiny import (
+    MouthRegressor,
     VideoAudioEncoderObjective,
     VideoTeacherObjective,
-    windows_of,
+    tiny_windows,
 )
 
 CPU = torch.device("cpu")
-
-
-def parsed(*words: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args([str(w) for w in words])
 
 
 # TensorBoard's writer thread outlives the test by a moment
@@ -37,23 +30,21 @@ def parsed(*words: object) -> argparse.Namespace:
 def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> None:
     data = ("--data", clips_folder, "--threads", 1, "--minutes", 5, "--batch", 2)
     out = tmp_path / "teacher"
-    assert run(parsed("video-teacher", *data, "--out", out, "--steps", 1)) == 0
-    assert run(parsed("video-teacher", *data, "--out", out, "--steps", 2)) == 0
+    assert fada_train("video-teacher", *data, "--out", out, "--steps", 1) == 0
+    assert fada_train("video-teacher", *data, "--out", out, "--steps", 2) == 0
     weights = out / "teacher.safetensors"
     teacher, facts = load_net(weights)
     assert isinstance(teacher, TinyNet) and teacher.config == tiny_config(16)
     assert facts["role"] == "teacher" and facts["trained_steps"] == 2
 
     taught = (*data, "--teacher", weights, "--steps", 1)
-    assert run(parsed("video-student", *taught, "--out", tmp_path / "fast")) == 0
+    assert fada_train("video-student", *taught, "--out", tmp_path / "fast") == 0
     student, facts = load_net(tmp_path / "fast" / "student.safetensors")
     assert isinstance(student, TinyNet) and student.config.guided
     assert facts["steps"] == 6 and "limits" in facts
 
     assert (
-        run(
-            parsed("video-student-multibranch", *taught, "--out", tmp_path / "three", "--recompute")
-        )
+        fada_train("video-student-multibranch", *taught, "--out", tmp_path / "three", "--recompute")
         == 0
     )
     balanced, facts = load_net(tmp_path / "three" / "student.safetensors")
@@ -61,16 +52,16 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     assert "limits" not in facts
 
     start = ("--start", tmp_path / "three" / "student.safetensors")
-    assert run(parsed("video-student", *taught, *start, "--out", tmp_path / "on")) == 0
+    assert fada_train("video-student", *taught, *start, "--out", tmp_path / "on") == 0
     grown, facts = load_net(tmp_path / "on" / "student.safetensors")
     assert isinstance(grown, TinyNet) and grown.config.guided and "limits" in facts
     start = ("--start", tmp_path / "fast" / "student.safetensors")
     for other in (("video-student-multibranch",), ("video-student", "--scales", "embedding")):
         with pytest.raises(ValueError, match="a student of the other kind"):
-            run(parsed(*other, *taught, *start, "--out", tmp_path / "back"))
+            fada_train(*other, *taught, *start, "--out", tmp_path / "back")
 
     compared = (*taught, "--scales", "embedding", "--out", tmp_path / "embedded")
-    assert run(parsed("video-student", *compared)) == 0
+    assert fada_train("video-student", *compared) == 0
     embedded, _ = load_net(tmp_path / "embedded" / "student.safetensors")
     assert isinstance(embedded, TinyNet) and embedded.config.unet.embedded_scales
 
@@ -95,28 +86,28 @@ def test_two_processes_train_teacher_and_student(clips_folder: Path, tmp_path: P
 
 def test_flags_that_do_not_fit_are_refused(clips_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs --teacher"):
-        run(parsed("video-student", "--data", clips_folder, "--out", tmp_path))
+        fada_train("video-student", "--data", clips_folder, "--out", tmp_path)
     with pytest.raises(ValueError, match=r"holds no clips\.json"):
-        run(parsed("video-teacher", "--data", tmp_path, "--out", tmp_path))
+        fada_train("video-teacher", "--data", tmp_path, "--out", tmp_path)
     with pytest.raises(ValueError, match="--batch -1"):
-        run(parsed("video-teacher", "--data", clips_folder, "--out", tmp_path, "--batch", -1))
+        fada_train("video-teacher", "--data", clips_folder, "--out", tmp_path, "--batch", -1)
 
 
-def objective_of(clips: VideoClips, machine: Machine) -> tuple[TinyNet, VideoTeacherObjective]:
-    random = machine.random(0)
+def objective_of(clips: VideoClips, compute: Compute) -> tuple[TinyNet, VideoTeacherObjective]:
+    random = compute.generator(0)
     net = TinyNet(tiny_config(16))
     with torch.no_grad():  # what starts silent would hide what it does
         for parameter in net.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
-    windows = windows_of(clips, net.config, random, machine)
-    return net, VideoTeacherObjective(net, windows, random, machine, 2)
+    windows = tiny_windows(clips, net.config, random, compute=compute)
+    return net, VideoTeacherObjective(net, windows, random, compute=compute, batch=2)
 
 
 def test_layers_computed_again_give_the_same_gradients(clips: VideoClips) -> None:
     gradients = []
-    for machine in (Machine(CPU), Machine(CPU, recompute=True)):
-        net, objective = objective_of(clips, machine)
-        machine.thrifty(net)
+    for compute in (Compute(CPU), Compute(CPU, recompute=True)):
+        net, objective = objective_of(clips, compute)
+        compute.checkpoint_layers(net)
         objective.losses()["loss"].backward()
         gradients.append(net.unet.conv_in.weight.grad)
     torch.testing.assert_close(*gradients)
@@ -124,7 +115,7 @@ def test_layers_computed_again_give_the_same_gradients(clips: VideoClips) -> Non
 
 def test_bfloat16_is_about_the_same(clips: VideoClips) -> None:
     losses = [
-        objective_of(clips, Machine(CPU, bf16=bf16))[1].losses()["loss"] for bf16 in (False, True)
+        objective_of(clips, Compute(CPU, bf16=bf16))[1].losses()["loss"] for bf16 in (False, True)
     ]
     assert losses[1].dtype == torch.float32
     torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0.0)
@@ -134,13 +125,13 @@ def test_bfloat16_is_about_the_same(clips: VideoClips) -> None:
 def test_an_encoder_learns_to_hear_a_mouth(clips: VideoClips, tmp_path: Path) -> None:
     from training.trainer import Trainer
 
-    machine = Machine(CPU)
-    random = machine.random(0)
+    compute = Compute(CPU)
+    random = compute.generator(0)
     net = TinyNet(tiny_config(16))
-    windows = windows_of(clips, net.config, random, machine)
-    listener = Listener(net.sound, windows.mouth_numbers)
-    objective = VideoAudioEncoderObjective(listener, windows, 16)
+    windows = tiny_windows(clips, net.config, random, compute=compute)
+    regressor = MouthRegressor(net.sound, windows.mouth_dim)
+    objective = VideoAudioEncoderObjective(regressor, windows, 16)
     before = objective.losses()["lip_gap"].item()
     options = RunOptions(tmp_path, 5.0, 60, warm_up_steps=10)
-    Trainer(listener, options, random).run(objective.losses, lambda: None)
+    Trainer(regressor, options, random).run(objective.losses, lambda: None)
     assert objective.losses()["lip_gap"].item() < 0.7 * before

@@ -26,7 +26,14 @@ KEPT = 2
 def windows_of(clips: VideoClips, seed: int = 0) -> VideoWindows:
     random = torch.Generator().manual_seed(seed)
     chosen = training_clips(clips)
-    return VideoWindows(clips, chosen, PatchCodec(1), KEPT, random, torch.device("cpu"))
+    return VideoWindows(
+        clips,
+        chosen,
+        PatchCodec(1),
+        prefix_frames=KEPT,
+        random=random,
+        device=torch.device("cpu"),
+    )
 
 
 def test_a_folder_gives_back_what_was_laid_down(
@@ -49,12 +56,12 @@ def test_an_unfinished_folder_is_no_folder(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_clips(tmp_path, pieces(), 80, 16)
+        write_clips(tmp_path, pieces(), frames=80, side=16)
     with pytest.raises(ValueError, match=r"holds no clips\.json"):
         load_clips(tmp_path)
     with pytest.raises(ValueError, match="40 frames, expected 80"):
-        write_clips(tmp_path, [make_piece(0)], 80, 16)
-    write_clips(tmp_path, [make_piece(0)], 40, 16)
+        write_clips(tmp_path, [make_piece(0)], frames=80, side=16)
+    write_clips(tmp_path, [make_piece(0)], frames=40, side=16)
     (tmp_path / "marks.npy").unlink()
     with pytest.raises(ValueError, match=r"holds no marks\.npy"):
         load_clips(tmp_path)
@@ -64,7 +71,7 @@ def test_nothing_held_out_or_badly_tracked_is_learned_from(clips: VideoClips) ->
     learned = {clip.name for clip in training_clips(clips)}
     assert [clip.name for clip in held_out_clips(clips, 5)] == ["clip9"]
     assert [clip.name for clip in held_out_clips(clips, 5, "clip")] == ["clip9"]
-    assert held_out_clips(clips, 5, "drawn/") == []
+    assert held_out_clips(clips, 5, "rendered/") == []
     assert learned == {f"clip{k}" for k in range(12) if k != 9}
     index = json.loads((clips.folder / "clips.json").read_text())
     assert index["side"] == 16 and len(index["clips"]) == 12
@@ -93,9 +100,9 @@ def test_a_session_starts_as_its_portrait_looks(clips: VideoClips) -> None:
 
 
 def test_a_heard_mouth_is_that_of_its_sound(clips: VideoClips) -> None:
-    batch = windows_of(clips).draw_heard(256)
+    batch = windows_of(clips).draw_audio(256)
     assert batch.known.any() and not batch.known.all()
-    assert batch.mouth.shape[2] == windows_of(clips).mouth_numbers
+    assert batch.mouth.shape[2] == windows_of(clips).mouth_dim
     whole = batch.known.all(1)  # each window has a level of its own: within them
     loudness, gap = (
         (x - x.mean(1, keepdim=True)).flatten()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from training.video.clips import ClipPiece, write_clips
-from training.video.scores import judged, sharpness, trust_of
+from training.video.confidence import clip_confidence, score_clips, sharpness
 
 LATE = 3  # frames
 
@@ -26,13 +26,13 @@ def test_dubbed_and_still_clips_are_told_from_spoken_ones(
     pieces[6] = replace(pieces[6], marks=np.repeat(pieces[6].marks[:1], 75, axis=0))
     late = np.roll(pieces[8].marks, LATE, axis=0)
     pieces[8] = replace(pieces[8], marks=late)
-    clips = judged(write_clips(tmp_path, pieces, 750, 16))
+    clips = score_clips(write_clips(tmp_path, pieces, frames=750, side=16))
     r = np.array([clip.scores["sync_r"] for clip in clips])
     spoken = np.delete(np.arange(10), [4, 6, 8])
     assert r[spoken].min() > 0.6 > r[4] and r[6] == 0
     assert clips[8].scores["sync_lag_ms"] == LATE * 40
-    trust = np.array([clip.trust for clip in clips])
-    assert (trust[spoken] == 1).all() and trust[6] == 0
+    confidence = np.array([clip.confidence for clip in clips])
+    assert (confidence[spoken] == 1).all() and confidence[6] == 0
 
 
 def test_blur_takes_sharpness_away_and_contrast_does_not(examples: Path) -> None:
@@ -46,8 +46,8 @@ def test_blur_takes_sharpness_away_and_contrast_does_not(examples: Path) -> None
 
 def test_one_fault_is_enough_to_be_believed_less() -> None:
     good = {"sync_r": 0.6, "sharpness": 2.0, "pixels": 3.0}
-    assert trust_of(good, 2.0) == 1.0
-    assert trust_of(good | {"pixels": 0.5}, 2.0) == 0.5
-    assert trust_of(good | {"sharpness": 0.5}, 2.0) == 0.5
-    assert trust_of(good | {"sync_r": 0.1}, 2.0) == pytest.approx(0.25)
-    assert trust_of(good | {"sync_r": -0.2}, 2.0) == 0.0
+    assert clip_confidence(good, 2.0) == 1.0
+    assert clip_confidence(good | {"pixels": 0.5}, 2.0) == 0.5
+    assert clip_confidence(good | {"sharpness": 0.5}, 2.0) == 0.5
+    assert clip_confidence(good | {"sync_r": 0.1}, 2.0) == pytest.approx(0.25)
+    assert clip_confidence(good | {"sync_r": -0.2}, 2.0) == 0.0

@@ -1,12 +1,11 @@
-"""From what a synthesiser says of its timing to ARPAbet phones that fill the sound.
+"""ARPAbet phones that fill the sound, from a synthesiser's token durations.
 
-Kokoro and hibari read one token a sound, stress mark, space or punctuation, and predict for each
-how many units of 25 ms it lasts, so a border is known to half a unit. They sound earlier than their
-counts say. Measured against forced alignment of 104 sentences: by 60 ms (median of 839 and 1,105
-borders between adjoining sounds), where flite's own segment ends come out 4 to 9 ms late (80
-sentences), which is the aligner's bias; the difference is taken as two units. Where a space or a
-stress mark lies between two sounds, the same measurement places the border at about 0.45 or a
-quarter of it.
+Kokoro and hibari read one token per sound, stress mark, space or punctuation, and predict its
+duration in units of 25 ms, so borders are known to half a unit. Their sound precedes the durations:
+by 60 ms against forced alignment of 104 sentences (median of 839 and 1,105 borders between
+adjoining sounds). The aligner is biased by 4 to 9 ms, as flite's own segment ends show (80
+sentences); the difference is taken as two units. By the same measurement, a border lies at 0.45 of
+a space, or at a quarter of a stress mark, between two sounds.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from model.types import SAMPLE_RATE, Floats
 from training.data.phones import OPENNESS, Phone
 
 UNIT_S = 0.025
-EARLY_S = 2 * UNIT_S  # what is heard comes before the counts by this much
-PAD = "^"  # stands for token 0, which frames a sentence
-_SPACE_SHARE, _STRESS_SHARE = 0.45, 0.25  # of what lies between two sounds, to the first
+EARLY_S = 2 * UNIT_S  # the sound precedes the durations by this much
+PAD = "^"  # token 0, at both ends of a sentence
+_SPACE_SHARE, _STRESS_SHARE = 0.45, 0.25  # of the tokens between two sounds, for the first one
 _HOP_S = 0.005
-_SILENT_DB = -38.0  # below the loud parts of a sentence
-_LEAST_PAUSE_S = 0.04
+_SILENT_DB = -38.0  # relative to the loud parts of a sentence
+_MIN_PAUSE_S = 0.04
 
 VOWELS = {
     "A": "EY", "I": "AY", "O": "OW", "Q": "OW", "W": "AW", "Y": "OY", "a": "AE", "æ": "AE",
@@ -48,7 +47,7 @@ _FLITE = {"AX": "AH", "PAU": "SIL", "AXR": "ER", "EL": "L", "EM": "M", "EN": "N"
 
 @dataclass(frozen=True)
 class TimedSpeech:
-    """``samples`` (N,) at 16 kHz and the phones that fill them from start to end."""
+    """``samples`` (N,) at 16 kHz, and phones that fill them without gaps."""
 
     samples: Floats
     phones: list[Phone]
@@ -56,23 +55,22 @@ class TimedSpeech:
 
 @dataclass
 class _Sound:
-    """A sound and what its tokens say of it, seconds; ``gap``: the tokens between the last sound
-    and this one."""
+    """A sound by its tokens."""
 
     name: str
     start_s: float
     end_s: float
-    gap: str
+    gap: str  # tokens between the previous sound and this one
 
 
 def phones_of(tokens: Sequence[str], units: Sequence[float], samples: Floats) -> list[Phone]:
     """The phones of ``samples`` (N,), 16 kHz, whose ``tokens`` last ``units`` of 25 ms each.
 
-    Diphthongs stay whole, stress, length and glottal marks join their neighbours, a vowel and the
-    /r/ that colours it are one. Punctuation becomes ``SIL`` where the sound is silent and only as
-    long as it is. The phones fill the samples without gaps or overlaps.
+    Diphthongs stay whole; stress, length and glottal marks join their neighbours; a vowel and the
+    /r/ that colours it are one phone. Punctuation becomes ``SIL`` for as long as the sound is
+    silent. The phones fill the samples without gaps or overlaps.
 
-    Raises ``ValueError`` for a token that has no name, or when no token is a sound.
+    Raises ``ValueError`` for an unknown token, and if no token is a sound.
     """
     sounds, after = _sounds(tokens, units)
     if not sounds:
@@ -127,7 +125,7 @@ def _sounds(tokens: Sequence[str], units: Sequence[float]) -> tuple[list[_Sound]
 
 
 def _coloured(vowel: str, following: Sequence[str]) -> bool:
-    """Whether an /r/ after ``vowel`` belongs to it: always in "bird", in "her" but not "around"."""
+    """Whether an /r/ after ``vowel`` belongs to it, as in "bird" and "her" but not "around"."""
     after = next((t for t in following if t not in "ˈˌː"), PAD)
     return vowel == "ER" or (vowel == "AH" and after not in VOWELS)
 
@@ -137,7 +135,7 @@ def _share(gap: str) -> float:
 
 
 def _quiet(samples: Floats) -> NDArray[np.bool_]:
-    """(hops,) whether each 5 ms are far below the loud parts."""
+    """(hops,) mask of hops of 5 ms that are far below the loud parts."""
     hop = int(_HOP_S * SAMPLE_RATE)
     power = (samples[: len(samples) // hop * hop].reshape(-1, hop).astype(float) ** 2).mean(1)
     level = 10 * np.log10(power + 1e-12)
@@ -145,30 +143,30 @@ def _quiet(samples: Floats) -> NDArray[np.bool_]:
 
 
 def _longest(quiet: NDArray[np.bool_], start_s: float, end_s: float) -> tuple[float, float] | None:
-    """Longest silence between two times; ``None`` when all of them are too short to be a pause."""
+    """Longest silence between two times, ``None`` if it is shorter than a pause."""
     first, last = round(start_s / _HOP_S), round(end_s / _HOP_S)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet[first:last], [False]])))
     runs = edges.reshape(-1, 2)
     if not len(runs):
         return None
     begin, end = runs[np.argmax(runs[:, 1] - runs[:, 0])] + first
-    # silence that reaches an end of the span goes on to it, not to the nearest hop
+    # Extend silence that touches an end of the span from the nearest hop to that end.
     found = (
         start_s if begin == first else float(begin * _HOP_S),
         end_s if end >= min(last, len(quiet)) else float(end * _HOP_S),
     )
-    return found if found[1] - found[0] >= _LEAST_PAUSE_S else None
+    return found if found[1] - found[0] >= _MIN_PAUSE_S else None
 
 
-def flite_phones(said: str, total_s: float) -> list[Phone]:
-    """The phones of ``flite -psdur``'s "name:end name:end …", cut or held to the sound's length.
+def flite_phones(segments: str, total_s: float) -> list[Phone]:
+    """The phones of ``flite -psdur``'s "name:end name:end …", cut or extended to ``total_s``.
 
-    The diphone voice (kal16) says 2 to 6 % more than it sounds; measured, that is silence missing
-    at its end, no faster speech. Raises ``ValueError`` when a segment has no name here.
+    The diphone voice (kal16) reports 2 to 6 % more than its sound lasts; measured, that is silence
+    missing at its end, not faster speech. Raises ``ValueError`` for an unknown segment.
     """
     phones: list[Phone] = []
-    for word in said.split():
-        name, end = word.split(":")
+    for segment in segments.split():
+        name, end = segment.split(":")
         upper = _FLITE.get(name.upper(), name.upper())
         if upper not in OPENNESS:
             raise ValueError(f"flite's segment {name!r}, expected one of {sorted(OPENNESS)}")

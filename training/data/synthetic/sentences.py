@@ -1,6 +1,6 @@
-"""What synthetic voices say: short phrases, questions, counts, lips that meet, pauses.
+"""Sentences for synthetic voices: short phrases, questions, numbers, bilabials, pauses.
 
-The same seedless bank every time, so that a corpus can be rebuilt.
+The bank is always the same, so that a corpus can be rebuilt.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import re
 from pathlib import Path
 
 FROM_GRAMMAR = 150
-LONGEST_TEXT = 110  # characters: about seven seconds
-# Every tenth sentence of the bank is spoken by held-out voices only, and they say nothing else.
+MAX_TEXT_LENGTH = 110  # characters: about seven seconds
+# Every tenth sentence of the bank is for held-out voices only, which speak no others.
 HOLD_OUT_EVERY = 10
 
+_PLAIN = re.compile(r"[A-Za-z' ,.;:?!-]+")
+
 FIXED: tuple[str, ...] = (
-    # lips that meet, often and next to every vowel
+    # bilabials next to every vowel
     "Maybe my mother put the big map back.",
     "Bob paid for the pump, but nobody picked it up.",
     "Mom, may I please have a piece of plum pie?",
@@ -100,7 +102,7 @@ FIXED: tuple[str, ...] = (
     "Ten tiny turtles danced until dawn.",
     "Have a heart, Henry; he has had a hard day.",
     "Yesterday a young yak yawned at you.",
-    # the sort of thing a talking head says
+    # typical of talking heads
     "Hello, and welcome to our weekly weather report.",
     "Today we will look at how to bake a loaf of bread.",
     "Please press the button when you are ready to begin.",
@@ -169,7 +171,7 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 
 
 def in_words(number: int) -> str:
-    """``number`` as it is read; raises ``ValueError`` outside 0–999,999."""
+    """``number`` in words; raises ``ValueError`` outside 0–999,999."""
     if not 0 <= number < 1_000_000:
         raise ValueError(f"number {number}, expected 0 to 999999")
     if number < 20:
@@ -183,24 +185,24 @@ def in_words(number: int) -> str:
     return head if rest == 0 else f"{head}{link}{in_words(rest)}"
 
 
-def _told(draw: random.Random) -> str:
+def _clause(draw: random.Random) -> str:
     return f"{draw.choice(_PEOPLE)} {draw.choice(_VERBS)} {draw.choice(_THINGS)}"
 
 
 def _statement(draw: random.Random) -> str:
-    return f"{_told(draw)} {draw.choice(_PLACES)} {draw.choice(_TIMES)}."
+    return f"{_clause(draw)} {draw.choice(_PLACES)} {draw.choice(_TIMES)}."
 
 
-def _opened(draw: random.Random) -> str:
-    return f"{draw.choice(_OPENINGS)} {_told(draw)}, and {_told(draw)}."
+def _with_opening(draw: random.Random) -> str:
+    return f"{draw.choice(_OPENINGS)} {_clause(draw)}, and {_clause(draw)}."
 
 
-def _asked(draw: random.Random) -> str:
+def _question(draw: random.Random) -> str:
     asks = ("Is it true that", "Did you know that", "Who told you that", "Do you believe that")
-    return f"{draw.choice(asks)} {_told(draw)} {draw.choice(_PLACES)}?"
+    return f"{draw.choice(asks)} {_clause(draw)} {draw.choice(_PLACES)}?"
 
 
-def _counted(draw: random.Random) -> str:
+def _count(draw: random.Random) -> str:
     number = draw.choice((draw.randrange(100), draw.randrange(1000), draw.randrange(1_000_000)))
     shapes = (
         "It was {n} {u}, {p}.", "{n} {u}? No, {m} {u}.", "We counted {n} {u} {t}.",
@@ -212,20 +214,20 @@ def _counted(draw: random.Random) -> str:
     )  # fmt: skip
 
 
-def _listed(draw: random.Random) -> str:
+def _list_of_things(draw: random.Random) -> str:
     first, second, third = draw.sample(_THINGS, 3)
     return f"{draw.choice(_TIMES)}, {first}, {second}... and {third}!"
 
 
 def bank(texts: Path | None = None) -> list[str]:
-    """All sentences, mixed; the order is always the same.
+    """All sentences, in an order that is always the same.
 
     ``texts``: a manifest (file, transcript, …, license) whose short public-domain transcripts
-    without digits join the bank.
+    without digits are added.
     """
     draw = random.Random(3)
     made = list(FIXED)
-    shapes = (_statement, _opened, _asked, _counted, _listed)
+    shapes = (_statement, _with_opening, _question, _count, _list_of_things)
     while len(made) < len(FIXED) + FROM_GRAMMAR:
         text = shapes[len(made) % len(shapes)](draw)
         made.append(text[0].upper() + text[1:])
@@ -239,12 +241,10 @@ def bank(texts: Path | None = None) -> list[str]:
 def _public_domain(manifest: Path) -> list[str]:
     with manifest.open() as file:
         rows = [r for r in csv.DictReader(file) if r["license"] == "public domain"]
-    said = [r["transcript"].strip() for r in rows]
-    return [
-        t for t in said if t and len(t) <= LONGEST_TEXT and re.fullmatch(r"[A-Za-z' ,.;:?!-]+", t)
-    ]
+    texts = [r["transcript"].strip() for r in rows]
+    return [t for t in texts if t and len(t) <= MAX_TEXT_LENGTH and _PLAIN.fullmatch(t)]
 
 
 def held_out_sentence(index: int) -> bool:
-    """Whether the sentence of this place in the bank is kept from training."""
+    """Whether the sentence at this index of the bank is kept from training."""
     return index % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1

@@ -15,18 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.types import SAMPLE_RATE, Floats
-from training.data.phone_times import (
-    EARLY_S,
-    IPA,
-    PAD,
-    UNIT_S,
-    TimedSpeech,
-    flite_phones,
-    phones_of,
-)
 from training.data.phones import OPENNESS, Aligner, Phone
-from training.data.sentences import bank, held_out_sentence, in_words
-from training.data.synthesis import (
+from training.data.synthetic.corpus import (
     COLUMNS,
     FLITE_VOICES,
     HELD_OUT_VOICES,
@@ -36,6 +26,16 @@ from training.data.synthesis import (
     plan,
     read_phones,
     read_rows,
+)
+from training.data.synthetic.sentences import bank, held_out_sentence, in_words
+from training.data.synthetic.timing import (
+    EARLY_S,
+    IPA,
+    PAD,
+    UNIT_S,
+    TimedSpeech,
+    flite_phones,
+    phones_of,
 )
 
 HIBARI = importlib.util.find_spec("hibari") is not None and importlib.util.find_spec("onnx")
@@ -204,21 +204,25 @@ def test_the_distance_of_borders_ignores_what_only_one_side_has() -> None:
 
 
 class Speaker:
-    """Says half a second of /m/ for every sentence; stops like a killed process after some."""
+    """Speaks half a second of /m/ for every sentence; stops like a killed process after some."""
 
     def __init__(self, until: int = 1_000) -> None:
-        self.said: list[tuple[str, str]] = []
+        self.spoken: list[tuple[str, str]] = []
         self._until = until
 
     def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
-        if len(self.said) == self._until:
+        if len(self.spoken) == self._until:
             raise KeyboardInterrupt
-        self.said.append((voice, text))
+        self.spoken.append((voice, text))
         return TimedSpeech(hum(0.5) * 4, [Phone("M", 0.0, 0.25), Phone("SIL", 0.25, 0.5)])
 
 
-def nobody_aligns(samples: Floats, text: str) -> None:
+def no_alignment(samples: Floats, text: str) -> None:
     return None
+
+
+def both(speaker: Speaker) -> dict[str, Speaker]:
+    return {"flite": speaker, "hibari": speaker}
 
 
 def small_plan() -> dict[str, list[SyntheticUtterance]]:
@@ -232,23 +236,39 @@ def small_plan() -> dict[str, list[SyntheticUtterance]]:
 def test_a_corpus_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     cut, fresh = Speaker(until=5), Speaker()
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, small_plan(), dict.fromkeys(["flite", "hibari"], cut), nobody_aligns, 0.1)
+        build(
+            tmp_path,
+            small_plan(),
+            both(cut),
+            align=no_alignment,
+            minutes=0.1,
+        )
     with (tmp_path / "manifest.csv").open("a") as file:
         file.write("flite/slt/0001.flac,slt,fl")  # the row that was being written
     rows = build(
-        tmp_path, small_plan(), dict.fromkeys(["flite", "hibari"], fresh), nobody_aligns, 0.1
+        tmp_path,
+        small_plan(),
+        both(fresh),
+        align=no_alignment,
+        minutes=0.1,
     )
-    assert not set(cut.said) & set(fresh.said)
-    assert len(rows) == len(cut.said) + len(fresh.said) == 12  # half a second each: 0.1 min
+    assert not set(cut.spoken) & set(fresh.spoken)
+    assert len(rows) == len(cut.spoken) + len(fresh.spoken) == 12  # half a second each: 0.1 min
     assert read_rows(tmp_path) == rows
     again = Speaker()
-    build(tmp_path, small_plan(), dict.fromkeys(["flite", "hibari"], again), nobody_aligns, 0.1)
-    assert again.said == []
+    build(
+        tmp_path,
+        small_plan(),
+        both(again),
+        align=no_alignment,
+        minutes=0.1,
+    )
+    assert again.spoken == []
 
 
 def test_what_is_kept_can_be_read_as_training_does(tmp_path: Path) -> None:
-    speakers = dict.fromkeys(["flite", "hibari"], Speaker())
-    rows = build(tmp_path, small_plan(), speakers, nobody_aligns, 0.1)
+    speakers = both(Speaker())
+    rows = build(tmp_path, small_plan(), speakers, align=no_alignment, minutes=0.1)
     with (tmp_path / "manifest.csv").open(newline="") as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
     engines = [r["engine"] for r in rows]
@@ -262,17 +282,17 @@ def test_what_is_kept_can_be_read_as_training_does(tmp_path: Path) -> None:
 
 
 def test_a_clip_whose_sound_is_gone_is_made_again(tmp_path: Path) -> None:
-    speakers = dict.fromkeys(["flite", "hibari"], Speaker())
-    rows = build(tmp_path, small_plan(), speakers, nobody_aligns, 0.05)
+    speakers = both(Speaker())
+    rows = build(tmp_path, small_plan(), speakers, align=no_alignment, minutes=0.05)
     (tmp_path / rows[0]["file"]).unlink()
-    build(tmp_path, small_plan(), speakers, nobody_aligns, 0.05)
+    build(tmp_path, small_plan(), speakers, align=no_alignment, minutes=0.05)
     assert (tmp_path / rows[0]["file"]).is_file()
     assert len(read_rows(tmp_path)) == len(rows)
 
 
 def test_no_minutes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="minutes 0, expected more than 0"):
-        build(tmp_path, {}, {}, nobody_aligns, 0)
+        build(tmp_path, {}, {}, align=no_alignment, minutes=0)
 
 
 def assert_true_to_the_sound(spoken: TimedSpeech, text: str) -> None:
@@ -288,7 +308,7 @@ TEXT = "Maybe my mother put the big map back, but nobody picked it up."
 @pytest.mark.parametrize("voice", FLITE_VOICES)
 def test_flites_times_agree_with_forced_alignment(voice: str) -> None:
     pytest.importorskip("hibari", reason="hibari-tts is not installed: extra corpus")
-    from training.data.voices import Flite
+    from training.data.synthetic.engines import Flite
 
     spoken = Flite()(TEXT, voice, 1.0)
     assert_true_to_the_sound(spoken, TEXT)
@@ -298,7 +318,7 @@ def test_flites_times_agree_with_forced_alignment(voice: str) -> None:
 
 @needs_hibari
 def test_hibaris_times_agree_with_forced_alignment() -> None:
-    from training.data.voices import HibariVoice
+    from training.data.synthetic.engines import HibariVoice
 
     spoken = HibariVoice()(TEXT, "heart", 1.0)
     assert_true_to_the_sound(spoken, TEXT)

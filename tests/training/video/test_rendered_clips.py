@@ -13,7 +13,7 @@ from model.portrait.blendshapes import ACTIONS, MOTION_DIM
 from model.portrait.face_tracker import FaceTracker
 from training.data.tracking import LANDMARK_INDEX
 from training.video.clips import lip_gaps
-from training.video.rendered_clips import draw, drawn_clips, load_portraits, sitters_of
+from training.video.rendered_clips import load_portraits, portraits_for, render_clip, render_clips
 from training.video.windows import training_clips
 
 EXAMPLES = ("astronaut.jpg", "monalisa.jpg", "presenter.jpg")
@@ -35,28 +35,29 @@ def _blank() -> bytes:
 
 
 def test_each_clip_is_said_once_more_by_a_portrait(grid_folder: Path, portraits: Path) -> None:
-    clips = drawn_clips(grid_folder, portraits, grid_folder / "out", 64)
+    clips = render_clips(grid_folder, portraits, grid_folder / "out", side=64)
     assert [clip.frames for clip in clips.clips] == [12, 10, 12, 10]
-    assert [clip.trust for clip in clips.clips] == [1.0, 1.0, 0.5, 0.5]
+    assert [clip.confidence for clip in clips.clips] == [1.0, 1.0, 0.5, 0.5]
     for real, said in zip(clips.clips[:2], clips.clips[2:], strict=True):
-        assert said.name.startswith("drawn/") and said.name.endswith(real.name)
+        assert said.name.startswith("rendered/") and said.name.endswith(real.name)
         assert said.text == real.text
         np.testing.assert_array_equal(clips.sound(said), clips.sound(real))
     # where the tracker lost the speaker's face, there is no motion to learn from
     assert [clip.name for clip in training_clips(clips)] == []  # shorter than a training window
     assert clips.clips[2].scores["seen"] == 1.0 > clips.clips[3].scores["seen"]
-    again = drawn_clips(grid_folder, portraits, grid_folder / "again", 64)
+    again = render_clips(grid_folder, portraits, grid_folder / "again", side=64)
     np.testing.assert_array_equal(again.frames, clips.frames)
 
 
 def test_a_drawn_mouth_is_where_the_points_say(portraits: Path) -> None:
-    sitters = load_portraits(portraits, 64)
-    assert len(sitters) == 10  # the wall is left out
+    found = load_portraits(portraits, 64)
+    assert len(found) == 10  # the wall is left out
     motion = np.zeros((8, MOTION_DIM), np.float32)
     motion[:, ACTIONS.index("jawOpen")] = np.linspace(0.0, 0.5, len(motion))
     space, tracker = MotionSpace(), FaceTracker()
-    for sitter in sitters[:3]:
-        frames, marks, coefficients = draw(space, sitter, motion, np.random.default_rng(0))
+    for portrait in found[:3]:
+        made = render_clip(space, portrait, motion, random=np.random.default_rng(0))
+        frames, marks, coefficients = made.frames, made.marks, made.coefficients
         assert frames.shape == (8, 64, 64, 3) and coefficients.shape == (8, len(ACTIONS))
         assert lip_gaps(marks)[-1] > lip_gaps(marks)[0] + 0.05
         large = cv2.resize(frames[-1], (256, 256), interpolation=cv2.INTER_CUBIC)
@@ -65,13 +66,13 @@ def test_a_drawn_mouth_is_where_the_points_say(portraits: Path) -> None:
 
 
 def test_who_is_held_out_says_only_what_is_held_out(portraits: Path) -> None:
-    sitters = load_portraits(portraits, 64)
-    held, others = sitters_of(sitters, True), sitters_of(sitters, False)
-    assert held == sitters[9:10] and others == sitters[:9]
+    found = load_portraits(portraits, 64)
+    held, others = portraits_for(found, True), portraits_for(found, False)
+    assert held == found[9:10] and others == found[:9]
 
 
 def test_too_few_portraits_are_refused(grid_folder: Path, portraits: Path) -> None:
     for path in sorted(portraits.iterdir())[:3]:
         path.unlink()
     with pytest.raises(ValueError, match="holds 7 portraits, expected at least 10"):
-        drawn_clips(grid_folder, portraits, grid_folder / "out", 64)
+        render_clips(grid_folder, portraits, grid_folder / "out", side=64)

@@ -1,6 +1,6 @@
-"""Synthesisers that say when they speak which phone: Kokoro-82M, hibari and flite.
+"""Text-to-speech engines with phone times: Kokoro-82M, hibari and flite.
 
-Needs the extra `corpus`.
+Needs the extra ``corpus``.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from hibari import Hibari, dsp
 from numpy.typing import NDArray
 
 from model.types import SAMPLE_RATE, Floats
-from training.data.phone_times import PAD, TimedSpeech, flite_phones, phones_of
+from training.data.synthetic.timing import PAD, TimedSpeech, flite_phones, phones_of
 
 _TOKEN_RATE = 24_000  # of Kokoro and hibari
-_STYLES = (510, 1, 256)  # a style vector for each count of tokens
+_STYLES = (510, 1, 256)  # a style vector for each number of tokens
 
 
 def _with_output(graph: bytes, name: str, threads: int) -> onnxruntime.InferenceSession:
-    """A session that also gives the inner tensor ``name``, last."""
+    """A session with the inner tensor ``name`` as its last output."""
     parsed = onnx.load_from_string(graph)
     parsed.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # waiting threads that spin take the cores from whatever else runs: this is background work
+    # This is background work: spinning threads would take cores from everything else.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(parsed.SerializeToString(), options)
 
@@ -43,20 +43,20 @@ def _resampled(samples: Floats) -> Floats:
 
 
 class _Reader:
-    """English text to the tokens that Kokoro and hibari share."""
+    """English text → the tokens that Kokoro and hibari share."""
 
     def __init__(self, hibari: Hibari) -> None:
         self._hibari = hibari
 
     def __call__(self, text: str) -> tuple[list[str], NDArray[np.int64]]:
-        """Tokens with the padding at both ends, and their numbers (1, tokens)."""
+        """Tokens with `PAD` at both ends, and their ids (1, tokens)."""
         sounds = " ".join(self._hibari.phonemize(text))
         tokens = [PAD, *[c for c in sounds if c in self._hibari.vocab], PAD]
         return tokens, np.array([self._hibari.ids(sounds)], np.int64)
 
 
 class HibariVoice:
-    """hibari-tts, a small student of one Kokoro voice; ``voice`` names only it."""
+    """hibari-tts, a small student of one Kokoro voice; ``voice`` is ignored."""
 
     def __init__(self) -> None:
         hibari = Hibari()
@@ -74,10 +74,10 @@ class HibariVoice:
 
 
 class Kokoro:
-    """Kokoro-82M, int8, in the voices whose styles lie in ``folder``.
+    """Kokoro-82M (int8), in the voices whose styles are in ``folder``.
 
-    Raises ``ValueError`` when the model's packages or the styles are missing, or a style has
-    another size.
+    Raises ``ValueError`` if the model's packages or the styles are missing, or if a style has the
+    wrong size.
     """
 
     def __init__(self, folder: Path, threads: int) -> None:
@@ -94,7 +94,7 @@ class Kokoro:
 
     @property
     def voices(self) -> tuple[str, ...]:
-        """The names of the voices, sorted."""
+        """Names of the voices, sorted."""
         return tuple(self._styles)
 
     def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
@@ -118,7 +118,7 @@ def _kokoro_graph() -> bytes:
 
 
 class Flite:
-    """CMU Flite, the command of Debian's package; raises ``ValueError`` when it is missing."""
+    """CMU Flite, by the command of Debian's package; raises ``ValueError`` if it is missing."""
 
     def __init__(self) -> None:
         if shutil.which("flite") is None:
@@ -126,11 +126,11 @@ class Flite:
 
     def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
         with tempfile.TemporaryDirectory() as folder:
-            sound = Path(folder) / "said.wav"
+            sound = Path(folder) / "speech.wav"
             command = ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / rate:.3f}",
                        "-psdur", "-t", text, "-o", str(sound)]  # fmt: skip
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            segments = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             samples, rate_hz = soundfile.read(sound, dtype="float32")
         if rate_hz != SAMPLE_RATE:
-            raise ValueError(f"flite's {voice} has {rate_hz} samples a second, expected 16000")
-        return TimedSpeech(samples, flite_phones(said, len(samples) / SAMPLE_RATE))
+            raise ValueError(f"flite's {voice}: sample rate {rate_hz}, expected {SAMPLE_RATE}")
+        return TimedSpeech(samples, flite_phones(segments, len(samples) / SAMPLE_RATE))
