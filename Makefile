@@ -1,8 +1,4 @@
-# Two commands: `make serve` runs the service, `make test` the tests. Each sets up what it needs.
-#
-#   PYTHON=python3.12         another interpreter (3.11 to 3.13)
-#   TORCH_INDEX=URL           another index for torch, e.g. PyTorch's CPU-only or CUDA wheels
-#   ARGS="--port 9000"        passed on to `fada serve` or pytest
+# `make serve` runs the service, `make test` the tests. Each sets up what it needs.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,30 +6,42 @@ ARGS ?=
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: serve test test-slow check docs format clean
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow check docs format dist clean
 
-serve: $(VENV)/.serve
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo
+	@echo '  PYTHON=python3.12    another interpreter (3.11 to 3.13)'
+	@echo '  TORCH_INDEX=URL      another index for torch, like that of the CPU-only or CUDA wheels'
+	@echo '  ARGS="--port 9000"   passed on to `fada serve` or pytest'
+
+serve: $(VENV)/.serve ## set up and run the service
 	$(BIN)/fada serve $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev ## lint, check types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy -p fada_client
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.dev ## build the documentation's pages
 	$(BIN)/zensical build --strict --clean
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# In empty environments; only what the extra `serve` needs is borrowed from $(VENV).
+dist: $(VENV)/.serve ## build the wheels into dist/, install each and use it
+	PYTHON=$(PYTHON) BORROW=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') .ci/dist
 
 # torch goes in first and pinned, so that TORCH_INDEX decides which build it is.
 $(VENV)/.torch: Makefile
@@ -51,5 +59,5 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
 	$(BIN)/python -m pip install --quiet -e clients/python -e '.[dev]'
 	touch $@ $(VENV)/.serve
 
-clean:
-	rm -rf $(VENV)
+clean: ## remove the environment and the wheels
+	rm -rf $(VENV) dist

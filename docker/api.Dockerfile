@@ -3,13 +3,15 @@ FROM python:3.11.13-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/fada
-COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt ./
+COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt hatch_build.py ./
+COPY clients/python/pyproject.toml client.toml
 # What the project needs first, so that a change of its code installs nothing again.
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > needed.txt
+RUN python -c "import tomllib; p, c = (tomllib.load(open(n, 'rb'))['project'] for n in ('pyproject.toml', 'client.toml')); print(*p['dependencies'], *c['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > needed.txt
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY clients/python clients/python
 COPY fada fada
 COPY server server
-RUN /opt/fada/bin/python -m pip install --no-deps .
+RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
 
 FROM python:3.11.13-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada

@@ -3,32 +3,35 @@ FROM python:3.11.13-slim-bookworm AS needed
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/fada
-COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt ./
+COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt hatch_build.py ./
+COPY clients/python/pyproject.toml client.toml
 # torch by itself, for its build is a matter of the index that it comes from.
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; x = p['optional-dependencies']; print(*p['dependencies'], *x['serve'], *x['otel'], sep='\n')" > needed.txt \
+RUN python -c "import tomllib; p, c = (tomllib.load(open(n, 'rb'))['project'] for n in ('pyproject.toml', 'client.toml')); x = p['optional-dependencies']; print(*p['dependencies'], *c['dependencies'], *x['serve'], *x['otel'], sep='\n')" > needed.txt \
     && grep '^torch==' needed.txt > torch.txt
 
 FROM needed AS build-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /opt/fada/bin/python -m pip install -r torch.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY clients/python clients/python
 COPY fada fada
 COPY server server
 COPY engines engines
 COPY media media
 COPY model model
-RUN /opt/fada/bin/python -m pip install --no-deps .
+RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
 
 FROM needed AS build-gpu
 # The index of all packages has the CUDA build for x86-64.
 RUN /opt/fada/bin/python -m pip install -r torch.txt
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+COPY clients/python clients/python
 COPY fada fada
 COPY server server
 COPY engines engines
 COPY media media
 COPY model model
-RUN /opt/fada/bin/python -m pip install --no-deps .
+RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
 
 FROM python:3.11.13-slim-bookworm AS runtime
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada \

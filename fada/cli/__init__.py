@@ -82,12 +82,23 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         prog="fada",
         description="A portrait and speech in, a talking video out while it is being made.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         one = commands.add_parser(name, help=command.summary, description=command.summary)
         if name == chosen:
             _module(name).add_arguments(one)
     return parser
+
+
+class _Version(argparse.Action):
+    """argparse's own would want the version, and so the client's imports, before it is asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from fada_client import __version__
+
+        print(f"fada {__version__}")
+        parser.exit()
 
 
 def _module(name: str) -> Any:

@@ -44,7 +44,9 @@ UNUSED = re.compile(
 
 def project() -> dict[str, list[str]]:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return {"": table["dependencies"], **table["optional-dependencies"]}
+    client = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]
+    base = [*table["dependencies"], *client["dependencies"]]
+    return {"": base, **table["optional-dependencies"]}
 
 
 def closure(requirements: list[str]) -> set[str]:
@@ -101,11 +103,16 @@ def test_images_are_pinned_unprivileged_and_checked(dockerfile: Path, name: str)
 
 
 def test_only_the_product_is_sent_to_the_builder() -> None:
-    for path in ("server/api/app.py", "server/static/index.html", "model/weights/MODEL_CARD.md"):
+    for path in (
+        "server/api/app.py", "server/static/index.html", "model/weights/MODEL_CARD.md",
+        "model/weights/motion-balanced.safetensors", "clients/python/fada_client/version.py",
+    ):  # fmt: skip
         assert sent(path), path
     for path in (
         ".git/HEAD", ".venv/bin/python", "tests/conftest.py", "docs/experiments/motion.md", ".env",
-        "server/__pycache__/app.cpython-311.pyc", "training/teacher.py", "runs/x", "secret.key",
+        "server/__pycache__/app.cpython-311.pyc", "training/teacher.py", "runs/x",
+        "model/weights/motion-teacher.safetensors", "model/weights/video-tiny.safetensors",
+        "secret.key",
     ):  # fmt: skip
         assert not sent(path), path
 

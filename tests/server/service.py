@@ -25,9 +25,10 @@ _STOP_S = 20.0
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's, without its own settings, with the project's root on the path."""
+    """This process's, without its own settings, with the checkout on the path."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("FADA_")}
-    return {**own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")])
+    return {**own, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **settings}
 
 
 @dataclass

@@ -31,6 +31,7 @@ from fada_client.types import (
     Model,
     Ready,
 )
+from fada_client.version import __version__
 
 __all__ = [
     "Animation",
@@ -64,4 +65,5 @@ __all__ = [
     "TooLarge",
     "Unauthorized",
     "UnsupportedMedia",
+    "__version__",
 ]
