@@ -23,14 +23,13 @@ import soxr
 from sheet import row
 from tqdm import tqdm
 
-from fada.local import animate
+from fada.local import LocalClient
 from media.footage import open_footage
 from model.motion.rollout import roll_out
 from model.pipeline import AvatarPipeline
 from model.portrait.face_tracker import Face, FaceTracker
 from model.portrait.image import load_picture
 from model.types import SAMPLE_RATE, Floats
-from server.api.protocol import AnimationOptions
 from server.settings import Settings
 from server.worker.loading import load_pipelines
 from training.data.corpus import LipGap, load_grid
@@ -143,12 +142,11 @@ def main() -> None:
     said = sounds(tests, args.out)
     settings, tracker = Settings(), FaceTracker()
     pipeline = next(iter(load_pipelines(settings).values()))
-    options = AnimationOptions.model_validate({"seed": SEED})
+    client = LocalClient(settings)
     videos, gaps, agreed = [], [], []
     for portrait, name in zip(pictures(args.portraits, len(said)), tqdm(said), strict=True):
         sound, video = args.out / f"{name}.wav", args.out / f"{name}.mp4"
-        with video.open("wb") as file:
-            animate(settings, portrait, sound, file, options)
+        client.animate(portrait, sound, video, seed=SEED)
         meant = mouth_meant(pipeline, portrait, sound, tests.lip_gap)
         seen = mouth_seen(video, tracker)
         frames = min(len(meant), len(seen))
@@ -160,6 +158,7 @@ def main() -> None:
         )
         videos.append(video)
         gaps.append(seen[:, 0])
+    client.close()
     print(f"as meant, medians: {_told(np.median(agreed, axis=0).tolist())}")
     known = [(seen, p) for seen, p in zip(gaps, said.values(), strict=True) if p is not None]
     print(f"voices with known phones: {shares([g for g, _ in known], [p for _, p in known])}")

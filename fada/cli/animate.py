@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fada.cli.settings import add_setting_flag, read_settings
-from server.api.protocol import ALLOWED, AnimationOptions, parse_options
+from server.api.protocol import ALLOWED, AnimationOptions
 from server.errors import SetupError
 
 
@@ -33,38 +34,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ALLOWED if getattr(options, name) is not None}
-    if options.url is not None:
-        return _by_service(options, given)
+    from fada_client import FadaError
+
+    try:
+        if options.url is None:
+            _here(options, given)
+        else:
+            _by_service(options, given)
+    except FadaError as error:
+        raise SetupError(f"{error.code}: {error.detail}") from error
+    return 0
+
+
+def _here(options: argparse.Namespace, given: dict[str, Any]) -> None:
     if options.api_key is not None:
         raise SetupError("--api-key is for a service: give its --url as well")
     settings = read_settings(options)
-    parsed = parse_options(given)
-    from fada.local import animate  # torch
+    from tqdm import tqdm
 
-    with put_in_place(options.out) as file:
-        made = animate(settings, options.portrait, options.audio, file, parsed)
-    print(f"{options.out}: {made}")
-    return 0
+    from fada.local import LocalClient  # torch
+
+    with (
+        LocalClient(settings, given.get("model")) as client,
+        put_in_place(options.out) as file,
+        client.animate(options.portrait, options.audio, **given) as video,
+        tqdm(total=video.total_frames, unit="frame", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for unit in video:
+            file.write(unit)
+            bar.update(video.frames - bar.n)
+        took_s = time.monotonic() - video.began_s
+    print(
+        f"{options.out}: {video.duration_s:.2f} s, {video.frames} frames, seed {video.seed}; "
+        f"made in {took_s:.2f} s, {video.duration_s / took_s:.1f} times real time"
+    )
 
 
-def _by_service(options: argparse.Namespace, given: dict[str, str]) -> int:
-    from fada_client import Client, FadaError
-
+def _by_service(options: argparse.Namespace, given: dict[str, Any]) -> None:
     if options.set_weights is not None:
         raise SetupError("--weights is for this process: a service at --url has its own students")
+    from fada_client import Client
+
     began_s = time.monotonic()
-    try:
-        with (
-            Client(options.url, options.api_key) as client,
-            put_in_place(options.out) as file,
-            client.animate(options.portrait, options.audio, **given) as video,
-        ):
-            file.writelines(video)
-    except FadaError as error:
-        raise SetupError(f"{error.code}: {error.detail}") from error
+    with (
+        Client(options.url, options.api_key) as client,
+        put_in_place(options.out) as file,
+        client.animate(options.portrait, options.audio, **given) as video,
+    ):
+        file.writelines(video)
     took_s = time.monotonic() - began_s
     print(f"{options.out}: seed {video.seed}; made by {options.url} in {took_s:.2f} s")
-    return 0
 
 
 @contextmanager

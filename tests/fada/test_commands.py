@@ -74,4 +74,4 @@ def test_extras_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = set(project["optional-dependencies"])
     assert {command.extra for command in COMMANDS.values()} <= extras
-    assert extras == {"serve", "train", "tensorrt", "fp8", "otel", "corpus", "dev"}
+    assert extras == {"serve", "train", "tensorrt", "fp8", "otel", "corpus", "docs", "dev"}
