@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+
+# A first example may load or compile something, and other processes share the cores.
+settings.register_profile("fada", deadline=None)
+settings.load_profile("fada")
 
 
 @pytest.fixture(scope="session")

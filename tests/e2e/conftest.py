@@ -10,7 +10,7 @@ from model.motion.space import MotionSpace
 from tests.server.service import Service, running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
     MotionSpace()  # compiles what draws, and caches it: once, not in every worker at once
     with running({}) as service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from model.portrait.blendshapes import ACTIONS, MOTION_DIM
 from tests.training.helpers import fada_train
 from tests.training.test_whisper_init import made_up_whisper, write_ctranslate2
 from training.data.corpus import LipGap
-from training.guidance_distillation import LIMITS
+from training.guidance_distillation import LIMITS, StudentObjective
 from training.losses import MotionLoss, dimension_weights
 from training.sample_weighting import MAX_DATA_WEIGHT, AdaptiveSampleWeight
 from training.teacher import draw_timesteps, drop_conditions
@@ -27,8 +28,10 @@ JAW = ACTIONS.index("jawOpen")
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size of two updates does not matter, and bfloat16 is slow without hardware support."""
-    for size in ("AUDIO_ENCODER_BATCH", "BATCH"):
-        monkeypatch.setattr(f"training.teacher.{size}", 6)
+    for size in ("teacher.AUDIO_ENCODER_BATCH", "teacher.BATCH", "step_distillation.BATCH"):
+        monkeypatch.setattr(f"training.{size}", 6)
+    small = partial(StudentObjective, batch=6)
+    monkeypatch.setattr("training.guidance_distillation.StudentObjective", small)
 
 
 # TensorBoard's writer thread outlives the test by a moment

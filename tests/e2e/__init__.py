@@ -1,0 +1,1 @@
+"""A package: its shared service ends with its tests, not with the run."""
