@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines.build import BuildSpec, build, exact, load, reduced
-from engines.cuda_graphs import Replayed
+from engines.build import BuildSpec, build, in_precision, load, without_tf32
+from engines.cuda_graphs import CapturedProgram
 from engines.example_inputs import VIDEO, ExampleModel, Inputs, example_model
 from engines.export import Graph, Program, Tensors, graphs_of
 
@@ -148,7 +148,9 @@ def measure(case: Case, batches: tuple[int, ...], out: Path, dry: bool) -> list[
     chosen = example_model(case.network, tiny=dry, device=device)
     programs, parity = _programs(case, chosen, range(1, max(batches) + 1), out, device)
     # Of the functions' inputs and FLOPs the network in half precision knows as much.
-    net = reduced(chosen.net, case.precision if case.precision != "fp8" else "fp16", chosen.inputs)
+    net = in_precision(
+        chosen.net, case.precision if case.precision != "fp8" else "fp16", chosen.inputs
+    )
     graphs = graphs_of(net.to(device), _on(device, chosen.inputs)(2))
     timings = []
     for graph in graphs:
@@ -158,7 +160,9 @@ def measure(case: Case, batches: tuple[int, ...], out: Path, dry: bool) -> list[
             for replayed in (False, True) if device == "cuda" else (False,):
                 program = programs[graph.name]
                 try:
-                    ms, memory = _time(Replayed(program) if replayed else program, rows, device)
+                    ms, memory = _time(
+                        CapturedProgram(program) if replayed else program, rows, device
+                    )
                 except RuntimeError as error:
                     if not replayed:
                         raise
@@ -173,7 +177,7 @@ def _programs(
 ) -> tuple[dict[str, Program], float]:
     """The network's functions, and how far they are off."""
     if case.backend == "eager":
-        net = reduced(chosen.net, case.precision, chosen.inputs).to(device)
+        net = in_precision(chosen.net, case.precision, chosen.inputs).to(device)
         graphs = graphs_of(net, _on(device, chosen.inputs)(2))
         return {graph.name: graph for graph in graphs}, 0.0
     place, manifest = build(chosen, BuildSpec(case.backend, case.precision, batch), out)
@@ -185,7 +189,7 @@ def _on(device: str, inputs: Inputs) -> Inputs:
 
 
 def _tflop(graph: Graph, rows: Tensors) -> float:
-    with FlopCounterMode(display=False) as counter, exact():
+    with FlopCounterMode(display=False) as counter, without_tf32():
         graph(rows)
     return float(counter.get_total_flops()) / 1e12
 

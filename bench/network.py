@@ -17,8 +17,8 @@ import torch
 from stages import BATCHES, EXAMPLES, heard
 
 from bench.live.report import processor
-from engines.models import load_pipeline
-from model import models
+from engines.select import motion_engine
+from model.models import load_pipeline
 from model.pipeline import StudentPipeline
 from model.portrait.image import load_picture
 from model.types import Floats, Reference, Window, WindowTask
@@ -45,7 +45,7 @@ def thought(
 
 def main() -> None:
     cv2.setNumThreads(1)
-    compiled, eager = load_pipeline(), models.load_pipeline()
+    compiled, eager = load_pipeline(engine=motion_engine), load_pipeline()
     torch.set_num_threads(1)
     reference = compiled.space.encode_reference(load_picture((EXAMPLES / PORTRAIT).read_bytes()))
     windows, _ = heard(EXAMPLES / "speech.wav")

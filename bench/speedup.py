@@ -18,7 +18,7 @@ import torch
 from stages import EXAMPLES
 
 from bench.live.report import processor
-from engines.models import fastest
+from engines.select import motion_engine
 from model.audio.stream import windows_of
 from model.models import WEIGHTS, motion_pipeline
 from model.motion.checkpoint import load_weights
@@ -27,7 +27,7 @@ from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import REFERENCE_DIM
 from model.types import Window, WindowTask
 
-ENGINES = {"plain torch": None, "as served": fastest}
+ENGINES = {"plain torch": None, "as served": motion_engine}
 SECONDS = 8
 BATCHES = (1, 8)
 MORE = (4, 6)  # steps of the fast student besides its own

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 
 from bench.live.report import processor
-from engines.models import load_pipeline
+from engines.select import motion_engine
 from media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from media.colour import to_yuv420
 from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 from media.fmp4 import KEY_INTERVAL
 from model.audio.log_mel import HOP, LOG_MEL
 from model.audio.stream import SpeechStream
+from model.models import load_pipeline
 from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import from_motion
 from model.portrait.image import load_picture
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--portrait", type=Path, default=EXAMPLES / "presenter.jpg")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    pipeline = load_pipeline()
+    pipeline = load_pipeline(engine=motion_engine)
     torch.set_num_threads(1)
     reference = pipeline.space.encode_reference(load_picture(args.portrait.read_bytes()))
     windows, sound_ms = heard(EXAMPLES / "speech.wav")

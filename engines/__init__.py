@@ -1,7 +1,8 @@
-"""Engines: one network's forward, wrapped. Importing this package keeps OpenVINO silent.
+"""Engines: a network's forward, prepared for a device.
 
-``import openvino`` would report its use over the network and leave a file in the user's home. A
-package that cannot be imported reports nothing: OpenVINO then takes its own stub of it.
+Importing this package disables OpenVINO's telemetry, which would report its use over the network
+and write a file into the user's home. Where the telemetry package cannot be imported, OpenVINO
+uses its own stub.
 """
 
 import sys

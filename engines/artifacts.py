@@ -1,4 +1,4 @@
-"""Built engines on disk: what each was made of, and whether it may run here.
+"""Built engines on disk: what identifies each, and whether it can run here.
 
 An artifact is a folder with a manifest and one file for each function of the network. Loading one
 runs native code: the folder must be as trustworthy as the program itself.
@@ -7,6 +7,7 @@ runs native code: the folder must be as trustworthy as the program itself.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -17,25 +18,30 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1  # of the manifest, and of what the functions' inputs and outputs are
+import torch
+from torch import nn
+
+from engines import export
+
+FORMAT = 1  # of the manifest, and of the functions' inputs and outputs
 MANIFEST = "manifest.json"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact was made of, for what, where, and how well it agrees.
+    """What an artifact was built from and for, where, and how well it agrees with its network.
 
-    ``weights`` and ``code``: hashes of the parameters and of the network's source. ``machine``:
-    device, its abilities and the versions of everything that it depends on. ``shapes``: one row of
-    each input of the network, by name. ``files``: their SHA-256. ``parity``: batch size → the
-    worst row's error as a share of the truth's spread, at most ``tolerance``; empty: not compared.
+    ``weights`` and ``code``: `weights_hash` and `code_hash`. ``machine``: the device, its abilities
+    and the versions of everything that it depends on. ``shapes``: one row of each input of the
+    network, by name. ``files``: their SHA-256. ``parity``: batch size → the worst row's error as a
+    share of the output's spread, at most ``tolerance``; empty: not compared.
     """
 
     model: str
     backend: str
     precision: str
-    batch: tuple[int, int]  # the least and the most rows
+    batch: tuple[int, int]  # the fewest and the most rows
     weights: str
     code: str
     machine: Mapping[str, str]
@@ -46,14 +52,14 @@ class Manifest:
 
     @property
     def title(self) -> str:
-        """For people: ``compiled fp32, batches 1 to 8``."""
+        """For messages: ``compiled fp32, batches 1 to 8``."""
         first, last = self.batch
         return f"{self.backend} {self.precision}, batches {first} to {last}"
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an artifact must have been made of to run a network here, in a manifest's words.
+    """What the manifest of an artifact must say for it to run a network here.
 
     ``machines``: of each backend that can run here.
     """
@@ -64,33 +70,34 @@ class Requirements:
     machines: Mapping[str, Mapping[str, str]]
 
 
-def incompatibility(manifest: Manifest, wanted: Requirements) -> str | None:
-    """Why the artifact cannot run what is wanted; None: it can."""
-    if manifest.backend not in wanted.machines:
-        able = ", ".join(sorted(wanted.machines)) or "nothing"
-        return f"it needs {manifest.backend}, and what runs here is {able}"
-    if manifest.weights != wanted.weights:
-        return f"it was built of other weights, {manifest.weights[:12]}, not {wanted.weights[:12]}"
-    if manifest.code != wanted.code:
+def incompatibility(manifest: Manifest, required: Requirements) -> str | None:
+    """Why the artifact does not meet the requirements; None: it does."""
+    machine = required.machines.get(manifest.backend)
+    if machine is None:
+        available = ", ".join(sorted(required.machines)) or "none"
+        return f"it needs {manifest.backend}, available here: {available}"
+    if manifest.weights != required.weights:
+        built, here = manifest.weights[:12], required.weights[:12]
+        return f"it was built from other weights: {built}, here {here}"
+    if manifest.code != required.code:
         return "the network's code has changed since it was built"
-    if dict(manifest.shapes) != dict(wanted.shapes):
-        return _difference("inputs of other shapes", manifest.shapes, wanted.shapes)
-    machine = wanted.machines[manifest.backend]
+    if dict(manifest.shapes) != dict(required.shapes):
+        return _difference("inputs of other shapes", manifest.shapes, required.shapes)
     if dict(manifest.machine) != dict(machine):
         return _difference("another machine", manifest.machine, machine)
     if manifest.batch[0] > 1:
-        return f"it takes batches from {manifest.batch[0]} up, and one window must go through alone"
+        return f"its smallest batch is {manifest.batch[0]}, expected 1"
     if not manifest.parity:
         return "it was never compared with its network"
     worst = max(manifest.parity.values())
-    if not worst <= manifest.tolerance:  # NaN, too
-        return f"it is off by {worst:.2g} of the spread, more than {manifest.tolerance:.2g}"
+    if not worst <= manifest.tolerance:  # or NaN
+        return f"its error is {worst:.2g} of the spread, expected at most {manifest.tolerance:.2g}"
     return None
 
 
 def _difference(what: str, built: Mapping[str, object], here: Mapping[str, object]) -> str:
     parts = [
-        f"{name} {built.get(name, 'nothing')}, here {here.get(name, 'nothing')}"
+        f"{name} {built.get(name, 'missing')}, here {here.get(name, 'missing')}"
         for name in sorted({*built, *here})
         if built.get(name) != here.get(name)
     ]
@@ -98,7 +105,7 @@ def _difference(what: str, built: Mapping[str, object], here: Mapping[str, objec
 
 
 def verify(folder: Path, manifest: Manifest) -> str | None:
-    """What is wrong with the files themselves; None: nothing. Reads them all."""
+    """What is wrong with the files of an artifact; None: nothing. Reads them all."""
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -106,6 +113,37 @@ def verify(folder: Path, manifest: Manifest) -> str | None:
         if file_hash(path) != expected:
             return f"its file {name} is damaged"
     return None
+
+
+def weights_hash(net: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers that a file of weights holds.
+
+    Equal in half and in single precision, since loaders may hold the same file in either.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        plain = value.detach().cpu().contiguous().reshape(-1)
+        plain = plain.float() if plain.is_floating_point() else plain
+        digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def code_hash(net: nn.Module) -> str:
+    """SHA-256 of the network's config and of the source files of its classes and of the export."""
+    files = {Path(str(inspect.getsourcefile(export)))}
+    for module in net.modules():
+        if not type(module).__module__.startswith("torch."):
+            files.add(Path(str(inspect.getsourcefile(type(module)))))
+    digest = hashlib.sha256(repr(getattr(net, "config", None)).encode())
+    for content in sorted(path.read_bytes() for path in files):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def default_folder() -> Path:
@@ -117,7 +155,7 @@ def default_folder() -> Path:
 
 
 def stored(root: Path) -> Iterator[tuple[Path, Manifest | str]]:
-    """Every artifact in ``root`` in order of its name, or what is wrong with its manifest."""
+    """Every artifact in ``root`` by name, with its manifest or what is wrong with that."""
     for path in sorted(root.glob(f"*/{MANIFEST}")):
         try:
             yield path.parent, read(path)
@@ -126,7 +164,7 @@ def stored(root: Path) -> Iterator[tuple[Path, Manifest | str]]:
 
 
 def read(path: Path) -> Manifest:
-    """Raises ``ValueError`` for a file that is no manifest of this version."""
+    """Raises ``ValueError`` for a file that is no manifest of this `FORMAT`."""
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, expected an object")
@@ -159,20 +197,19 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def key(manifest: Manifest) -> str:
-    """The artifact's folder: what would answer the same request has the same one."""
-    told = {
+    """The name of an artifact's folder: what would answer the same request has the same name."""
+    identity = {
         name: value
         for name, value in asdict(manifest).items()
         if name not in ("files", "parity", "tolerance")
     }
-    text = json.dumps(told, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return f"{manifest.model}-{manifest.backend}-{manifest.precision}-{digest}"
 
 
 @contextmanager
-def workshop(root: Path) -> Iterator[Path]:
-    """A folder beside the artifacts to build one in; what is not published is thrown away."""
+def staging(root: Path) -> Iterator[Path]:
+    """A folder in ``root`` to build an artifact in; deleted unless it is published."""
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
     try:
@@ -193,8 +230,3 @@ def publish(folder: Path, root: Path, manifest: Manifest) -> Path:
     else:
         folder.replace(place)
     return place
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

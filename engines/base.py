@@ -1,28 +1,173 @@
-"""What an engine is: one network's forward, prepared for a device."""
+"""The backends that build engines ahead of time, and a network that runs on what they built."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from model.diffusion.denoiser import Conditions, Forward
+from engines import aot_inductor, tensorrt
+from engines.export import Graph, Program, Rows, Tensors, conditions_of
+from model.diffusion.denoiser import Conditions
+
+Machine = Mapping[str, str]
 
 
-class Engine(Protocol):
-    """One forward. ``buckets`` are the batch sizes it was built for; empty: any."""
+class Compiler(Protocol):
+    """A module that compiles an exported function to a file, and loads such a file."""
 
-    buckets: tuple[int, ...]
+    def build(self, program: ExportedProgram, path: Path, *, graph: Graph, batch: range) -> None:
+        """Compiles ``program``, exported from ``graph`` for the sizes of ``batch``, to ``path``."""
+        ...
 
-    def __call__(self, **tensors: Tensor) -> Tensor:
-        """``x_t`` (B, ...), ``t`` (B,) and the conditions by name -> the prediction (B, ...)."""
+    def load(self, path: Path) -> Program:
+        """What `build` wrote, ready to run."""
         ...
 
 
-def as_forward(engine: Engine) -> Forward:
-    """The engine as the denoisers call a network."""
+@dataclass(frozen=True)
+class Backend:
+    """``packages``: any one of them suffices; the versions of all that are installed count.
 
-    def forward(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        return engine(x_t=x_t, t=t, **cond)
+    ``devices``: types of torch's. ``precisions``: the fastest first. ``suffix``: of its files.
+    ``host_code``: what it builds depends on the processor, even where a GPU does the work.
+    """
 
-    return forward
+    name: str
+    compiler: Compiler
+    packages: tuple[str, ...]
+    devices: tuple[str, ...]
+    precisions: tuple[str, ...]
+    suffix: str
+    host_code: bool = False
+
+    def device(self) -> torch.device:
+        """Where its engines run here: on a GPU if there is one."""
+        gpu = torch.cuda.is_available() or "cpu" not in self.devices
+        return torch.device("cuda" if gpu else "cpu")
+
+    def unavailable(self) -> str | None:
+        """Why its engines cannot run here; None: they can."""
+        if self.device().type == "cuda" and not torch.cuda.is_available():
+            return "there is no GPU"
+        if not self._versions():
+            return f"none of its packages is installed: {', '.join(self.packages)}"
+        return None
+
+    def machine(self) -> Machine:
+        """Everything here that its engines depend on: device, abilities, versions."""
+        device = self.device()
+        about = {"system": f"{platform.system()} {platform.machine()}", "device": device.type}
+        if device.type == "cuda":
+            about |= {
+                "gpu": torch.cuda.get_device_name(device),
+                "capability": ".".join(str(n) for n in torch.cuda.get_device_capability(device)),
+                "cuda": str(torch.version.cuda),
+            }
+        if self.host_code:
+            abilities = torch.cpu.get_capabilities().items()  # instructions, not cores or caches
+            about["processor"] = " ".join(sorted(name for name, able in abilities if able is True))
+        return about | self._versions() | {"torch": torch.__version__}
+
+    def _versions(self) -> dict[str, str]:
+        found = {package: _version(package) for package in self.packages}
+        return {package: version for package, version in found.items() if version is not None}
+
+
+# The fastest first.
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="tensorrt",
+            compiler=tensorrt,
+            packages=("tensorrt", "tensorrt_rtx"),
+            devices=("cuda",),
+            precisions=("fp8", "bf16", "fp16", "fp32"),
+            suffix=".plan",
+        ),
+        Backend(
+            name="compiled",
+            compiler=aot_inductor,
+            packages=("torch",),
+            devices=("cpu", "cuda"),
+            precisions=("bf16", "fp16", "fp32"),
+            suffix=".pt2",
+            host_code=True,
+        ),
+    )
+}
+
+
+def backend_named(name: str) -> Backend:
+    """Raises ``ValueError`` for an unknown name."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend = {name!r}, expected one of {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def machines() -> dict[str, Machine]:
+    """`Backend.machine` of each backend that can run here."""
+    able = (backend for backend in BACKENDS.values() if backend.unavailable() is None)
+    return {backend.name: backend.machine() for backend in able}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class ProgramNet:
+    """A `SplitNet` of compiled functions, ``context`` and ``denoise``.
+
+    Takes any batch: one of more than ``most`` rows runs in portions. Inputs may be on any device;
+    the prediction is on that of ``x_t``.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        programs: Mapping[str, Program],
+        *,
+        most: int,
+        device: torch.device,
+    ) -> None:
+        """``names``: of the conditions, in the order of the inputs of ``context``."""
+        self._names, self._most, self._device = names, most, device
+        self._context, self._denoise = programs["context"], programs["denoise"]
+
+    def context(self, cond: Conditions) -> list[Tensors]:
+        """One tuple of tensors a portion."""
+        made = (self._context(part) for part in self._portions([cond[n] for n in self._names]))
+        # Lay them out once rather than at every step.
+        return [tuple(x.contiguous() for x in part) for part in made]
+
+    def denoise(self, x_t: Tensor, t: Tensor, context: list[Tensors]) -> Tensor:
+        made = [
+            self._denoise((*part, *own))[0]
+            for part, own in zip(self._portions((x_t, t)), context, strict=True)
+        ]
+        return torch.cat(made).to(x_t)
+
+    def _portions(self, tensors: Sequence[Tensor]) -> Iterator[Tensors]:
+        for start in range(0, len(tensors[0]), self._most):
+            rows = slice(start, start + self._most)
+            yield tuple(x[rows].to(self._device).contiguous() for x in tensors)
+
+
+def run_programs(programs: Mapping[str, Program], rows: Rows) -> Tensors:
+    """The outputs of a network's ``programs`` for ``rows`` of all its inputs."""
+    if "denoise" not in programs:
+        (program,) = programs.values()
+        return program(tuple(rows[name] for name in sorted(rows)))
+    context = programs["context"](tuple(conditions_of(rows).values()))
+    return programs["denoise"]((rows["x_t"], rows["t"], *context))

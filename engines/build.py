@@ -1,4 +1,4 @@
-"""From a network to an artifact on disk: export, build, compare, write, reload, compare."""
+"""From a network to an artifact on disk: export, compile, compare, publish, reload, compare."""
 
 from __future__ import annotations
 
@@ -13,165 +13,154 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engines import artifacts, fp8, identity
+from engines import artifacts, fp8
 from engines.artifacts import Manifest
-from engines.backends import backend
+from engines.base import Backend, backend_named, run_programs
 from engines.example_inputs import ExampleModel, Inputs
-from engines.export import Program, exported, graphs_of
-from engines.programs import run_all
+from engines.export import Program, export, graphs_of
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# The worst row's root mean square error, as a share of the truth's spread in it.
+# The worst row's root mean square error, as a share of the standard deviation of its true output.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.08, "fp8": 0.15}
 PRECISIONS = tuple(TOLERANCES)
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What to build; ``batch`` are the sizes that it must take."""
+    """What to build; ``batch``: the sizes that it must take. Raises ``ValueError`` if it cannot."""
 
     backend: str
     precision: str
     batch: range
 
     def __post_init__(self) -> None:
-        backend(self.backend)
-        if self.precision not in PRECISIONS:
+        able = [p for p in PRECISIONS if p in backend_named(self.backend).precisions]
+        if self.precision not in able:
             raise ValueError(
-                f"precision = {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
+                f"precision = {self.precision!r}, expected one of {', '.join(able)} for the "
+                f"backend {self.backend}"
             )
         if not self.batch or self.batch[0] < 1:
             raise ValueError(f"batch = {self.batch}, expected sizes from 1 up")
-        if self.precision == "fp8" and self.backend != "tensorrt":
-            raise ValueError(f"fp8 is TensorRT's; backend = {self.backend!r}")
 
 
-def build(example_model: ExampleModel, spec: BuildSpec, root: Path) -> tuple[Path, Manifest]:
-    """Builds an artifact in ``root``: its folder, and what it is.
+def build(model: ExampleModel, spec: BuildSpec, root: Path) -> tuple[Path, Manifest]:
+    """Builds an artifact in ``root``: its folder and its manifest.
 
-    Raises ``ValueError`` where the backend cannot run, or what it built is off by more than
-    `TOLERANCES`: nothing is written then. A backend's own errors come through.
+    Raises ``ValueError`` where the backend cannot run, or the error exceeds `TOLERANCES`: nothing
+    is written then. Errors of the backend pass through.
     """
-    device = identity.device_for(spec.backend)
-    machine = identity.machine(spec.backend, device)
-    if machine is None:
-        raise ValueError(f"{spec.backend} cannot run here: {_lacking(spec.backend)}")
-    net = example_model.net.to(device).float()
-    inputs = _on(device, example_model.inputs)
-    with artifacts.workshop(root) as folder, exact():
-        files = _write(reduced(net, spec.precision, inputs), inputs, spec, folder)
-        made = _manifest(example_model.name, net, inputs, spec, machine, files)
-        made = replace(made, parity=compared(net, load(folder, made), inputs, spec.batch))
-        _refuse_if_off(made)
-        place = artifacts.publish(folder, root, made)
-        try:  # what was moved and is read anew must still agree
-            again = compared(net, load(place, made), inputs, spec.batch)
-            _refuse_if_off(replace(made, parity=again))
+    backend = backend_named(spec.backend)
+    if reason := backend.unavailable():
+        raise ValueError(f"{spec.backend} cannot run here: {reason}")
+    device = backend.device()
+    net = model.net.to(device).float()
+    inputs = _on(device, model.inputs)
+    with artifacts.staging(root) as folder, without_tf32():
+        reduced = in_precision(net, spec.precision, inputs)
+        manifest = Manifest(
+            model=model.name,
+            backend=spec.backend,
+            precision=spec.precision,
+            batch=(spec.batch[0], spec.batch[-1]),
+            weights=artifacts.weights_hash(net),
+            code=artifacts.code_hash(net),
+            machine=backend.machine(),
+            shapes=row_shapes(inputs),
+            files=_compile(reduced, inputs, spec, folder=folder),
+            tolerance=TOLERANCES[spec.precision],
+            parity={},
+        )
+        manifest = _measured(manifest, net, inputs, folder=folder)
+        place = artifacts.publish(folder, root, manifest)
+        try:  # what was moved and is read again must still agree
+            _measured(manifest, net, inputs, folder=place)
         except Exception:
             shutil.rmtree(place)
             raise
-    return place, made
+    return place, manifest
 
 
-def _write(net: nn.Module, inputs: Inputs, spec: BuildSpec, folder: Path) -> dict[str, str]:
-    """All functions of ``net``, built: the files' names and hashes."""
-    tool = backend(spec.backend)
+def _compile(net: nn.Module, inputs: Inputs, spec: BuildSpec, *, folder: Path) -> dict[str, str]:
+    """Builds all functions of ``net``: the names and hashes of their files."""
+    backend = backend_named(spec.backend)
     files = {}
     for graph in graphs_of(net, inputs(2)):
-        path = folder / f"{graph.name}{tool.SUFFIX}"
-        _log.info("%s: exporting", graph.name)
-        with fp8.exporting(spec.precision):
-            program = exported(graph, spec.batch)
-        _log.info("%s: building for %s", graph.name, spec.backend)
-        tool.build(graph, program, spec.batch, path)
+        path = folder / f"{graph.name}{backend.suffix}"
+        _log.info("exporting %s", graph.name)
+        with fp8.exportable(spec.precision):
+            program = export(graph, spec.batch)
+        _log.info("building %s with %s", graph.name, spec.backend)
+        backend.compiler.build(program, path, graph=graph, batch=spec.batch)
         files[path.name] = artifacts.file_hash(path)
     return files
 
 
-def _manifest(
-    name: str,
-    net: nn.Module,
-    inputs: Inputs,
-    spec: BuildSpec,
-    machine: identity.Machine,
-    files: dict[str, str],
-) -> Manifest:
-    return Manifest(
-        model=name,
-        backend=spec.backend,
-        precision=spec.precision,
-        batch=(spec.batch[0], spec.batch[-1]),
-        weights=identity.weights_hash(net),
-        code=identity.code_hash(net),
-        machine=machine,
-        shapes=shapes(inputs),
-        files=files,
-        tolerance=TOLERANCES[spec.precision],
-        parity={},
-    )
+def _measured(manifest: Manifest, net: nn.Module, inputs: Inputs, *, folder: Path) -> Manifest:
+    """``manifest`` with its parity. Raises ``ValueError`` where that exceeds its tolerance."""
+    first, last = manifest.batch
+    parity = parity_of(load(folder, manifest), net, inputs, batch=range(first, last + 1))
+    worst = max(parity.values())
+    if not worst <= manifest.tolerance:  # or NaN
+        raise ValueError(
+            f"the engine's error is {worst:.2g} of the output's spread, expected at most "
+            f"{manifest.tolerance:.2g} in {manifest.precision}"
+        )
+    return replace(manifest, parity=parity)
 
 
 def load(folder: Path, manifest: Manifest) -> dict[str, Program]:
-    """The artifact's functions by name."""
-    tool = backend(manifest.backend)
-    return {name.removesuffix(tool.SUFFIX): tool.load(folder / name) for name in manifest.files}
+    """The functions of an artifact by name."""
+    backend: Backend = backend_named(manifest.backend)
+    return {
+        name.removesuffix(backend.suffix): backend.compiler.load(folder / name)
+        for name in manifest.files
+    }
 
 
-def shapes(inputs: Inputs) -> artifacts.Shapes:
-    """One row's, without the batch."""
+def row_shapes(inputs: Inputs) -> artifacts.Shapes:
+    """The shape of one row of each input, without the batch."""
     return {name: tuple(x.shape[1:]) for name, x in inputs(1).items()}
 
 
-def reduced(net: nn.Module, precision: str, inputs: Inputs) -> nn.Module:
-    """A copy of ``net`` in ``precision``; ``net`` itself where that is single."""
+def in_precision(net: nn.Module, precision: str, inputs: Inputs) -> nn.Module:
+    """A copy of ``net`` in ``precision``; ``net`` itself in ``fp32``."""
     if precision == "fp32":
         return net
     if precision == "fp8":
-        return fp8.fp8(copy.deepcopy(net).half(), inputs)
-    return copy.deepcopy(net).to(DTYPES[precision])
+        return fp8.quantize(copy.deepcopy(net).half(), inputs)
+    return copy.deepcopy(net).to(_DTYPES[precision])
 
 
-def compared(
-    net: nn.Module, programs: Mapping[str, Program], inputs: Inputs, batch: range
+def parity_of(
+    programs: Mapping[str, Program], net: nn.Module, inputs: Inputs, *, batch: range
 ) -> dict[str, float]:
-    """Batch size → the worst row's error of ``programs`` against ``net``, see `TOLERANCES`."""
+    """Batch size → the worst row's error of ``programs`` against ``net``, see `TOLERANCES`.
+
+    At the smallest, the middle and the largest size of ``batch``.
+    """
     plain = {graph.name: graph for graph in graphs_of(net, inputs(2))}
     errors = {}
     for size in sorted({batch[0], batch[len(batch) // 2], batch[-1]}):
         rows = inputs(size)
         with torch.inference_mode():
-            made, truth = run_all(programs, rows), run_all(plain, rows)
+            made, truth = run_programs(programs, rows), run_programs(plain, rows)
         errors[str(size)] = max(_error(a, b) for a, b in zip(made, truth, strict=True))
     return errors
 
 
 def _error(made: Tensor, truth: Tensor) -> float:
-    """Not a number, or infinite, where ``made`` has such numbers: then no tolerance is met."""
+    """NaN or infinite where ``made`` is; no tolerance accepts that."""
     made, truth = made.float().flatten(1).to(truth.device), truth.float().flatten(1)
-    off = (made - truth).square().mean(dim=1).sqrt() / truth.std(dim=1)
-    return float(off.max())
-
-
-def _refuse_if_off(manifest: Manifest) -> None:
-    worst = max(manifest.parity.values())
-    if not worst <= manifest.tolerance:
-        raise ValueError(
-            f"the engine is off by {worst:.2g} of the spread, at most {manifest.tolerance:.2g} is "
-            f"accepted of {manifest.precision}"
-        )
+    errors = (made - truth).square().mean(dim=1).sqrt() / truth.std(dim=1)
+    return float(errors.max())
 
 
 def _on(device: torch.device, inputs: Inputs) -> Inputs:
     return lambda rows: {name: x.to(device) for name, x in inputs(rows).items()}
 
 
-def exact() -> AbstractContextManager[None]:
-    """Single precision that is single precision: cuDNN's convolutions are less by default."""
+def without_tf32() -> AbstractContextManager[None]:
+    """Within it convolutions are in full single precision; cuDNN uses TF32 by default."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-
-
-def _lacking(name: str) -> str:
-    if name == "tensorrt" and not torch.cuda.is_available():
-        return "there is no GPU"
-    return "its package is not installed"

@@ -1,6 +1,6 @@
-"""CUDA graphs: a program's kernels captured once for each batch size, and launched as one after.
+"""CUDA graphs: the kernels of a program, captured once for each batch size and launched as one.
 
-A launch of some thousand kernels costs the CPU milliseconds; a replay costs it microseconds.
+Launching a thousand kernels costs the CPU milliseconds; replaying their graph costs microseconds.
 """
 
 from __future__ import annotations
@@ -10,41 +10,41 @@ from torch import Tensor
 
 from engines.export import Program, Tensors
 
-_WARM_UPS = 3  # what is made on first use must not be captured
+_WARM_UPS = 3  # what is allocated on first use must not be captured
 
-Shape = tuple[tuple[int, ...], torch.dtype]
+_Shape = tuple[tuple[int, ...], torch.dtype]
 
 
-class Replayed:
-    """``program``, captured where it is first called with inputs of a shape.
+class CapturedProgram:
+    """``program``, captured when it is first called with inputs of new shapes.
 
-    Inputs may be anywhere. Outputs are overwritten by the next call with the same shapes. Raises
-    what CUDA raises where the program cannot be captured.
+    Inputs may be on any device. The next call with the same shapes overwrites the outputs. Raises
+    CUDA's own errors where the program cannot be captured.
     """
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._captured: dict[tuple[Shape, ...], tuple[torch.cuda.CUDAGraph, Tensors, Tensors]] = {}
+        self._graphs: dict[tuple[_Shape, ...], tuple[torch.cuda.CUDAGraph, Tensors, Tensors]] = {}
 
     def __call__(self, inputs: Tensors) -> Tensors:
         shapes = tuple((tuple(x.shape), x.dtype) for x in inputs)
-        if shapes not in self._captured:
-            self._captured[shapes] = self._capture(inputs)
-        graph, held, made = self._captured[shapes]
-        for own, given in zip(held, inputs, strict=True):
-            own.copy_(given)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = self._capture(inputs)
+        graph, own, outputs = self._graphs[shapes]
+        for mine, given in zip(own, inputs, strict=True):
+            mine.copy_(given)
         graph.replay()
-        return made
+        return outputs
 
     def _capture(self, inputs: Tensors) -> tuple[torch.cuda.CUDAGraph, Tensors, Tensors]:
-        held: tuple[Tensor, ...] = tuple(x.to("cuda").clone() for x in inputs)
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        own: tuple[Tensor, ...] = tuple(x.to("cuda").clone() for x in inputs)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                self._program(held)
-        torch.cuda.current_stream().wait_stream(aside)
+                self._program(own)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            made = self._program(held)
-        return graph, held, made
+            outputs = self._program(own)
+        return graph, own, outputs

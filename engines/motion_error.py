@@ -1,8 +1,8 @@
-"""How far an engine moves a face from where its network does: what its precision is judged by.
+"""How far the motion by an engine is from the motion by its network: the measure of its precision.
 
-One evaluation says little: a student's own frames are its next prefix, three guidance branches
-subtract nearly equal numbers, and a late blink is a large error. So the motion of whole sentences
-is compared, in closed loop.
+A single evaluation says little: a student's own frames are its next prefix, guidance subtracts
+nearly equal branches, and a blink at another time is a large error. So the motion of whole
+sentences is compared, in closed loop.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from model.motion.rollout import MotionOnly, roll_out
 from model.portrait.blendshapes import REFERENCE_DIM
 from model.types import SAMPLE_RATE, Floats
 
-# Of the motion's spread. bfloat16 moves motion-fast by 0.013 and motion-balanced by 0.044 on a Xeon
-# with AMX, where another seed is 0.76 away.
-LARGEST = 0.03
+# A share of the motion's standard deviation. On a Xeon with AMX, bfloat16 is off by 0.013 with
+# motion-fast and by 0.044 with motion-balanced; a different seed is 0.76 away.
+MAX_MOTION_ERROR = 0.03
 _SEEDS = (1, 2)
 _SECONDS = 2.4
 
@@ -26,17 +26,17 @@ _SECONDS = 2.4
 def motion_error(weights: MotionWeights, forward: Forward) -> float:
     """Root mean square difference between the motion by ``forward`` and by plain torch.
 
-    A share of the motion's standard deviation, over two sessions of a synthetic voice.
+    As a share of the motion's standard deviation, over two sessions of a synthetic voice.
     """
-    made, truth = (_motion(weights, engine) for engine in (forward, None))
+    made, truth = _motion(weights, forward), _motion(weights, None)
     return float(np.sqrt(((made - truth) ** 2).mean()) / truth.std())
 
 
 def _motion(weights: MotionWeights, forward: Forward | None) -> Floats:
-    """(sessions, T, 58)."""
+    """(sessions, T, MOTION_DIM) by ``forward``; None: by plain torch."""
     engine = None if forward is None else lambda _: forward
-    pipeline = motion_pipeline("judged", weights, MotionOnly(), engine)
-    sounds = [voice(_SECONDS)] * len(_SEEDS)
+    pipeline = motion_pipeline("compared", weights, MotionOnly(), engine)
+    sounds = [synthetic_voice(_SECONDS)] * len(_SEEDS)
     rest = [np.zeros(REFERENCE_DIM, np.float32)] * len(_SEEDS)
     known = pipeline.metadata
     motion = roll_out(
@@ -45,8 +45,8 @@ def _motion(weights: MotionWeights, forward: Forward | None) -> Floats:
     return np.stack(motion)
 
 
-def voice(seconds: float) -> Floats:
-    """(N,) samples at 16 kHz of something like speech, always the same.
+def synthetic_voice(seconds: float) -> Floats:
+    """(N,) samples at 16 kHz of a speech-like sound, always the same.
 
     Syllables of gliding vowels at 3.5 Hz: harmonics of a pitch around 120 Hz, weighted by three
     formants (Fant 1960), with a pause at the end.
@@ -55,8 +55,7 @@ def voice(seconds: float) -> Floats:
     pitch_hz = 120 + 20 * np.sin(2 * np.pi * 0.7 * t)
     phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE
     openness = 0.5 + 0.5 * np.sin(2 * np.pi * 1.3 * t)
-    # Centre, bandwidth (Hz) and level of each.
-    formants = (
+    formants = (  # centre and bandwidth (Hz), level
         (300 + 500 * openness, 80, 1.0),
         (2200 - 1000 * openness, 120, 0.5),
         (2700, 200, 0.25),

@@ -1,8 +1,8 @@
-"""The network on OpenVINO: the engine for CPUs, x86 and Arm alike.
+"""A network on OpenVINO: the engine for CPUs, x86 and Arm alike.
 
-A window alone takes a half to a third of torch's time (`bench/network.py`) where the processor
-multiplies bfloat16 (AVX512-BF16, AMX, Arm's BF16): the weights are half as many bytes to fetch.
-What a batch gives is what each row gives alone, in either precision.
+A single window takes a third to a half of torch's time (`bench/network.py`) on processors that
+multiply bfloat16 (AVX512-BF16, AMX, Arm's BF16), since half as many bytes of weights are read.
+A row's result does not depend on its batch, in either precision.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
-from engines.export import Example, Graph, halves
-from engines.split import SplitEngine
+from engines.export import Graph, Rows, Tensors, conditions_of, split_graphs
+from model.diffusion.cached_context import CachedContext, SplitNet
+from model.diffusion.denoiser import Conditions
 
 # Largest absolute error on random inputs: a wrong graph is off by more.
 _TOLERANCES = {"fp32": 1e-2, "bf16": 0.1}
@@ -29,52 +30,77 @@ _CONFIG = {
     "PERFORMANCE_HINT": "LATENCY",
     "ENABLE_CPU_PINNING": False,
 }
+Context = tuple[openvino.Tensor, ...]
 
 
-class OpenVINOEngine(SplitEngine):
+class OpenVINONet:
     """Compiles ``net``, a `SplitNet`, on ``example``: two or more rows of all its inputs.
 
-    One thread by default: sessions run side by side, and drawing takes the other cores.
-    ``precision`` is one of `precisions`. Raises ``ValueError`` when the compiled network does not
-    reproduce ``net``.
+    It is a `SplitNet` itself and takes any batch. One thread by default: sessions run side by side,
+    and drawing takes the other cores. ``precision`` is one of `precisions`. Raises ``ValueError``
+    where the compiled network does not reproduce ``net``.
     """
 
     def __init__(
-        self, net: nn.Module, example: Example, threads: int = 1, *, precision: str = "fp32"
+        self, net: nn.Module, example: Rows, *, threads: int = 1, precision: str = "fp32"
     ) -> None:
-        context, denoise = halves(net, example)
-        super().__init__(context.names)
-        self.precision = precision
+        graphs = split_graphs(net, example)
         config = {
             **_CONFIG,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": _ELEMENT_TYPES[precision],
         }
-        self._prepare, self._denoise = (_compiled(half, config) for half in (context, denoise))
-        self._held: list[openvino.Tensor] = []
-        self.check(net, example, _TOLERANCES[precision])
+        self.precision = precision
+        self._names = graphs[0].names
+        self._context, self._denoise = (_compiled(graph, config) for graph in graphs)
+        self._inputs: list[openvino.Tensor] = []
+        self._bound: Context | None = None
+        _check(self, net, example, tolerance=_TOLERANCES[precision])
 
-    def prepare(self, conditions: tuple[Tensor, ...]) -> None:
-        # The tensors are shared, not copied: they must live as long as the request may read them.
-        self._held = [_shared(x) for x in conditions]
-        for place, tensor in enumerate(self._held):
-            self._prepare.set_input_tensor(place, tensor)
-        self._prepare.infer()
-        for place in range(len(self._prepare.model_outputs)):
-            self._denoise.set_input_tensor(2 + place, self._prepare.get_output_tensor(place))
+    def context(self, cond: Conditions) -> Context:
+        """The request's own output tensors: the next call overwrites them."""
+        # Inputs are shared, not copied: they must live as long as the request may read them.
+        self._inputs = [_shared(cond[name]) for name in self._names]
+        for place, tensor in enumerate(self._inputs):
+            self._context.set_input_tensor(place, tensor)
+        self._context.infer()
+        outputs = range(len(self._context.model_outputs))
+        return tuple(self._context.get_output_tensor(place) for place in outputs)
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        now = _shared(x_t), _shared(t)
-        for place, tensor in enumerate(now):
+    def denoise(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        inputs = _shared(x_t), _shared(t)
+        for place, tensor in enumerate(inputs):
             self._denoise.set_input_tensor(place, tensor)
+        if context is not self._bound:
+            for place, tensor in enumerate(context, len(inputs)):
+                self._denoise.set_input_tensor(place, tensor)
+            self._bound = context
         self._denoise.infer()
         return torch.from_numpy(np.array(self._denoise.get_output_tensor(0).data))
 
 
 def precisions() -> tuple[str, ...]:
-    """Those in which this processor runs a network at full speed, the fastest first."""
+    """Those that this processor runs at full speed, the fastest first."""
     native = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in native else ("fp32",)
+
+
+def _check(made: OpenVINONet, net: nn.Module, example: Rows, *, tolerance: float) -> None:
+    """Raises ``ValueError`` unless ``made`` gives what ``net`` does.
+
+    On the example and on its first row alone; the first runs also make OpenVINO optimise.
+    """
+    forward, split = CachedContext(made), cast(SplitNet[Tensors], net)
+    one = {name: x[:1] for name, x in example.items()}
+    for rows in (example, one, one, example):
+        x_t, t, cond = rows["x_t"], rows["t"], conditions_of(rows)
+        with torch.inference_mode():
+            truth = split.denoise(x_t, t, split.context(cond))
+            error = float((forward(x_t, t, cond) - truth).abs().max())
+        if not error < tolerance:
+            raise ValueError(
+                f"OpenVINO is off by {error:.2g} on {len(truth)} rows, expected below {tolerance}"
+            )
 
 
 def _shared(tensor: Tensor) -> openvino.Tensor:
@@ -82,7 +108,7 @@ def _shared(tensor: Tensor) -> openvino.Tensor:
 
 
 def _compiled(graph: Graph, config: dict[str, object]) -> openvino.InferRequest:
-    """Not by ``openvino.convert_model``, which reports its use over the network."""
+    """Avoids ``openvino.convert_model``, which reports its use over the network."""
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(_traced(graph), example_input=graph.inputs)
     model = frontend.convert(frontend.load(decoder))
@@ -96,7 +122,7 @@ def _compiled(graph: Graph, config: dict[str, object]) -> openvino.InferRequest:
 
 def _traced(graph: Graph) -> torch.jit.ScriptModule:
     with warnings.catch_warnings(), torch.inference_mode():
-        # Tracing warns that shapes become constants; the engine's check shows that none matters.
+        # Tracing warns that shapes become constants; `_check` shows that none matters.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(graph.module.eval(), graph.inputs, check_trace=False)  # type: ignore[no-untyped-call]
     return cast(torch.jit.ScriptModule, traced)

@@ -1,130 +1,171 @@
-"""Which engine runs a network here: the first that loads, and whose output is good enough.
+"""Which engine runs a network here: the first that loads and is accurate enough.
 
-The order is what measures fastest where it runs: on a GPU TensorRT, then compiled code; on a CPU
-OpenVINO, then compiled code (docs/guide/engines.md); plain torch where all else fails. Of two of a
-kind the one of lower precision is tried first, and judged by what it does to the motion.
+They are tried in the order of measured speed: TensorRT, then compiled code, on a GPU; OpenVINO,
+then compiled code, on a CPU; plain torch where all of them fail (docs/guide/engines.md). Of engines
+of one kind the lowest precision comes first, and is accepted or not by the motion that it makes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from engines import artifacts, identity
+from engines import artifacts
 from engines.artifacts import Manifest, Requirements
-from engines.base import Engine
-from engines.build import load, shapes
-from engines.eager import EagerHalves
-from engines.example_inputs import Inputs
-from engines.export import condition_names
-from engines.openvino import OpenVINOEngine, precisions
-from engines.programs import ProgramEngine
+from engines.base import BACKENDS, ProgramNet, machines
+from engines.build import load, row_shapes
+from engines.example_inputs import Inputs, motion_inputs, video_inputs
+from engines.export import Tensors, conditions_of
+from engines.motion_error import MAX_MOTION_ERROR, motion_error
+from engines.openvino import OpenVINONet, precisions
+from model.audio.frontend import AudioWindowSpec
+from model.diffusion.cached_context import CachedContext, SplitNet
+from model.diffusion.denoiser import Forward
+from model.motion.checkpoint import MotionWeights
 
-_PRECISIONS = ("fp8", "bf16", "fp16", "fp32")
-# Parameters: to compile and compare a larger network at the start would keep a CPU busy for hours.
-_LARGEST = 100_000_000
-# What is wrong with an engine's output, or ``None``.
-Judge = Callable[[Engine], str | None]
+# To compile and compare a larger network at the start would keep a CPU busy for hours.
+_MAX_OPENVINO_PARAMETERS = 100_000_000
+_MAX_VIDEO_THREADS = 4  # more were not tried
+# An engine → why it is not accurate enough; None: it is.
+Check = Callable[[Forward], str | None]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Way:
-    """An engine that may run the network, and why it should."""
+class _Candidate:
+    """An engine that may run the network, and why it is preferred to the next."""
 
     title: str
-    why: str
+    reason: str
     precision: str
-    make: Callable[[], Engine]
+    make: Callable[[], SplitNet[Any]]
+
+
+def motion_engine(weights: MotionWeights) -> Forward:
+    """The fastest engine here whose motion is the network's, see `motion_error`."""
+
+    def inputs(rows: int) -> dict[str, Tensor]:
+        return motion_inputs(rows, weights.net.config.guided)
+
+    def check(forward: Forward) -> str | None:
+        error = motion_error(weights, forward)
+        if error < MAX_MOTION_ERROR:
+            return None
+        return f"motion is off by {error:.1%} of its spread, expected below {MAX_MOTION_ERROR:.0%}"
+
+    return best(weights.net, inputs, artifacts.default_folder(), check=check)
+
+
+def video_engine(net: nn.Module, window_spec: AudioWindowSpec, latent: tuple[int, ...]) -> Forward:
+    """The fastest engine here of a video student. ``latent``: the shape of a frame's.
+
+    On several threads: nearly all of a video's time is the network's, so other cores are idle.
+    """
+    inputs = video_inputs(net, window_spec, latent)
+    threads = min(os.cpu_count() or 1, _MAX_VIDEO_THREADS)
+    return best(net, inputs, artifacts.default_folder(), threads=threads)
 
 
 def best(
-    net: nn.Module, inputs: Inputs, root: Path, threads: int = 1, *, judge: Judge | None = None
-) -> Engine:
-    """The first engine that can be made of those that fit ``net``, a `SplitNet`, here.
+    net: nn.Module, inputs: Inputs, root: Path, *, threads: int = 1, check: Check | None = None
+) -> CachedContext[Any]:
+    """The first engine for ``net``, a `SplitNet`, that can be made here and passes ``check``.
 
-    ``root``: where artifacts are; ``threads``: of OpenVINO; ``judge`` has the last word on
-    engines below single precision. Logs which it is and why, and why others are not used; one that
-    fails is a warning.
+    ``root``: where artifacts are; ``threads``: of OpenVINO; ``check``: of engines below single
+    precision. Logs which engine it is and why the others are not used; one that fails is a warning.
     """
-    for way in _ways(net, inputs, root, threads):
+    for candidate in _candidates(net, inputs, root, threads=threads):
         try:
-            engine = way.make()
-        except Exception as error:  # backends raise what they like
-            _log.warning("engine failed, %s: %s: %s", way.title, type(error).__name__, error)
+            engine = CachedContext(candidate.make())
+        except Exception as error:  # backends raise errors of any type
+            _log.warning("engine %s failed: %s: %s", candidate.title, type(error).__name__, error)
             continue
-        rounded = way.precision != "fp32"
-        reason = judge(engine) if judge is not None and rounded else None
-        if reason is None:
-            _log.info("engine: %s, since %s", way.title, way.why)
+        reduced = candidate.precision != "fp32"
+        problem = check(engine) if check is not None and reduced else None
+        if problem is None:
+            _log.info("using engine %s: %s", candidate.title, candidate.reason)
             return engine
-        _log.info("engine not used, %s: %s", way.title, reason)
-    _log.warning("engine: plain torch, since nothing faster works here")
-    return EagerHalves(net, condition_names(inputs(1)))
+        _log.info("not using engine %s: %s", candidate.title, problem)
+    _log.warning("using plain torch: no engine works here")
+    return CachedContext(cast(SplitNet[Tensors], net.eval()))
 
 
-def _ways(net: nn.Module, inputs: Inputs, root: Path, threads: int) -> Iterator[_Way]:
+def _candidates(
+    net: nn.Module, inputs: Inputs, root: Path, *, threads: int
+) -> Iterator[_Candidate]:
     built = fitting(net, inputs, root)
-    first = [way for way in built if way[1].machine["device"] == "cuda"]
-    for folder, manifest in first:
+    on_gpu = [item for item in built if item[1].machine["device"] == "cuda"]
+    for folder, manifest in on_gpu:
         yield _artifact(folder, manifest, inputs)
     parameters = list(net.parameters())
     on_cpu = parameters[0].device.type == "cpu"
-    if on_cpu and sum(p.numel() for p in parameters) <= _LARGEST:
+    if on_cpu and sum(p.numel() for p in parameters) <= _MAX_OPENVINO_PARAMETERS:
         example = inputs(2)
-        why = "nothing built for a GPU fits, and it is the fastest on a CPU"
         for precision in precisions():
-            make = partial(OpenVINOEngine, net, example, threads, precision=precision)
-            yield _Way(f"openvino {precision}", why, precision, make)
+            yield _Candidate(
+                title=f"openvino {precision}",
+                reason="it is the fastest on a CPU, and no engine for a GPU fits",
+                precision=precision,
+                make=partial(OpenVINONet, net, example, threads=threads, precision=precision),
+            )
     for folder, manifest in built:
-        if (folder, manifest) not in first:
+        if (folder, manifest) not in on_gpu:
             yield _artifact(folder, manifest, inputs)
 
 
 def fitting(net: nn.Module, inputs: Inputs, root: Path) -> list[tuple[Path, Manifest]]:
-    """The artifacts that may run ``net`` here, the best first; says of the others why not."""
+    """The artifacts that can run ``net`` here, the best first; logs why the others cannot."""
     found = list(artifacts.stored(root))
     if not found:
         return []
-    wanted = requirements_of(net, inputs)
+    required = Requirements(
+        weights=artifacts.weights_hash(net),
+        code=artifacts.code_hash(net),
+        shapes=row_shapes(inputs),
+        machines=machines(),
+    )
     fit = []
     for folder, manifest in found:
-        reason = (
-            manifest if isinstance(manifest, str) else artifacts.incompatibility(manifest, wanted)
-        )
-        if reason is None and not isinstance(manifest, str):
-            fit.append((folder, manifest))
+        if isinstance(manifest, str):
+            problem: str | None = manifest
         else:
-            _log.info("engine not used, %s: %s", folder.name, reason)
+            problem = artifacts.incompatibility(manifest, required)
+            if problem is None:
+                fit.append((folder, manifest))
+        if problem is not None:
+            _log.info("not using engine %s: %s", folder.name, problem)
     return sorted(fit, key=_rank)
-
-
-def requirements_of(net: nn.Module, inputs: Inputs) -> Requirements:
-    """What an artifact must be made of to run ``net`` here."""
-    weights, code = identity.weights_hash(net), identity.code_hash(net)
-    return Requirements(weights, code, shapes(inputs), identity.machines())
 
 
 def _rank(item: tuple[Path, Manifest]) -> tuple[int, int]:
     manifest = item[1]
-    names = identity.BACKENDS
-    return names.index(manifest.backend), _PRECISIONS.index(manifest.precision)
+    precisions = BACKENDS[manifest.backend].precisions
+    return tuple(BACKENDS).index(manifest.backend), precisions.index(manifest.precision)
 
 
-def _artifact(folder: Path, manifest: Manifest, inputs: Inputs) -> _Way:
-    def make() -> Engine:
-        if wrong := artifacts.verify(folder, manifest):
-            raise ValueError(wrong)
-        device = torch.device(manifest.machine["device"])
-        names = condition_names(inputs(1))
-        return ProgramEngine(names, load(folder, manifest), manifest.batch[1], device)
+def _artifact(folder: Path, manifest: Manifest, inputs: Inputs) -> _Candidate:
+    def make() -> ProgramNet:
+        if problem := artifacts.verify(folder, manifest):
+            raise ValueError(problem)
+        return ProgramNet(
+            tuple(conditions_of(inputs(1))),
+            load(folder, manifest),
+            most=manifest.batch[1],
+            device=torch.device(manifest.machine["device"]),
+        )
 
     where = manifest.machine.get("gpu", manifest.machine["device"])
-    why = f"it was built of these weights for {where}, and is the best of those"
-    return _Way(f"{manifest.title} ({folder.name})", why, manifest.precision, make)
+    return _Candidate(
+        title=f"{manifest.title} ({folder.name})",
+        reason=f"it was built from these weights for {where}",
+        precision=manifest.precision,
+        make=make,
+    )

@@ -1,7 +1,7 @@
-"""TensorRT: one exported function → one plan, and a plan on its stream.
+"""TensorRT: compiles an exported function to a plan, and runs a plan.
 
-Both flavours will do: TensorRT, and TensorRT for RTX, which PyPI alone can install. Precision is
-the network's own: what is half precision in it stays that, nothing else becomes so.
+Works with TensorRT and with TensorRT for RTX, which PyPI alone can install. Precision is that of
+the network (strong typing): nothing is reduced further.
 """
 
 from __future__ import annotations
@@ -16,47 +16,33 @@ from torch.export import ExportedProgram
 
 from engines.export import Graph, Program, Tensors
 
-SUFFIX = ".plan"
-_OPTIMISATION = 3  # TensorRT's default, of 0 to 5
+_OPTIMISATION_LEVEL = 3  # of 0 to 5; TensorRT's default
 
 
-def build(graph: Graph, program: ExportedProgram, batch: range, path: Path) -> None:
-    """Converts all of ``program``. Raises ``RuntimeError`` where an operator has no converter."""
+def build(program: ExportedProgram, path: Path, *, graph: Graph, batch: range) -> None:
+    """Compiles all of ``program``. Raises ``RuntimeError`` where an operator has no converter."""
     dynamo: Any = importlib.import_module("torch_tensorrt.dynamo")
     plan = dynamo.convert_exported_program_to_serialized_trt_engine(
         program,
-        arg_inputs=_shapes(graph, batch),
+        arg_inputs=_inputs(graph, batch),
         require_full_compilation=True,
         min_block_size=1,
         disable_tf32=True,
         immutable_weights=True,
-        optimization_level=_OPTIMISATION,
+        optimization_level=_OPTIMISATION_LEVEL,
     )
     path.write_bytes(plan)
 
 
-def coverage(program: ExportedProgram) -> tuple[int, int]:
-    """How many of the operators that ``program`` comes down to have converters, of how many."""
-    settings: Any = importlib.import_module("torch_tensorrt.dynamo._settings").CompilationSettings()
-    lowering: Any = importlib.import_module("torch_tensorrt.dynamo.lowering")
-    partitioning: Any = importlib.import_module("torch_tensorrt.dynamo.partitioning")
-    lowered = lowering.pre_export_lowering(program, settings).run_decompositions(
-        lowering.get_decompositions(settings.enable_experimental_decompositions)
-    )
-    module = lowering.post_lowering(lowered.module(), settings)
-    able, all_of_them = partitioning.get_graph_converter_support(module, set())
-    return int(able), int(all_of_them)
-
-
-def _shapes(graph: Graph, batch: range) -> tuple[Any, ...]:
-    """The least, the usual and the largest shape of each input; the most rows are usual, too."""
+def _inputs(graph: Graph, batch: range) -> tuple[Any, ...]:
+    """The smallest and the largest shape of each input; plans are tuned for the largest."""
     torch_tensorrt: Any = importlib.import_module("torch_tensorrt")
-    told = []
+    inputs = []
     for least, most in zip(graph.rows(batch[0]), graph.rows(batch[-1]), strict=True):
         if least.shape == most.shape:
-            told.append(torch_tensorrt.Input(shape=tuple(most.shape), dtype=most.dtype))
+            inputs.append(torch_tensorrt.Input(shape=tuple(most.shape), dtype=most.dtype))
         else:
-            told.append(
+            inputs.append(
                 torch_tensorrt.Input(
                     min_shape=tuple(least.shape),
                     opt_shape=tuple(most.shape),
@@ -64,16 +50,16 @@ def _shapes(graph: Graph, batch: range) -> tuple[Any, ...]:
                     dtype=most.dtype,
                 )
             )
-    return tuple(told)
+    return tuple(inputs)
 
 
 def load(path: Path) -> Program:
-    """Raises ``RuntimeError`` where TensorRT refuses the plan: no GPU, or another one."""
+    """Raises ``RuntimeError`` where TensorRT refuses the plan: no GPU, or a different one."""
     return _Plan(path.read_bytes())
 
 
 class _Plan:
-    """Runs on the caller's stream; on one of its own in place of the default stream, which TensorRT
+    """Runs on the caller's stream, or on its own where that is the default stream, which TensorRT
     would synchronise."""
 
     def __init__(self, plan: bytes) -> None:
@@ -81,7 +67,7 @@ class _Plan:
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise RuntimeError("TensorRT refuses the plan; its log says why")
+            raise RuntimeError("TensorRT refused the plan; see its log")
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -107,7 +93,7 @@ class _Plan:
         stream = self._stream if caller == torch.cuda.default_stream() else caller
         stream.wait_stream(caller)
         if not self._context.execute_async_v3(stream.cuda_stream):
-            raise RuntimeError("TensorRT could not run the plan; its log says why")
+            raise RuntimeError("TensorRT failed to run the plan; see its log")
         caller.wait_stream(stream)
         for tensor in (*kept, *made):
             tensor.record_stream(stream)

@@ -1,4 +1,4 @@
-"""`fada engines`: builds engines and lists what was built."""
+"""`fada engines`: builds engines and lists the built ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from engines.artifacts import (
     stored,
     verify,
 )
-from engines.backends import BACKENDS
+from engines.base import BACKENDS, machines
 from engines.build import PRECISIONS, BuildSpec, build
 from engines.example_inputs import example_model, names
-from engines.identity import machines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", required=True)
-    words = "build one engine, compare it with its network, and keep it"
-    build = commands.add_parser("build", help=words, description=words)
-    build.add_argument("--model", required=True, help="a network, see `fada engines models`")
+    text = "build an engine, compare it with its network and store it"
+    build = commands.add_parser("build", help=text, description=text)
+    build.add_argument("--model", required=True, help="one of `fada engines models`")
     build.add_argument("--backend", required=True, choices=sorted(BACKENDS))
     build.add_argument("--precision", default="fp32", choices=PRECISIONS, help="[%(default)s]")
     build.add_argument(
@@ -35,21 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=batch_range,
         default=range(1, 9),
         metavar="FIRST:LAST",
-        help="windows at once [1:8]",
+        help="windows in one call, fewest and most [1:8]",
     )
-    build.add_argument("--weights", type=Path, help="a file of your own, in the model's place")
-    build.add_argument("--tiny", action="store_true", help="a video network's shape, but small")
-    words = "what was built, and whether it can run here"
-    listing = commands.add_parser("list", help=words, description=words)
+    build.add_argument("--weights", type=Path, help="a file to use instead of the shipped weights")
+    build.add_argument(
+        "--tiny", action="store_true", help="a small video network of the same architecture"
+    )
+    text = "list the built engines and whether they can run here"
+    listing = commands.add_parser("list", help=text, description=text)
     for command in (build, listing):
         command.add_argument(
             "--out",
             type=Path,
             metavar="FOLDER",
-            help="where engines are kept [FADA_ENGINES, or fada/engines in the cache]",
+            help="where engines are stored [FADA_ENGINES, or fada/engines in the cache]",
         )
-    words = "the networks that engines can be built of"
-    commands.add_parser("models", help=words, description=words)
+    text = "list the networks that engines can be built from"
+    commands.add_parser("models", help=text, description=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,9 +78,9 @@ def _build(options: argparse.Namespace, root: Path) -> int:
     torch.set_num_threads(1)
     try:
         spec = BuildSpec(options.backend, options.precision, options.batch)
-        made_on = "cuda" if torch.cuda.is_available() else "cpu"
-        chosen = example_model(options.model, options.weights, options.tiny, made_on)
-        place, manifest = build(chosen, spec, root)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = example_model(options.model, options.weights, tiny=options.tiny, device=device)
+        place, manifest = build(model, spec, root)
     except ValueError as error:
         print(f"fada: {error}", file=sys.stderr)
         return 1
@@ -105,11 +106,13 @@ def _list(root: Path) -> int:
 
 
 def _reason(folder: Path, manifest: Manifest) -> str | None:
-    """As far as the machine decides: weights and code are told apart when a network is loaded."""
-    own = Requirements(manifest.weights, manifest.code, manifest.shapes, machines())
-    return incompatibility(manifest, own) or verify(folder, manifest)
+    """Only the machine and the files matter here: `list` has no network to compare with."""
+    required = Requirements(manifest.weights, manifest.code, manifest.shapes, machines())
+    return incompatibility(manifest, required) or verify(folder, manifest)
 
 
 def _agreement(manifest: Manifest) -> str:
+    if not manifest.parity:
+        return "never compared with its network"
     errors = ", ".join(f"{error:.1e} at {rows}" for rows, error in manifest.parity.items())
-    return f"off by {errors or 'nobody knows how much'} rows (at most {manifest.tolerance:.0e})"
+    return f"off by {errors} rows (at most {manifest.tolerance:.0e})"

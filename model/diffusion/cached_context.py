@@ -1,40 +1,53 @@
-"""Conditions looked at once, not once a sampler step: more than a third of a pass."""
+"""Networks that compute once, not at every sampler step, what depends on the conditions alone."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from model.diffusion.denoiser import Conditions
 
-
-class Halves(Protocol):
-    """A network as `MotionNet`, `TinyNet` and `DenoisingUNet` are."""
-
-    def context(self, cond: Conditions) -> tuple[Tensor, ...]: ...
-
-    def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor: ...
+C = TypeVar("C")
 
 
-class CachedContext:
-    """``net``, which keeps what it made of the last conditions for as long as they are equal.
+class SplitNet(Protocol[C]):
+    """A network whose forward is ``denoise(x_t, t, context(cond))``.
 
-    For frozen networks, without gradients: what is kept knows of no change of parameters.
+    A context is a tuple of tensors in torch; an engine may have one of its own kind.
     """
 
-    def __init__(self, net: Halves) -> None:
-        self._net = net
-        self._cond: dict[str, Tensor] = {}
-        self._context: tuple[Tensor, ...] = ()
+    def context(self, cond: Conditions) -> C:
+        """What `denoise` needs of the conditions. An engine's is valid until the next call."""
+        ...
 
+    def denoise(self, x_t: Tensor, t: Tensor, context: C) -> Tensor:
+        """``x_t`` (B, ...), ``t`` (B,) and the context of the same B rows -> (B, ...)."""
+        ...
+
+
+class CachedContext(Generic[C]):
+    """The forward of ``net``, which keeps its context for as long as the conditions are equal.
+
+    The context is more than a third of an evaluation. For frozen networks, without gradients, one
+    thread at a time. Conditions are kept by reference: do not change them in place between calls.
+    """
+
+    def __init__(self, net: SplitNet[C]) -> None:
+        self.net = net
+        self._cached: tuple[Conditions, C] | None = None
+
+    @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        """As the network itself."""
-        if not self._context or not _equal(self._cond, cond):
-            self._context, self._cond = self._net.context(cond), dict(cond)
-        return self._net.denoise(x_t, t, self._context)
+        """``x_t`` (B, ...), ``t`` (B,) and the conditions (B, ...) by name -> (B, ...)."""
+        if self._cached is None or not _equal(self._cached[0], cond):
+            self._cached = dict(cond), self.net.context(cond)
+        return self.net.denoise(x_t, t, self._cached[1])
 
 
 def _equal(a: Conditions, b: Conditions) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    """Most are the very same tensors; flags and scales are made anew at every step."""
+    return a.keys() == b.keys() and all(
+        a[name] is b[name] or torch.equal(a[name], b[name]) for name in a
+    )

@@ -44,13 +44,15 @@ def load_pipelines(
         module, _, function = settings.pipeline.partition(":")
         load = getattr(importlib.import_module(module), function)
         return {name: load(name) for name in names}
-    from engines import models  # compilers: seconds to import
+    # Compilers take seconds to import.
+    from engines.select import motion_engine, video_engine
+    from model import models
 
     choice = _choice(settings)
     if choice.weights is None:
         choice = replace(choice, models=names)
     try:
-        return {**models.load_pipelines(choice)}
+        return {**models.load_pipelines(choice, engine=motion_engine, video_engine=video_engine)}
     except ValueError as error:
         raise SetupError(str(error)) from error
 

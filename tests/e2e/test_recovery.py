@@ -8,14 +8,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from engines.models import load_pipeline
+from engines.select import motion_engine
+from model.models import load_pipeline
 from model.pipeline import AvatarPipeline
 from server.api.protocol import AnimationOptions
 from server.broker import messages
@@ -27,7 +28,7 @@ STALL_S = 2.0
 PATIENCE_S = 180.0  # for a worker that starts beside much else
 FAKE_ALONE = {name: value for name, value in FAKE.items() if name != "FADA_WORKERS"}
 OPTIONS = AnimationOptions(size=256)
-loaded = cache(load_pipeline)
+loaded = cache(partial(load_pipeline, engine=motion_engine))
 
 
 def real() -> AvatarPipeline:

@@ -1,3 +1,3 @@
-"""Tests of engines import OpenVINO themselves: silenced first, as the package does it."""
+"""Tests import OpenVINO themselves, so the package must disable its telemetry first."""
 
 import engines  # noqa: F401

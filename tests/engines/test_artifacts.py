@@ -1,4 +1,4 @@
-"""An engine is loaded only where all that it was made of is the same; every refusal says why."""
+"""An engine is loaded only where everything that identifies it is equal; refusals say why."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from engines import artifacts
 from engines.artifacts import Manifest, Requirements, incompatibility
@@ -53,18 +54,21 @@ def test_the_same_network_on_the_same_machine_is_not_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"backend": "compiled"}, "it needs compiled, and what runs here is tensorrt"),
-        ({"weights": "c" * 64}, "built of other weights, cccccccccccc, not aaaaaaaaaaaa"),
+        ({"backend": "compiled"}, "it needs compiled, available here: tensorrt"),
+        ({"weights": "c" * 64}, "built from other weights: cccccccccccc, here aaaaaaaaaaaa"),
         ({"code": "c"}, "the network's code has changed"),
         ({"shapes": {"x_t": (8, 60), "t": ()}}, r"x_t \(8, 60\), here \(8, 58\)"),
-        ({"shapes": {"x_t": (8, 58)}}, r"t nothing, here \(\)"),
+        ({"shapes": {"x_t": (8, 58)}}, r"t missing, here \(\)"),
         ({"machine": MACHINE | {"gpu": "H100"}}, "another machine: gpu H100, here NVIDIA L4"),
         ({"machine": MACHINE | {"torch": "2.12.0"}}, "torch 2.12.0, here 2.13.0"),
-        ({"machine": MACHINE | {"driver": "1"}}, "driver 1, here nothing"),
-        ({"batch": (2, 8)}, "one window must go through alone"),
+        ({"machine": MACHINE | {"driver": "1"}}, "driver 1, here missing"),
+        ({"batch": (2, 8)}, "its smallest batch is 2, expected 1"),
         ({"parity": {}}, "never compared"),
-        ({"parity": {"1": 0.001, "8": 0.03}}, "off by 0.03 of the spread, more than 0.02"),
-        ({"parity": {"1": float("nan")}}, "off by nan"),
+        (
+            {"parity": {"1": 0.001, "8": 0.03}},
+            "its error is 0.03 of the spread, expected at most 0.02",
+        ),
+        ({"parity": {"1": float("nan")}}, "its error is nan"),
     ],
 )
 def test_each_difference_has_its_reason(change: dict[str, object], reason: str) -> None:
@@ -78,13 +82,13 @@ def assert_match(pattern: str, text: str | None) -> None:
 
 @SLOW_DISK
 @given(st.sampled_from([f.name for f in fields(Requirements)]), words)
-def test_nothing_that_is_wanted_may_differ(field: str, other: str) -> None:
-    stranger: object = other
+def test_no_requirement_may_differ(field: str, other: str) -> None:
+    different: object = other
     if field == "shapes":
-        stranger = {**HERE.shapes, other: (1,)}
+        different = {**HERE.shapes, other: (1,)}
     if field == "machines":
-        stranger = {"tensorrt": {**MACHINE, "cuda": other}}
-    assert incompatibility(GOOD, replace(HERE, **{field: stranger})) is not None  # type: ignore[arg-type]
+        different = {"tensorrt": {**MACHINE, "cuda": other}}
+    assert incompatibility(GOOD, replace(HERE, **{field: different})) is not None  # type: ignore[arg-type]
 
 
 @SLOW_DISK
@@ -105,8 +109,14 @@ def test_one_request_one_folder(one: Manifest, other: Manifest) -> None:
     assert (artifacts.key(one) == artifacts.key(other)) == same
 
 
+def test_weights_in_half_precision_hash_as_in_single_precision() -> None:
+    net = nn.Linear(3, 3).half()
+    before = artifacts.weights_hash(net)
+    assert artifacts.weights_hash(net.float()) == before
+
+
 def published(root: Path, content: bytes, manifest: Manifest = GOOD) -> Path:
-    with artifacts.workshop(root) as folder:
+    with artifacts.staging(root) as folder:
         (folder / "denoise.plan").write_bytes(content)
         files = {"denoise.plan": artifacts.file_hash(folder / "denoise.plan")}
         return artifacts.publish(folder, root, replace(manifest, files=files))
@@ -132,13 +142,13 @@ def test_building_anew_replaces_and_leaves_nothing_behind(tmp_path: Path) -> Non
 
 
 def test_what_fails_while_it_is_built_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), artifacts.workshop(tmp_path) as folder:
+    with pytest.raises(RuntimeError), artifacts.staging(tmp_path) as folder:
         (folder / "denoise.plan").write_bytes(b"half of it")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
+def test_damage_is_found(tmp_path: Path) -> None:
     place = published(tmp_path, b"one")
     manifest = artifacts.read(place / artifacts.MANIFEST)
     (place / "denoise.plan").write_bytes(b"eno")
@@ -156,7 +166,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
         ('{"format": 1, "model": "x"}', "expected"),
     ],
 )
-def test_a_bad_manifest_is_told_and_not_raised(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_bad_manifest_is_reported_and_not_raised(tmp_path: Path, text: str, reason: str) -> None:
     place = published(tmp_path, b"one")
     (place / artifacts.MANIFEST).write_text(text)
     ((_, problem),) = artifacts.stored(tmp_path)
@@ -164,7 +174,7 @@ def test_a_bad_manifest_is_told_and_not_raised(tmp_path: Path, text: str, reason
     assert reason in problem
 
 
-def test_a_field_of_another_kind_is_told(tmp_path: Path) -> None:
+def test_a_field_of_another_type_is_reported(tmp_path: Path) -> None:
     place = published(tmp_path, b"one")
     path = place / artifacts.MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parity": [1]}))
@@ -172,7 +182,7 @@ def test_a_field_of_another_kind_is_told(tmp_path: Path) -> None:
     assert isinstance(problem, str)
 
 
-def test_where_engines_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_engines_are_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("FADA_ENGINES", raising=False)
     assert artifacts.default_folder() == tmp_path / "fada" / "engines"

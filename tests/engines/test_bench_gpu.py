@@ -1,4 +1,4 @@
-"""The program for the day a GPU is there runs to its end without one."""
+"""The benchmark for GPUs runs to its end without one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def bench(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def bench(*args: str, **settings: str) -> subprocess.CompletedProcess[str]:
     own = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [str(ROOT / "bench" / "gpu.sh"), *words],
+        [str(ROOT / "bench" / "gpu.sh"), *args],
         env={**os.environ, **own, **settings},
         capture_output=True,
         text=True,

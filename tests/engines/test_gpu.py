@@ -1,4 +1,4 @@
-"""What only a GPU can tell: engines agree there, and replays are what was captured."""
+"""What only a GPU can show: engines agree there, and CUDA graphs give what was captured."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from engines.base import ProgramNet
 from engines.build import BuildSpec, build, load
-from engines.cuda_graphs import Replayed
+from engines.cuda_graphs import CapturedProgram
 from engines.example_inputs import VIDEO, example_model
 from engines.export import graphs_of
-from engines.programs import ProgramEngine
 from engines.select import best
+from tests.engines.networks import predict
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +44,7 @@ def test_engines_agree_with_their_networks(
     programs = load(place, manifest)
     for graph in graphs_of(chosen.net, {n: x.cuda() for n, x in chosen.inputs(2).items()}):
         rows = graph.rows(2)
-        made, replayed = programs[graph.name](rows), Replayed(programs[graph.name])
+        made, replayed = programs[graph.name](rows), CapturedProgram(programs[graph.name])
         for _ in range(2):
             for a, b in zip(made, replayed(rows), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
@@ -55,11 +56,9 @@ def test_a_student_is_served_by_what_was_built_here(backend: str, tmp_path: Path
     build(chosen, BuildSpec(backend, "fp16", range(1, 9)), tmp_path)
     again = example_model("motion-fast")
     engine = best(again.net, again.inputs, tmp_path)
-    assert isinstance(engine, ProgramEngine)
+    assert isinstance(engine.net, ProgramNet)
     for rows in (1, 8, 11):
         inputs = again.inputs(rows)
-        cond = {name: x for name, x in inputs.items() if name not in ("x_t", "t")}
-        truth = again.net(inputs["x_t"], inputs["t"], cond)
-        made = engine(**inputs)
+        truth, made = predict(again.net, inputs), predict(engine, inputs)
         assert made.device == truth.device
         assert float((made - truth).square().mean().sqrt() / truth.std()) < 0.02

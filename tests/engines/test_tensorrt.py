@@ -1,21 +1,25 @@
-"""TensorRT takes every operator of every network that is served, and builds them: without a GPU.
+"""TensorRT converts every operator of every served network and builds its engine, without a GPU.
 
-What these engines compute, only a GPU can tell: `bench/gpu.sh`.
+What these engines compute, only a GPU can show: `bench/gpu.sh`.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.export import ExportedProgram
 
 from engines import fp8, tensorrt
-from engines.build import reduced
+from engines.base import BACKENDS
+from engines.build import in_precision
 from engines.example_inputs import VIDEO, ExampleModel, example_model, motion_inputs
-from engines.export import Graph, exported, graphs_of
+from engines.export import Graph, export, graphs_of
 from model.motion.network import MotionNet, NetConfig
 from tests.engines.without_gpu import builder
 
@@ -50,7 +54,7 @@ def test_every_operator_is_covered_and_the_engine_is_built(
     name: str, precision: str, tmp_path: Path
 ) -> None:
     chosen = networks()[name]
-    net = reduced(chosen.net.requires_grad_(False), precision, chosen.inputs)
+    net = in_precision(chosen.net.requires_grad_(False), precision, chosen.inputs)
     for graph in graphs_of(net, chosen.inputs(2)):
         check(graph, precision, tmp_path)
 
@@ -61,17 +65,30 @@ def test_every_operator_is_covered_and_the_engine_is_built(
 @pytest.mark.parametrize("name", ["motion", *VIDEO])
 def test_fp8_is_covered_and_built(name: str, tmp_path: Path) -> None:
     chosen = networks()[name]
-    net = reduced(chosen.net.requires_grad_(False), "fp8", chosen.inputs)
+    net = in_precision(chosen.net.requires_grad_(False), "fp8", chosen.inputs)
     for graph in graphs_of(net, chosen.inputs(2)):
         check(graph, "fp8", tmp_path)
 
 
 def check(graph: Graph, precision: str, folder: Path) -> None:
-    with fp8.exporting(precision):
-        program = exported(graph, BATCH)
-    able, every = tensorrt.coverage(program)
+    with fp8.exportable(precision):
+        program = export(graph, BATCH)
+    able, every = coverage(program)
     print(f"{graph.name}, {precision}: {able} of {every}")  # docs/guide/engines.md
     assert able == every > 0
-    plan = folder / f"{graph.name}{tensorrt.SUFFIX}"
-    tensorrt.build(graph, program, BATCH, plan)
+    plan = folder / f"{graph.name}{BACKENDS['tensorrt'].suffix}"
+    tensorrt.build(program, plan, graph=graph, batch=BATCH)
     assert plan.stat().st_size > 0
+
+
+def coverage(program: ExportedProgram) -> tuple[int, int]:
+    """How many operators of the lowered ``program`` have converters, and how many there are."""
+    settings: Any = importlib.import_module("torch_tensorrt.dynamo._settings").CompilationSettings()
+    lowering: Any = importlib.import_module("torch_tensorrt.dynamo.lowering")
+    partitioning: Any = importlib.import_module("torch_tensorrt.dynamo.partitioning")
+    lowered = lowering.pre_export_lowering(program, settings).run_decompositions(
+        lowering.get_decompositions(settings.enable_experimental_decompositions)
+    )
+    module = lowering.post_lowering(lowered.module(), settings)
+    able, every = partitioning.get_graph_converter_support(module, set())
+    return int(able), int(every)

@@ -1,8 +1,8 @@
 """torch-tensorrt's builder on a machine without a GPU.
 
-TensorRT for RTX builds engines on any machine; torch-tensorrt around it asks for a GPU's properties
-on the way, and opens what it built. Here answers an RTX 4090's stand-in, and nothing is opened:
-what comes out is the plan as TensorRT's builder wrote it. Running it needs a GPU.
+TensorRT for RTX builds engines on any machine, but torch-tensorrt asks for a GPU's properties and
+deserialises what it built. Here the properties are an RTX 4090's, and the plan stays as TensorRT's
+builder wrote it. Running it needs a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEMORY = 24 * 2**30
 
 @contextmanager
 def builder() -> Iterator[None]:
-    """Within it `engines.tensorrt.build` works. Raises ``ImportError`` without torch-tensorrt."""
+    """Makes `engines.tensorrt.build` work. Raises ``ImportError`` without torch-tensorrt."""
     is_file = os.path.isfile
 
     def no_library(path: str) -> bool:  # torch-tensorrt's own would load CUDA's driver
@@ -41,12 +41,12 @@ def builder() -> Iterator[None]:
         with patch.object(os.path, "isfile", no_library):
             importlib.import_module("torch_tensorrt")
         tensorrt: Any = importlib.import_module("tensorrt")
-        stack.enter_context(patch.object(tensorrt, "Runtime", _Unopened))
+        stack.enter_context(patch.object(tensorrt, "Runtime", _NoRuntime))
         yield
 
 
-class _Unopened:
-    """In the place of TensorRT's runtime: a plan stays a plan."""
+class _NoRuntime:
+    """Replaces TensorRT's runtime: a plan stays a plan."""
 
     def __init__(self, _log: object) -> None:
         pass

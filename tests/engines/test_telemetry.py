@@ -1,3 +1,5 @@
+"""OpenVINO reports nothing over the network."""
+
 from __future__ import annotations
 
 import subprocess
@@ -9,19 +11,19 @@ from tests.server.service import environment
 _SPY = """
 import socket, sys
 
-def looked_up(*words, **more):
-    print("LOOKED UP", words[0])
+def resolve(*args, **kwargs):
+    print("LOOKED UP", args[0])
     raise OSError("no network here")
 
-socket.getaddrinfo = looked_up
+socket.getaddrinfo = resolve
 import engines.openvino
 import server.worker.worker
 print(*sorted(name for name in sys.modules if "telemetry" in name and sys.modules[name]))
 """
 
 
-def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
-    """At exit, too: reports are sent by threads that the interpreter waits for."""
+def test_nothing_is_reported(tmp_path: Path) -> None:
+    """Nor at exit: reports are sent by threads that the interpreter waits for."""
     done = subprocess.run(
         [sys.executable, "-c", _SPY],
         env={**environment({}), "HOME": str(tmp_path)},
