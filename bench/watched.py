@@ -31,7 +31,7 @@ from model.portrait.face_tracker import Face, FaceTracker
 from model.portrait.image import load_picture
 from model.types import SAMPLE_RATE, Floats
 from server.settings import Settings
-from server.worker.loading import load_pipelines
+from server.worker.pipelines import load_pipelines
 from training.data.corpus import LipGap, load_grid
 from training.data.phones import Phone, openness
 from training.evaluation.evaluate import HeldOut, held_out_set

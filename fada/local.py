@@ -34,8 +34,7 @@ from server.errors import ServiceError, SetupError
 from server.settings import Settings
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
-from server.worker.loading import load_pipelines, model_names, view
-from server.worker.portraits import encode_portrait
+from server.worker.pipelines import encode_portrait, load_pipelines, model_names, model_view
 from server.worker.sandbox import Sandbox
 from server.worker.session import SpeechInterrupted, VideoFragment, VideoSession, VideoStarted
 from server.worker.speech import FileSpeech, LiveSpeech
@@ -165,7 +164,7 @@ class LocalClient:
     def models(self) -> list[Model]:
         """The one that is loaded."""
         with _client_errors():
-            return [known(Model, view(self._loaded().pipeline).model_dump())]
+            return [known(Model, model_view(self._loaded().pipeline).model_dump())]
 
     @contextmanager
     def stream(

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     start_logging(settings, "worker")
-    from server.worker.loading import model_names
+    from server.worker.pipelines import model_names
 
     model_names(settings)  # complain of an unknown model before waiting for Redis
     wait_for_redis(settings)

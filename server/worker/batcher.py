@@ -1,4 +1,4 @@
-"""Many sessions ask for one window each; the network runs them together."""
+"""Runs the windows of many sessions through the network together."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Result = tuple[Floats, SessionState]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _QueuedTask:
     task: WindowTask
-    answer: asyncio.Future[Result]
-    since_s: float
+    future: asyncio.Future[Result]
+    queued_s: float
 
 
 class Batcher:
@@ -38,7 +38,7 @@ class Batcher:
     def __init__(self, pipeline: AvatarPipeline, executor: Executor) -> None:
         self.pipeline = pipeline
         self._executor = executor
-        self._scheduler: BatchScheduler[_Asked] = BatchScheduler(MAX_BATCH)
+        self._scheduler: BatchScheduler[_QueuedTask] = BatchScheduler(MAX_BATCH)
         self._wake = asyncio.Event()
 
     async def step(self, session: str, deadline_s: float, task: WindowTask) -> Result:
@@ -46,19 +46,18 @@ class Batcher:
 
         Cancelling the call takes the window out of the queue.
         """
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._scheduler.add(
-            ScheduledWindow(session, deadline_s, _Asked(task, answer, time.monotonic()))
-        )
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        queued = _QueuedTask(task, future, time.monotonic())
+        self._scheduler.add(ScheduledWindow(session, deadline_s, queued))
         self._wake.set()
         try:
-            return await answer
+            return await future
         finally:
             self._scheduler.abort(session)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """`run` beside the block."""
+        """`run` for as long as the block does."""
         task = asyncio.create_task(self.run())
         try:
             yield
@@ -66,22 +65,22 @@ class Batcher:
             await cancel_and_wait([task])
 
     async def run(self) -> None:
-        """Serve `step` for ever: one batch at a time, as large as the queue is by then."""
+        """Serve `step` until cancelled: one batch at a time, of all that is queued by then."""
         while True:
             batch = self._scheduler.next_batch()
             if not batch:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            for turn in batch:
-                metrics.stage("queue", time.monotonic() - turn.work.since_s)
-            results = await self._attempt([turn.work.task for turn in batch])
-            for turn, result in zip(batch, results, strict=True):
-                self._scheduler.done(turn.session)
-                _settle(turn.work.answer, result)
+            for window in batch:
+                metrics.stage("queue", time.monotonic() - window.work.queued_s)
+            results = await self._attempt([window.work.task for window in batch])
+            for window, result in zip(batch, results, strict=True):
+                self._scheduler.done(window.session)
+                _settle(window.work.future, result)
 
     async def _attempt(self, tasks: Sequence[WindowTask]) -> list[Result | Exception]:
-        """A window that breaks its batch must not take the others along: then each runs alone."""
+        """Run a batch; if that fails, run each window alone, so that a bad one fails alone."""
         loop = asyncio.get_running_loop()
         metrics.batch(len(tasks))
         try:
@@ -93,12 +92,12 @@ class Batcher:
         return [result for task in tasks for result in await self._attempt([task])]
 
 
-def _settle(answer: asyncio.Future[Result], result: Result | Exception) -> None:
-    if answer.done():  # its session was cancelled meanwhile
+def _settle(future: asyncio.Future[Result], result: Result | Exception) -> None:
+    if future.done():  # its session was cancelled meanwhile
         return
     if isinstance(result, Exception):
-        answer.set_exception(result)
+        future.set_exception(result)
     elif not np.isfinite(result[0]).all():
-        answer.set_exception(FloatingPointError("the network gave latents that are not finite"))
+        future.set_exception(FloatingPointError("the network gave latents that are not finite"))
     else:
-        answer.set_result(result)
+        future.set_result(result)

@@ -4,141 +4,85 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
-
-from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.log_mel import LOG_MEL
-from model.audio.stream import SpeechStream
-from model.portrait.image import load_picture
-from model.types import DEFAULT_SIZE, FPS, SessionState, WindowTask
-from server.process import usable_cores
-from server.worker.portraits import encode_portrait
-
-if TYPE_CHECKING:
-    from model.pipeline import AvatarPipeline
 
 HOP_S = LOG_MEL.hop_s
-_PORTRAIT = Path(__file__).parents[1] / "static" / "examples" / "presenter.jpg"
-_ROUNDS = 3
-_TOGETHER = 4  # sessions: what they share of the network's time belongs to the cost
-_HOPELESS = 100  # times as slow as real time
-
-# Of a core's time, what windows may take. Snapshots, the broker and the API need some, too, and
+# The share of a core's time that windows may take. Snapshots, the broker and the API need some, and
 # side by side a window takes nearly twice the time that it takes alone: eight sessions on two cores
-# are what keeps real time (docs/experiments/performance.md), and this is where they lie.
-SHARE = 0.55
-# Parts of its media time that making a window takes. A session makes one at a time: at 1 it falls
-# behind. Above the first no more sessions are taken; above the second offline jobs wait; below the
-# third there may be one session more than was reckoned. (Two sessions a core are at 0.3 where two
-# cores are nearly all in use: a fifth session there, and all five fell behind.)
-_FULL, _BUSY, _EASY = 0.8, 0.6, 0.25
-_MEMORY = 8  # windows
+# keep real time (docs/experiments/performance.md), and this is the share that gives them.
+CPU_SHARE = 0.55
+# Load is the time that making a window takes, by its media time. A session makes one window at a
+# time: at 1 it falls behind. Above _FULL no more sessions are taken; above _BUSY offline jobs wait;
+# below _LIGHT there may be one session more than estimated. (Two sessions a core are at 0.3 where
+# two cores are nearly all in use: with a fifth session there, all five fell behind.)
+_FULL, _BUSY, _LIGHT = 0.8, 0.6, 0.25
+_SMOOTHING_WINDOWS = 8
 _STALE_S = 2.0
 
 
-def window_cost_s(pipeline: AvatarPipeline) -> float:
-    """CPU seconds of one session's window, thought, drawn and encoded at the student's own size.
-
-    Blocks for some rounds, the first of which are not counted, for they warm everything up; but a
-    student that is hopelessly slow is not asked twice. Nothing else may run in this process
-    meanwhile.
-    """
-    reference = encode_portrait(pipeline, load_picture(_PORTRAIT.read_bytes()))
-    decoder = pipeline.space.decoder(reference, DEFAULT_SIZE, "portrait")
-    muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
-    known, window_spec = pipeline.metadata, pipeline.window_spec
-    stream = SpeechStream(window_spec)
-    pcm = np.zeros(window_spec.hop * SAMPLE_RATE // FPS, np.float32)
-
-    def round_of(states: Sequence[SessionState]) -> list[SessionState]:
-        window = stream.window(states[0].window_index, window_spec.hop, rest=True)
-        tasks = [WindowTask(window, s, reference, known.guidance, known.steps) for s in states]
-        results = pipeline.step(tasks)
-        for latents, _ in results:
-            muxer.add(decoder.decode(latents), pcm)
-        return [state for _, state in results]
-
-    states = [pipeline.start(seed) for seed in range(_TOGETHER)]
-    began_s = time.process_time()
-    round_of(states[:1])
-    alone_s = time.process_time() - began_s
-    if alone_s > _HOPELESS * window_spec.hop_s:
-        return alone_s
-    states = round_of(states)
-    began_s = time.process_time()
-    for _ in range(_ROUNDS):
-        states = round_of(states)
-    return (time.process_time() - began_s) / (_ROUNDS * _TOGETHER)
-
-
-def own_cores(workers: int) -> float:
-    """This worker's share of the cores, when so many run on this machine."""
-    return usable_cores() / workers
-
-
 class Capacity:
-    """``cores`` of which a window of a session, of ``hop_s`` of video, takes ``window_s``; never
-    more places than ``most``.
-
-    ``dearer`` says, of the students whose windows take more, how many times as much.
-    """
+    """Places for live sessions: estimated from a window's cost, corrected by the measured load."""
 
     def __init__(
         self,
+        *,
         cores: float,
         window_s: float,
-        most: int,
-        clock: Callable[[], float] = time.monotonic,
-        dearer: Mapping[str, float] | None = None,
+        max_sessions: int,
         hop_s: float = HOP_S,
+        relative_costs: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._dearer = dict(dearer or {})
-        self._most, self._clock = most, clock
-        self._reckoned = max(1, min(most, int(cores * hop_s * SHARE / window_s)))
-        self._last_pace, self._made_s = _EASY, -math.inf
-        self._beside_busy = False
+        """A window of ``hop_s`` of video takes ``window_s`` of one of ``cores``.
 
-    def made(self, took_s: float, media_s: float) -> None:
-        """A live fragment of ``media_s`` was made in ``took_s``, without what was waited for."""
-        # A first window is dearer than those that follow: it says little.
-        before = _EASY if self._pace is None else self._pace
-        self._last_pace = before + (took_s / media_s - before) / _MEMORY
-        self._made_s = self._clock()
+        ``relative_costs``, by model, are multiples of that; models that are not in it cost 1.
+        """
+        self._relative_costs = dict(relative_costs or {})
+        self._max_sessions, self._clock = max_sessions, clock
+        estimate = int(cores * hop_s * CPU_SHARE / window_s)
+        self._estimate = max(1, min(max_sessions, estimate))
+        self._last_load, self._recorded_s = _LIGHT, -math.inf
+        self._neighbours_busy = False
+
+    def record_window(self, took_s: float, media_s: float) -> None:
+        """A live window of ``media_s`` was made in ``took_s``, without waiting."""
+        # A first window costs more than those that follow, so it counts for little.
+        before = _LIGHT if self._load is None else self._load
+        self._last_load = before + (took_s / media_s - before) / _SMOOTHING_WINDOWS
+        self._recorded_s = self._clock()
 
     @property
-    def _pace(self) -> float | None:
-        """``None`` when nothing was made of late: sessions that are silent need nothing."""
-        return self._last_pace if self._clock() - self._made_s < _STALE_S else None
+    def _load(self) -> float | None:
+        """``None`` when nothing was made of late: silent sessions need nothing."""
+        return self._last_load if self._clock() - self._recorded_s < _STALE_S else None
 
     @property
     def busy(self) -> bool:
-        """Whether this worker's live sessions need all that there is."""
-        return self._pace is not None and self._pace > _BUSY
+        """Whether this worker's live sessions need all of its cores."""
+        return self._load is not None and self._load > _BUSY
 
-    def beside(self, *, busy: bool) -> None:
-        """Whether those of other workers on the same cores do."""
-        self._beside_busy = busy
+    def set_neighbours_busy(self, busy: bool) -> None:
+        """Whether another worker on the same cores is `busy`."""
+        self._neighbours_busy = busy
 
     @property
-    def spare(self) -> bool:
+    def has_spare(self) -> bool:
         """Whether anything is left over for offline jobs."""
-        return not (self.busy or self._beside_busy)
+        return not (self.busy or self._neighbours_busy)
 
-    def taken(self, models: Iterable[str]) -> int:
-        """How many places the sessions of these students take."""
-        return sum(max(1, round(self._dearer.get(model, 1.0))) for model in models)
+    def places_taken(self, models: Iterable[str]) -> int:
+        """How many places sessions of these models take."""
+        return sum(max(1, round(self._relative_costs.get(model, 1.0))) for model in models)
 
-    def places(self, running: int) -> int:
-        """How many live sessions there may be, given that so many are running."""
-        pace = self._pace
-        if pace is None or running == 0:
-            return self._reckoned
-        if pace > _FULL:
-            return min(running, self._reckoned)
-        if pace < _EASY and running >= self._reckoned:
-            return min(running + 1, self._most)
-        return self._reckoned
+    def places(self, taken: int) -> int:
+        """How many places there are, given how many are taken."""
+        load = self._load
+        if load is None or taken == 0:
+            return self._estimate
+        if load > _FULL:
+            return min(taken, self._estimate)
+        if load < _LIGHT and taken >= self._estimate:
+            return min(taken + 1, self._max_sessions)
+        return self._estimate

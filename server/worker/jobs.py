@@ -81,7 +81,7 @@ async def _make_avatar(
         height=reference.height,
         face=FaceView(box=reference.face_box, confidence=reference.face_confidence),
     )
-    await resources.work.save_avatar(avatar, reference.to_bytes(), request.owner)
+    await resources.consumer.save_avatar(avatar, reference.to_bytes(), request.owner)
     return messages.AvatarCreated(avatar=avatar)
 
 
@@ -101,7 +101,7 @@ class _VideoJob:
             self._backpressure.published(self._saved.video.sequence - 1)
             self._backpressure.read(self._position.read)
         self._inbox = Inbox(self._position.entry, self._position.edge)
-        self._commands = resources.work.commands(claim.job_id, self._position.entry)
+        self._commands = resources.consumer.commands(claim.job_id, self._position.entry)
 
     async def _while_read(self, job: Coroutine[Any, Any, messages.Done]) -> messages.Done:
         """Do the job while its readers' commands come in, and as long as they live."""
@@ -124,7 +124,7 @@ class _VideoJob:
         while missed < _READER_MISSES:
             await asyncio.sleep(_READER_POLL_S)
             with contextlib.suppress(*BROKER_LOST):
-                missed = 0 if await self._resources.work.has_reader(self._claim) else missed + 1
+                missed = 0 if await self._resources.consumer.has_reader(self._claim) else missed + 1
         raise ReaderGone("the process that asked for it is gone")
 
     async def _listen(self) -> None:
@@ -175,9 +175,9 @@ class _VideoJob:
         entry, edge = self._inbox.held(self._consumed_bytes)
         saved = pack_saved(snapshot, InboxPosition(entry, edge, self._backpressure.last_read))
         self._published += 1
-        work = self._resources.work
+        consumer = self._resources.consumer
         with metrics.staged("publish"):
-            running = await work.publish(
+            running = await consumer.publish(
                 self._claim, self._published, message, snapshot=saved, last_command=entry
             )
         if not running:
@@ -259,7 +259,7 @@ class AnimationJob(_VideoJob):
         return done
 
     async def _wait_for_turn(self) -> None:
-        while not self._resources.capacity.spare:  # live sessions need it all
+        while not self._resources.capacity.has_spare:  # live sessions need it all
             await asyncio.sleep(_CAPACITY_POLL_S)
         if not self._kept:
             await super()._wait_for_turn()
@@ -339,7 +339,7 @@ class LiveJob(_VideoJob):
             self._work_s = 0.0
         self._work_s += fragment.work_s + publish_s
         if fragment.frames and fragment.offset + fragment.frames == fragment.window_frames:
-            self._resources.capacity.made(self._work_s, fragment.window_frames / FPS)
+            self._resources.capacity.record_window(self._work_s, fragment.window_frames / FPS)
 
     @property
     def _consumed_bytes(self) -> int:

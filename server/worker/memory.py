@@ -1,4 +1,4 @@
-"""A worker's memory stays what its sessions need at a time, however many come and go."""
+"""Keep a worker's memory at what its current sessions need, however many come and go."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LARGE_BYTES = 1 << 18
 
 
 def map_large_blocks() -> bool:
-    """Let pictures and tensors be mapped and unmapped one by one; whether this C library does.
+    """Have glibc map each picture and tensor by itself; False with another C library.
 
-    glibc would raise the size from which it does so to that of the largest block ever freed, and
-    keep all that is smaller in its heap, which then grows by the holes between sessions, for hours.
+    By default glibc raises the threshold to the largest block ever freed and keeps smaller blocks
+    in its heap, which then grows for hours by the holes that ended sessions leave.
     """
     try:
         return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES))
@@ -22,10 +22,10 @@ def map_large_blocks() -> bool:
 
 
 def freeze_gc_heap() -> None:
-    """What is loaded by now stays: the collector need not look at it again.
+    """Mark all that is loaded as permanent, so that the garbage collector ignores it.
 
-    Else a full collection goes through some 300,000 objects of libraries and networks, and is put
-    off until a quarter as many are new, with ended sessions' pictures lying about meanwhile.
+    Otherwise a full collection scans some 300,000 objects of libraries and networks, and only runs
+    once a quarter as many are new, while pictures of ended sessions take memory.
     """
     gc.collect()
     gc.freeze()

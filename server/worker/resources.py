@@ -1,4 +1,4 @@
-"""What all jobs of a worker share: loaded networks, threads, inputs."""
+"""What all jobs of a worker share: loaded models, threads and access to inputs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from server.broker.consumer import JobConsumer
 from server.errors import ServiceError
 from server.worker.batcher import Batcher
 from server.worker.capacity import Capacity
-from server.worker.portraits import encode_portrait
+from server.worker.pipelines import encode_portrait
 from server.worker.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 _NICE = 10
 
 
-def _yield_to_live() -> None:
-    """The calling thread gets what processor time live sessions leave, where threads can differ."""
+def _lower_priority() -> None:
+    """Leave the processor to live sessions, where threads can have priorities of their own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
@@ -34,33 +35,34 @@ class WorkerResources:
 
     def __init__(
         self,
-        work: JobConsumer,
-        pipelines: dict[str, AvatarPipeline],
-        max_audio_s: float,
+        consumer: JobConsumer,
+        pipelines: Mapping[str, AvatarPipeline],
+        *,
         capacity: Capacity,
         sandbox: Sandbox,
+        max_audio_s: float,
     ) -> None:
-        self.work, self.max_audio_s, self.capacity = work, max_audio_s, capacity
-        self.sandbox = sandbox
-        # Jobs that may have ended a worker, and are tried once more with nothing beside them.
+        self.consumer, self.capacity, self.sandbox = consumer, capacity, sandbox
+        self.max_audio_s = max_audio_s
+        # Jobs that may have killed a worker: each is tried once more, with no other job running.
         self.quarantine: set[str] = set()
         cores = os.cpu_count() or 1
         self._network = ThreadPoolExecutor(1, "network")
         # The trackers are not thread-safe.
-        self._portraits = ThreadPoolExecutor(1, "portraits", _yield_to_live)
-        # Two, so that no live fragment waits in line behind an offline one.
+        self._portraits = ThreadPoolExecutor(1, "portraits", _lower_priority)
+        # Two pools, so that no live fragment queues behind an offline one.
         self.live_pool = ThreadPoolExecutor(cores, "live")
-        self.pool = ThreadPoolExecutor(cores, "draw", _yield_to_live)
+        self.pool = ThreadPoolExecutor(cores, "draw", _lower_priority)
         self._batchers = {name: Batcher(p, self._network) for name, p in pipelines.items()}
 
     async def serve(self) -> None:
-        """Run the networks for ever."""
+        """Run the batchers until cancelled."""
         async with asyncio.TaskGroup() as group:
             for batcher in self._batchers.values():
                 group.create_task(batcher.run())
 
     def close(self) -> None:
-        """Give the threads back; those that wait for a decoder, once the sandbox is closed."""
+        """End the threads. Close the sandbox first: some wait for its decoders."""
         for executor in (self._network, self._portraits, self.live_pool, self.pool):
             executor.shutdown(cancel_futures=True)
 
@@ -69,13 +71,13 @@ class WorkerResources:
         if model not in self._batchers:
             raise ServiceError(
                 "invalid_option",
-                f"model is {model!r}; this worker has {', '.join(self._batchers)}",
+                f"model = {model!r}, expected one of {', '.join(self._batchers)}",
             )
         return self._batchers[model]
 
     async def part(self, job_id: str, part: str) -> bytes:
         """An upload. Raises `ServiceError` ``not_found`` when it has expired."""
-        blob = await self.work.part(job_id, part)
+        blob = await self.consumer.part(job_id, part)
         if blob is None:
             raise ServiceError("not_found", f"the uploaded {part} has expired")
         return blob
@@ -90,11 +92,11 @@ class WorkerResources:
         if avatar_id is None:
             portrait = await self.part(job_id, "portrait")
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._portraits, self._encoded, pipeline, portrait)
-        packed = await self.work.load_avatar(avatar_id, job_id)
+            return await loop.run_in_executor(self._portraits, self._encode, pipeline, portrait)
+        packed = await self.consumer.load_avatar(avatar_id, job_id)
         if packed is None:
             raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
         return Reference.from_bytes(packed)
 
-    def _encoded(self, pipeline: AvatarPipeline, portrait: bytes) -> Reference:
+    def _encode(self, pipeline: AvatarPipeline, portrait: bytes) -> Reference:
         return encode_portrait(pipeline, self.sandbox.picture(portrait))

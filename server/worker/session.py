@@ -29,16 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer, MuxerState
-from model.types import FPS, Floats, Guidance, Picture, Reference, WindowTask
-from server.api.protocol import AnimationOptions
-from server.errors import ServiceError
+from model.types import FPS, Floats, Picture, Reference, WindowTask
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import PartialWindow, Snapshot
+from server.worker.pipelines import check_reference, sampling_options
 from server.worker.speech import FileSpeech, Interruption, LiveSpeech, PlannedWindow
 
 if TYPE_CHECKING:
-    from model.pipeline import AvatarPipeline, FrameDecoder
+    from model.pipeline import FrameDecoder
 
 T = TypeVar("T")
 
@@ -292,24 +291,6 @@ class VideoSession:
 class _Denoised:
     window: PartialWindow
     work_s: float
-
-
-def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:
-    """Raises `ServiceError` ``invalid_option`` for an avatar of another latent space."""
-    try:
-        reference.expect(pipeline.space.name)
-    except ValueError as error:
-        raise ServiceError("invalid_option", f"model {pipeline.name!r}: {error}") from error
-
-
-def sampling_options(pipeline: AvatarPipeline, options: AnimationOptions) -> tuple[Guidance, int]:
-    """Guidance and steps, with the student's own where ``options`` leaves them open."""
-    default = pipeline.metadata.guidance
-    guidance = Guidance(
-        audio=default.audio if options.audio_cfg is None else options.audio_cfg,
-        reference=default.reference if options.reference_cfg is None else options.reference_cfg,
-    )
-    return guidance, pipeline.metadata.steps if options.steps is None else options.steps
 
 
 class Prefetch(Generic[T]):

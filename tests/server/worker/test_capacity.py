@@ -6,40 +6,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.worker.capacity import HOP_S, SHARE, Capacity, own_cores, window_cost_s
+from server.worker.calibration import cores_per_worker, window_cost_s
+from server.worker.capacity import CPU_SHARE, HOP_S, Capacity
 from tests.server.fake_pipeline import FakePipeline
 
-WINDOW_S = 2 * HOP_S * SHARE / 8.5  # eight on two cores
+WINDOW_S = 2 * HOP_S * CPU_SHARE / 8.5  # eight on two cores
 
 
 def test_places_follow_from_what_a_window_costs() -> None:
-    assert Capacity(cores=2.0, window_s=WINDOW_S, most=64).places(0) == 8
-    assert Capacity(cores=1.0, window_s=WINDOW_S, most=64).places(0) == 4
-    assert Capacity(cores=2.0, window_s=WINDOW_S, most=5).places(0) == 5
-    assert Capacity(cores=2.0, window_s=10.0, most=8).places(0) == 1  # late, but not never
+    assert Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64).places(0) == 8
+    assert Capacity(cores=1.0, window_s=WINDOW_S, max_sessions=64).places(0) == 4
+    assert Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=5).places(0) == 5
+    assert Capacity(cores=2.0, window_s=10.0, max_sessions=8).places(0) == 1  # late, but not never
 
 
 def test_when_sessions_are_about_to_fall_behind_no_more_are_taken() -> None:
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64)
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64)
     for pace, places, spare in [(0.3, 8, True), (0.7, 8, False), (0.95, 5, False), (0.5, 8, True)]:
         for _ in range(40):
-            capacity.made(pace * HOP_S, HOP_S)
-        assert (capacity.places(5), capacity.spare) == (places, spare)
+            capacity.record_window(pace * HOP_S, HOP_S)
+        assert (capacity.places(5), capacity.has_spare) == (places, spare)
 
 
 def test_offline_jobs_wait_for_the_live_sessions_next_door_too() -> None:
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64)
-    assert capacity.spare
-    capacity.beside(busy=True)
-    assert not capacity.spare and not capacity.busy
-    capacity.beside(busy=False)
-    assert capacity.spare
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64)
+    assert capacity.has_spare
+    capacity.set_neighbours_busy(True)
+    assert not capacity.has_spare and not capacity.busy
+    capacity.set_neighbours_busy(False)
+    assert capacity.has_spare
 
 
 def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting() -> None:
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=9)
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=9)
     assert capacity.places(8) == 8  # nothing was seen yet
-    capacity.made(0.2 * HOP_S, HOP_S)
+    capacity.record_window(0.2 * HOP_S, HOP_S)
     assert capacity.places(7) == 8
     assert capacity.places(8) == 9
     assert capacity.places(9) == 9
@@ -47,13 +48,13 @@ def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting(
 
 def test_sessions_that_fell_silent_need_nothing() -> None:
     now_s = 100.0
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64, clock=lambda: now_s)
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64, clock=lambda: now_s)
     for _ in range(40):
-        capacity.made(2 * HOP_S, HOP_S)
-    assert (capacity.places(5), capacity.spare) == (5, False)
+        capacity.record_window(2 * HOP_S, HOP_S)
+    assert (capacity.places(5), capacity.has_spare) == (5, False)
     assert capacity.places(0) == 8  # and an empty worker has all of its places
     now_s += 3.0
-    assert (capacity.places(5), capacity.spare) == (8, True)
+    assert (capacity.places(5), capacity.has_spare) == (8, True)
 
 
 @settings(deadline=None)
@@ -61,9 +62,9 @@ def test_sessions_that_fell_silent_need_nothing() -> None:
 def test_there_never_are_more_places_than_the_setting_says(
     paces: list[float], running: int
 ) -> None:
-    capacity = Capacity(cores=4.0, window_s=0.01, most=16)
+    capacity = Capacity(cores=4.0, window_s=0.01, max_sessions=16)
     for pace in paces:
-        capacity.made(pace, 1.0)
+        capacity.record_window(pace, 1.0)
     assert 0 <= capacity.places(running) <= 16
 
 
@@ -73,18 +74,18 @@ def test_a_window_is_measured() -> None:
 
 def test_a_hopelessly_slow_student_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = FakePipeline("slow")
-    monkeypatch.setattr("server.worker.capacity._HOPELESS", 0.0)
+    monkeypatch.setattr("server.worker.calibration._TOO_SLOW", 0.0)
     assert window_cost_s(slow) > 0
     assert slow.batches == [1]
 
 
 def test_a_session_of_a_dearer_student_takes_several_places() -> None:
-    dearer = {"fast": 1.1, "balanced": 2.4}
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, most=64, dearer=dearer)
-    assert capacity.taken([]) == 0
-    assert capacity.taken(["fast"] * 8) == 8  # a tenth is what measuring twice gives
-    assert capacity.taken(["balanced", "fast", "balanced"]) == 5
+    costs = {"fast": 1.1, "balanced": 2.4}
+    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64, relative_costs=costs)
+    assert capacity.places_taken([]) == 0
+    assert capacity.places_taken(["fast"] * 8) == 8  # a tenth is what measuring twice gives
+    assert capacity.places_taken(["balanced", "fast", "balanced"]) == 5
 
 
 def test_workers_share_the_cores() -> None:
-    assert own_cores(4) == pytest.approx(own_cores(1) / 4)
+    assert cores_per_worker(4) == pytest.approx(cores_per_worker(1) / 4)

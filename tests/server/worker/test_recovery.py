@@ -32,7 +32,7 @@ from tests.server.media_probe import Probe, probe
 
 Entry = tuple[str, messages.AnyCommand]
 RATE = 22_050
-EASY = Capacity(cores=2.0, window_s=0.01, most=8)
+EASY = Capacity(cores=2.0, window_s=0.01, max_sessions=8)
 
 
 class Killed(BaseException):
@@ -120,7 +120,13 @@ class Tape:
 
 
 def resources_of(tape: Tape, pipelines: Mapping[str, AvatarPipeline]) -> WorkerResources:
-    return WorkerResources(tape, dict(pipelines), 100.0, EASY, sandbox())  # type: ignore[arg-type]
+    return WorkerResources(
+        tape,  # type: ignore[arg-type]
+        pipelines,
+        capacity=EASY,
+        sandbox=sandbox(),
+        max_audio_s=100.0,
+    )
 
 
 Deaths = list[tuple[int, bool]]
@@ -251,9 +257,7 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
     attempts: int, lease_timeouts: int
 ) -> None:
     async def once() -> None:
-        resources = WorkerResources(
-            Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox()
-        )  # type: ignore[arg-type]
+        resources = resources_of(Tape({}), {"fake": FakePipeline("fake")})
         request = messages.AvatarRequest(model="fake", avatar_id="a")
         try:
             claim = Claim(
@@ -276,9 +280,7 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
 
 def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
     async def once(*, quarantined: bool) -> None:
-        resources = WorkerResources(
-            Tape({}), {"fake": FakePipeline("fake")}, 100.0, EASY, sandbox()
-        )  # type: ignore[arg-type]
+        resources = resources_of(Tape({}), {"fake": FakePipeline("fake")})
         if quarantined:
             resources.quarantine.add("j")
         request = messages.AvatarRequest(model="fake", avatar_id="a")

@@ -55,7 +55,7 @@ def test_a_session_has_one_window_under_way_at_most() -> None:
 
 
 def test_a_batch_needs_a_place() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_batch = 0, expected at least 1"):
         BatchScheduler(0)
 
 

@@ -19,12 +19,11 @@ from model.types import WindowTask
 from server.api.protocol import AnimationOptions
 from server.errors import ServiceError
 from server.worker.batcher import Batcher, Result
+from server.worker.pipelines import check_reference, sampling_options
 from server.worker.session import (
     VideoFragment,
     VideoSession,
     VideoStarted,
-    check_reference,
-    sampling_options,
 )
 from server.worker.speech import FileSpeech
 from tests.server.fake_pipeline import BLUE_STEP, GREEN_STEP, RED_STEP, FakePipeline

@@ -56,9 +56,9 @@ async def working(
         name,
         Retention(job_ttl_s=100, avatar_ttl_s=100, max_avatars=8, max_videos=8),
     )
-    capacity = Capacity(cores=1.0, window_s=0.001, most=places)
+    capacity = Capacity(cores=1.0, window_s=0.001, max_sessions=places)
     stop = asyncio.Event()
-    worker = Worker(settings, work, {"fake": FakePipeline("fake")}, capacity)
+    worker = Worker(settings, work, {"fake": FakePipeline("fake")}, capacity=capacity)
     serving = asyncio.create_task(worker.serve(stop))
     try:
         await until(client, lambda holders: True, name)

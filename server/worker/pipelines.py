@@ -1,0 +1,109 @@
+"""How the service uses a pipeline: loaded by its settings, with its defaults and error codes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from model.portrait.face_tracker import NoFaceError
+from model.types import DEFAULT_SIZE, FPS, Guidance, Picture, Reference
+from server.api.protocol import AnimationOptions, ModelView
+from server.errors import ServiceError, SetupError
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from model.models import Choice
+    from model.pipeline import AvatarPipeline
+
+
+def model_names(settings: Settings) -> tuple[str, ...]:
+    """The models that `load_pipelines` would load, the default first; loads nothing.
+
+    Raises `SetupError` for models that are not available.
+    """
+    if settings.pipeline is not None:
+        return settings.models
+    from model import models  # torch, which a custom loader may not need
+
+    try:
+        return models.names(_choice(settings))
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
+def load_pipelines(
+    settings: Settings, only: Sequence[str] | None = None
+) -> dict[str, AvatarPipeline]:
+    """What ``settings`` choose, by name, the default first; with ``only``, just those.
+
+    Raises `SetupError` for weights that cannot be served, and what a custom loader raises.
+    """
+    names = model_names(settings) if only is None else tuple(only)
+    if settings.pipeline is not None:
+        module, _, function = settings.pipeline.partition(":")
+        load = getattr(importlib.import_module(module), function)
+        return {name: load(name) for name in names}
+    # Compilers take seconds to import.
+    from engines.select import motion_engine, video_engine
+    from model import models
+
+    choice = _choice(settings)
+    if choice.weights is None:
+        choice = replace(choice, models=names)
+    try:
+        return {**models.load_pipelines(choice, engine=motion_engine, video_engine=video_engine)}
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
+def _choice(settings: Settings) -> Choice:
+    from model.models import Choice
+
+    return Choice(settings.models, settings.weights, settings.model_name)
+
+
+def model_view(pipeline: AvatarPipeline) -> ModelView:
+    """What `GET /models` says of a loaded model."""
+    metadata = pipeline.metadata
+    return ModelView(
+        name=pipeline.name,
+        latent_space=pipeline.space.name,
+        steps=metadata.steps,
+        nfe_per_window=metadata.nfe_per_window,
+        fps=FPS,
+        size=DEFAULT_SIZE,
+        licence=metadata.licence,
+        audio_cfg=metadata.guidance.audio,
+        reference_cfg=metadata.guidance.reference,
+    )
+
+
+def encode_portrait(pipeline: AvatarPipeline, picture: Picture) -> Reference:
+    """``picture`` (H, W, 3) RGB to the pipeline's reference; blocks for tens of milliseconds.
+
+    One call at a time, as the trackers are shared. Raises `ServiceError` ``no_face``.
+    """
+    try:
+        return pipeline.space.encode_reference(picture)
+    except NoFaceError as error:
+        raise ServiceError("no_face", str(error)) from error
+
+
+def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:
+    """Raises `ServiceError` ``invalid_option`` for an avatar of another latent space."""
+    try:
+        reference.expect(pipeline.space.name)
+    except ValueError as error:
+        raise ServiceError("invalid_option", f"model {pipeline.name!r}: {error}") from error
+
+
+def sampling_options(pipeline: AvatarPipeline, options: AnimationOptions) -> tuple[Guidance, int]:
+    """Guidance and steps; the model's own where ``options`` leaves them open."""
+    default = pipeline.metadata.guidance
+    guidance = Guidance(
+        audio=default.audio if options.audio_cfg is None else options.audio_cfg,
+        reference=default.reference if options.reference_cfg is None else options.reference_cfg,
+    )
+    return guidance, pipeline.metadata.steps if options.steps is None else options.steps
