@@ -19,13 +19,16 @@ from fada_client.errors import FadaError
 from pydantic import BaseModel
 from starlette.routing import Route, WebSocketRoute
 
+import fada
+from fada import local
 from fada.cli import COMMANDS
 from server.api import protocol, stream
 from server.api.app import create_app
 from server.errors import KINDS
 from server.settings import Settings
 
-PAGE = (Path(__file__).parents[2] / "docs/guide/api.md").read_text()
+_TEXT = (Path(__file__).parents[2] / "docs/guide/api.md").read_text()
+PAGE = re.sub(r"^```.*?^```$", "", _TEXT, flags=re.MULTILINE | re.DOTALL)
 BY_CORES = ("bench live", "--workers")  # its default is the machine's
 
 
@@ -162,7 +165,7 @@ def signature(function: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", [blocking.Client, blocking.Jobs, blocking.Animation, blocking.Stream]
+    "kind", [blocking.Client, blocking.Jobs, blocking.Animation, blocking.Stream, local.LocalClient]
 )
 def test_every_method_of_the_client(kind: type[Any]) -> None:
     methods = {
@@ -172,11 +175,18 @@ def test_every_method_of_the_client(kind: type[Any]) -> None:
     }
     if kind is blocking.Client:
         methods.add(f"Client{signature(kind)}")
+    if kind is local.LocalClient:
+        methods.add(f"load{signature(fada.load)}")
     title = "client.jobs" if kind is blocking.Jobs else kind.__name__
     rows = re.search(rf"^\| `{title}` \| \|$\n(?:\|.*\n)+", section("## Python"), re.MULTILINE)
     assert rows is not None
     listed = {name for row in table(rows[0]) for name in names(row[0]) if "(" in name}
     assert listed == methods
+
+
+def test_every_field_of_a_raw_frame() -> None:
+    fields = {field.name for field in dataclasses.fields(local.RawFrame)}
+    assert fields <= set(names(section("### In the process")))
 
 
 def test_the_awaited_client_has_the_same_methods() -> None:
