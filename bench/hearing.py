@@ -35,7 +35,7 @@ def heard(net: MotionNet, speech: Utterance) -> tuple[Floats, Floats]:
     rows = torch.from_numpy(np.stack([w.features for w in windows]))
     on = torch.ones(len(rows))
     with torch.no_grad():
-        motion, logits = net.heard_speech(net.audio_tokens({"audio": rows, "has_audio": on}))
+        motion, logits = net.audio_heads(net.audio_tokens({"audio": rows, "has_audio": on}))
     new = slice(PREFIX, PREFIX + HOP)
     frames = sum(w.frames for w in windows)
     return (

@@ -21,7 +21,7 @@ from model.audio.log_mel import HOP, PREFIX
 from model.models import WEIGHTS, motion_pipeline
 from model.motion.checkpoint import MotionWeights, load_weights
 from model.motion.rollout import MotionOnly
-from model.motion.smoothing import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, smoothed
+from model.motion.smoothing import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, apply_spline
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, ROTATION
 from model.types import Floats
 from training.evaluation.evaluate import HeldOut, held_out_set, run_speeches
@@ -68,7 +68,7 @@ def again(motion: Floats, at: Integers, old: Smoothing, new: Smoothing | None) -
     for start in range(0, len(motion) - HOP + 1, HOP):
         told, window = padded[start : start + PREFIX, at], motion[start : start + HOP, at]
         raw = np.linalg.solve(own, window - past @ told[-past.shape[1] :])
-        made = raw if new is None else smoothed(done[-PREFIX:], raw, new.spline())
+        made = raw if new is None else apply_spline(new.spline(), done[-PREFIX:], raw)
         done = np.concatenate([done, made])
     result = motion[: len(done) - PREFIX].copy()
     result[:, at] = done[PREFIX:]
@@ -121,7 +121,7 @@ def at_temperature(
     weights: MotionWeights, tests: HeldOut, temperature: list[float]
 ) -> dict[str, float]:
     """A row of the third table, by column: means over the takes."""
-    warm = replace(weights, facts={**weights.facts, "temperature": temperature})
+    warm = replace(weights, metadata={**weights.metadata, "temperature": temperature})
     takes = [said(warm, tests.clips, take) for take in range(TAKES)]
     corpus = tests.training
     real = np.split(corpus.motion.numpy(), corpus.first[1:].tolist())

@@ -21,10 +21,11 @@ from fada.cli.train import build_corpus
 from model.diffusion.denoiser import Conditions, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, like
 from model.models import WEIGHTS, motion_pipeline
-from model.motion.checkpoint import MotionWeights, load_weights, save_weights, weights_facts
+from model.motion.checkpoint import MotionWeights, load_weights, save_weights
 from model.motion.network import MotionNet
 from model.motion.rollout import MotionOnly
 from model.types import Floats
+from model.weights_file import weights_metadata
 from training.data.batches import WindowSampler
 from training.data.corpus import Corpus, fit_lip_gap
 from training.evaluation.evaluate import HeldOut, held_out_set, run_speeches
@@ -66,9 +67,9 @@ class FromV:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         alpha, sigma = (like(a, x_t) for a in self._schedule.alpha_sigma(t))
-        heard, *rest = self._net.context(cond)
-        beyond = self._net.denoise(x_t, t, (torch.zeros_like(heard), *rest))
-        return alpha * x_t - sigma * (beyond - sigma * heard)
+        audio_motion, *rest = self._net.context(cond)
+        beyond = self._net.denoise(x_t, t, (torch.zeros_like(audio_motion), *rest))
+        return alpha * x_t - sigma * (beyond - sigma * audio_motion)
 
 
 def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> Path:
@@ -80,7 +81,7 @@ def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> P
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     net = MotionNet(shipped.net.config)
-    for part in ("audio", "heard", "spoken"):
+    for part in ("audio_encoder", "audio_to_motion", "viseme_head"):
         getattr(net, part).load_state_dict(getattr(shipped.net, part).state_dict())
     weights = replace(shipped, net=net)
     loss = MotionLoss(
@@ -97,8 +98,8 @@ def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> P
     objective = TeacherObjective(net, windows, loss, random, denoiser)
 
     def keep() -> None:
-        facts = weights_facts("teacher", STEPS, trainer.step)
-        save_weights(path, MotionWeights(trainer.averaged, weights.mean, weights.std, facts))
+        metadata = weights_metadata("teacher", STEPS, trainer.step)
+        save_weights(path, MotionWeights(trainer.averaged, weights.mean, weights.std, metadata))
 
     trainer.run(objective.losses, keep)
     (options.folder / "done").touch()

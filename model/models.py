@@ -17,7 +17,7 @@ from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule
 from model.motion.checkpoint import MotionWeights, load_weights
-from model.motion.smoothing import steadied
+from model.motion.smoothing import smooth
 from model.pipeline import LatentSpace, Student, StudentPipeline, refuse_teacher
 from model.portrait.blendshapes import EYES, MOTION_DIM, MOUTH
 from model.types import ModelMetadata, Reference
@@ -163,7 +163,7 @@ def motion_student(path: Path) -> MotionWeights:
     Raises ``ValueError`` for a teacher, or a file that holds no motion network.
     """
     weights = load_weights(path)
-    refuse_teacher(weights.facts, str(path), command="fada train student --teacher")
+    refuse_teacher(weights.metadata, str(path), command="fada train student --teacher")
     return weights
 
 
@@ -178,7 +178,9 @@ def motion_pipeline(
 
     ``licence`` None: what its file says, if it does.
     """
-    metadata = ModelMetadata.parse(weights.facts, guided=weights.net.config.guided, licence=licence)
+    metadata = ModelMetadata.parse(
+        weights.metadata, guided=weights.net.config.guided, licence=licence
+    )
     forward = X0Denoiser(CachedContext(weights.net) if engine is None else engine(weights))
     student = Student(
         denoiser=guided(forward, metadata.limits),
@@ -188,7 +190,7 @@ def motion_pipeline(
         mean=weights.mean,
         std=weights.std,
         conditions=_conditions,
-        postprocess=steadied,
+        postprocess=smooth,
         temperature=temperature_of(*metadata.temperature),
     )
     return StudentPipeline(name, metadata, space=space, student=student)

@@ -49,15 +49,10 @@ from model.diffusion.denoiser import Denoiser, Forward, X0Denoiser
 from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, NoiseSchedule, add_noise, like
-from model.motion.checkpoint import (
-    DEFAULT_GUIDANCE,
-    MotionWeights,
-    load_weights,
-    save_weights,
-    weights_facts,
-)
+from model.motion.checkpoint import MotionWeights, load_weights, save_weights
 from model.motion.network import MotionNet
 from model.types import MAX_TEMPERATURE, ScaleLimits
+from model.weights_file import DEFAULT_GUIDANCE, weights_metadata
 from training.data.batches import EncodedWindows, WindowSampler
 from training.data.corpus import Corpus, fit_lip_gap
 from training.losses import MotionLoss, dimension_weights
@@ -313,7 +308,7 @@ def student_of(
     )
     student = MotionNet(net_config)
     fresh = {k: v for k, v in student.state_dict().items() if SCALE_PARAMETERS in k}
-    inherited = {k: v for k, v in teacher.state_dict().items() if not k.startswith("spoken.")}
+    inherited = {k: v for k, v in teacher.state_dict().items() if not k.startswith("viseme_head.")}
     student.load_state_dict(fresh | inherited)
     if start is not None:
         encoder = {
@@ -322,7 +317,7 @@ def student_of(
         }
         if asdict(start.config) | encoder != asdict(net_config):
             raise ValueError(f"--start holds {start.config}, expected a student like {net_config}")
-        known = {k: v for k, v in start.state_dict().items() if not k.startswith("audio.")}
+        known = {k: v for k, v in start.state_dict().items() if not k.startswith("audio_encoder.")}
         student.load_state_dict(student.state_dict() | known)
     return student
 
@@ -347,14 +342,16 @@ def train_student(
     student = student_of(teacher.net, config, begun)
     first = copy.deepcopy(student)
     student.train().requires_grad_(True)
-    student.audio.requires_grad_(config.train_audio_encoder)
+    student.audio_encoder.requires_grad_(config.train_audio_encoder)
     loss = MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights())
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random=random)
     trainer: Trainer[MotionNet] = Trainer(student, options, random, fast=SCALE_PARAMETERS)
     objective = StudentObjective(
         student,
         CachedContext(teacher.net),
-        windows if config.train_audio_encoder else EncodedWindows(windows, teacher.net.audio),
+        windows
+        if config.train_audio_encoder
+        else EncodedWindows(windows, teacher.net.audio_encoder),
         loss_of=lambda _: loss,
         random=random,
         supervision=config.supervision,
@@ -385,6 +382,6 @@ def write_student(
     kept = copy.deepcopy(trainer.averaged)
     init_interp(first, kept, config.init_interp)
     limits = LIMITS if kept.config.guided else None
-    facts = weights_facts("student", steps, trainer.step, limits)
-    facts["temperature"] = config.temperature
-    save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, facts))
+    metadata = weights_metadata("student", steps, trainer.step, limits=limits)
+    metadata["temperature"] = config.temperature
+    save_weights(path, MotionWeights(kept, teacher.mean, teacher.std, metadata))

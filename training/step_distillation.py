@@ -48,9 +48,10 @@ from model.diffusion.guidance import MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target
 from model.diffusion.schedule import CosineSchedule, add_noise, like
 from model.models import temperature_of
-from model.motion.checkpoint import DEFAULT_GUIDANCE, load_weights
+from model.motion.checkpoint import load_weights
 from model.motion.network import MotionNet
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH
+from model.weights_file import DEFAULT_GUIDANCE
 from training.data.batches import EncodedWindows, WindowSampler
 from training.data.corpus import Corpus, fit_lip_gap
 from training.guidance_distillation import (
@@ -238,7 +239,7 @@ def train_step_distilled(
     student = student_of(teacher.net, DistillConfig(), former.net)
     first = copy.deepcopy(student)
     student.train().requires_grad_(True)
-    student.audio.requires_grad_(False)
+    student.audio_encoder.requires_grad_(False)
     brief = replace(options, warm_up_steps=WARM_UP_STEPS, average=AVERAGE)
     trainer: Trainer[MotionNet] = Trainer(student, brief, random, fast=SCALE_PARAMETERS)
     windows = WindowSampler(corpus, teacher.mean, teacher.std, random=random)
@@ -246,7 +247,7 @@ def train_step_distilled(
         student,
         CachedContext(former.net),
         CachedContext(teacher.net),
-        windows=EncodedWindows(windows, teacher.net.audio),
+        windows=EncodedWindows(windows, teacher.net.audio_encoder),
         loss=MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights()),
         temperature=temperature_of(*config.temperature),
         random=random,

@@ -13,9 +13,10 @@ from torch import Tensor
 from model.diffusion.denoiser import Denoiser, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, add_noise
 from model.motion.audio_encoder import WhisperBlocks
-from model.motion.checkpoint import MotionWeights, load_weights, save_weights, weights_facts
+from model.motion.checkpoint import MotionWeights, load_weights, save_weights
 from model.motion.network import MotionNet, NetConfig
 from model.types import Floats
+from model.weights_file import weights_metadata
 from training.data.batches import EncodedWindows, MotionBatch, WindowSampler
 from training.data.corpus import Corpus, fit_lip_gap, motion_statistics
 from training.losses import MotionLoss, dimension_weights
@@ -31,10 +32,10 @@ AUDIO_ONLY = 0.03
 AUDIO_ENCODER_BATCH = 128
 AUDIO_ENCODER_SHARE = 0.4  # of the training time
 WHISPER_RATE_SCALE = 0.15  # of the learning rate while Whisper's blocks are trained
-TOKEN_PARAMETERS = "audio.tokens."  # in the names of the encoder's layers that Whisper lacks
+TOKEN_PARAMETERS = "audio_encoder.tokens."  # in the names of layers that Whisper lacks
 # Of the audio encoder's windows; low, as only one of its voices is tracked.
 AUDIO_ENCODER_TRACKED_SHARE = 0.25
-AUDIO_MOTION_WEIGHT = 0.3  # of the predictions from sound alone, see `MotionNet.heard_speech`
+AUDIO_MOTION_WEIGHT = 0.3  # of the predictions from sound alone, see `MotionNet.audio_heads`
 VISEME_WEIGHT = 0.5
 
 
@@ -96,7 +97,7 @@ def audio_encoder_losses(
 ) -> tuple[Tensor, Tensor]:
     """Scalars: error of the motion predicted from ``tokens``, weighted by confidence, and
     cross-entropy of the visemes where they are known."""
-    motion, logits = net.heard_speech(tokens)
+    motion, logits = net.audio_heads(tokens)
     target = torch.cat([batch.clean_prefix, batch.x0], dim=1)
     error = (loss(motion, target) * batch.confidence).mean()
     visemes = -(batch.visemes * logits.log_softmax(2)).sum(2).mean()
@@ -169,9 +170,9 @@ def with_whisper_encoder(
     """
     before = init.net
     net = MotionNet(replace(before.config, whisper_blocks=blocks))
-    init_from_whisper(cast(WhisperBlocks, net.audio), file, speech)
-    own = {k: v for k, v in net.state_dict().items() if k.startswith("audio.")}
-    rest = {k: v for k, v in before.state_dict().items() if not k.startswith("audio.")}
+    init_from_whisper(cast(WhisperBlocks, net.audio_encoder), file, speech)
+    own = {k: v for k, v in net.state_dict().items() if k.startswith("audio_encoder.")}
+    rest = {k: v for k, v in before.state_dict().items() if not k.startswith("audio_encoder.")}
     net.load_state_dict(own | rest)
     return replace(init, net=net, before=before.requires_grad_(False))
 
@@ -218,10 +219,10 @@ def train_denoising(corpus: Corpus, options: RunOptions, init: TeacherInit, *, s
     random = torch.Generator().manual_seed(seed)
     net = init.net
     frozen = bool(net.config.whisper_blocks)
-    net.audio.requires_grad_(not frozen)
+    net.audio_encoder.requires_grad_(not frozen)
     trainer: Trainer[MotionNet] = Trainer(net, options, random)
     sampler = WindowSampler(corpus, init.mean, init.std, random=random)
-    windows = EncodedWindows(sampler, net.audio) if frozen else sampler
+    windows = EncodedWindows(sampler, net.audio_encoder) if frozen else sampler
     objective = TeacherObjective(net, windows, loss=_loss(corpus, init), random=random)
     path = options.folder / "teacher.safetensors"
     trainer.run(objective.losses, lambda: _save(trainer, init, path))
@@ -233,8 +234,8 @@ def _loss(corpus: Corpus, init: TeacherInit) -> MotionLoss:
 
 
 def _save(trainer: Trainer[MotionNet], init: TeacherInit, path: Path) -> None:
-    facts = weights_facts("teacher", STEPS, trainer.step)
-    save_weights(path, MotionWeights(trainer.averaged, init.mean, init.std, facts))
+    metadata = weights_metadata("teacher", STEPS, trainer.step)
+    save_weights(path, MotionWeights(trainer.averaged, init.mean, init.std, metadata))
 
 
 def _share_of_time(options: RunOptions, share: float) -> RunOptions:

@@ -14,7 +14,8 @@ from torch import nn
 
 from model.motion.network import MotionNet
 
-AUDIO_ENCODER_PARAMETERS = ("audio.", "heard.", "spoken.")  # what `AudioEncoderObjective` trains
+# What `AudioEncoderObjective` trains.
+AUDIO_ENCODER_PARAMETERS = ("audio_encoder.", "audio_to_motion.", "viseme_head.")
 
 
 def init_interp(early: nn.Module, late: nn.Module, share: float) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.schedule import like
@@ -66,3 +69,23 @@ class CFGTokenDenoiser:
         on = torch.ones_like(t)
         everything = {**cond, "guidance": within, "has_audio": on, "has_reference": on}
         return self._denoiser(x_t, t, everything)
+
+
+class ScaleToken(nn.Module):
+    """(B,) guidance scales -> (B, 1, W) tokens (FADA, arXiv 2412.16915, section 3.3).
+
+    ``embed``: (B,) scales -> (B, ``features``). The last layer starts at zero, so a student starts
+    as its teacher with one empty token.
+    """
+
+    def __init__(self, width: int, features: int, *, embed: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._embed = embed
+        self.hidden = nn.Linear(features, width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, scales: Tensor) -> Tensor:
+        hidden = F.silu(self.hidden(self._embed(scales).to(self.hidden.weight.dtype)))
+        return torch.as_tensor(self.out(hidden)[:, None])

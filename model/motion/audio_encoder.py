@@ -1,6 +1,6 @@
-"""How the motion networks hear: a window's log-mel rows as one token a frame.
+"""Audio encoders of the motion networks: a window's log-mel rows to one token per frame.
 
-Either encoder sees its whole window, for a mouth prepares for a sound and lingers after it.
+Both see their whole window, because a mouth prepares for a sound and lingers after it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class AudioEncoder(nn.Module):
 
 
 class WhisperBlocks(nn.Module):
-    """The same of the first blocks of Whisper tiny's encoder (arXiv 2212.04356), which has heard
-    hundreds of thousands of hours of speech; WINDOW_FRAMES rows at most.
+    """The same from the first blocks of Whisper tiny's encoder (arXiv 2212.04356), pre-trained on
+    hundreds of thousands of hours of speech. Takes WINDOW_FRAMES rows at most.
 
-    Its first convolution takes our 64 bands, see `training.whisper_init`: so what a stream
-    keeps of sound is the same for either encoder.
+    Its first convolution is adapted to our 64 bands (`training.whisper_init`), so both encoders
+    take the same rows.
     """
 
     def __init__(self, width: int, blocks: int) -> None:

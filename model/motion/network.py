@@ -1,16 +1,14 @@
 """The motion denoiser: a temporal transformer over a clean prefix and the noised new frames.
 
-Prediction is x0.
+It predicts x0. Each condition enters separately, so each can be dropped: the prefix as tokens of
+the sequence; audio and reference as contexts of cross-attention, replaced by learned null tokens;
+the time modulates the norms (adaLN with one shared projection, PixArt-α, arXiv 2310.00426). A
+student also takes each guidance scale as a token appended to the context that it scales (FADA,
+arXiv 2412.16915, section 3.3).
 
-Every condition has its own road, so that each can be left out: the prefix are tokens of the
-sequence; audio and reference are contexts of cross-attention, replaced by learned null tokens when
-they are off; the time modulates the norms (adaLN with one shared projection, PixArt-α,
-arXiv 2310.00426). A student also gets each guidance scale as a token appended to the context that
-it scales (FADA, arXiv 2412.16915, section 3.3).
-
-An evaluation has two halves. `MotionNet.context` is what the conditions alone decide: encoded
-sound, and every block's keys and values of sound and reference, more than a third of the work. It
-is the same at every step of a sampler; `MotionNet.denoise` is what is left to do at each.
+`MotionNet.context` computes what depends on the conditions alone: the encoded audio, and every
+block's keys and values of audio and reference, more than a third of the work. It is the same at
+every sampler step; `MotionNet.denoise` is what remains to be done at each.
 """
 
 from __future__ import annotations
@@ -25,23 +23,26 @@ from torch.nn import functional as F
 
 from model.audio.log_mel import HOP, LOOKAHEAD, PREFIX
 from model.diffusion.denoiser import Conditions
+from model.diffusion.guidance import ScaleToken
 from model.motion.audio_encoder import AudioEncoder, WhisperBlocks
 from model.portrait.blendshapes import MOTION_DIM, REFERENCE_DIM
+
+SCALE_FEATURES = 32
 
 
 @dataclass(frozen=True)
 class NetConfig:
-    """Sizes of a network; kept beside its weights."""
+    """Sizes of a network, stored with its weights."""
 
     width: int = 192
     heads: int = 4
     blocks: int = 4
     reference_tokens: int = 4
-    audio_layers: int = 8  # of an encoder that learns from nothing
-    whisper_blocks: int = 0  # ... or, if any, of one that begins as Whisper tiny's first blocks
-    guided: bool = False  # a student: takes the scales as tokens
-    embedded_scales: bool = False  # ... or, to compare, in the time's embedding
-    visemes: int = 0  # a teacher: visible classes of phones that its audio tokens are read for
+    audio_layers: int = 8  # of an audio encoder trained from scratch
+    whisper_blocks: int = 0  # if any: the encoder starts as Whisper tiny's first blocks instead
+    guided: bool = False  # a student: takes the guidance scales as tokens
+    embedded_scales: bool = False  # an ablation: takes them in the time embedding
+    visemes: int = 0  # a teacher: classes of its viseme head
 
 
 def sinusoid(values: Tensor, width: int, longest: float) -> Tensor:
@@ -54,8 +55,8 @@ def sinusoid(values: Tensor, width: int, longest: float) -> Tensor:
 
 
 def _between(x: Tensor, first: int, frames: int) -> Tensor:
-    """(B, T, W) -> (B, frames, W). A copy: a view's layout would tell a batch of one apart, and so
-    an exported graph."""
+    """(B, T, W) -> (B, frames, W). A copy: an exported graph would specialise on a view's layout,
+    which differs for a batch of one."""
     if frames == x.shape[1]:
         return x
     return x.index_select(1, torch.arange(first, first + frames, device=x.device))
@@ -86,10 +87,10 @@ class TokenAttention(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """A learned bias per head and distance in frames, started as a preference for what is near.
+    """A learned bias per head and distance in frames, initialised to prefer near frames.
 
-    Heads start between sharp (-1 a frame) and nearly flat, so alignment of sound and motion is
-    given from the first step instead of being searched for.
+    Heads start between sharp (-1 per frame) and nearly flat, so audio and motion are aligned from
+    the first training step.
     """
 
     def __init__(self, heads: int, queries: int, keys: int) -> None:
@@ -132,23 +133,23 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, audio: Tensor, reference: Tensor, time: Tensor, wanted: int
+        self, x: Tensor, audio: Tensor, reference: Tensor, *, time: Tensor, frames: int
     ) -> Tensor:
-        """``x`` (B, T, W), `context`, ``time`` (B, 6, W) -> (B, wanted, W): the last frames."""
+        """``x`` (B, T, W), `context`, ``time`` (B, 6, W) -> (B, frames, W): the last frames."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (time + self.modulation)[
             :, :, None
         ].unbind(1)
         shape = x.shape[-1:]
         normed = F.layer_norm(x, shape) * (1 + scale_1) + shift_1
         everywhere = self.self_attention.keys_values(normed)
-        # Nobody looks at the others' outcome any more: only at them.
-        first = x.shape[1] - wanted
-        x, normed = _between(x, first, wanted), _between(normed, first, wanted)
+        # Earlier frames serve as keys and values only: their output is not needed.
+        first = x.shape[1] - frames
+        x, normed = _between(x, first, frames), _between(normed, first, frames)
         x = x + (1 + gate_1) * self.self_attention(
-            normed, everywhere, self.self_bias()[:, -wanted:]
+            normed, everywhere, self.self_bias()[:, -frames:]
         )
-        bias = self.audio_bias()[:, -wanted:]
-        # a scale's token has no place in time: the same (zero) bias from everywhere
+        bias = self.audio_bias()[:, -frames:]
+        # A scale's token has no position in time, so its bias is zero everywhere.
         bias = F.pad(bias, (0, audio.shape[3] - bias.shape[2]))
         x = x + self.audio_attention(self.audio_norm(x), audio, bias)
         x = x + self.reference_attention(self.reference_norm(x), reference, None)
@@ -156,27 +157,14 @@ class TransformerBlock(nn.Module):
         return torch.as_tensor(x + (1 + gate_2) * self.feed_forward(normed))
 
 
-class ScaleToken(nn.Module):
-    """(B,) guidance scales -> (B, 1, W) tokens; starts at zero, so a student starts as its teacher
-    does but for one empty token."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(32, width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, scales: Tensor) -> Tensor:
-        waves = sinusoid(scales / 10.0, 32, 4.0).to(self.hidden.weight.dtype)
-        hidden = F.silu(self.hidden(waves))
-        return torch.as_tensor(self.out(hidden)[:, None])
+def _scale_embedding(scales: Tensor) -> Tensor:
+    return sinusoid(scales / 10.0, SCALE_FEATURES, 4.0)
 
 
 class MotionNet(nn.Module):
     """Predicts the clean new frames from noised ones; see the module's docstring.
 
-    Latents stay in the caller's precision; inside, the network runs in that of its weights.
+    Latents are in the caller's precision; the network runs in that of its weights.
     """
 
     def __init__(self, config: NetConfig) -> None:
@@ -186,12 +174,12 @@ class MotionNet(nn.Module):
         self.frames = nn.Linear(MOTION_DIM, width)
         self.prefix = nn.Linear(MOTION_DIM, width)
         self.positions = nn.Parameter(0.02 * torch.randn(PREFIX + HOP, width))
-        self.audio: nn.Module = (
+        self.audio_encoder: nn.Module = (
             WhisperBlocks(width, config.whisper_blocks)
             if config.whisper_blocks
             else AudioEncoder(width, config.audio_layers)
         )
-        self.aligned = nn.Linear(width, width)
+        self.audio_proj = nn.Linear(width, width)
         self.null_audio = nn.Parameter(0.02 * torch.randn(width))
         self.reference = nn.Sequential(
             nn.Linear(REFERENCE_DIM, width), nn.SiLU(), nn.Linear(width, tokens * width)
@@ -204,36 +192,36 @@ class MotionNet(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, MOTION_DIM)
-        self.heard = nn.Linear(width, MOTION_DIM)
-        nn.init.zeros_(self.heard.weight)
-        nn.init.zeros_(self.heard.bias)
+        self.audio_to_motion = nn.Linear(width, MOTION_DIM)
+        nn.init.zeros_(self.audio_to_motion.weight)
+        nn.init.zeros_(self.audio_to_motion.bias)
         if config.visemes:
-            self.spoken = nn.Linear(width, config.visemes)
+            self.viseme_head = nn.Linear(width, config.visemes)
         if config.guided:
-            self.audio_scale = ScaleToken(width)
-            self.reference_scale = ScaleToken(width)
+            self.audio_scale = ScaleToken(width, SCALE_FEATURES, embed=_scale_embedding)
+            self.reference_scale = ScaleToken(width, SCALE_FEATURES, embed=_scale_embedding)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         """``x_t`` (B, HOP, 58), ``t`` (B,) -> x0_hat (B, HOP, 58).
 
         ``cond``: ``prefix`` (B, PREFIX, 58), ``audio`` (B, PREFIX + HOP + LOOKAHEAD, ROW_DIM),
         ``reference`` (B, 64), ``has_audio`` and ``has_reference`` (B,) of 0 or 1, and for a
-        student ``guidance`` (B, 2): audio scale, reference scale. ``heard``, if it is there: what
-        the encoder makes of ``audio``, known already.
+        student ``guidance`` (B, 2): audio scale, reference scale. ``audio_tokens``, if given, are
+        used in place of the audio encoder's output for ``audio``.
         """
         return self.denoise(x_t, t, self.context(cond))
 
     def context(self, cond: Conditions) -> tuple[Tensor, ...]:
-        """What `denoise` needs of the conditions of `forward`; its tensors have no common shape."""
+        """What `denoise` needs of the conditions of `forward`: tensors of various shapes."""
         audio = self.audio_tokens(cond)
         dtype = audio.dtype
-        heard = self.heard(_between(audio, PREFIX, HOP))
+        audio_motion = self.audio_to_motion(_between(audio, PREFIX, HOP))
         reference = self.reference(cond["reference"].to(dtype))
         reference = reference.unflatten(1, self.null_reference.shape)
         reference = torch.where(
             cond["has_reference"][:, None, None] > 0.5, reference, self.null_reference
         )
-        around = self.positions + self.aligned(_between(audio, 0, PREFIX + HOP))
+        around = self.positions + self.audio_proj(_between(audio, 0, PREFIX + HOP))
         prefix = self.prefix(cond["prefix"].to(dtype)) + around[:, :PREFIX]
         embedded: list[Tensor] = []
         if self.config.guided:
@@ -246,11 +234,11 @@ class MotionNet(nn.Module):
                 reference = torch.cat([reference, tokens[1]], dim=1)
         blocks = (cast(TransformerBlock, block) for block in self.blocks)
         contexts = [part for block in blocks for part in block.context(audio, reference)]
-        return heard, prefix, around[:, PREFIX:], *contexts, *embedded
+        return audio_motion, prefix, around[:, PREFIX:], *contexts, *embedded
 
     def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """``x_t`` (B, HOP, 58), ``t`` (B,) and the `context` of the same rows -> x0_hat."""
-        heard, prefix, around, *contexts = context
+        audio_motion, prefix, around, *contexts = context
         x = torch.cat([prefix, self.frames(x_t.to(prefix.dtype)) + around], dim=1)
         embedded = self.time(sinusoid(t, 64, 4.0).to(prefix.dtype))
         if self.config.embedded_scales:
@@ -258,23 +246,23 @@ class MotionNet(nn.Module):
         time = self.time_modulation(F.silu(embedded)).unflatten(1, (6, -1))
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            wanted = HOP if i == last else PREFIX + HOP
-            x = block(x, contexts[2 * i], contexts[2 * i + 1], time, wanted)
-        return torch.as_tensor(heard + self.out(self.norm(x))).to(x_t.dtype)
+            frames = HOP if i == last else PREFIX + HOP
+            x = block(x, contexts[2 * i], contexts[2 * i + 1], time=time, frames=frames)
+        return torch.as_tensor(audio_motion + self.out(self.norm(x))).to(x_t.dtype)
 
     def audio_tokens(self, cond: Conditions) -> Tensor:
-        """(B, PREFIX + HOP + LOOKAHEAD, W): a window's sound, or the null token where it is off."""
-        heard = cond.get("heard")
-        if heard is None:
-            heard = self.audio(cond["audio"].to(self.null_audio.dtype))
-        return torch.where(cond["has_audio"][:, None, None] > 0.5, heard, self.null_audio)
+        """(B, PREFIX + HOP + LOOKAHEAD, W): a window's audio, null tokens if dropped."""
+        tokens = cond.get("audio_tokens")
+        if tokens is None:
+            tokens = self.audio_encoder(cond["audio"].to(self.null_audio.dtype))
+        return torch.where(cond["has_audio"][:, None, None] > 0.5, tokens, self.null_audio)
 
-    def heard_speech(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What `audio_tokens` alone say, by linear estimates: the motion (B, PREFIX + HOP, 58) and
-        the logits of what is spoken (B, PREFIX + HOP, visemes).
+    def audio_heads(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Linear estimates from `audio_tokens` alone: motion (B, PREFIX + HOP, 58) and viseme
+        logits (B, PREFIX + HOP, visemes).
 
-        The motion is part of the prediction, which only adds to it; trained on their own besides,
-        both teach the audio encoder from every frame, at any noise level.
+        The prediction only adds to that motion. Losses on both train the audio encoder from every
+        frame, at any noise level.
         """
         tokens = tokens[:, : PREFIX + HOP]
-        return self.heard(tokens), self.spoken(tokens)
+        return self.audio_to_motion(tokens), self.viseme_head(tokens)

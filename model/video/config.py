@@ -31,7 +31,7 @@ class MotionConfig:
     attentions: int = 2  # in each block
     width_divisor: int = 1
     groups: int = 32
-    positions: int | None = 32  # the longest clip; None: frames are told no place in time
+    positions: int | None = 32  # the longest clip; None: no positional encoding
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def tiny_unet() -> UNetConfig:
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """video-tiny, whole: ``side`` pixels each way in patches of ``patch``, and how it hears."""
+    """The whole of video-tiny: ``side`` pixels each way in patches of ``patch``."""
 
     side: int = 64
     patch: int = 4
-    sound_layers: int = 3
-    sound_tokens: int = 4  # moments that a frame listens to
+    audio_layers: int = 3
+    audio_tokens: int = 4  # per frame: features of frames around it
     unet: UNetConfig = field(default_factory=tiny_unet)
 
     def __post_init__(self) -> None:
@@ -159,9 +159,9 @@ class TinyConfig:
                 f"unet has {channels} channels in and out, expected {self.latent_shape[0]}, "
                 f"three colours in patches of {self.patch} × {self.patch}"
             )
-        if self.sound_tokens < 2 or not 1 <= self.unet.prefix_frames <= PREFIX:
+        if self.audio_tokens < 2 or not 1 <= self.unet.prefix_frames <= PREFIX:
             raise ValueError(
-                f"sound_tokens = {self.sound_tokens}, expected 2 or more; "
+                f"audio_tokens = {self.audio_tokens}, expected 2 or more; "
                 f"unet.prefix_frames = {self.unet.prefix_frames}, expected 1 to {PREFIX}"
             )
 

@@ -60,12 +60,12 @@ def tiny_pipeline(
     name: str, path: Path, engine: Engine | None = None, licence: str | None = None
 ) -> StudentPipeline:
     """video-tiny from its one file. Raises ``ValueError`` for a teacher's or a foreign one."""
-    net, facts = load_net(path, torch.float32)
+    net, metadata = load_net(path, torch.float32)
     if not isinstance(net, TinyNet):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a TinyNet")
-    refuse_teacher(facts, str(path), command=MAKE_TINY)
+    refuse_teacher(metadata, str(path), command=MAKE_TINY)
     config = net.config
-    known = ModelMetadata.parse(facts, guided=config.guided, licence=licence)
+    known = ModelMetadata.parse(metadata, guided=config.guided, licence=licence)
     space = VideoSpace(PatchCodec(config.patch), config.side, TINY_SPACE, "face")
 
     def conditions(references: Sequence[Reference]) -> Conditions:
@@ -94,7 +94,7 @@ class VideoNets:
     face_locator: FaceLocator
     vae: VAE
     whisper: WhisperEncoder
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoNets:
@@ -103,13 +103,12 @@ def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoN
     Raises ``ValueError`` that names all that is missing, or what does not fit.
     """
     found = _found(folder)
-    student, facts = load_net(found["denoising_unet"], dtype)
+    student, metadata = load_net(found["denoising_unet"], dtype)
     if not isinstance(student, DenoisingUNet):
         what = type(student).__name__
         raise ValueError(f"{found['denoising_unet']} holds a {what}, expected a DenoisingUNet")
-    refuse_teacher(
-        facts, str(found["denoising_unet"]), command="distillation, docs/guide/video.md,"
-    )
+    file = str(found["denoising_unet"])
+    refuse_teacher(metadata, file, command="distillation, docs/guide/video.md,")
     if not student.config.prefix_frames:
         raise ValueError(f"{found['denoising_unet']} looks at no frames before a window")
     whisper = checkpoints.load_whisper(found["whisper"], dtype=torch.float32)
@@ -119,7 +118,7 @@ def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoN
         face_locator=_load(found["face_locator"], dtype, FaceLocator, _release_locator),
         vae=_load(found["vae"], dtype, VAE, _release_vae),
         whisper=whisper,
-        facts=facts,
+        metadata=metadata,
     )
     for net in (nets.denoiser, nets.reference, nets.face_locator, nets.vae, nets.whisper):
         net.to(device)
@@ -131,7 +130,7 @@ def video_pipeline(
 ) -> StudentPipeline:
     """The real size from its folder, see `FILES`; on a GPU in half precision, where there is one.
 
-    Its student's facts may say ``side``, the square's pixels, and ``hop``, the frames of a window.
+    Its student's metadata may give ``side``, the square's pixels, and ``hop``, a window's frames.
     Raises ``ValueError`` as `load_video` does.
     """
     if device is None:
@@ -139,9 +138,9 @@ def video_pipeline(
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     nets = load_video(folder, device, dtype)
     net = nets.denoiser
-    known = ModelMetadata.parse(nets.facts, guided=net.config.guided)
-    space = VideoSpace(nets.vae, int(nets.facts.get("side", SIDE)), SPACE, device=device)
-    prefix, hop = net.config.prefix_frames, int(nets.facts.get("hop", HOP))
+    known = ModelMetadata.parse(nets.metadata, guided=net.config.guided)
+    space = VideoSpace(nets.vae, int(nets.metadata.get("side", SIDE)), SPACE, device=device)
+    prefix, hop = net.config.prefix_frames, int(nets.metadata.get("hop", HOP))
     encode = ReferenceEncoder(nets.reference, nets.face_locator, space.latent_shape)
     window_spec = AudioWindowSpec(WhisperRows(nets.whisper), prefix, hop, 0)
     forward = net if engine is None else engine(net, window_spec, space.latent_shape)

@@ -1,9 +1,9 @@
 """video-tiny: the video networks at a size that a CPU trains and runs, joined into one.
 
-Its conditions have the names and meanings of the motion network's, so what drives that one drives
-this one. Prediction is x0: patches hold more numbers than so narrow a network could pass on as
-noise, but few of them matter to a picture (Li & He 2025, "Back to basics: let denoising generative
-models denoise", arXiv 2511.13720).
+Its conditions have the names and meanings of the motion network's, so the same code drives both.
+Prediction is x0: patches hold more numbers than so narrow a network could pass on as noise, but
+few of them matter to a picture (Li & He 2025, "Back to basics: let denoising generative models
+denoise", arXiv 2511.13720).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GAIN = 2.0  # pixels in -1 … 1 become latents of about unit variance
 
 
 class PatchCodec:
-    """Pixels ↔ latents, nothing lost: each latent pixel holds one patch (space to depth)."""
+    """Pixels ↔ latents without loss: each latent pixel holds one patch (space to depth)."""
 
     def __init__(self, patch: int) -> None:
         self.stride, self.latent_channels = patch, 3 * patch**2
@@ -45,9 +45,10 @@ class PatchCodec:
 
 
 class TinyAudioEncoder(nn.Module):
-    """Log-mel rows → the audio tokens of each frame: its own moment, one before it, those after.
+    """Log-mel rows → the audio tokens of each frame: the frame before, its own, and later ones.
 
-    A mouth prepares for a sound and lingers after it: residual convolutions over ±1 frame each.
+    Residual convolutions over ±1 frame each, because a mouth prepares for a sound and lingers
+    after it.
     """
 
     def __init__(self, width: int, layers: int, tokens: int) -> None:
@@ -58,7 +59,7 @@ class TinyAudioEncoder(nn.Module):
         self.places = nn.Parameter(0.02 * torch.randn(tokens, width))
 
     def moments(self, rows: Tensor) -> Tensor:
-        """(B, R, ROW_DIM) → (B, R, W): what is heard at each frame's time."""
+        """(B, R, ROW_DIM) → (B, R, W): one feature per frame."""
         x = self.rows(rows.to(self.rows.weight.dtype)).transpose(1, 2)
         for layer in self.layers:
             x = x + F.gelu(layer(F.gelu(x)))
@@ -73,11 +74,11 @@ class TinyAudioEncoder(nn.Module):
 
 
 class TinyNet(nn.Module):
-    """Sound encoder, reference UNet, portrait encoder and denoising UNet as one network.
+    """Audio encoder, reference UNet, portrait encoder and denoising UNet as one network.
 
-    It predicts what is added to the portrait: a face mostly stays as it is. ``portrait`` is
-    EchoMimic's face locator, shown the portrait's latent itself rather than a mask: patches are
-    pixels, so where the face is can be seen.
+    It predicts the difference to the portrait, since most of a face stays as it is. ``portrait``
+    is EchoMimic's face locator on the portrait's latent rather than a mask: patches are pixels, so
+    they show where the face is.
     """
 
     def __init__(self, config: TinyConfig) -> None:
@@ -86,8 +87,8 @@ class TinyNet(nn.Module):
         unet, channels = config.unet, config.latent_shape[0]
         still = replace(unet, audio_width=None, motion=None, prefix_frames=0, guided=False)
         first = unet.channels[0]
-        self.sound = TinyAudioEncoder(
-            unet.audio_width or 0, config.sound_layers, config.sound_tokens
+        self.audio_encoder = TinyAudioEncoder(
+            unet.audio_width or 0, config.audio_layers, config.audio_tokens
         )
         self.reference = ReferenceUNet(still)
         self.portrait = FaceLocator(FaceLocatorConfig(channels, (first,), first))
@@ -101,36 +102,36 @@ class TinyNet(nn.Module):
 
         ``cond``: ``audio`` (B, PREFIX + T + LOOKAHEAD, ROW_DIM) rows around the window,
         ``reference`` (B, C, h, w) the portrait's latent, ``prefix`` (B, any, C, h, w) the clean
-        frames before, of which the last `UNetConfig.prefix_frames` are looked at; zeros where
-        there are none yet, which puts the portrait there. ``has_audio`` and ``has_reference``
-        (B,) of 0 or 1, or for a student ``guidance`` (B, 2): audio scale, reference scale.
+        frames before, of which the last `UNetConfig.prefix_frames` are used; zeros where there are
+        none yet, which the portrait replaces. ``has_audio`` and ``has_reference`` (B,) of 0 or 1,
+        or for a student ``guidance`` (B, 2): audio scale, reference scale.
         """
         return self.denoise(x_t, t, self.context(cond))
 
     def context(self, cond: Conditions) -> tuple[Tensor, ...]:
-        """What `denoise` needs of the conditions of `forward`: made once a window."""
+        """What `denoise` needs of the conditions of `forward`: computed once per window."""
         kept = self.config.unet.prefix_frames
         rows, portrait, past = cond["audio"], cond["reference"], cond["prefix"]
         frames = rows.shape[1] - PREFIX - LOOKAHEAD
         if frames < 1 or past.shape[1] < kept:
             raise ValueError(
-                f"{rows.shape[1]} rows of sound and {past.shape[1]} frames before the window, "
+                f"{rows.shape[1]} rows of audio and {past.shape[1]} frames before the window, "
                 f"expected more than {PREFIX + LOOKAHEAD} and at least {kept}"
             )
         flags = () if self.config.guided else ("has_audio", "has_reference")
         _, bank = self.reference(portrait)
-        told = {f"reference.{place}": seen for place, seen in bank.items()}
-        told |= {name: cond[name] for name in (*flags, "guidance") if name in cond}
+        given = {f"reference.{place}": features for place, features in bank.items()}
+        given |= {name: cond[name] for name in (*flags, "guidance") if name in cond}
         base = portrait
         if flags:
             base = portrait * cond["has_reference"].to(portrait)[:, None, None, None]
-        heard = torch.arange(PREFIX - kept, PREFIX + frames, device=rows.device)
-        told["audio"] = self.sound(rows).index_select(1, heard)
-        told["face"] = self.portrait(portrait)
+        used = torch.arange(PREFIX - kept, PREFIX + frames, device=rows.device)
+        given["audio"] = self.audio_encoder(rows).index_select(1, used)
+        given["face"] = self.portrait(portrait)
         last = past[:, past.shape[1] - kept :]
         nothing = last.abs().amax(dim=(1, 2, 3, 4), keepdim=True) == 0
-        told["prefix"] = torch.where(nothing, base[:, None], last)
-        return base, *self.unet.context(told)
+        given["prefix"] = torch.where(nothing, base[:, None], last)
+        return base, *self.unet.context(given)
 
     def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """``x_t``, ``t`` and the `context` of the same rows → x0_hat like ``x_t``."""
@@ -139,8 +140,8 @@ class TinyNet(nn.Module):
 
 
 def tiny_student_of(teacher: TinyNet, guided: bool, embedded_scales: bool = False) -> TinyNet:
-    """A student that starts as ``teacher`` and, if ``guided``, is told the scales, at first in
-    vain, see `UNetConfig`.
+    """A student that starts as ``teacher`` and, if ``guided``, takes the scales, which at first
+    change nothing; see `UNetConfig`.
 
     Raises ``ValueError`` when ``teacher`` is a student itself.
     """

@@ -1,4 +1,4 @@
-"""The denoising UNet: noised video latents and what they are conditioned on → a prediction."""
+"""The denoising UNet: noised video latents and their conditions → a prediction."""
 
 from __future__ import annotations
 
@@ -9,38 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.diffusion.denoiser import Conditions
+from model.diffusion.guidance import ScaleToken
 from model.video.attention import AttentionContext, Notes, repeat_rows
 from model.video.blocks import Backbone, reference_places, sinusoid
 from model.video.config import UNetConfig
 from model.video.motion_module import TimeAttention
 
 TRAIN_STEPS = 1000  # t = 1 is diffusion step 999, the last
+SCALE_FEATURES = 64
 
 
-class UNetScaleToken(nn.Module):
-    """(B,) guidance scales → (B, 1, W) tokens (FADA, arXiv 2412.16915, section 3.3).
+def _scale_token(width: int) -> ScaleToken:
+    return ScaleToken(width, SCALE_FEATURES, embed=_scale_embedding)
 
-    Starts at zero: a student starts as its teacher does but for one empty token.
-    """
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(64, width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, scales: Tensor) -> Tensor:
-        # A hundredth of a scale turns the fastest sine by one radian.
-        waves = sinusoid(100.0 * scales, 64).to(self.hidden.weight.dtype)
-        return torch.as_tensor(self.out(F.silu(self.hidden(waves)))[:, None])
+def _scale_embedding(scales: Tensor) -> Tensor:
+    # A hundredth of a scale turns the fastest sine by one radian.
+    return sinusoid(100.0 * scales, SCALE_FEATURES)
 
 
 class DenoisingUNet(Backbone):
     """EchoMimic's denoising UNet (arXiv 2407.08136), and a student's, with tokens for guidance.
 
-    Latents stay in the caller's precision; inside, the network runs in that of its weights. Its
-    forward has two halves, so that an engine may run the first once a window: `context`, `denoise`.
+    Latents are in the caller's precision; the network runs in that of its weights. The forward is
+    `denoise` of `context`, so an engine can run the first part once per window.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -53,12 +45,12 @@ class DenoisingUNet(Backbone):
         self._levels = {place: level for place, (level, _) in reference_places(config).items()}
         self._parts = self._context_names()
         if config.guided and config.embedded_scales:
-            self.scales = nn.ModuleList(UNetScaleToken(config.time_width) for _ in range(2))
+            self.scales = nn.ModuleList(_scale_token(config.time_width) for _ in range(2))
         elif config.guided:
-            self.audio_scale = UNetScaleToken(config.audio_width)
+            self.audio_scale = _scale_token(config.audio_width)
             self.reference_scale = nn.ModuleDict(
                 {
-                    str(level): UNetScaleToken(wide)
+                    str(level): _scale_token(wide)
                     for level, wide in reference_places(config).values()
                 }
             )
@@ -90,29 +82,29 @@ class DenoisingUNet(Backbone):
         ``audio`` (B, P + T, S, W_audio) tokens of each frame; ``face`` (B, C_0, H, W) features of
         the face locator; ``reference.PLACE`` (B, L, C) of the reference UNet, for each of
         `reference_places`; ``prefix`` (B, P, C, H, W), if P. Flags (B,) of 0 or 1 leave out:
-        ``has_audio`` (the sound becomes zeros), ``has_reference``, and ``has_face``, which is as
-        ``has_reference`` where it is not given: guidance switches both together.
+        ``has_audio`` (the audio becomes zeros), ``has_reference``, and ``has_face``, which defaults
+        to ``has_reference``: guidance switches both together.
         A student takes ``guidance`` (B, 2) (audio scale, reference scale) in place of the flags.
         """
         return self.denoise(x_t, t, self.context(cond))
 
     def context(self, cond: Conditions) -> tuple[Tensor, ...]:
-        """What `denoise` needs of the conditions of `forward`: made once for all sampler steps.
+        """What `denoise` needs of the conditions of `forward`: computed once for all sampler steps.
 
         With a prefix this is a pass over its frames. Every tensor is (B, ...).
         """
         missing = [name for name in self.condition_names if name not in cond]
         if missing:
             raise ValueError(f"conditions are missing: {', '.join(missing)}")
-        parts = self._told(cond)
+        parts = self._conditions(cond)
         prefix = self.config.prefix_frames
         if prefix:
             clean = cond["prefix"]
-            # Copies: a view's layout would tell a batch of one apart, and so an exported graph.
+            # Copies: an exported graph would specialise on a view's layout for a batch of one.
             places = torch.arange(parts["audio"].shape[1], device=clean.device)
             before = parts | {"audio": parts["audio"].index_select(1, places[:prefix])}
             kept: Notes = {}
-            # What is clean is told the cleanest step that was trained, 0.
+            # Clean frames get the cleanest trained step, 0.
             step = torch.zeros(clean.shape[0], device=clean.device)
             self._features(clean, step, before, kept)
             parts |= {f"past.{place}": seen for place, seen in kept.items()}
@@ -122,11 +114,11 @@ class DenoisingUNet(Backbone):
     def denoise(self, x_t: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """``x_t``, ``t`` and the `context` of the same rows → the prediction, like ``x_t``."""
         parts = dict(zip(self._parts, context, strict=True))
-        told, frames = parts["audio"].shape[1], x_t.shape[1]
-        if told != frames:
+        given, frames = parts["audio"].shape[1], x_t.shape[1]
+        if given != frames:
             prefix = self.config.prefix_frames
             raise ValueError(
-                f"audio has tokens of {prefix + told} frames, expected {prefix + frames}: "
+                f"audio has tokens of {prefix + given} frames, expected {prefix + frames}: "
                 f"{prefix} of the prefix and {frames} of the window"
             )
         x = self._features(x_t, t.float() * TRAIN_STEPS - 1, parts)
@@ -154,8 +146,8 @@ class DenoisingUNet(Backbone):
             time = time + parts["scales"]
         return self.run(x, repeat_rows(time, frames), context)
 
-    def _told(self, cond: Conditions) -> Notes:
-        """The conditions, with what is off left out and a student's scales as its config says."""
+    def _conditions(self, cond: Conditions) -> Notes:
+        """Dropped conditions zeroed, and a student's scales as tokens or embedding."""
         dtype = self.conv_in.weight.dtype
         audio, face = cond["audio"].to(dtype), cond["face"].to(dtype)
         references = {place: cond[f"reference.{place}"].to(dtype) for place in self._levels}
@@ -182,9 +174,9 @@ class DenoisingUNet(Backbone):
 
 
 def student_of(teacher: DenoisingUNet, prefix_frames: int) -> DenoisingUNet:
-    """A student that starts as ``teacher``, with silent tokens for guidance and a prefix.
+    """A student that starts as ``teacher``, with zero tokens for guidance and a prefix.
 
-    Its parameters are copies, ready to be trained, of the teacher's precision and device.
+    Its parameters are trainable copies in the teacher's precision and on its device.
     """
     config = replace(teacher.config, guided=True, prefix_frames=prefix_frames)
     with teacher.conv_in.weight.device:

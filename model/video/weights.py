@@ -2,12 +2,11 @@
 
 A network is built on the meta device, without memory, and takes the file's tensors as its
 parameters. These are views of the mapped file where no other precision is asked for, and else
-copies made one by one: either way loading costs the size of the network and hardly more.
+copies made one by one; either way loading needs little more memory than the network.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from model.video.config import FaceLocatorConfig, TinyConfig, UNetConfig, VAEConfig, from_plain
@@ -25,10 +23,11 @@ from model.video.reference_unet import ReferenceUNet
 from model.video.tiny import TinyNet
 from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
+from model.weights_file import half, read_header, renamed, write_weights
 
 Net = TypeVar("Net", bound=nn.Module)
 VideoNet = DenoisingUNet | ReferenceUNet | FaceLocator | VAE | TinyNet
-_NAMED = 8  # so many keys an error names, then their number
+_NAMED = 8  # keys that an error names; the rest are counted
 _REMAPPED_BYTES = 128 * 2**20
 
 
@@ -100,10 +99,10 @@ class _SafeTensors(Mapping[str, Tensor]):
 
 
 class _Mapped(Mapping[str, Any]):
-    """A mapped file that is mapped anew now and then.
+    """A mapped file that is mapped again after every `_REMAPPED_BYTES` read.
 
-    Pages that were read stay resident as long as their mapping does: whoever only copies from the
-    tensors would otherwise end up with the whole file beside the copies.
+    Pages that were read stay resident as long as their mapping does; without this, a caller that
+    copies the tensors would hold the whole file beside the copies.
     """
 
     def __init__(self, open_file: Callable[[], Mapping[str, Any]]) -> None:
@@ -122,6 +121,23 @@ class _Mapped(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._content)
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """``tensors`` under their new names, see `renamed`; still read one by one."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors = tensors
+        self._keys = {renamed(names, key): key for key in tensors}
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._tensors[self._keys[key]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def read_tensors(path: Path) -> Mapping[str, Any]:
@@ -187,6 +203,12 @@ def fill(
     net.eval().requires_grad_(False)
 
 
+# Parts and sizes of video-tiny were renamed after the shipped files were written.
+_OLD_NAMES = {
+    "sound": "audio_encoder",
+    "sound_layers": "audio_layers",
+    "sound_tokens": "audio_tokens",
+}
 _KINDS: dict[str, tuple[type[VideoNet], type]] = {
     "denoising_unet": (DenoisingUNet, UNetConfig),
     "reference_unet": (ReferenceUNet, UNetConfig),
@@ -196,36 +218,26 @@ _KINDS: dict[str, tuple[type[VideoNet], type]] = {
 }
 
 
-def save_net(path: Path, net: VideoNet, facts: Mapping[str, object]) -> None:
-    """One network in half precision, with its sizes and ``facts`` (plain values) beside it."""
+def save_net(path: Path, net: VideoNet, metadata: Mapping[str, object]) -> None:
+    """One network in half precision, with its sizes and ``metadata`` (plain values) beside it."""
     kind = next(name for name, (cls, _) in _KINDS.items() if type(net) is cls)
-    metadata = {
-        "kind": kind,
-        "config": json.dumps(asdict(net.config), sort_keys=True),
-        "facts": json.dumps(facts, sort_keys=True),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, path, metadata)
+    header = {"kind": kind, "config": asdict(net.config), "metadata": metadata}
+    write_weights(path, half(net), header)
 
 
 def load_net(path: Path, dtype: torch.dtype | None = None) -> tuple[VideoNet, dict[str, object]]:
-    """What `save_net` wrote: the network and its facts. ``dtype`` None: half precision.
+    """What `save_net` wrote: the network and its metadata. ``dtype`` None: half precision.
 
     Raises ``ValueError`` for a file that is missing or holds something else.
     """
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
-    if metadata.get("kind") not in _KINDS:
+    header = read_header(path)
+    if header.get("kind") not in _KINDS:
         raise ValueError(
-            f"{path} holds {metadata.get('kind')!r}, expected one of {', '.join(_KINDS)}"
+            f"{path} holds {header.get('kind')!r}, expected one of {', '.join(_KINDS)}"
         )
-    cls, config_cls = _KINDS[metadata["kind"]]
-    config: Any = from_plain(config_cls, json.loads(metadata["config"]))
+    cls, config_cls = _KINDS[header["kind"]]
+    sizes = {renamed(_OLD_NAMES, name): value for name, value in header["config"].items()}
+    config: Any = from_plain(config_cls, sizes)
     net: VideoNet = on_meta(lambda: cls(config))
-    fill(net, _Mapped(lambda: _SafeTensors(path)), dtype=dtype)
-    return net, json.loads(metadata["facts"])
+    fill(net, _Renamed(_Mapped(lambda: _SafeTensors(path)), _OLD_NAMES), dtype=dtype)
+    return net, header.get("metadata", {})

@@ -18,7 +18,7 @@ from model.models import (
     motion_pipeline,
     names,
 )
-from model.motion.checkpoint import MotionWeights, load_weights, save_weights, weights_facts
+from model.motion.checkpoint import MotionWeights, load_weights, save_weights
 from model.motion.network import MotionNet, NetConfig
 from model.motion.rollout import MotionOnly, reference_of
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
@@ -26,16 +26,17 @@ from model.types import Floats, Guidance, WindowTask
 from model.video.config import FaceLocatorConfig
 from model.video.face_locator import FaceLocator
 from model.video.weights import save_net
+from model.weights_file import weights_metadata
 
 FAST, BALANCED = "motion-fast", "motion-balanced"
 
 
-def write(path: Path, role: str = "student", **facts: object) -> Path:
+def write(path: Path, role: str = "student", **metadata: object) -> Path:
     """A small network without tokens, with random parameters."""
     torch.manual_seed(0)
     net = MotionNet(NetConfig(width=32, heads=2, blocks=2))
-    torch.nn.init.normal_(net.heard.weight, std=0.05)  # else all branches are the same
-    known = weights_facts(role, 25 if role == "teacher" else 6, 1) | facts
+    torch.nn.init.normal_(net.audio_to_motion.weight, std=0.05)  # else all branches are the same
+    known = weights_metadata(role, 25 if role == "teacher" else 6, 1) | metadata
     save_weights(path, MotionWeights(net, torch.zeros(MOTION_DIM), torch.ones(MOTION_DIM), known))
     return path
 
@@ -104,8 +105,8 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
     reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
     window = windows_of(np.zeros(640, np.float32))[0]
 
-    def made(**facts: object) -> Floats:
-        weights = load_weights(write(tmp_path / "own.safetensors", **facts))
+    def made(**metadata: object) -> Floats:
+        weights = load_weights(write(tmp_path / "own.safetensors", **metadata))
         pipeline = motion_pipeline("own", weights, MotionOnly(), lambda _: lambda x, t, cond: x)
         task = WindowTask(window, pipeline.start(1), reference, pipeline.metadata.guidance, 2)
         return pipeline.step([task])[0][0]

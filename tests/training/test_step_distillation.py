@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.diffusion.denoiser import Conditions, Forward
-from model.motion.checkpoint import DEFAULT_GUIDANCE
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH
+from model.weights_file import DEFAULT_GUIDANCE
 from tests.training.helpers import ConstantWindows, SquaredLoss
 from training.step_distillation import (
     GAINS,

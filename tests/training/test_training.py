@@ -40,15 +40,15 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     data = ("--data", grid_folder, "--threads", 1, "--minutes", 5)
     teacher = tmp_path / "teacher"
     assert fada_train("teacher", *data, "--out", teacher, "--steps", 3) == 0
-    assert load_weights(teacher / "teacher.safetensors").facts["trained_steps"] == 3
+    assert load_weights(teacher / "teacher.safetensors").metadata["trained_steps"] == 3
     assert fada_train("teacher", *data, "--out", teacher, "--steps", 5) == 0
     weights = teacher / "teacher.safetensors"
-    assert load_weights(weights).facts["trained_steps"] == 5
+    assert load_weights(weights).metadata["trained_steps"] == 5
 
     out = tmp_path / "student"
     assert fada_train("student", *data, "--out", out, "--steps", 2, "--teacher", weights) == 0
     student = load_weights(out / "student.safetensors")
-    assert student.net.config.guided and student.facts["steps"] == 6
+    assert student.net.config.guided and student.metadata["steps"] == 6
     torch.testing.assert_close(student.mean, load_weights(weights).mean)
     known = motion_pipeline("new", student, MotionOnly()).metadata
     assert LIMITS[0][0] <= known.guidance.audio <= LIMITS[0][1]
@@ -58,7 +58,7 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     two = tmp_path / "two"
     assert fada_train("step-distill", *data, "--out", two, "--teacher", weights, *words) == 0
     fewer = load_weights(two / "student.safetensors")
-    assert fewer.facts["temperature"] == [1.2, 1.5]
+    assert fewer.metadata["temperature"] == [1.2, 1.5]
     assert motion_pipeline("new", fewer, MotionOnly()).metadata.nfe_per_window == 2
 
     words = (
@@ -89,7 +89,9 @@ def test_a_teacher_continues_with_whispers_encoder(grid_folder: Path, tmp_path: 
     assert new.net.config.whisper_blocks == 2
     torch.testing.assert_close(new.mean, load_weights(old).mean)
     encoder = load_weights(tmp_path / "new" / "audio-encoder" / "audio-encoder.safetensors").net
-    for a, b in zip(encoder.audio.parameters(), new.net.audio.parameters(), strict=True):
+    for a, b in zip(
+        encoder.audio_encoder.parameters(), new.net.audio_encoder.parameters(), strict=True
+    ):
         assert torch.equal(a, b)  # denoising leaves the encoder as it is
     fada_train("audio-encoder", *data, *words, "--out", tmp_path / "early", "--seed", 1)
     ends = (
@@ -106,7 +108,7 @@ def test_a_teacher_continues_with_whispers_encoder(grid_folder: Path, tmp_path: 
     )
     assert fada_train("denoising", *data, *mix, "--out", tmp_path / "mixed") == 0
     early, late, mixed = (
-        load_weights(path).net.audio.state_dict()["encoder.conv_2.weight"]
+        load_weights(path).net.audio_encoder.state_dict()["encoder.conv_2.weight"]
         for path in (*ends, tmp_path / "mixed" / "teacher.safetensors")
     )
     torch.testing.assert_close(mixed, 0.75 * early + 0.25 * late)
@@ -127,8 +129,8 @@ def test_a_teacher_continues_with_whispers_encoder(grid_folder: Path, tmp_path: 
             tmp_path / "half" / "student.safetensors",
         )
     )
-    facts = load_weights(tmp_path / "half" / "student.safetensors").facts
-    assert facts["temperature"] == [1.2, 1.5]
+    metadata = load_weights(tmp_path / "half" / "student.safetensors").metadata
+    assert metadata["temperature"] == [1.2, 1.5]
     torch.testing.assert_close(kept, (first + whole) / 2, rtol=2e-3, atol=1e-4)  # half precision
     assert not torch.equal(first, whole)
     with pytest.raises(ValueError, match="--init-interp 2.0"):

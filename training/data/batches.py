@@ -45,7 +45,7 @@ class MotionBatch:
     def conditions(self) -> dict[str, Tensor]:
         """The denoiser's conditions, none of them dropped."""
         on = torch.ones(len(self.x0))
-        encoded = {} if self.encoded is None else {"heard": self.encoded}
+        encoded = {} if self.encoded is None else {"audio_tokens": self.encoded}
         return {
             "prefix": self.prefix,
             "audio": self.audio,

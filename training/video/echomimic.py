@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, VDenoiser
-from model.motion.checkpoint import weights_facts
 from model.video.checkpoints import EchoMimic, load_echomimic
 from model.video.face_locator import FaceLocator
 from model.video.pipeline import HOP, SCHEDULE
@@ -24,6 +23,7 @@ from model.video.reference_unet import ReferenceUNet
 from model.video.space import MASK_GROWTH
 from model.video.unet3d import DenoisingUNet, student_of
 from model.video.weights import load_net, save_net
+from model.weights_file import weights_metadata
 from training.guidance_distillation import LIMITS, STEPS, StudentObjective
 from training.trainer import RunOptions, Trainer
 from training.video.clips import ClipEntry, VideoClips
@@ -180,8 +180,8 @@ def train_student(
         path = options.folder / "student.safetensors"
 
         def save() -> None:
-            facts = weights_facts("student", STEPS, trainer.step, LIMITS)
-            save_net(path, trainer.averaged, facts | {"side": clips.side, "hop": hop})
+            metadata = weights_metadata("student", STEPS, trainer.step, limits=LIMITS)
+            save_net(path, trainer.averaged, metadata | {"side": clips.side, "hop": hop})
 
         trainer.run(objective.losses, save)
     return path

@@ -58,10 +58,10 @@ def load_video_model(path: Path, steps: int | None = None) -> VideoModel:
 
     Raises ``ValueError`` for any other file.
     """
-    net, facts = load_net(path, torch.float32)
+    net, metadata = load_net(path, torch.float32)
     if not isinstance(net, TinyNet):
         raise ValueError(f"{path} holds a {type(net).__name__}, expected a video-tiny network")
-    known = ModelMetadata.parse(facts, guided=net.config.guided)
+    known = ModelMetadata.parse(metadata, guided=net.config.guided)
     return VideoModel(net, known, steps or known.steps, known.guidance)
 
 
@@ -87,7 +87,7 @@ def roll_out(
 def window_ms(model: VideoModel) -> float:
     """Median milliseconds per window of a single session."""
     shape, kept = model.net.config.latent_shape, model.net.config.unet.prefix_frames
-    rows = np.zeros((1, WINDOW_FRAMES, model.net.sound.rows.in_features), np.float32)
+    rows = np.zeros((1, WINDOW_FRAMES, model.net.audio_encoder.rows.in_features), np.float32)
     spent = []
     for k in range(_TIMED_WINDOWS):
         noise = _noise(0, k, (1, *shape))

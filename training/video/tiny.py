@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.schedule import CosineSchedule, add_noise
-from model.motion.checkpoint import weights_facts
 from model.types import ScaleLimits
 from model.video.config import TinyConfig
 from model.video.tiny import PatchCodec, TinyAudioEncoder, TinyNet, tiny_student_of
 from model.video.weights import load_net, save_net
+from model.weights_file import weights_metadata
 from training.distributed import SINGLE_PROCESS, World
 from training.guidance_distillation import STEPS as STUDENT_STEPS
 from training.guidance_distillation import (
@@ -148,7 +148,9 @@ def train_teacher(
         path = options.folder / "teacher.safetensors"
 
         def save() -> None:
-            save_net(path, trainer.averaged, weights_facts("teacher", TEACHER_STEPS, trainer.step))
+            save_net(
+                path, trainer.averaged, weights_metadata("teacher", TEACHER_STEPS, trainer.step)
+            )
 
         trainer.run(objective.losses, save)
     return path
@@ -162,9 +164,9 @@ def pretrain_audio_encoder(
     random: torch.Generator,
     world: World = SINGLE_PROCESS,
 ) -> None:
-    """Train ``net.sound`` in place for `AUDIO_ENCODER_SHARE` of the run's time."""
+    """Train ``net.audio_encoder`` in place for `AUDIO_ENCODER_SHARE` of the run's time."""
     # On a copy: the trainer shards what it trains.
-    regressor = MouthRegressor(copy.deepcopy(net.sound), windows.mouth_dim)
+    regressor = MouthRegressor(copy.deepcopy(net.audio_encoder), windows.mouth_dim)
     part = replace(
         options,
         folder=options.folder / "audio-encoder",
@@ -173,7 +175,7 @@ def pretrain_audio_encoder(
     )
     trainer: Trainer[MouthRegressor] = Trainer(regressor, part, random, world=world)
     trainer.run(VideoAudioEncoderObjective(regressor, windows).losses, lambda: None)
-    net.sound.load_state_dict(trainer.averaged.encoder.state_dict())
+    net.audio_encoder.load_state_dict(trainer.averaged.encoder.state_dict())
 
 
 def train_student(
@@ -223,8 +225,8 @@ def train_student(
 
         def save() -> None:
             limits = LIMITS if config.guided else None
-            facts = weights_facts("student", STUDENT_STEPS, trainer.step, limits)
-            save_net(path, trainer.averaged, facts)
+            metadata = weights_metadata("student", STUDENT_STEPS, trainer.step, limits=limits)
+            save_net(path, trainer.averaged, metadata)
 
         trainer.run(objective.losses, save)
     return path

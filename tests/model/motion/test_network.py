@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.audio.log_mel import HOP, PREFIX, ROW_DIM, WINDOW_FRAMES
+from model.models import WEIGHTS
 from model.motion.checkpoint import MotionWeights, load_weights, save_weights
 from model.motion.network import MotionNet, NetConfig
 from model.portrait.blendshapes import MOTION_DIM, REFERENCE_DIM
+from model.weights_file import read_header
 from training.guidance_distillation import DistillConfig, student_of
 
 
@@ -79,7 +82,7 @@ def test_prefix_and_scales_matter_to_a_student(name: str) -> None:
 def test_sound_of_its_own_frame_matters_most_from_the_start() -> None:
     torch.manual_seed(0)
     fresh = MotionNet(NetConfig()).eval().requires_grad_(False)
-    torch.nn.init.normal_(fresh.heard.weight)
+    torch.nn.init.normal_(fresh.audio_to_motion.weight)
     x, t, cond = inputs(1)
     changed = cond["audio"].clone()
     changed[:, PREFIX + 3] += 3.0
@@ -123,20 +126,34 @@ def test_it_exports_with_a_dynamic_batch(blocks: int) -> None:
 def test_weights_come_back_from_their_file(tmp_path: Path) -> None:
     student = net(guided=True)
     mean, std = torch.randn(MOTION_DIM), torch.rand(MOTION_DIM)
-    facts: dict[str, object] = {"steps": 6, "guidance": [1.5, 1.0]}
-    save_weights(tmp_path / "w.safetensors", MotionWeights(student, mean, std, facts))
+    metadata: dict[str, object] = {"steps": 6, "guidance": [1.5, 1.0]}
+    save_weights(tmp_path / "w.safetensors", MotionWeights(student, mean, std, metadata))
     loaded = load_weights(tmp_path / "w.safetensors")
-    assert loaded.facts == facts and loaded.net.config.guided
+    assert loaded.metadata == metadata and loaded.net.config.guided
     torch.testing.assert_close(loaded.mean, mean)
     x, t, cond = inputs(2)
     torch.testing.assert_close(loaded.net(x, t, cond), student(x, t, cond), atol=0.05, rtol=0.05)
 
 
+def test_files_are_written_with_new_names_and_read_with_old_ones(tmp_path: Path) -> None:
+    shipped = WEIGHTS / "motion-teacher.safetensors"
+    weights, copy = load_weights(shipped), tmp_path / "copy.safetensors"
+    save_weights(copy, weights)
+    old, new = load_file(shipped), load_file(copy)
+    assert {"net.aligned.weight", "net.heard.weight", "net.spoken.weight"} <= old.keys()
+    renamed = {"net.audio_proj.weight", "net.audio_to_motion.weight", "net.viseme_head.weight"}
+    assert renamed <= new.keys() and not any(key.startswith("net.audio.") for key in new)
+    assert {"config", "metadata"} == read_header(copy).keys()
+    again = load_weights(copy)
+    assert again.metadata == weights.metadata and again.metadata["role"] == "teacher"
+    for name, value in again.net.state_dict().items():
+        assert torch.equal(value, weights.net.state_dict()[name])
+    torch.testing.assert_close(new["net.audio_proj.weight"], old["net.aligned.weight"])
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no weights"):
         load_weights(tmp_path / "none.safetensors")
-    from safetensors.torch import save_file
-
     save_file({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="no motion network"):
         load_weights(tmp_path / "a.safetensors")

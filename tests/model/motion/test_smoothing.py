@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from model.audio.log_mel import HOP, PREFIX
-from model.motion.smoothing import steadied
+from model.motion.smoothing import smooth
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.types import Floats
 
 
 def in_windows(motion: Floats) -> Floats:
-    """(T, 58) steadied window by window, each after what came out before it."""
+    """(T, 58) smoothed window by window, each after what came out before it."""
     done = np.zeros((PREFIX, MOTION_DIM), np.float32)
     for start in range(0, len(motion), HOP):
         window = motion[start : start + HOP]
-        done = np.concatenate([done, steadied(done[-PREFIX:], window)])
+        done = np.concatenate([done, smooth(done[-PREFIX:], window)])
     return np.asarray(done[PREFIX:])
 
 
@@ -28,11 +28,11 @@ def test_eyes_are_left_alone_and_a_batch_is_its_rows() -> None:
     random = np.random.default_rng(0)
     prefix = random.standard_normal((4, PREFIX, MOTION_DIM)).astype(np.float32)
     latents = random.standard_normal((4, HOP, MOTION_DIM)).astype(np.float32)
-    out = steadied(prefix, latents)
+    out = smooth(prefix, latents)
     eyes = np.flatnonzero(~MOUTH)
     np.testing.assert_array_equal(out[..., eyes], latents[..., eyes])
     for row in range(4):
-        np.testing.assert_allclose(out[row], steadied(prefix[row], latents[row]), atol=1e-5)
+        np.testing.assert_allclose(out[row], smooth(prefix[row], latents[row]), atol=1e-5)
 
 
 def test_a_turn_of_the_head_goes_through_and_jitter_does_not() -> None:

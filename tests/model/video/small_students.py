@@ -17,7 +17,7 @@ from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
 from model.video.weights import Renamer, save_net
 
-FACTS: dict[str, object] = {
+METADATA: dict[str, object] = {
     "role": "student",
     "steps": 2,
     "guidance": [2.0, 1.0],
@@ -52,22 +52,22 @@ def shaken(net: nn.Module) -> nn.Module:
     return net
 
 
-def write_tiny(path: Path, guided: bool = True, **facts: object) -> Path:
+def write_tiny(path: Path, guided: bool = True, **metadata: object) -> Path:
     """video-tiny, 32 pixels a side."""
     torch.manual_seed(0)
     net = TinyNet(TinyConfig(32, 4, 1, 2, unet(48, 16, 2, guided)))
     shaken(net)
-    save_net(path, net, FACTS | facts)
+    save_net(path, net, METADATA | metadata)
     return path
 
 
-def write_video(folder: Path, prefix: int = 3, **facts: object) -> Path:
+def write_video(folder: Path, prefix: int = 3, **metadata: object) -> Path:
     """The real size's folder, with networks that are not of that size."""
     torch.manual_seed(0)
     width, layers = 10, 2
     student = unet(4, width, prefix, True)
     still = UNetConfig(4, 4, (8, 16), 1, (False, True), (2, 2), 4, audio_width=None, motion=None)
-    known = FACTS | {"side": SIDE, "hop": HOP} | facts
+    known = METADATA | {"side": SIDE, "hop": HOP} | metadata
     for name, net in {
         "student": DenoisingUNet(student),
         "reference_unet": ReferenceUNet(still),

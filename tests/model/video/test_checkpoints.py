@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.audio.whisper import WhisperConfig, WhisperEncoder
+from model.models import WEIGHTS
 from model.video import checkpoints
 from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig
 from model.video.face_locator import FaceLocator
@@ -18,6 +19,7 @@ from model.video.reference_unet import ReferenceUNet
 from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
 from model.video.weights import Renamer, fill, load_net, on_meta, save_net
+from model.weights_file import read_header
 
 VAE_SIZES = VAEConfig((4, 8, 8), 1, 3, 2)
 WHISPER_SIZES = WhisperConfig(mels=6, positions=20, width=8, heads=2, layers=2)
@@ -181,11 +183,21 @@ def test_own_files_bring_a_network_back(
     }[kind]()
     shake(net)
     save_net(tmp_path / "net.safetensors", net, {"steps": 6})
-    back, facts = load_net(tmp_path / "net.safetensors")
-    assert (type(back), back.config, facts) == (type(net), net.config, {"steps": 6})
+    back, metadata = load_net(tmp_path / "net.safetensors")
+    assert (type(back), back.config, metadata) == (type(net), net.config, {"steps": 6})
     assert same(net.half(), back)
     full, _ = load_net(tmp_path / "net.safetensors", torch.float32)
     assert {p.dtype for p in full.parameters()} == {torch.float32}
+
+
+def test_video_tiny_is_written_with_new_names_and_read_with_old_ones(tmp_path: Path) -> None:
+    shipped, copy = WEIGHTS / "video-tiny.safetensors", tmp_path / "copy.safetensors"
+    net, metadata = load_net(shipped)
+    save_net(copy, net, metadata)
+    assert "sound.places" in load_file(shipped) and "audio_encoder.places" in load_file(copy)
+    assert "audio_layers" in read_header(copy)["config"]
+    again, read = load_net(copy)
+    assert (again.config, read) == (net.config, metadata) and same(net, again)
 
 
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:

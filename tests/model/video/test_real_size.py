@@ -77,7 +77,7 @@ def sparse_weights(path: Path) -> None:
         "__metadata__": {
             "kind": "denoising_unet",
             "config": json.dumps(asdict(STUDENT)),
-            "facts": "{}",
+            "metadata": "{}",
         }
     }
     end = 0

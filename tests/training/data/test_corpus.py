@@ -123,7 +123,7 @@ def test_the_same_generator_gives_the_same_batch(corpus: Corpus) -> None:
 def test_sound_that_is_heard_beforehand_says_the_same(corpus: Corpus) -> None:
     net = MotionNet(NetConfig(width=32, blocks=1, whisper_blocks=1))
     bare = sampler(corpus).draw_run(3, 2)
-    heard = EncodedWindows(sampler(corpus), net.audio).draw_run(3, 2)
+    heard = EncodedWindows(sampler(corpus), net.audio_encoder).draw_run(3, 2)
     for without, with_it in zip(bare, heard, strict=True):
         x_t, t = torch.randn(without.x0.shape), torch.tensor([0.2, 0.5, 1.0])
         on = {"has_audio": torch.tensor([1.0, 0.0, 1.0])}

@@ -33,28 +33,28 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     assert fada_train("video-teacher", *data, "--out", out, "--steps", 1) == 0
     assert fada_train("video-teacher", *data, "--out", out, "--steps", 2) == 0
     weights = out / "teacher.safetensors"
-    teacher, facts = load_net(weights)
+    teacher, metadata = load_net(weights)
     assert isinstance(teacher, TinyNet) and teacher.config == tiny_config(16)
-    assert facts["role"] == "teacher" and facts["trained_steps"] == 2
+    assert metadata["role"] == "teacher" and metadata["trained_steps"] == 2
 
     taught = (*data, "--teacher", weights, "--steps", 1)
     assert fada_train("video-student", *taught, "--out", tmp_path / "fast") == 0
-    student, facts = load_net(tmp_path / "fast" / "student.safetensors")
+    student, metadata = load_net(tmp_path / "fast" / "student.safetensors")
     assert isinstance(student, TinyNet) and student.config.guided
-    assert facts["steps"] == 6 and "limits" in facts
+    assert metadata["steps"] == 6 and "limits" in metadata
 
     assert (
         fada_train("video-student-multibranch", *taught, "--out", tmp_path / "three", "--recompute")
         == 0
     )
-    balanced, facts = load_net(tmp_path / "three" / "student.safetensors")
+    balanced, metadata = load_net(tmp_path / "three" / "student.safetensors")
     assert isinstance(balanced, TinyNet) and not balanced.config.guided
-    assert "limits" not in facts
+    assert "limits" not in metadata
 
     start = ("--start", tmp_path / "three" / "student.safetensors")
     assert fada_train("video-student", *taught, *start, "--out", tmp_path / "on") == 0
-    grown, facts = load_net(tmp_path / "on" / "student.safetensors")
-    assert isinstance(grown, TinyNet) and grown.config.guided and "limits" in facts
+    grown, metadata = load_net(tmp_path / "on" / "student.safetensors")
+    assert isinstance(grown, TinyNet) and grown.config.guided and "limits" in metadata
     start = ("--start", tmp_path / "fast" / "student.safetensors")
     for other in (("video-student-multibranch",), ("video-student", "--scales", "embedding")):
         with pytest.raises(ValueError, match="a student of the other kind"):
@@ -77,8 +77,8 @@ def test_two_processes_train_teacher_and_student(clips_folder: Path, tmp_path: P
 
     train("video-teacher", "--out", tmp_path / "teacher")
     weights = tmp_path / "teacher" / "teacher.safetensors"
-    teacher, facts = load_net(weights)
-    assert isinstance(teacher, TinyNet) and facts["trained_steps"] == 2
+    teacher, metadata = load_net(weights)
+    assert isinstance(teacher, TinyNet) and metadata["trained_steps"] == 2
     train("video-student", "--teacher", weights, "--out", tmp_path / "fast")
     student, _ = load_net(tmp_path / "fast" / "student.safetensors")
     assert isinstance(student, TinyNet) and student.config.guided
@@ -129,7 +129,7 @@ def test_an_encoder_learns_to_hear_a_mouth(clips: VideoClips, tmp_path: Path) ->
     random = compute.generator(0)
     net = TinyNet(tiny_config(16))
     windows = tiny_windows(clips, net.config, random, compute=compute)
-    regressor = MouthRegressor(net.sound, windows.mouth_dim)
+    regressor = MouthRegressor(net.audio_encoder, windows.mouth_dim)
     objective = VideoAudioEncoderObjective(regressor, windows, 16)
     before = objective.losses()["lip_gap"].item()
     options = RunOptions(tmp_path, 5.0, 60, warm_up_steps=10)
