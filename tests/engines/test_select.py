@@ -184,23 +184,35 @@ def speech_motion(
     )
 
 
-@pytest.mark.parametrize("name", ["motion-fast", "motion-balanced"])
-def test_a_shipped_student_in_single_precision_is_its_network(name: str, examples: Path) -> None:
+Spoken = tuple[MotionWeights, list[Floats]]
+
+
+@pytest.fixture(scope="module", params=["motion-fast", "motion-balanced"])
+def spoken(request: pytest.FixtureRequest, examples: Path) -> Spoken:
+    """A shipped student, and the motion that its network makes of the speech."""
+    weights = shipped(request.param)
+    return weights, speech_motion(weights, None, examples)
+
+
+def test_a_shipped_student_in_single_precision_is_its_network(
+    spoken: Spoken, examples: Path
+) -> None:
     def single(weights: MotionWeights) -> Forward:
         example = motion_inputs(2, weights.net.config.guided)
         return CachedContext(OpenVINONet(weights.net, example, precision="fp32"))
 
-    weights = shipped(name)
-    made, truth = (speech_motion(weights, engine, examples) for engine in (single, None))
+    weights, truth = spoken
+    made = speech_motion(weights, single, examples)
     for mine, theirs in zip(made, truth, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["motion-fast", "motion-balanced"])
-def test_the_selected_engine_moves_a_face_as_the_network_does(name: str, examples: Path) -> None:
+def test_the_selected_engine_moves_a_face_as_the_network_does(
+    spoken: Spoken, examples: Path
+) -> None:
     """In whatever precision this processor is fast in, and on speech that did not decide it."""
-    weights = shipped(name)
-    made, truth = (speech_motion(weights, engine, examples) for engine in (motion_engine, None))
+    weights, truth = spoken
+    made = speech_motion(weights, motion_engine, examples)
     error = np.sqrt(np.mean((np.stack(made) - np.stack(truth)) ** 2)) / np.std(truth)
     assert error < 2 * MAX_MOTION_ERROR
 

@@ -18,13 +18,21 @@ pytestmark = pytest.mark.xdist_group("hostile service")
 
 ALLOWED = "https://app.example"
 ONE, TWO = {"X-API-Key": "0123456789abcdef"}, {"X-API-Key": "fedcba9876543210"}
+KEYS = ",".join(key["X-API-Key"] for key in (ONE, TWO))
 
 
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[Service]:
-    keys = ",".join(key["X-API-Key"] for key in (ONE, TWO))
-    extra = {"FADA_API_KEYS": keys, "FADA_CORS_ORIGINS": ALLOWED, "FADA_HOSTS": "fada.example"}
+    extra = {"FADA_API_KEYS": KEYS, "FADA_CORS_ORIGINS": ALLOWED, "FADA_HOSTS": "fada.example"}
     with running({**FAKE, **extra}) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Service]:
+    """Its keys share, and it is behind a proxy."""
+    extra = {"FADA_KEYS_SHARE": "1", "FADA_TRUSTED_PROXIES": "127.0.0.1"}
+    with running({**FAKE, "FADA_API_KEYS": KEYS, **extra}) as service:
         yield service
 
 
@@ -101,10 +109,8 @@ def test_a_key_sees_its_own_jobs_and_avatars_only(keyed: Service) -> None:
             assert client.delete(path, headers=ONE).status_code == 204
 
 
-def test_keys_may_share() -> None:
-    keys = ",".join(key["X-API-Key"] for key in (ONE, TWO))
-    shared = {**FAKE, "FADA_API_KEYS": keys, "FADA_KEYS_SHARE": "1"}
-    with running(shared) as service, service.client() as client:
+def test_keys_may_share(shared: Service) -> None:
+    with shared.client() as client:
         made = client.post("/avatars", files={"portrait": ("p.png", picture())}, headers=ONE)
         path = f"/avatars/{made.json()['avatar_id']}"
         assert client.get(path, headers=TWO).status_code == 200
@@ -171,15 +177,14 @@ def test_the_documents_say_how_errors_look(service: Service) -> None:
             assert set(kinds) <= {"application/problem+json"}, json.dumps(call)
 
 
-def test_an_address_that_is_none_is_not_believed() -> None:
-    with running({**FAKE, "FADA_TRUSTED_PROXIES": "127.0.0.1"}) as service:
-        with service.client() as client:
-            good = client.get("/models", headers={"X-Forwarded-For": "203.0.113.9"})
-            assert good.status_code == 200
-            bad = client.get("/models", headers={"X-Forwarded-For": "<script>"})
-            assert problem(bad) == (400, "bad_request")
-        assert "203.0.113.9" in service.log.read_text()
-        assert "<script>" not in service.log.read_text()
+def test_an_address_that_is_none_is_not_believed(shared: Service) -> None:
+    with shared.client() as client:
+        good = client.get("/models", headers={"X-Forwarded-For": "203.0.113.9", **ONE})
+        assert good.status_code == 200
+        bad = client.get("/models", headers={"X-Forwarded-For": "<script>", **ONE})
+        assert problem(bad) == (400, "bad_request")
+    assert "203.0.113.9" in shared.log.read_text()
+    assert "<script>" not in shared.log.read_text()
 
 
 def test_a_method_that_is_none_is_not_repeated(service: Service) -> None:

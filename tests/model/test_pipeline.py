@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines import models as engines
+from engines.select import motion_engine
 from model.audio.log_mel import HOP, PREFIX
 from model.audio.stream import windows_of
 from model.models import load_pipeline
@@ -27,7 +27,7 @@ def pipeline() -> StudentPipeline:
 @pytest.fixture(scope="module")
 def compiled() -> StudentPipeline:
     """The same on this machine's engine, for long speech."""
-    return engines.load_pipeline("motion-fast")
+    return load_pipeline("motion-fast", space=MotionOnly(), engine=motion_engine)
 
 
 def features() -> Floats:
