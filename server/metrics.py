@@ -41,7 +41,8 @@ _RATIOS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0,
 
 _sessions = Gauge("fada_sessions", "Jobs in a worker's hands.", ["kind"], registry=_registry)
 _jobs = Counter(
-    "fada_jobs", "Jobs let go, by outcome: done, unwanted, left, or a code.", ["kind", "outcome"],
+    "fada_jobs", "Jobs ended here, by outcome: done, aborted, reader_gone, released, or a code.",
+    ["kind", "outcome"],
     registry=_registry,
 )  # fmt: skip
 _batch = Histogram(
@@ -114,8 +115,8 @@ def job(kind: str) -> Iterator[None]:
 
 
 def job_ended(kind: str, outcome: str) -> None:
-    """``outcome`` is ``done``, a code of `server.errors`, or ``unwanted`` or ``left``: cancelled,
-    not read, or handed over.
+    """``outcome`` is ``done``, a code of `server.errors`, ``aborted`` (cancelled, or read no more),
+    ``reader_gone``, or ``released`` (to another worker).
     """
     _jobs.labels(kind, outcome).inc()
 

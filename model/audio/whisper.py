@@ -1,4 +1,4 @@
-"""Speech as states of Whisper's encoder: what the video networks hear (arXiv 2212.04356).
+"""Speech as states of Whisper's encoder, the audio features of the video networks (2212.04356).
 
 EchoMimic (arXiv 2407.08136) looks at every depth of the encoder at once: the states after the
 positions are added and after each block, before the last norm.
@@ -173,7 +173,7 @@ def frame_count(states: int, fps: float) -> int:
 
 
 def state_indices(states: int, frames: int, fps: float) -> Tensor:
-    """(frames, 10) which states a video frame hears: four before its own, five after.
+    """(frames, 10) indices of each video frame's states: four before its own, five after.
 
     Beyond either end the last state there is repeated.
     """
@@ -198,10 +198,15 @@ STATES_PER_FRAME = STATES_PER_SECOND // FPS
 
 
 class WhisperRows:
-    """A `model.audio.frontend.AudioFrontend`: (10 · depths, width) tokens a frame, as EchoMimic's.
+    """Whisper as a stream: an `AudioFrontend` of EchoMimic's (10 · depths, width) tokens a frame.
 
-    ``past_frames``: of sound before the frame. Rows have half the precision of their type, in
-    which they are kept. One pass of the encoder a row, on its device.
+    Whisper encodes thirty seconds at once and scales levels by the loudest moment; a stream can
+    wait for neither. So each row is computed from a fixed stretch of sound around its frame, placed
+    at the encoder's first positions. That is not what `speech_states` gives for a whole speech, so
+    a student is distilled on these rows; its teacher may use the whole speech.
+
+    ``past_frames`` of sound before the frame are encoded. Rows are rounded to float16, in which
+    they are kept. Each row is one pass of the encoder, on its device.
     """
 
     kept_as: DTypeLike = np.float16

@@ -97,11 +97,20 @@ def unpack_saved(blob: bytes) -> tuple[Snapshot, InboxPosition]:
     if known["partial"] is not None:
         speech, sent = known["partial"]
         before = SessionState.from_bytes(arrays["before"].tobytes())
-        partial = PartialWindow(speech, arrays["latents"].astype(np.float32), before, sent)
+        partial = PartialWindow(
+            speech=speech,
+            latents=arrays["latents"].astype(np.float32),
+            before=before,
+            sent=sent,
+        )
     snapshot = Snapshot(
         state=SessionState.from_bytes(arrays["state"].tobytes()),
         video=MuxerState(
-            sequence, frames, samples_in, samples_out, arrays["sound"].astype(np.int16)
+            sequence=sequence,
+            frames=frames,
+            samples_in=samples_in,
+            samples_out=samples_out,
+            sound=arrays["sound"].astype(np.int16),
         ),
         closed=bool(known["closed"]),
         speech=arrays["speech"].tobytes(),

@@ -1,8 +1,7 @@
 """Inside the sandbox: a template process that keeps decoders forked, one for each upload.
 
-The template has the libraries loaded and never looks at an upload itself. A decoder gives up its
-privileges, waits, serves one upload over its socket and ends: whatever a file does to it is gone
-with it.
+The template has the libraries loaded and never reads an upload itself. A decoder drops its
+privileges, waits, serves one upload over its socket and ends, so no file can affect another.
 """
 
 from __future__ import annotations
@@ -88,7 +87,9 @@ def _decoder(
     """Wait for one upload, and decode it."""
     _give_up_privileges()
     if not select.select([control], [], [], _QUIET_S)[0]:
-        _warm_up(*samples)  # not at once: whoever took the decoder before needs the processor now
+        _warm_up(
+            *samples
+        )  # not at once: the upload that took the decoder before needs the processor now
     _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
     os.write(announce, _PID.pack(os.getpid() if descriptors else _CLOSED))
     if descriptors:
@@ -96,7 +97,7 @@ def _decoder(
 
 
 def _warm_up(picture: bytes, speech: bytes) -> None:
-    """Touch what decoding needs, before anybody waits for it.
+    """Touch what decoding needs before an upload waits for it.
 
     The first picture teaches the allocator to keep such blocks, the second leaves them mapped: to
     map them anew takes as long as to decode.
@@ -201,7 +202,7 @@ def _serve(sock: socket.socket, shared: mmap.mmap | None, mapped: int) -> None:
     except MemoryError:
         _refuse(sock, "unsupported_media", "decoding it takes more memory than is allowed")
     except (OSError, wire.Closed):
-        return  # the worker does not want it any more
+        return  # the worker has dropped this upload
     except Exception:
         _refuse(sock, "internal_error", traceback.format_exc()[-_TRACE_BYTES:])
 

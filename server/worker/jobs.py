@@ -53,8 +53,8 @@ async def run_job(
 ) -> messages.AvatarCreated | messages.Done:
     """The whole job, or what another worker left of it.
 
-    Raises `ServiceError` for input that cannot be used, `JobAborted` when nobody reads, or the job
-    has ended or is another worker's.
+    Raises `ServiceError` for input that cannot be used, and `JobAborted` when its reader stopped,
+    or the job has ended or belongs to another worker.
     """
     if claim.attempts > _MAX_TRIES:
         raise ServiceError("internal_error", f"{_MAX_TRIES} workers ended while they did this job")
@@ -104,13 +104,13 @@ class _VideoJob:
         self._commands = resources.consumer.commands(claim.job_id, self._position.entry)
 
     async def _while_read(self, job: Coroutine[Any, Any, messages.Done]) -> messages.Done:
-        """Do the job while its readers' commands come in, and as long as they live."""
+        """Do the job, apply its readers' commands meanwhile, and end it when they are gone."""
         main = asyncio.create_task(job)
         others = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch_reader())]
         try:
             done, _ = await asyncio.wait({main, *others}, return_when=asyncio.FIRST_COMPLETED)
             if main not in done:
-                done.pop().result()  # neither ends but by an error
+                done.pop().result()  # they end by an error only
             return await main
         finally:
             await cancel_and_wait([main, *others])
@@ -267,7 +267,7 @@ class AnimationJob(_VideoJob):
     async def _inputs(
         self, request: messages.AnimateRequest, pipeline: AvatarPipeline
     ) -> tuple[DecodedSpeech, Reference]:
-        """Both uploads, decoded side by side. What is wrong with the sound is raised first."""
+        """Both uploads, decoded side by side. Errors of the sound are raised first."""
         resources, job_id = self._resources, self._claim.job_id
         audio = await resources.part(job_id, "audio")
         portrait = asyncio.create_task(resources.reference(job_id, request.avatar_id, pipeline))

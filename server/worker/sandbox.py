@@ -1,8 +1,8 @@
-"""Pictures and sound that strangers send, decoded where a crash hurts nobody.
+"""Decodes untrusted pictures and sound in isolated processes.
 
-Each upload is decoded by a process of its own (`server.worker.decoder`), without network, files
-or privileges and with bounded memory and time. If it ends before its answer does, that upload is
-refused, and nothing else happens.
+Each upload gets a process of its own (`server.worker.decoder`), without network, files or
+privileges and with bounded memory and time. If that process ends before its answer does, only its
+upload is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from server.worker import wire
 
 log = logging.getLogger("fada.worker")
 
-# How long an answer may take; processor time is bounded far lower, but a busy machine takes longer.
+# Wall time of an answer. Processor time is bounded far lower, but a busy machine takes longer.
 _ANSWER_S = 60.0
 _SMALL_BYTES = 1 << 16
 _BLOCK_BYTES = 16 << 20  # a container's longest frame, resampled
@@ -41,9 +41,9 @@ _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRT
 
 
 class Sandbox:
-    """Starts ``program``, which keeps decoders waiting: each takes one descriptor that is sent.
+    """Starts ``program``, which keeps decoders ready: each takes one descriptor that is sent.
 
-    May be used from several threads. `close` ends all that is being decoded.
+    Thread-safe. `close` ends all decoders.
     """
 
     def __init__(self, program: Sequence[str] = _PROGRAM) -> None:
@@ -63,7 +63,7 @@ class Sandbox:
                 answer = _answer(sock, wire.PICTURE, 8, "picture")
             try:
                 height, width = struct.unpack("<2I", answer)
-                # Read, not mapped: a file that was cut short would end whoever had mapped it.
+                # Not mapped: if the decoder truncates the file, reading a map of it kills us.
                 pixels = os.pread(memory, min(3 * height * width, 3 * MAX_PIXELS), 0)
                 return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
             except (struct.error, ValueError) as error:
@@ -154,7 +154,7 @@ class _Blocks(Iterator[AudioBlock]):
             if not answer:
                 raise StopIteration
             return self._block(answer)
-        except BaseException:  # the end, too
+        except BaseException:  # StopIteration included
             self.close()
             raise
 
@@ -172,7 +172,7 @@ class _Blocks(Iterator[AudioBlock]):
     def close(self) -> None:
         self._sock.close()
 
-    __del__ = close  # a thread's result may come after whoever waited for it was cancelled
+    __del__ = close  # a thread's result may come after its job was cancelled
 
 
 def _answer(sock: socket.socket, expected: bytes, most: int, what: str) -> bytearray:

@@ -7,12 +7,12 @@
             ...  # VideoStarted once, then VideoFragment and, live only, SpeechInterrupted
 
 A live session takes `push_audio`, `interrupt`, `update` and `end` at any time, on the event loop
-that iterates it. The caller publishes, and it sets the pace: no fragment is drawn before the caller
-asks for it, so back-pressure is to ask later. Only a file's next windows are denoised meanwhile.
+that iterates it. The caller publishes, and no fragment is drawn before the caller asks for it:
+back-pressure is to ask later. Only a file's next windows are denoised meanwhile.
 
-A snapshot is where the session stands right after its event. A session of any other process that is
-given it (with the same request and the sound that the snapshot does not hold yet) makes exactly
-what would have come next. Needs neither broker nor server: a running `Batcher` and a thread pool.
+A snapshot is the state right after its event. Given to a session in any other process, with the
+same request and the sound that it does not hold yet, it continues exactly where this one stopped.
+A session needs a running `Batcher` and a thread pool; it needs no broker and no server.
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ class VideoSession:
         now = self._now(video)
         data = await asyncio.get_running_loop().run_in_executor(self._pool, video.muxer.close)
         if data:
-            closing = VideoFragment(now.video.sequence, now.state.frames_done, 0, data)
+            closing = VideoFragment(
+                index=now.video.sequence, first_frame=now.state.frames_done, frames=0, data=data
+            )
             yield closing, replace(now, closed=True)
 
     async def _open(self, snapshot: Snapshot | None) -> Video:
@@ -235,13 +237,13 @@ class VideoSession:
         latents, self._denoised_state = await self._batcher.step(
             self._name, planned.deadline_s, task
         )
-        window = PartialWindow(planned.speech, latents, before, 0)
+        window = PartialWindow(speech=planned.speech, latents=latents, before=before, sent=0)
         return _Denoised(window, time.monotonic() - planned.began_s)
 
     async def _show(
         self, video: Video, window: PartialWindow, work_s: float
     ) -> AsyncGenerator[tuple[VideoFragment, Snapshot], None]:
-        """A window's fragments, as far as they go on being wanted."""
+        """A window's fragments, until an interrupt or speech makes the rest of them obsolete."""
         speech, loop, count = self._speech, asyncio.get_running_loop(), len(window.latents)
         for first in range(window.sent, count, speech.fragment_frames):
             if not await speech.still_wanted(window.speech, begun=first > 0):
@@ -357,7 +359,9 @@ class RawFrames:
     codecs = ""
 
     def __init__(self, state: MuxerState | None = None) -> None:
-        self._state = state or MuxerState(0, 0, 0, 0, np.zeros(0, np.int16))
+        self._state = state or MuxerState(
+            sequence=0, frames=0, samples_in=0, samples_out=0, sound=np.zeros(0, np.int16)
+        )
         self.pictures: NDArray[np.uint8] = np.zeros((0, 0, 0, 3), np.uint8)
 
     def init_segment(self) -> bytes:

@@ -1,6 +1,6 @@
-"""Messages between a worker and its decoders: a letter, a length, that many bytes.
+"""Messages between a worker and its decoders: one letter, a length, that many bytes.
 
-Nothing is pickled: what a decoder sends is as little trusted as the file that it decodes.
+Nothing is pickled: a decoder's output is as untrusted as the file that it decodes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def receive(sock: socket.socket, most: int) -> tuple[bytes, bytearray]:
     """The next message. Raises `Closed`, ``OSError``, and ``ValueError`` beyond ``most`` bytes."""
     kind, length = _HEAD.unpack(_exactly(sock, _HEAD.size))
     if length > most:
-        raise ValueError(f"a message of {length} bytes, expected at most {most}")
+        raise ValueError(f"length = {length}, expected at most {most} bytes")
     return kind, _exactly(sock, length)
 
 

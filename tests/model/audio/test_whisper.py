@@ -71,7 +71,7 @@ def test_long_speech_is_encoded_in_pieces_of_the_encoders_length() -> None:
 
 @settings(max_examples=50)
 @given(st.integers(1, 400), st.floats(12, 60), st.integers(1, 100))
-def test_a_frame_hears_what_surrounds_it(states: int, fps: float, frames: int) -> None:
+def test_a_frames_states_surround_it(states: int, fps: float, frames: int) -> None:
     heard = state_indices(states, frames, fps)
     assert heard.shape == (frames, 10)
     assert int(heard.min()) >= 0 and int(heard.max()) < states

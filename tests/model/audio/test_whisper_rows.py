@@ -53,7 +53,7 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
     sound = noise(samples)
     offline, live = SpeechStream(WINDOW_SPEC), SpeechStream(WINDOW_SPEC)
     made: list[Window] = []
-    heard: list[Floats] = []
+    shown: list[Floats] = []
     for i, piece in enumerate(np.split(sound, sorted(min(c, samples) for c in cuts))):
         if i == restore_at:
             offline = SpeechStream.restore(offline.state(), WINDOW_SPEC)
@@ -62,7 +62,7 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
         made += offline.take_windows(len(made))
         live.push(piece)
         while not live.missing:
-            heard.append(live.window(len(heard), WINDOW_SPEC.hop, rest=False).features)
+            shown.append(live.window(len(shown), WINDOW_SPEC.hop, rest=False).features)
             live.skip(WINDOW_SPEC.hop)
     offline.finish()
     made += offline.take_windows(len(made))
@@ -71,14 +71,14 @@ def test_any_chunking_and_a_restore_in_between_give_bit_same_windows(
     assert [(w.index, w.frames) for w in made] == [(w.index, w.frames) for w in expected]
     for one, other in zip(made, expected, strict=True):
         np.testing.assert_array_equal(one.features, other.features)
-    for features, other in zip(heard, expected, strict=False):
+    for features, other in zip(shown, expected, strict=False):
         np.testing.assert_array_equal(features, other.features)
     live.pause()
-    shown = len(heard) * WINDOW_SPEC.hop
-    assert shown + live.rows == max(shown, -(-samples // SAMPLES_PER_FRAME))
+    frames = len(shown) * WINDOW_SPEC.hop
+    assert frames + live.rows == max(frames, -(-samples // SAMPLES_PER_FRAME))
 
 
-def test_a_row_is_what_echomimic_hears_of_that_stretch() -> None:
+def test_a_row_is_echomimics_tokens_of_that_stretch() -> None:
     frames = samples_per_row(ROWS) // SAMPLES_PER_FRAME
     rows = rows_of(2 * frames)  # the stretch fills the encoder, so nothing is padded
     stretch = noise(samples_per_row(rows))
@@ -93,7 +93,7 @@ def test_rows_are_kept_without_loss() -> None:
     assert np.abs(row - ROWS.silence()).max() > 0.01
 
 
-def test_a_windower_that_begins_early_knows_the_whole_past() -> None:
+def test_a_stream_that_begins_early_knows_the_whole_past() -> None:
     sound, late = noise(20_000), 4
     skip = (late - WINDOW_SPEC.warmup_windows) * WINDOW_SPEC.hop * SAMPLES_PER_FRAME
     expected, early = whole(sound), whole(sound[skip:])

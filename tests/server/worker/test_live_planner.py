@@ -29,7 +29,7 @@ class Player:
         self.made: list[tuple[float, bool, int]] = []  # when, speech, frames
         self.output: list[np.ndarray] = []
 
-    def hear(self, seconds: float) -> None:
+    def push(self, seconds: float) -> None:
         self.planner.push_audio(pcm(seconds), self.now_s)
 
     def make(self, turn: NextWindow) -> None:
@@ -76,7 +76,7 @@ def test_rest_never_runs_ahead_of_the_clock_by_more_than_a_window() -> None:
 def test_without_idle_nothing_is_made_before_sound_comes() -> None:
     player = Player(idle=False)
     assert player.planner.next(player.now_s) == Wait(None)
-    player.hear(0.3)
+    player.push(0.3)
     assert player.planner.next(player.now_s) == Wait(None)  # no whole window yet
     player.planner.end()
     assert player.planner.next(player.now_s) == NextWindow(True, 8)
@@ -115,7 +115,7 @@ def test_speech_at_any_time_is_shown_whole_and_without_a_gap(
 
 def test_late_sound_is_waited_for_and_then_counts_as_ended() -> None:
     player = Player(idle=True)
-    player.hear(0.6)
+    player.push(0.6)
     turn = player.planner.next(player.now_s)
     assert turn == NextWindow(True, 8)
     player.make(NextWindow(True, 8))
@@ -129,7 +129,7 @@ def test_late_sound_is_waited_for_and_then_counts_as_ended() -> None:
     assert player.planner.next(player.now_s) == NextWindow(False, 8)
 
 
-def test_who_was_late_does_not_hurry() -> None:
+def test_rest_does_not_catch_up_after_a_stall() -> None:
     player = Player(idle=True)
     player.run(101.0)
     player.now_s += 5.0  # the reader stood still
@@ -170,7 +170,7 @@ def test_speech_is_begun_as_soon_as_it_is_there() -> None:
         assert max(waits) <= HOP_S + 0.16 + 0.05, offset_s
 
 
-def test_a_hiccup_delays_what_is_said_then_and_not_for_ever() -> None:
+def test_speech_catches_up_after_a_stall() -> None:
     for stall_s in (0.1, 0.5, 2.0):
         player = Player(idle=True)
         waits = spoken_to(player, 8.0, 3.0, stall_s)
@@ -182,7 +182,7 @@ def test_a_hiccup_delays_what_is_said_then_and_not_for_ever() -> None:
 
 def test_an_interrupt_drops_all_that_waits_and_rests_once() -> None:
     player = Player(idle=False)
-    player.hear(3.0)
+    player.push(3.0)
     player.make(NextWindow(True, 8))
     player.planner.interrupt()
     assert not player.stream.waiting
@@ -232,7 +232,7 @@ def test_sound_for_a_frame_is_a_frame_long() -> None:
 
 
 @pytest.mark.parametrize(("passed_s", "late_s"), [(0.1, 0.1), (1.5, 1.5), (-7.0, 0.0), (1e6, 5.0)])
-def test_who_goes_on_for_another_knows_how_late_it_is(passed_s: float, late_s: float) -> None:
+def test_a_resumed_planner_knows_how_late_it_is(passed_s: float, late_s: float) -> None:
     """Also by a clock that is wrong, and on a machine whose own begins anywhere."""
     player = Player(idle=True)
     player.run(103.0)

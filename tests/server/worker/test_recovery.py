@@ -63,11 +63,11 @@ class Tape:
     dies_at: int = 10_000
     dies_before: bool = False
     longest: int = 0
-    told: int = 0
+    sent: int = 0
 
     def send_command(self, command: messages.AnyCommand) -> None:
-        self.told += 1
-        self.commands_.append((f"{self.told}-0", command))
+        self.sent += 1
+        self.commands_.append((f"{self.sent}-0", command))
 
     async def part(self, job_id: str, part: str) -> bytes | None:
         return self.parts.get(part)
@@ -296,7 +296,7 @@ def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
         asyncio.run(once(quarantined=True))
 
 
-def test_who_lost_the_job_publishes_no_more() -> None:
+def test_a_worker_that_lost_the_job_publishes_no_more() -> None:
     class Lost(Tape):
         async def publish(self, *arguments: object, **options: object) -> bool:
             return False

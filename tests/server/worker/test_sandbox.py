@@ -84,7 +84,7 @@ def test_many_at_once_do_not_mix(sandbox: Sandbox) -> None:
     assert lengths == [(1 + n) * SAMPLE_RATE for n in range(6)]
 
 
-def test_who_loses_interest_leaves_no_decoder(sandbox: Sandbox) -> None:
+def test_dropping_a_speech_leaves_no_decoder(sandbox: Sandbox) -> None:
     speech = sandbox.speech(sound(60.0), SAMPLE_RATE, 100.0)
     next(speech.blocks)
     speech.blocks.close()

@@ -79,7 +79,7 @@ def offline(examples: Path, deaths: Deaths, pipeline: AvatarPipeline) -> Tape:
 
 
 @pytest.mark.parametrize("make", [live, offline])
-def test_who_goes_on_makes_the_same_latents(
+def test_a_resumed_session_makes_the_same_latents(
     examples: Path, recorder: Recorder, make: Callable[[Path, Deaths, AvatarPipeline], Tape]
 ) -> None:
     recorder.made.clear()

@@ -108,7 +108,7 @@ def check(events: list[messages.AnyEvent]) -> None:
     assert isinstance(events[-1], messages.Done), events[-1]
 
 
-async def test_who_is_told_to_stop_hands_his_sessions_over(url: str) -> None:
+async def test_a_stopping_worker_hands_its_sessions_over(url: str) -> None:
     async with clients(url) as client, working(client, "w1") as stop:
         job_id = await talk(client, 1)
         watching = asyncio.create_task(watch(client, job_id))
@@ -120,7 +120,7 @@ async def test_who_is_told_to_stop_hands_his_sessions_over(url: str) -> None:
             check(await watching)
 
 
-async def test_the_last_one_finishes_what_he_can(url: str) -> None:
+async def test_the_last_worker_finishes_what_it_can(url: str) -> None:
     async with clients(url) as client, working(client, "w1") as stop:
         job_id = await talk(client, 1)
         watching = asyncio.create_task(watch(client, job_id))
@@ -139,7 +139,7 @@ async def test_what_cannot_be_finished_in_the_drain_time_ends_with_an_error(url:
         assert isinstance(ending, messages.Failed) and "stopping" in ending.detail
 
 
-async def test_too_many_that_were_taken_over_are_shared_with_who_comes(
+async def test_reclaimed_sessions_beyond_capacity_go_to_a_new_worker(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All are handed over; on a busy machine others would take what is only late.
