@@ -1,4 +1,4 @@
-"""What abuse costs a service, and whether a neighbour notices.
+"""The cost of abuse for a service, and its effect on another client.
 
     python bench/abuse.py [--seconds 12] [--only NAME ...]
 

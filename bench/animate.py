@@ -1,11 +1,11 @@
-"""How fast `POST /animate` is: the first fragment, and the whole video against real time.
+"""Latency and speed of `POST /animate`: first fragment, and whole video against real time.
 
-Runs against a service that is already running (`fada serve`), over real HTTP:
+Runs against a running service (`fada serve`) over HTTP:
 
     python bench/animate.py docs/examples/astronaut.jpg docs/examples/speech.wav
 
 The clock starts when the last byte of the upload is handed to the socket. Every run uploads the
-portrait anew, so nothing of it is prepared; the first run, which warms the service, is not counted.
+portrait again, so none of it is cached; the first run warms up and is not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import httpx
 
+from bench.live.report import processor
+
 
 @dataclass(frozen=True)
 class Run:
@@ -32,7 +34,7 @@ class Run:
 
 
 def fragments(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The top-level boxes of an MP4, each when its last byte has come."""
+    """The top-level boxes of an MP4, each as soon as it is complete."""
     buffer = b""
     for chunk in chunks:
         buffer += chunk
@@ -42,7 +44,7 @@ def fragments(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def run(client: httpx.Client, portrait: Path, audio: Path, size: int) -> Run:
-    """One request. Raises ``RuntimeError`` with the service's words when it refuses."""
+    """One request. Raises ``RuntimeError`` with the service's answer if it refuses."""
     files = {
         "portrait": (portrait.name, portrait.read_bytes()),
         "audio": (audio.name, audio.read_bytes()),
@@ -69,14 +71,6 @@ def run(client: httpx.Client, portrait: Path, audio: Path, size: int) -> Run:
         job = response.headers["x-job-id"]
     media_s = client.get(f"/jobs/{job}").json()["duration_s"]
     return Run(first_s - sent_s, whole_s - sent_s, media_s)
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""FLOPs and bytes of the video networks on paper, and what cards can make of them at best.
+"""FLOPs and memory traffic of the video networks, and lower bounds of their time on GPUs.
 
     python bench/flops.py [--frames 12] [--prefix 4]
 
-Real sizes, 512 × 512 pixels, half precision, on the meta device: nothing is computed. FLOPs are
-those of torch's own counter (a multiply and an add are two). Bytes are what convolutions, matrix
-products, attention and norms read and write once each, with everything elementwise fused into
-them. The floor of an operation is the longer of its two times at the card's full rate, and the
-floor of a network is their sum: no program can be faster.
+Full size, 512 × 512 pixels, half precision, on the meta device: nothing is computed. FLOPs are
+those of torch's counter (a multiply and an add are two). Bytes are what convolutions, matrix
+products, attention and norms read and write once, with elementwise operations fused into them. The
+floor of an operation is the longer of its two times at the card's peak rates, and the floor of a
+network is their sum: no program can be faster (roofline model, Williams et al. 2009).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Cost:
 
 
 class _Operations(TorchFunctionMode):
-    """Notes each operation that must touch memory."""
+    """Records the operations that must access memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ _FLOPS: dict[str, Callable[[tuple[Any, ...], Tensor], float]] = {
 
 
 def count(net: nn.Module, run: Callable[[], object]) -> Cost:
-    """What ``run`` costs. Raises ``RuntimeError`` if torch's counter finds other FLOPs."""
+    """The cost of ``run``. Raises ``RuntimeError`` if torch's counter disagrees on FLOPs."""
     operations, counter = _Operations(), FlopCounterMode(display=False)
     with torch.device("meta"), torch.inference_mode(), counter, operations:
         run()
@@ -116,7 +116,7 @@ def count(net: nn.Module, run: Callable[[], object]) -> Cost:
 
 
 def denoiser_costs(frames: int, prefix: int, guided: bool) -> tuple[Cost, Cost]:
-    """What the conditions of a window of ``frames`` new frames cost once, and each pass."""
+    """Costs of a window's conditions, once, and of each pass over ``frames`` new frames."""
     config = UNetConfig(guided=guided, prefix_frames=prefix)
     net = on_meta(lambda: DenoisingUNet(config)).half().eval()
     with torch.device("meta"):
@@ -192,9 +192,9 @@ def print_networks(costs: dict[str, Cost]) -> None:
 
 
 def print_speeds(
-    plain: Cost, context: Cost, student: Cost, decoder: Cost, tiny: Cost, frames: int
+    plain: Cost, context: Cost, student: Cost, *, decoder: Cost, tiny: Cost, frames: int
 ) -> None:
-    """Frames a second at the floor: a window's context, its passes, and decoding its frames."""
+    """Frames per second at the floor: a window's context, its passes, and decoding its frames."""
     nothing = Cost((), 0)
     ways = [
         ("teacher, 25 steps × 3 branches", 75, plain, nothing, decoder),
@@ -245,7 +245,7 @@ def main() -> None:
         }
     )
     print("\nFrames a second at the floor:")
-    print_speeds(plain, context, student, decode, tiny, frames)
+    print_speeds(plain, context, student, decoder=decode, tiny=tiny, frames=frames)
 
 
 if __name__ == "__main__":

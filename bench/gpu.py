@@ -1,13 +1,13 @@
-"""Engines of the video networks at real size, on the GPU that is here: how fast, how near the card.
+"""Speed of the video networks' engines at full size on this GPU, against the card's peak.
 
     python bench/gpu.py [--networks …] [--backends …] [--precisions …] [--batches 1,2,4,8] [--out F]
-    python bench/gpu.py --dry                  # tiny networks, on the CPU: does the program work?
+    python bench/gpu.py --dry                  # tiny networks on the CPU, to try the program
 
-Weights are random. Each network, backend and precision is built (and compared with its network in
-single precision, see `fada engines build`) and timed in a process of its own, so that what fails,
-or is out of memory, spoils nothing else; it is a line of the table, with its reason. Times are the
-median of repeated calls between CUDA events, after as many to warm up. FLOPs are torch's own count;
-the card's rate is its maker's, dense, half precision, single-precision sums (`bench/flops.py`).
+Weights are random. Each network, backend and precision is built, compared with its network in
+single precision (see `fada engines build`) and timed in its own process, so that a failure or lack
+of memory only costs its line of the table. Times are the median of repeated calls between CUDA
+events, after as many warm-up calls. FLOPs are torch's count; the card's peak is its maker's,
+dense, in half precision with single-precision sums (`bench/flops.py`).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _card(dry: bool) -> str:
 
 
 def _measured(cases: Iterable[Case], chosen: argparse.Namespace) -> Iterable[Timing]:
-    """Every case in a process of its own, its lines of the table as soon as they are there."""
+    """Measure every case in its own process, and print its lines as they come."""
     print("| network | engine | function | batch | ms | TFLOP/s | of the card | memory | off by |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     peak = 0.0 if chosen.dry else _peak(torch.cuda.get_device_name())
@@ -125,7 +125,7 @@ def _measured(cases: Iterable[Case], chosen: argparse.Namespace) -> Iterable[Tim
 
 
 def _peak(name: str) -> float:
-    """The card's FLOP/s; 0: not known."""
+    """The card's FLOP/s; 0 if unknown."""
     return next((rate for part, rate in PEAKS.items() if part in name), 0.0)
 
 
@@ -142,12 +142,12 @@ def _line(timing: Timing, peak: float) -> str:
 
 
 def measure(case: Case, batches: tuple[int, ...], out: Path, dry: bool) -> list[Timing]:
-    """Builds one engine and times all its functions."""
+    """Build one engine and time all its functions."""
     device = "cpu" if dry else "cuda"
     torch.set_num_threads(1 if dry else torch.get_num_threads())
     chosen = example_model(case.network, tiny=dry, device=device)
     programs, parity = _programs(case, chosen, range(1, max(batches) + 1), out, device)
-    # Of the functions' inputs and FLOPs the network in half precision knows as much.
+    # In half precision the network has the same inputs and FLOPs as in FP8.
     net = in_precision(
         chosen.net, case.precision if case.precision != "fp8" else "fp16", chosen.inputs
     )
@@ -175,7 +175,7 @@ def measure(case: Case, batches: tuple[int, ...], out: Path, dry: bool) -> list[
 def _programs(
     case: Case, chosen: ExampleModel, batch: range, out: Path, device: str
 ) -> tuple[dict[str, Program], float]:
-    """The network's functions, and how far they are off."""
+    """The network's functions, and their largest error."""
     if case.backend == "eager":
         net = in_precision(chosen.net, case.precision, chosen.inputs).to(device)
         graphs = graphs_of(net, _on(device, chosen.inputs)(2))
@@ -195,7 +195,7 @@ def _tflop(graph: Graph, rows: Tensors) -> float:
 
 
 def _time(program: Callable[[Tensors], Any], rows: Tensors, device: str) -> tuple[float, float]:
-    """Median milliseconds, and the most memory meanwhile, in GB."""
+    """Median milliseconds, and peak memory in GB."""
     with torch.inference_mode():
         if device == "cpu":
             return _cpu_ms(program, rows), 0.0
@@ -210,7 +210,7 @@ def _time(program: Callable[[Tensors], Any], rows: Tensors, device: str) -> tupl
             done.record()
             done.synchronize()
             spent.append(float(begun.elapsed_time(done)))
-        free, total = torch.cuda.mem_get_info()  # TensorRT's own is not in torch's count
+        free, total = torch.cuda.mem_get_info()  # includes TensorRT's, which torch does not count
         return statistics.median(spent), (total - free) / 1e9
 
 
@@ -224,7 +224,7 @@ def _cpu_ms(program: Callable[[Tensors], Any], rows: Tensors) -> float:
 
 
 def print_speeds(timings: list[Timing]) -> None:
-    """Frames a second of whole windows: the context once, the student's steps, the decoder."""
+    """Print frames per second of whole windows: context once, the student's steps, decoding."""
     best: dict[tuple[str, str, str, int], float] = {}
     for timing in timings:
         engine = f"{timing.case.backend} {timing.case.precision}"

@@ -1,10 +1,10 @@
-"""How lively a student's face is, by two choices: the splines and the noise's temperature.
+"""Liveliness of a student's face, by the smoothing spline and the temperature of the noise.
 
     python bench/liveliness.py --data GRID --speech SPEECH [--temperatures 1:1,1.2:1.6]
 
-Three Markdown tables. Head and jaw over held-out clips: the real speaker's, and of one take as it
-was sampled and smoothed by each spline. And takes at each temperature (eyes':head's): how they
-vary, whole and by parts of the face, and what they say, on the clips and on voices never heard.
+Prints three Markdown tables. Head and jaw over held-out clips: the real speaker's, and one seed's
+as sampled and smoothed by each spline. And several seeds at each temperature (eyes:head):
+diversity of the face and its parts, and figures of the clips and of unseen voices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model.motion.rollout import MotionOnly
 from model.motion.smoothing import HEAD, HEAD_AT, LIPS, LIPS_AT, Smoothing, apply_spline
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, ROTATION
 from model.types import Floats
-from training.evaluation.evaluate import HeldOut, held_out_set, run_speeches
+from training.evaluation.evaluate import HeldOut, generate, held_out_set
 from training.evaluation.metrics import (
     JAW,
     MotionFeatures,
@@ -39,10 +39,10 @@ from training.evaluation.metrics import (
 )
 
 Integers = NDArray[np.intp]
-# Splines to compare, the last is `model.motion.smoothing`'s.
+# Splines to compare; the last one is in use.
 HEADS = (Smoothing(10, 3, 3), Smoothing(3, 3, 1), Smoothing(3, 6, 1), HEAD)
 MOUTHS = (Smoothing(0.01, 1, 0), Smoothing(0.02, 3, 0), Smoothing(0.05, 3, 0), LIPS)
-TAKES = 3
+SEEDS = 3
 PARTS = {
     "mouth": LIPS_AT,
     "eyes": np.array([i for i, name in enumerate(ACTIONS) if name.startswith("eye")]),
@@ -52,22 +52,24 @@ PARTS = {
 PARTS["all but the mouth"] = np.concatenate([PARTS[name] for name in ("eyes", "brows", "head")])
 
 
-def said(weights: MotionWeights, spoken: list[Utterance], take: int) -> list[Floats]:
-    """The motion (T, 58) of each, as in service."""
+def speak(weights: MotionWeights, utterances: list[Utterance], seed: int) -> list[Floats]:
+    """The motion (T, 58) of each utterance, as in service."""
     pipeline = motion_pipeline("lively", weights, MotionOnly())
-    first, known = take * len(spoken), pipeline.metadata
-    return run_speeches(pipeline, spoken, first, known.guidance, known.steps)
+    first, known = seed * len(utterances), pipeline.metadata
+    return generate(pipeline, utterances, first, guidance=known.guidance, steps=known.steps)
 
 
-def again(motion: Floats, at: Integers, old: Smoothing, new: Smoothing | None) -> Floats:
-    """(T, 58) with the latents ``at`` as they were before `old` smoothed them, its equation solved
-    for x, and smoothed by ``new``, each window after what came out before it."""
+def resmoothed(motion: Floats, at: Integers, *, old: Smoothing, new: Smoothing | None) -> Floats:
+    """``motion`` (T, 58) with the latents ``at`` smoothed by ``new`` instead of ``old``.
+
+    ``old`` is inverted by solving its equation; ``new`` None leaves the latents unsmoothed.
+    """
     own, past = old.spline()
     before = np.zeros((PREFIX, MOTION_DIM), np.float32)
     padded, done = np.concatenate([before, motion]), before[:, at]
     for start in range(0, len(motion) - HOP + 1, HOP):
-        told, window = padded[start : start + PREFIX, at], motion[start : start + HOP, at]
-        raw = np.linalg.solve(own, window - past @ told[-past.shape[1] :])
+        prefix, window = padded[start : start + PREFIX, at], motion[start : start + HOP, at]
+        raw = np.linalg.solve(own, window - past @ prefix[-past.shape[1] :])
         made = raw if new is None else apply_spline(new.spline(), done[-PREFIX:], raw)
         done = np.concatenate([done, made])
     result = motion[: len(done) - PREFIX].copy()
@@ -76,7 +78,7 @@ def again(motion: Floats, at: Integers, old: Smoothing, new: Smoothing | None) -
 
 
 def print_splines(tests: HeldOut, motions: list[Floats]) -> None:
-    """The first two tables, of whole windows."""
+    """Print the first two tables, over whole windows."""
     truth = [m[: len(m) // HOP * HOP] for m in tests.real]
 
     def rough(some: list[Floats], columns: slice | list[int]) -> str:
@@ -91,7 +93,7 @@ def print_splines(tests: HeldOut, motions: list[Floats]) -> None:
     print(f"| head | {heads} |\n| --- |" + " ---: |" * 3)
     print(f"| the real speaker | {rough(truth, ROTATION)} |")
     for by in (None, *HEADS):
-        turned = [again(m, HEAD_AT, HEAD, by) for m in motions]
+        turned = [resmoothed(m, HEAD_AT, old=HEAD, new=by) for m in motions]
         print(f"| {_name(by)} | {rough(turned, ROTATION)} |")
     print(f"\n| jaw | {heads} | jaw r | /p b m/ closed |\n| --- |" + " ---: |" * 5)
     phones = [s.phones for s in tests.clips]
@@ -103,7 +105,7 @@ def print_splines(tests: HeldOut, motions: list[Floats]) -> None:
 
     print(f"| the real speaker | {rough(truth, [JAW])} | {spoken(truth)} |")
     for by in (None, *MOUTHS):
-        moved = [again(m, LIPS_AT, LIPS, by) for m in motions]
+        moved = [resmoothed(m, LIPS_AT, old=LIPS, new=by) for m in motions]
         print(f"| {_name(by)} | {rough(moved, [JAW])} | {spoken(moved)} |")
 
 
@@ -120,31 +122,31 @@ def _mean(values: Sequence[float]) -> float:
 def at_temperature(
     weights: MotionWeights, tests: HeldOut, temperature: list[float]
 ) -> dict[str, float]:
-    """A row of the third table, by column: means over the takes."""
+    """A row of the third table, by column: means over the seeds."""
     warm = replace(weights, metadata={**weights.metadata, "temperature": temperature})
-    takes = [said(warm, tests.clips, take) for take in range(TAKES)]
+    by_seed = [speak(warm, tests.clips, seed) for seed in range(SEEDS)]
     corpus = tests.training
     real = np.split(corpus.motion.numpy(), corpus.first[1:].tolist())
     features = MotionFeatures(real)
     true_jaw = np.concatenate([m[:, JAW] for m in tests.real])
-    jaws = [np.concatenate([m[:, JAW] for m in take]) for take in takes]
+    jaws = [np.concatenate([m[:, JAW] for m in made]) for made in by_seed]
     spread = corpus.motion.numpy().std(0)
     varied = {
-        f"diversity: {part}": diversity([[m[:, at] for m in take] for take in takes], spread[at])
+        f"diversity: {part}": diversity([[m[:, at] for m in made] for made in by_seed], spread[at])
         for part, at in PARTS.items()
     }
-    away = [frechet_distance(features(take), features(tests.real)) for take in takes]
-    clips = [figures(take, tests.clips, tests.lip_gap) for take in takes]
+    distances = [frechet_distance(features(made), features(tests.real)) for made in by_seed]
+    clips = [figures(made, tests.clips, tests.lip_gap) for made in by_seed]
     voices = [
-        figures(said(warm, tests.voices, take), tests.voices, tests.lip_gap)
-        for take in range(TAKES)
+        figures(speak(warm, tests.voices, seed), tests.voices, tests.lip_gap)
+        for seed in range(SEEDS)
     ]
     return {
         "eyes": temperature[0],
         "head": temperature[1],
-        "diversity": diversity(takes, spread),
+        "diversity": diversity(by_seed, spread),
         **varied,
-        "Fréchet": _mean(away),
+        "Fréchet": _mean(distances),
         "jaw r": _mean([correlation(jaw, true_jaw) for jaw in jaws]),
         "blinks/min": _mean([f["blinks/min"] for f in clips]),
         "jerk, head × 1000": _mean([f["jerk, head × 1000"] for f in clips]),
@@ -156,7 +158,7 @@ def at_temperature(
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--data", "--speech"):
         parser.add_argument(name, type=Path, required=True)
@@ -165,12 +167,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--voices", type=int, default=40)
     args = parser.parse_args()
-    tests = held_out_set(args.data, args.speech, args.clips, args.voices)
+    tests = held_out_set(args.data, args.speech, clips=args.clips, voices=args.voices)
     weights = load_weights(args.weights)
-    print_splines(tests, said(weights, tests.clips, 0))
+    print_splines(tests, speak(weights, tests.clips, 0))
     print()
-    for count, word in enumerate(args.temperatures.split(",")):
-        row = at_temperature(weights, tests, [float(part) for part in word.split(":")])
+    for count, pair in enumerate(args.temperatures.split(",")):
+        row = at_temperature(weights, tests, [float(part) for part in pair.split(":")])
         if count == 0:
             print("| " + " | ".join(row) + " |\n|" + " ---: |" * len(row))
         print("| " + " | ".join(f"{value:.4g}" for value in row.values()) + " |", flush=True)

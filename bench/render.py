@@ -1,9 +1,9 @@
-"""Frames per second of the renderer, and of the other ways to warp a portrait that were tried.
+"""Frames per second of the renderer and of alternative ways to warp a portrait.
 
     python bench/render.py [--size 512] [--frames 200]
 
-Every candidate warps the same mesh with the same motions on one core; only `render` (what ships)
-also draws eyes and mouth. Skia is measured where `skia-python` is installed.
+All candidates apply the same motions on one core; only `render`, which ships, also draws eyes and
+mouth. Skia needs `skia-python`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from model.motion.space import MotionSpace
-from model.portrait.blendshapes import ACTIONS
+from model.portrait.blendshapes import ACTIONS, MOTION_DIM
 from model.portrait.image import load_picture
 from model.rendering.raster import draw_triangles
 from model.rendering.renderer import PortraitRenderer
@@ -56,14 +56,14 @@ def compiled_mesh(renderer: PortraitRenderer) -> Draw:
 
 
 def dense_field(renderer: PortraitRenderer, size: int) -> np.ndarray:
-    """(58, n, n, 2): a linear displacement basis on a grid a quarter as fine as the picture."""
+    """(58, n, n, 2) linear displacement basis on a grid with a quarter of the resolution."""
     n = size // 4
     rng = np.random.default_rng(0)
-    return rng.normal(0, 0.2, (58, n, n, 2)).astype(np.float32)
+    return rng.normal(0, 0.2, (MOTION_DIM, n, n, 2)).astype(np.float32)
 
 
 def opencv_remap(renderer: PortraitRenderer, size: int) -> Draw:
-    basis = dense_field(renderer, size).reshape(58, -1)
+    basis = dense_field(renderer, size).reshape(MOTION_DIM, -1)
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1).astype(np.float32)
 
     def draw(actions: np.ndarray, pose: np.ndarray) -> None:
@@ -75,7 +75,7 @@ def opencv_remap(renderer: PortraitRenderer, size: int) -> Draw:
 
 
 def torch_grid_sample(renderer: PortraitRenderer, size: int) -> Draw:
-    basis = torch.from_numpy(dense_field(renderer, size).reshape(58, -1))
+    basis = torch.from_numpy(dense_field(renderer, size).reshape(MOTION_DIM, -1))
     picture = torch.from_numpy(renderer.portrait).permute(2, 0, 1)[None].float()
     line = torch.linspace(-1, 1, size)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)[None]
@@ -113,7 +113,7 @@ def skia_vertices(renderer: PortraitRenderer, size: int) -> Draw | None:
         target = [skia.Point(float(x), float(y)) for x, y in renderer.vertices(actions, pose)]
         mesh = skia.Vertices(skia.Vertices.kTriangles_VertexMode, target, source, None, indices)
         surface.getCanvas().drawVertices(mesh, paint)
-        return out  # the surface draws into it: keep both alive
+        return out  # the surface draws into this memory: keep both alive
 
     return draw
 
@@ -138,7 +138,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     space = MotionSpace()
     picture = load_picture(PORTRAIT.read_bytes())
-    for size in (128, args.size):  # the first round compiles
+    for size in (128, args.size):  # the first one compiles
         start = time.perf_counter()
         reference = space.encode_reference(picture)
         encoded = time.perf_counter()

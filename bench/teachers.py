@@ -1,10 +1,10 @@
-"""What decided the teacher: its prediction and its losses, each against the same short training.
+"""Variants of the teacher: its prediction target and its losses, after the same short training.
 
 ``bench/teachers.py --data GRID --speech SPEECH --synthetic CORPUS --out DIR``
 
-All variants begin with the same encoder of sound (the shipped teacher's), the rest fresh, and
-learn to denoise for the same number of steps with the same seed; then they speak as in service, by
-six plain guided steps. Prints a table. A variant that is there is not trained again.
+All variants start from the shipped teacher's audio encoder, with the rest initialised at random,
+and train to denoise for the same number of steps with the same seed. They are evaluated with six
+guided steps. Prints a table. Existing variants are not trained again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fada.cli.train import build_corpus
 from model.diffusion.denoiser import Conditions, X0Denoiser
 from model.diffusion.schedule import CosineSchedule, like
 from model.models import WEIGHTS, motion_pipeline
@@ -27,8 +26,9 @@ from model.motion.rollout import MotionOnly
 from model.types import Floats
 from model.weights_file import weights_metadata
 from training.data.batches import WindowSampler
+from training.data.build import build_corpus
 from training.data.corpus import Corpus, fit_lip_gap
-from training.evaluation.evaluate import HeldOut, held_out_set, run_speeches
+from training.evaluation.evaluate import HeldOut, generate, held_out_set
 from training.evaluation.metrics import JAW, correlation, figures
 from training.losses import MotionLoss, dimension_weights
 from training.teacher import STEPS, TeacherObjective
@@ -43,7 +43,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A teacher that differs in one thing from the shipped one."""
+    """A teacher that differs from the shipped one in one setting."""
 
     predicts_v: bool = False
     velocity_weight: float = 1.0
@@ -59,8 +59,10 @@ VARIANTS = {
 
 
 class FromV:
-    """x0 of a network that predicts v = α·ε - σ·x0 (Salimans & Ho 2022); the motion as heard stays
-    an estimate of x0, so -σ of it belongs to v."""
+    """x0 of a network that predicts v = α·ε - σ·x0 (Salimans & Ho 2022, arXiv 2202.00512).
+
+    The motion predicted from audio estimates x0, so it contributes -σ times itself to v.
+    """
 
     def __init__(self, net: MotionNet) -> None:
         self._net, self._schedule = net, CosineSchedule()
@@ -73,7 +75,7 @@ class FromV:
 
 
 def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> Path:
-    """The weights' path."""
+    """Train a teacher unless it exists. Returns the weights' path."""
     path = options.folder / "teacher.safetensors"
     if path.is_file() and (options.folder / "done").exists():
         return path
@@ -92,31 +94,37 @@ def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> P
         variant.velocity_weight,
         variant.gap_weight,
     )
-    windows = WindowSampler(corpus, weights.mean, weights.std, random)
+    windows = WindowSampler(corpus, weights.mean, weights.std, random=random)
     denoiser = FromV(net) if variant.predicts_v else X0Denoiser(net)
     trainer: Trainer[MotionNet] = Trainer(net, options, random)
-    objective = TeacherObjective(net, windows, loss, random, denoiser)
+    objective = TeacherObjective(net, windows, loss=loss, random=random, denoiser=denoiser)
 
-    def keep() -> None:
+    def save() -> None:
         metadata = weights_metadata("teacher", STEPS, trainer.step)
         save_weights(path, MotionWeights(trainer.averaged, weights.mean, weights.std, metadata))
 
-    trainer.run(objective.losses, keep)
+    trainer.run(objective.losses, save)
     (options.folder / "done").touch()
     return path
 
 
-def judged(path: Path, variant: Variant, tests: HeldOut, takes: int) -> list[str]:
-    """A row's cells: the jaw's correlation, then `COLUMNS` of held-out clips and of voices."""
+def evaluate(path: Path, variant: Variant, tests: HeldOut, *, seeds: int) -> list[str]:
+    """Cells of a row: r of the jaw, then `COLUMNS` of held-out clips and of unseen voices."""
     engine = (lambda weights: FromV(weights.net)) if variant.predicts_v else None
-    pipeline = motion_pipeline("judged", load_weights(path), MotionOnly(), engine)
+    pipeline = motion_pipeline("evaluated", load_weights(path), MotionOnly(), engine)
     guidance = pipeline.metadata.guidance
     truth = np.concatenate([m[:, JAW] for m in tests.real])
     rows: list[list[float]] = []
-    for take in range(takes):
+    for seed in range(seeds):
         every: list[list[Floats]] = [
-            run_speeches(pipeline, spoken, take * len(spoken), guidance, SAMPLER_STEPS)
-            for spoken in (tests.clips, tests.voices)
+            generate(
+                pipeline,
+                utterances,
+                seed * len(utterances),
+                guidance=guidance,
+                steps=SAMPLER_STEPS,
+            )
+            for utterances in (tests.clips, tests.voices)
         ]
         jaw = np.concatenate([m[:, JAW] for m in every[0]])
         clips = figures(every[0], tests.clips, tests.lip_gap)
@@ -126,30 +134,34 @@ def judged(path: Path, variant: Variant, tests: HeldOut, takes: int) -> list[str
 
 
 def main() -> None:
-    """Trains what is missing, then prints the table."""
+    """Train what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--data", "--speech", "--synthetic", "--out"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--clips", type=int, default=25)
     parser.add_argument("--voices", type=int, default=40)
-    parser.add_argument("--takes", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     phones = args.out / "phones.json"
-    corpus = build_corpus(args.data, args.speech, args.synthetic, phones, seed=0)
+    corpus = build_corpus(args.data, args.speech, args.synthetic, phones=phones, seed=0)
     paths = {}
     for name, variant in VARIANTS.items():
         folder = args.out / name.replace(" ", "-").replace("'", "")
-        # a day: the steps decide, so that a slower machine trains the same
+        # Limited by steps, not by the day, so that a slower machine trains the same.
         paths[name] = train(corpus, variant, RunOptions(folder, 24 * 60, args.steps), seed=0)
-    tests = held_out_set(args.data, args.speech, args.clips, args.voices)
+    tests = held_out_set(args.data, args.speech, clips=args.clips, voices=args.voices)
     heads = ["", "jaw r", *COLUMNS, *(f"voices: {c}" for c in COLUMNS)]
     print("| " + " | ".join(heads) + " |")
     print("| --- |" + " ---: |" * (len(heads) - 1))
     for name, variant in VARIANTS.items():
-        print(f"| {name} | " + " | ".join(judged(paths[name], variant, tests, args.takes)) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join(evaluate(paths[name], variant, tests, seeds=args.seeds))
+            + " |"
+        )
 
 
 if __name__ == "__main__":

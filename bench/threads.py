@@ -1,4 +1,4 @@
-"""A window of video-tiny with OpenVINO on one thread and on two, taken in turns: milliseconds.
+"""Milliseconds per window of video-tiny with OpenVINO on one and on two threads, in turn.
 
 python bench/threads.py
 """
@@ -40,7 +40,7 @@ def main() -> None:
             for _ in range(STEPS):
                 engine(window["x_t"], window["t"], conditions_of(window))
             spent[threads].append(1e3 * (time.perf_counter() - start))
-    print(f"{processor()}; ms a window of {STEPS} evaluations, medians of {ROUNDS}")
+    print(f"{processor()}; ms per window of {STEPS} evaluations, medians of {ROUNDS}")
     for threads, times in spent.items():
         print(f"  {threads} thread(s): {median(times):.0f}")
 

