@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engines import artifacts, fp8
 from engines.artifacts import Manifest
-from engines.base import Backend, backend_named, run_programs
+from engines.base import backend_named, run_programs
 from engines.example_inputs import ExampleModel, Inputs
 from engines.export import Program, export, graphs_of
 
@@ -112,7 +112,7 @@ def _measured(manifest: Manifest, net: nn.Module, inputs: Inputs, *, folder: Pat
 
 def load(folder: Path, manifest: Manifest) -> dict[str, Program]:
     """The functions of an artifact by name."""
-    backend: Backend = backend_named(manifest.backend)
+    backend = backend_named(manifest.backend)
     return {
         name.removesuffix(backend.suffix): backend.compiler.load(folder / name)
         for name in manifest.files

@@ -136,10 +136,8 @@ def fitting(net: nn.Module, inputs: Inputs, root: Path) -> list[tuple[Path, Mani
     for folder, manifest in found:
         if isinstance(manifest, str):
             problem: str | None = manifest
-        else:
-            problem = artifacts.incompatibility(manifest, required)
-            if problem is None:
-                fit.append((folder, manifest))
+        elif (problem := artifacts.incompatibility(manifest, required)) is None:
+            fit.append((folder, manifest))
         if problem is not None:
             _log.info("not using engine %s: %s", folder.name, problem)
     return sorted(fit, key=_rank)
