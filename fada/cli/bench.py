@@ -24,24 +24,24 @@ _MOST = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="bench", required=True)
-    words = "live sessions at once: do they keep real time?"
-    command = kinds.add_parser("live", help=words, description=words)
-    command.add_argument("--sessions", type=int, default=8, help="how many [%(default)s]")
+    summary = "measure whether many live sessions keep real time"
+    command = kinds.add_parser("live", help=summary, description=summary)
+    command.add_argument("--sessions", type=int, default=8, help="number of sessions [%(default)s]")
     command.add_argument(
         "--search",
         action="store_true",
         help="find the largest number that keeps real time, up to --sessions",
     )
-    command.add_argument(
-        "--url", help="a service that runs already, ws:// or http:// [one of the bench's own]"
-    )
+    command.add_argument("--url", help="a running service, ws:// or http:// [starts one]")
     command.add_argument(
         "--workers",
         type=int,
         default=worker_count(None, usable_cores()),
-        help="of the bench's own service [%(default)s]",
+        help="workers of the service that it starts [%(default)s]",
     )
-    command.add_argument("--seconds", type=float, default=20.0, help="of each run [%(default)s]")
+    command.add_argument(
+        "--seconds", type=float, default=20.0, help="length of each run [%(default)s]"
+    )
     command.add_argument("--size", type=int, default=512, help="pixels [%(default)s]")
     command.add_argument("--portrait", type=Path, default=_EXAMPLES / "presenter.jpg")
     command.add_argument("--voice", type=Path, default=_EXAMPLES / "speech.wav", help="mono WAV")

@@ -1,4 +1,4 @@
-"""``fada corpus build``."""
+"""`fada corpus build`: speech of synthetic voices, with phone times."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from training.data.synthetic.sentences import bank
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("build",), help="say sentences in synthetic voices")
+    parser.add_argument("action", choices=("build",), help="synthesise sentences")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument(
-        "--minutes", type=float, default=95.0, help="length of the corpus (%(default)s)"
+        "--minutes", type=float, default=95.0, help="length of the corpus [%(default)s]"
     )
     parser.add_argument("--voices", type=Path, help="folder of Kokoro voice styles (*.bin)")
     parser.add_argument(
-        "--texts", type=Path, help="manifest.csv whose public-domain transcripts are said, too"
+        "--texts", type=Path, help="manifest.csv with public-domain transcripts to say as well"
     )
-    parser.add_argument("--threads", type=int, default=2, help="Kokoro's threads (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of Kokoro [%(default)s]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds the corpus, or goes on with the one in ``--out``. Returns the exit code.
+    """Build the corpus, or resume the one in ``--out``.
 
     Raises ``ValueError`` for flags that do not fit and for a synthesiser that is not installed.
     """

@@ -1,8 +1,8 @@
-"""``fada dataset build``: a folder of videos as clips that ``fada train video-…`` reads.
-``fada dataset draw``: GRID's clips, and the same said by a folder of portraits.
+"""`fada dataset build`: a folder of videos becomes clips for `fada train video-…`.
+`fada dataset draw`: GRID's clips, and a folder of portraits drawn with GRID's motion.
 
-Each video becomes a folder of clips of its own under ``parts/``; when all are done, they are
-joined. So the command goes on where it was stopped, and takes in videos that came later.
+Each video becomes a folder of clips under ``parts/``; at the end all are joined. So the command
+resumes where it was stopped, and picks up videos that were added later.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from training.video.windows import training_clips
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 SUBTITLES = (".srt", ".vtt")
-LEAST_SHARE = 0.3  # of frames with a face: less is no talking head
+LEAST_SHARE = 0.3  # of frames with a face, to count as a talking head
 ENCODED_AT_ONCE = 4  # frames
 OWN_VAE = "vae.safetensors"
 
@@ -66,47 +66,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("build", "draw"),
-        help="cut, track, encode and judge videos; or draw portraits with GRID's motion",
+        help="cut, track, encode and score videos; or draw portraits with GRID's motion",
     )
     parser.add_argument(
-        "pictures", type=Path, help="a folder of videos, or one video; to draw: of portraits"
+        "pictures",
+        type=Path,
+        help="a folder of videos, or one video; for draw: a folder of portraits",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for `fada train --data`")
-    parser.add_argument("--grid", type=Path, help="to draw: GRID's folder, see docs")
-    parser.add_argument("--side", type=int, default=64, help="pixels of a square [%(default)s]")
+    parser.add_argument("--grid", type=Path, help="for draw: GRID's folder (docs/guide/train.md)")
     parser.add_argument(
-        "--vae", type=Path, help="an autoencoder's weights: latents are kept beside the pixels"
+        "--side", type=int, default=64, help="side of the square frames, pixels [%(default)s]"
     )
     parser.add_argument(
-        "--whisper", type=Path, help="OpenAI's tiny.pt: what each frame hears is kept as well"
+        "--vae", type=Path, help="weights of a VAE: stores latents beside the pixels"
+    )
+    parser.add_argument(
+        "--whisper",
+        type=Path,
+        help="OpenAI's tiny.pt: stores the audio features of each frame as well",
     )
     parser.add_argument(
         "--view",
         choices=("face", "portrait"),
         default="face",
-        help="squares close around the face, as video-tiny's, or with hair and shoulders, as the "
-        "real size's [%(default)s]",
+        help="square around the face, for video-tiny, or with hair and shoulders, for the paper's "
+        "size [%(default)s]",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the networks [%(default)s]")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads [%(default)s]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares what is not prepared yet, then joins all; or draws. Returns the exit code."""
+    """Prepare the videos that are not prepared yet, then join all; or draw."""
     try:
         torch.set_num_threads(args.threads)
-        kinds = Kinds(args.side, args.view, args.vae, args.whisper)
+        settings = ClipSettings(args.side, args.view, vae=args.vae, whisper=args.whisper)
         if args.action == "build":
-            build(args.pictures, args.out, kinds, args.threads)
+            build(args.pictures, args.out, settings, threads=args.threads)
         else:
-            draw(args.pictures, args.grid, args.out, kinds)
+            draw(args.pictures, args.grid, args.out, settings)
     except ValueError as error:
         sys.exit(f"fada dataset: {error}")
     return 0
 
 
 @dataclass(frozen=True)
-class Kinds:
-    """What is kept of a clip: squares of ``side`` pixels, and what these networks make of it."""
+class ClipSettings:
+    """What a clip stores: squares of ``side`` pixels, and what these networks compute from it."""
 
     side: int
     view: str = "face"
@@ -115,20 +121,20 @@ class Kinds:
 
     def __post_init__(self) -> None:
         if self.side < 16 or self.side % 16:
-            raise ValueError(f"--side {self.side}, expected a multiple of 16")
+            raise ValueError(f"--side = {self.side}, expected a multiple of 16")
 
 
 @dataclass(frozen=True)
-class Tools:
-    """The networks of `Kinds`, loaded."""
+class Networks:
+    """The networks that `ClipSettings` ask for, loaded."""
 
     tracker: FaceTracker
     encode: Encode | None
-    hear: WhisperRows | None
+    whisper: WhisperRows | None
 
     @classmethod
-    def of(cls, kinds: Kinds, threads: int) -> Tools:
-        vae, whisper = kinds.vae, kinds.whisper
+    def of(cls, settings: ClipSettings, threads: int) -> Networks:
+        vae, whisper = settings.vae, settings.whisper
         return cls(
             FaceTracker(threads),
             None if vae is None else _encoder(_autoencoder(vae)),
@@ -136,19 +142,21 @@ class Tools:
         )
 
 
-def build(videos: Path, out: Path, kinds: Kinds, threads: int) -> VideoClips:
-    """The folder ``out``. Raises ``ValueError`` when there is nothing to learn from in ``videos``,
-    or ``out`` was begun with other ``kinds``."""
+def build(videos: Path, out: Path, settings: ClipSettings, *, threads: int) -> VideoClips:
+    """Write ``out``.
+
+    Raises ``ValueError`` when no video can be used, or ``out`` was begun with other ``settings``.
+    """
     parts, listed = out / "parts", _listed(videos)
-    _same_settings(parts, str(kinds))
-    tools = Tools.of(kinds, threads)
+    _same_settings(parts, str(settings))
+    networks = Networks.of(settings, threads)
     done: list[VideoClips] = []
     for video in tqdm(listed, unit="video", desc=str(out)):
         part = parts / part_name(video, None)
         skipped = part.with_name(f"{part.name}.skipped")
         if not (part / "clips.json").is_file() and not skipped.is_file():
             try:
-                prepare(video, part, kinds, tools)
+                prepare(video, part, settings, networks=networks)
             except (ValueError, av.FFmpegError) as error:
                 reason = f"{video.name}: {error}"
                 skipped.write_text(f"{reason}\n")
@@ -157,37 +165,40 @@ def build(videos: Path, out: Path, kinds: Kinds, threads: int) -> VideoClips:
             done.append(load_clips(part))
     if not done:
         raise ValueError(f"no video of {videos} has a talking head")
-    return joined(done, out, kinds.side)
+    return joined(done, out, settings.side)
 
 
-def draw(portraits: Path, grid: Path | None, out: Path, kinds: Kinds) -> VideoClips:
-    """The folder ``out``. Raises ``ValueError`` for flags that do not fit and for folders that
-    hold no GRID or too few portraits."""
-    if kinds != Kinds(kinds.side):
-        raise ValueError("draw makes squares of pixels close around the face: no other --view, "
-                         "no --vae, no --whisper")  # fmt: skip
+def draw(portraits: Path, grid: Path | None, out: Path, settings: ClipSettings) -> VideoClips:
+    """Write ``out``.
+
+    Raises ``ValueError`` for flags that do not fit, and for folders without GRID or with too few
+    portraits.
+    """
+    if settings != ClipSettings(settings.side):
+        raise ValueError("draw stores squares around the face only: leave out --view, --vae and "
+                         "--whisper")  # fmt: skip
     if grid is None:
         raise ValueError("draw needs --grid, GRID's folder: its motion, sound and real video")
-    return render_clips(grid, portraits, out, side=kinds.side)
+    return render_clips(grid, portraits, out, side=settings.side)
 
 
-def prepare(video: Path, part: Path, kinds: Kinds, tools: Tools) -> VideoClips:
-    """One video as a folder of clips. Raises ``ValueError`` that says why it cannot be used."""
+def prepare(video: Path, part: Path, settings: ClipSettings, *, networks: Networks) -> VideoClips:
+    """One video as a folder of clips. Raises ``ValueError`` for a video that cannot be used."""
     footage = open_footage(video)
     total = None if footage.duration_s is None else int(footage.duration_s * FPS)
     with tqdm(total=total, desc=video.name, unit="frame", leave=False) as bar:
-        seen = at_video_rate(track(footage.pictures(), tools.tracker))
-        take = collect_motion(_counted(seen, bar))
-    share = float(take.ok.mean()) if len(take) else 0.0
+        seen = at_video_rate(track(footage.pictures(), networks.tracker))
+        motion = collect_motion(_counted(seen, bar))
+    share = float(motion.ok.mean()) if len(motion) else 0.0
     if share < LEAST_SHARE:
-        raise ValueError(f"a face is seen in {100 * share:.0f} % of {len(take)} frames")
+        raise ValueError(f"a face is seen in {100 * share:.0f} % of {len(motion)} frames")
     texts = [video.with_suffix(s) for s in SUBTITLES if video.with_suffix(s).is_file()]
-    chosen = cut_clips(take.ok, read_cues(texts[0]) if texts else None)
+    chosen = cut_clips(motion.ok, read_cues(texts[0]) if texts else None)
     if not chosen:
-        raise ValueError("a face is nowhere seen for two seconds without a break")
+        raise ValueError("no face is visible for two seconds without a break")
     frames = sum(clip.stop - clip.first for clip in chosen)
-    pieces = _pieces(footage, take, chosen, kinds, tools)
-    return write_clips(part, pieces, frames=frames, side=kinds.side)
+    pieces = _pieces(footage, motion, chosen, settings=settings, networks=networks)
+    return write_clips(part, pieces, frames=frames, side=settings.side)
 
 
 def joined(parts: list[VideoClips], out: Path, side: int) -> VideoClips:
@@ -200,7 +211,7 @@ def joined(parts: list[VideoClips], out: Path, side: int) -> VideoClips:
     confidence = np.array([clip.confidence for clip in clips.clips])
     print(
         f"{out}: {len(clips)} clips, {frames / FPS / 60:.1f} min, of {len(parts)} videos; "
-        f"{len(training_clips(clips))} to learn from, {held_out(len(clips)).sum()} held out; "
+        f"{len(training_clips(clips))} to train on, {held_out(len(clips)).sum()} held out; "
         f"confidence {confidence.mean():.2f} on average, below 0.2: {(confidence < 0.2).sum()}"
     )
     return clips
@@ -215,22 +226,27 @@ def _listed(videos: Path) -> list[Path]:
 
 
 def _same_settings(parts: Path, settings: str) -> None:
-    """Raises ``ValueError`` when ``parts`` were begun otherwise."""
+    """Raises ``ValueError`` when ``parts`` were begun with other settings."""
     parts.mkdir(parents=True, exist_ok=True)
     note = parts / "settings.txt"
     if note.is_file() and note.read_text() != settings:
-        raise ValueError(f"{parts.parent} was begun with {note.read_text()}, not {settings}")
+        raise ValueError(f"{parts.parent} was begun with {note.read_text()}, got {settings}")
     note.write_text(settings)
 
 
 def _pieces(
-    footage: Footage, take: TrackedMotion, chosen: list[RecordedClip], kinds: Kinds, tools: Tools
+    footage: Footage,
+    motion: TrackedMotion,
+    chosen: list[RecordedClip],
+    *,
+    settings: ClipSettings,
+    networks: Networks,
 ) -> Iterator[ClipPiece]:
-    """The clips of a video, decoded once more: each in one square, where its face mostly is."""
-    if take.points is None:
-        raise ValueError(f"{footage.path}: a take without points")
-    sound, side = _whole(footage.sound(), len(take)), kinds.side
-    pictures = nearest(footage.pictures(), len(take))
+    """The clips of a video, decoded again: each in one square around the face's median place."""
+    if motion.points is None:
+        raise ValueError(f"{footage.path}: tracked without points")
+    sound, side = _whole(footage.sound(), len(motion)), settings.side
+    pictures = nearest(footage.pictures(), len(motion))
     for number, clip in enumerate(chosen):
         span = slice(clip.first, clip.stop)
         squares: list[Pictures] = []
@@ -242,23 +258,23 @@ def _pieces(
                 continue
             if not squares:
                 width = picture.shape[1]
-                points = np.median(take.points[span], axis=0) * width
-                if kinds.view == "portrait":
-                    view = _portrait(picture, points, side, tools.tracker)
+                points = np.median(motion.points[span], axis=0) * width
+                if settings.view == "portrait":
+                    view = _portrait(picture, points, side, networks.tracker)
                 else:
                     view = face_square(points, side)
             squares.append(np.asarray(view.cut(picture, 0), np.uint8))
         frames = np.stack(squares)
-        marks = np.stack([view.place(points * width) for points in take.points[span]]) / side
+        marks = np.stack([view.place(points * width) for points in motion.points[span]]) / side
         yield ClipPiece(
             name=f"{footage.path.stem}/{number}",
             frames=frames,
             samples=sound[clip.first * SAMPLES_PER_FRAME : clip.stop * SAMPLES_PER_FRAME],
             marks=marks.astype(np.float32),
-            coefficients=take.coefficients[span],
+            coefficients=motion.coefficients[span],
             text=clip.text,
-            latents=None if tools.encode is None else tools.encode(frames),
-            tokens=None if tools.hear is None else _heard(tools.hear, sound, clip),
+            latents=None if networks.encode is None else networks.encode(frames),
+            tokens=None if networks.whisper is None else _tokens(networks.whisper, sound, clip),
             scores={"seen": 1.0, "sharpness": sharpness(frames), "pixels": 1.0 / view.scale},
         )
 
@@ -282,7 +298,7 @@ def nearest(
 
 
 def _whole(blocks: Iterable[Floats], frames: int) -> Floats:
-    """The sound of ``frames`` frames; silent where the stream ends earlier."""
+    """The sound of ``frames`` frames, padded with silence."""
     sound = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
     at = 0
     for block in blocks:
@@ -306,16 +322,16 @@ def _portrait(picture: Pictures, points: Floats, side: int, tracker: FaceTracker
     return Frame(view.corner, view.scale * side / MAX_SIZE, side, side)
 
 
-def _heard(hear: WhisperRows, sound: Floats, clip: RecordedClip) -> NDArray[np.float16]:
-    """(T, S, W): what each frame of ``clip`` hears, of all the video's ``sound``."""
-    around = np.pad(sound, (hear.past_samples, hear.future_samples))
+def _tokens(whisper: WhisperRows, sound: Floats, clip: RecordedClip) -> NDArray[np.float16]:
+    """(T, S, W) Whisper's features for each frame of ``clip``; ``sound`` is the whole video's."""
+    around = np.pad(sound, (whisper.past_samples, whisper.future_samples))
     starts = range(clip.first * SAMPLES_PER_FRAME, clip.stop * SAMPLES_PER_FRAME, SAMPLES_PER_FRAME)
-    count = samples_per_row(hear)
-    return np.stack([hear.row(around[s : s + count]).astype(np.float16) for s in starts])
+    count = samples_per_row(whisper)
+    return np.stack([whisper.row(around[s : s + count]).astype(np.float16) for s in starts])
 
 
 def _autoencoder(path: Path) -> VAE:
-    """This project's own ``vae.safetensors``, or one of diffusers' files under any other name."""
+    """This project's ``vae.safetensors``, or a file of diffusers under any other name."""
     if path.name != OWN_VAE:
         return load_vae(path, dtype=torch.float32)
     net, _ = load_net(path, torch.float32)

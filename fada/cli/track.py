@@ -1,4 +1,4 @@
-"""``fada track``: recordings of one speaker as a folder that ``fada train --data`` reads."""
+"""`fada track`: recordings of one speaker become a folder for `fada train --data`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from training.data.recordings import (
 from training.data.tracking import TrackedFrame, at_video_rate, track
 
 CAPTURES = (".csv", ".json")
-_LEAST_SHARE = 0.5  # of frames with a face: less is no talking head
+_LEAST_SHARE = 0.5  # of frames with a face, to count as a talking head
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,19 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         type=Path,
         nargs="+",
-        help="subtitles (.srt, .vtt), one file a source: what is said, and where clips begin",
+        help="subtitles (.srt, .vtt), one file for each source: transcripts and where clips begin",
     )
     parser.add_argument(
         "--audio",
         type=Path,
         nargs="+",
-        help="captures: the sound of each (any audio or video file), from its first row on",
+        help="for captures: the sound of each (any audio or video file), from its first row on",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the tracker [%(default)s]")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of the face tracker [%(default)s]"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tracks what is not tracked yet, then writes the folder. Returns the exit code."""
+    """Track the sources that are not tracked yet, then write the folder."""
     try:
         recordings = _recordings(args)
         clips = write_folder(recordings, args.out)
@@ -90,21 +92,21 @@ def _recordings(args: argparse.Namespace) -> list[Recording]:
     parts.mkdir(parents=True, exist_ok=True)
     tracker = None if any(captured) else FaceTracker(args.threads)
     done = []
-    for source, sound, said in zip(sources, sounds, cues, strict=True):
+    for source, sound, text in zip(sources, sounds, cues, strict=True):
         part = parts / part_name(source, sound)
-        take, heard = part.with_suffix(".npz"), part.with_suffix(".flac")
-        if not take.is_file():
+        motion_file, sound_file = part.with_suffix(".npz"), part.with_suffix(".flac")
+        if not motion_file.is_file():
             if tracker is None:
-                made = _captured(source, sound or source, heard)
+                motion = _captured(source, sound or source, sound_file)
             else:
-                made = _tracked(source, tracker, heard)
-            save_motion(take, made)
-        done.append(Recording(source.stem, load_motion(take), heard, said))
+                motion = _tracked(source, tracker, sound_file)
+            save_motion(motion_file, motion)
+        done.append(Recording(source.stem, load_motion(motion_file), sound_file, text))
     return done
 
 
 def part_name(source: Path, sound: Path | None) -> str:
-    """A name that changes when a file does, so that an old track of it is never taken."""
+    """A name that changes with the files, so that stale tracks are never used."""
     facts = []
     for path in (source, sound):
         if path is not None:
@@ -115,39 +117,38 @@ def part_name(source: Path, sound: Path | None) -> str:
     return f"{source.stem}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:12]}"
 
 
-def _tracked(video: Path, tracker: FaceTracker, heard: Path) -> TrackedMotion:
+def _tracked(video: Path, tracker: FaceTracker, sound_file: Path) -> TrackedMotion:
     footage = open_footage(video)
     total = None if footage.duration_s is None else int(footage.duration_s * FPS)
     started = time.monotonic()
     with tqdm(total=total, desc=video.name, unit="frame") as bar:
-        take = collect_motion(_counted(at_video_rate(track(footage.pictures(), tracker)), bar))
+        motion = collect_motion(_counted(at_video_rate(track(footage.pictures(), tracker)), bar))
     spent = time.monotonic() - started
-    share = float(take.ok.mean()) if len(take) else 0.0
+    share = float(motion.ok.mean()) if len(motion) else 0.0
     if share < _LEAST_SHARE:
-        raise ValueError(f"{video}: a face is seen in {100 * share:.0f} % of {len(take)} frames")
-    _write_sound(heard, footage.sound(), len(take))
-    print(f"{video.name}: {len(take)} frames, {len(take) / spent:.0f} frames/s, "
+        raise ValueError(f"{video}: a face is seen in {100 * share:.0f} % of {len(motion)} frames")
+    _write_sound(sound_file, footage.sound(), len(motion))
+    print(f"{video.name}: {len(motion)} frames, {len(motion) / spent:.0f} frames/s, "
           f"a face in {100 * share:.1f} %")  # fmt: skip
-    return take
+    return motion
 
 
-def _captured(capture: Path, sound: Path, heard: Path) -> TrackedMotion:
-    take = arkit_motion(read_arkit(capture))
-    _write_sound(heard, sound_of(sound), len(take))
-    return take
+def _captured(capture: Path, sound: Path, sound_file: Path) -> TrackedMotion:
+    motion = arkit_motion(read_arkit(capture))
+    _write_sound(sound_file, sound_of(sound), len(motion))
+    return motion
 
 
 def _counted(found: Iterable[TrackedFrame | None], bar: tqdm) -> Iterator[TrackedFrame | None]:
-    for look in found:
+    for frame in found:
         bar.update()
-        yield look
+        yield frame
 
 
 def _write_sound(path: Path, blocks: Iterable[Floats], frames: int) -> None:
-    """Exactly ``frames`` frames of sound; what is missing at the end is silent.
+    """Exactly ``frames`` frames of sound, padded with silence.
 
-    Raises ``ValueError`` when more than a second is missing: sound and motion do not belong
-    together then.
+    Raises ``ValueError`` when more than a second is missing: sound and motion do not match.
     """
     wanted, written = frames * SAMPLES_PER_FRAME, 0
     partial = path.with_suffix(".partial")

@@ -64,13 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--supervision",
         choices=tuple(SUPERVISION),
         default="mixed",
-        help="student: whom it learns from; anything else is an ablation [%(default)s]",
+        help="student: what supervises it; all but mixed are ablations [%(default)s]",
     )
     parser.add_argument(
         "--scales",
         choices=("tokens", "embedding"),
         default="tokens",
-        help="student: how it is told the guidance scales [%(default)s]",
+        help="student: how the guidance scales enter the network [%(default)s]",
     )
     parser.add_argument(
         "--train-audio-encoder",

@@ -68,7 +68,7 @@ def test_videos_become_clips_and_are_prepared_once(
     made = {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("frames.npy")}
     assert build(videos, "--out", out, *encoders) == 0
     assert made == {path: path.stat().st_mtime_ns for path in made} and len(made) == 1
-    assert "was begun with Kinds(side=64" in str(build(videos, "--out", out, "--side", 96))
+    assert "was begun with ClipSettings(side=64" in str(build(videos, "--out", out, "--side", 96))
 
 
 def test_a_folder_without_a_talking_head_is_refused(tmp_path: Path) -> None:

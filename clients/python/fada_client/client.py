@@ -21,7 +21,7 @@ from fada_client.wire import Media
 class Animation(Iterator[bytes]):
     """A video while it is being made: its init segment, then its fragments.
 
-    To stop early, `close` it, or leave a ``with`` block: the service then stops, too.
+    To stop early, `close` it or leave its ``with`` block; the service then stops as well.
     """
 
     def __init__(self, response: httpx.Response, stack: ExitStack) -> None:
@@ -84,7 +84,7 @@ class Jobs:
 
 
 class Stream(Iterator[Event]):
-    """A live session; iterate over it for its events. ``ready`` is there from the start."""
+    """A live session; iterate over it for its events. ``ready`` is its first one."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
@@ -196,7 +196,7 @@ class Client:
         idle: bool = False,
         **options: Any,
     ) -> Iterator[Stream]:
-        """Hold a live session for as long as the block runs."""
+        """A live session that lasts as long as the block."""
         try:
             socket = connect(
                 wire.stream_url(self._url),

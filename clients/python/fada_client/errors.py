@@ -1,4 +1,4 @@
-"""Errors, as the service names them."""
+"""Errors by the codes of the service."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class FadaError(Exception):
-    """``code`` is the service's, ``detail`` its words, ``status`` HTTP's (0 on a WebSocket).
+    """``code`` and ``detail`` are the service's, ``status`` is HTTP's (0 on a WebSocket).
 
-    ``retry_after_s``: when to try again, if the service said so.
+    ``retry_after_s``: when to try again, if the service set it.
     """
 
     code = "internal_error"
@@ -99,9 +99,9 @@ _BY_CODE = {kind.code: kind for kind in FadaError.__subclasses__()}
 
 
 def error_of(problem: Mapping[str, Any], retry_after: str | None = None) -> FadaError:
-    """The error that a problem document (RFC 9457), or an ``error`` message, stands for.
+    """The error of a problem document (RFC 9457) or of an ``error`` message.
 
-    A code that this version does not know is a plain `FadaError` that bears it.
+    An unknown code gives a plain `FadaError` with that code.
     """
     code = str(problem.get("code", "internal_error"))
     kind = _BY_CODE.get(code, FadaError)

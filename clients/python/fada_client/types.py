@@ -1,4 +1,4 @@
-"""What the service answers with."""
+"""Answers and events of the service."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Job:
-    """``progress`` is 0 to 1. ``error`` is a problem document, of a job that failed."""
+    """``progress`` is 0 to 1; ``error`` is the problem document of a failed job."""
 
     id: str
     status: Literal["queued", "running", "done", "failed", "cancelled"]
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ready:
-    """A live session has begun. ``mime`` is for a MediaSource buffer."""
+    """A live session has started. ``mime`` is for a MediaSource buffer."""
 
     session_id: str
     seed: int
@@ -96,7 +96,7 @@ Event = Ready | InitSegment | Fragment | Interrupted | Done
 
 
 def known(kind: type[T], document: Mapping[str, Any]) -> T:
-    """``kind`` of those fields of ``document`` that it has: services may add some."""
+    """``kind`` from its own fields of ``document``; a newer service may send more."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in document.items() if name in names})
 

@@ -26,7 +26,7 @@ Media = bytes | str | Path | IO[bytes]  # contents, a path, or a file that is op
 
 
 def opened(media: Media, stack: ExitStack) -> tuple[str, bytes | IO[bytes]]:
-    """A file part: its name and what is in it. Files opened here are closed with ``stack``."""
+    """A file part: name and contents. Files opened here are closed with ``stack``."""
     if isinstance(media, bytes):
         return "upload", media
     if isinstance(media, str | Path):
@@ -42,7 +42,7 @@ def contents(media: Media) -> bytes:
 
 
 def form(options: dict[str, Any]) -> dict[str, str]:
-    """Form fields; options that are ``None`` are the service's choice."""
+    """Form fields; the service chooses options that are ``None``."""
     return {name: str(value) for name, value in options.items() if value is not None}
 
 
@@ -65,7 +65,7 @@ def stream_url(url: str) -> str:
 
 
 def raise_for(response: httpx.Response) -> None:
-    """Raises the error of an answer that was read."""
+    """Raises the error of a failed response whose body was read."""
     if response.is_success:
         return
     try:
@@ -76,19 +76,19 @@ def raise_for(response: httpx.Response) -> None:
 
 
 class BoxReader:
-    """Cuts a fragmented MP4 that comes in any pieces into its init segment and its fragments."""
+    """Splits a fragmented MP4, received in pieces of any size, into init segment and fragments."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._unit = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The units that are whole now: up to ``moov``, then each up to its ``mdat``."""
+        """Complete units: up to ``moov``, then each up to its ``mdat``."""
         self._rest += data
         while len(self._rest) >= 8:
             size = int.from_bytes(self._rest[:4], "big")
             if size < 8:
-                raise ConnectionLost(f"the video has a box of {size} bytes")
+                raise ConnectionLost(f"box size = {size}, expected at least 8")
             if len(self._rest) < size:
                 return
             box, self._rest = self._rest[:size], self._rest[size:]
@@ -98,7 +98,7 @@ class BoxReader:
                 self._unit = b""
 
     def end(self) -> None:
-        """Raises `ConnectionLost` when something is left over."""
+        """Raises `ConnectionLost` when the last unit is incomplete."""
         if self._rest or self._unit:
             raise ConnectionLost("the video broke off within a fragment")
 
@@ -124,20 +124,20 @@ def message(kind: str, **fields: Any) -> str:
 
 
 class EventReader:
-    """Messages of a WebSocket as events; a fragment's text and its bytes become one."""
+    """Turns WebSocket messages into events; a fragment's text and bytes become one."""
 
     def __init__(self) -> None:
         self._announced: dict[str, Any] | None = None
         self._begun = False
 
     def read(self, received: str | bytes) -> Event | None:
-        """``None`` for a message that belongs to the next. Raises the service's errors."""
+        """``None`` for a message whose data comes next. Raises the service's errors."""
         if isinstance(received, bytes):
             if not self._begun:
                 self._begun = True
                 return InitSegment(received)
             if self._announced is None:
-                raise ConnectionLost("bytes came that no message had announced")
+                raise ConnectionLost("received bytes without a fragment message before them")
             fragment = known(Fragment, {**self._announced, "data": received})
             self._announced = None
             return fragment
