@@ -17,7 +17,7 @@ _DEPENDENT_SAMPLE = 0x0101_0000
 
 @dataclass(frozen=True)
 class VideoTrack:
-    """``sps`` and ``pps`` are raw NAL units; ``timescale`` is in ticks a second."""
+    """``sps`` and ``pps`` are raw NAL units; ``timescale`` is in ticks per second."""
 
     width: int
     height: int
@@ -39,7 +39,7 @@ class AudioTrack:
 class Run:
     """Consecutive samples of one track: ``durations`` in ticks of its timescale.
 
-    ``sync``: the first can be decoded without any before it.
+    ``sync``: the first is a sync sample, decodable without earlier ones.
     """
 
     track: int
@@ -62,12 +62,12 @@ def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
 def codec_string(sps: bytes) -> str:
     """``avc1.xxxxxx`` of RFC 6381: profile, constraints and level are the SPS's bytes 1 to 3."""
     if len(sps) < 4:
-        raise ValueError(f"an SPS has at least 4 bytes, got {len(sps)}")
+        raise ValueError(f"SPS of {len(sps)} bytes, expected at least 4")
     return f"avc1.{sps[1:4].hex()}"
 
 
 def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
-    """``ftyp`` and ``moov``: all that a player must know before the first fragment."""
+    """``ftyp`` and ``moov``, which a player needs before the first fragment."""
     brands = b"iso6" + struct.pack(">I", 1) + b"iso6iso5avc1mp41"
     header = struct.pack(">4I", 0, 0, 1000, 0) + struct.pack(">IH10x", 0x10000, 0x100)
     movie = box(
@@ -81,7 +81,7 @@ def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
 
 
 def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
-    """One ``moof`` + ``mdat``. A video run has no sync sample but perhaps its first."""
+    """One ``moof`` + ``mdat``. In a video run only the first may be a sync sample."""
     head = full_box(b"mfhd", 0, 0, struct.pack(">I", sequence))
     size = len(box(b"moof", head, *(_traf(run, 0) for run in runs)))
     offset = size + 8  # past the header of mdat

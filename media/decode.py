@@ -1,6 +1,6 @@
-"""An uploaded audio file in, blocks of mono samples out, at two rates and in step.
+"""Decode an uploaded audio file into blocks of mono samples, at two rates at once.
 
-A file is decoded block by block, so a long speech costs no more memory than its compressed bytes.
+Decoding is block by block, so a long speech needs no more memory than its compressed bytes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class AudioBlock:
-    """The next piece of a speech: (N,) at the output rate, (M,) at 16 kHz, of about equal time.
+    """A piece of a speech: (N,) samples at the output rate, (M,) at 16 kHz.
 
-    The two resamplers hold back different amounts, so only the sums of both agree.
+    The two resamplers have different delays, so only the sums over all blocks agree in time.
     """
 
     output: Samples
@@ -39,7 +39,7 @@ class AudioBlock:
 
 
 class AudioBlocks(Protocol):
-    """An iterator over the blocks of a speech that may be closed early, as a generator is."""
+    """An iterator over the blocks of a speech that may be closed early, like a generator."""
 
     def __iter__(self) -> Iterator[AudioBlock]: ...
 
@@ -50,7 +50,7 @@ class AudioBlocks(Protocol):
 
 @dataclass(frozen=True)
 class DecodedSpeech:
-    """``duration_s`` is what the container says, ``None`` when it says nothing."""
+    """``duration_s`` is the container's, ``None`` if it states none."""
 
     duration_s: float | None
     blocks: AudioBlocks
@@ -64,11 +64,11 @@ class _Source:
 
 
 def decode_audio(blob: bytes, output_rate: int, max_s: float) -> DecodedSpeech:
-    """Open a WAV, FLAC, MP3, OGG, M4A or WebM file; decoding happens as the blocks are taken.
+    """Open a WAV, FLAC, MP3, OGG, M4A or WebM file; iterating over the blocks decodes it.
 
-    Raises `MediaError` at the call: ``unsupported_media`` when nothing in ``blob`` can be
-    decoded, ``empty_audio`` when it says that it holds no samples, ``too_large`` when it says
-    that it is longer than ``max_s``. The blocks raise the same where only the data show it.
+    Raises `MediaError`: ``unsupported_media`` if nothing in ``blob`` can be decoded,
+    ``empty_audio`` if its header states no samples, ``too_large`` if it states more than ``max_s``
+    seconds. The blocks raise the same errors if only the data reveal them.
     """
     if not blob:
         raise MediaError("empty_audio", "the audio file has 0 bytes")
@@ -119,7 +119,7 @@ def _is_container(blob: bytes) -> bool:
 
 
 def _container_format(blob: bytes) -> str | None:
-    """FFmpeg's demuxer, named outright: left to guess, it would follow playlists to other files."""
+    """FFmpeg's demuxer by name: left to guess, FFmpeg would follow playlists to other files."""
     if blob[4:8] == b"ftyp":
         return "mov"
     if blob[:4] == b"\x1a\x45\xdf\xa3":

@@ -1,4 +1,4 @@
-"""The two encoders of a video: one picture or block of sound in, the bytes of its samples out."""
+"""H.264 and AAC encoders: a picture or a block of sound in, the bytes of MP4 samples out."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _BT709 = 1
 
 
 class H264Encoder:
-    """H.264 of pictures of one size, both sides even: one in, one out.
+    """Encodes pictures of one even size without delay: one in, one out.
 
-    The fastest of x264's presets: a talking portrait is a still with small motion, on which the
-    slower ones' search finds little (`bench/stage_times.py`).
+    It uses x264's fastest preset: a talking portrait is a still with small motion, where the search
+    of slower presets finds little (`bench/stage_times.py`).
     """
 
     def __init__(self, width: int, height: int, fps: int) -> None:
@@ -36,13 +36,13 @@ class H264Encoder:
         self._size = (height, width, 3)
         self._codec = _open_h264(width, height, fps)
         self.sps, self.pps = _parameter_sets(self._codec.extradata)
-        # One frame for all pictures: the encoder has copied it when it answers.
+        # One frame for all pictures: the encoder copies it.
         self._frame = VideoFrame(width, height, "yuv420p")
         self._planes = tuple(_plane(self._frame, i) for i in range(3))
         self._count = 0
 
     def encode(self, rgb: NDArray[np.uint8], *, key: bool) -> bytes:
-        """``rgb`` (H, W, 3), done with at the return, as one MP4 sample; ``key``: decodable alone.
+        """Encode ``rgb`` (H, W, 3), which is copied, as one MP4 sample; ``key``: as a keyframe.
 
         Raises ``ValueError`` for another shape.
         """
@@ -59,11 +59,11 @@ class H264Encoder:
 
 
 class AACEncoder:
-    """AAC of mono sound at `SAMPLE_RATE`, in blocks of `AAC_FRAME` samples.
+    """Encodes mono sound at `SAMPLE_RATE`, in blocks of `AAC_FRAME` samples.
 
-    The encoder's first packet, which only primes a decoder and lies before zero, is left out. One
-    that goes on where another was left begins some blocks earlier, at sample ``first``, and hands
-    out what lies at ``wanted`` and later.
+    The encoder's first packet, which precedes time zero and only primes a decoder, is dropped. An
+    encoder that continues another's sound starts some blocks earlier, at sample ``first``, and
+    drops packets before sample ``wanted``.
     """
 
     def __init__(self, first: int = 0, wanted: int = 0) -> None:
@@ -72,7 +72,7 @@ class AACEncoder:
 
     @property
     def bit_rate(self) -> int:
-        """Bits a second."""
+        """Bits per second."""
         return self._codec.bit_rate or 0
 
     @property
@@ -81,7 +81,7 @@ class AACEncoder:
         return self._codec.extradata or b""
 
     def encode(self, pcm: NDArray[np.float32]) -> list[bytes]:
-        """``pcm`` (N,), N a multiple of `AAC_FRAME`: the MP4 samples that are ready."""
+        """Encode ``pcm`` (N,), N a multiple of `AAC_FRAME`, to the MP4 samples that are ready."""
         packets: list[bytes] = []
         for start in range(0, len(pcm), AAC_FRAME):
             block = np.clip(pcm[None, start : start + AAC_FRAME], -1.0, 1.0)
@@ -93,7 +93,7 @@ class AACEncoder:
         return packets
 
     def finish(self) -> list[bytes]:
-        """What the encoder still holds; the last thing to ask of it."""
+        """The last MP4 samples; the encoder cannot be used afterwards."""
         return self._sounding(self._codec.encode(None))
 
     def _sounding(self, packets: list[Packet[AudioStream]]) -> list[bytes]:
@@ -101,7 +101,7 @@ class AACEncoder:
 
 
 def _plane(frame: VideoFrame, index: int) -> Plane:
-    """The memory of one plane, (H, bytes a row)."""
+    """The memory of one plane, (H, bytes per row)."""
     plane = frame.planes[index]
     return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height]
 
@@ -131,8 +131,8 @@ def _open_aac() -> AudioCodecContext:
     audio.bit_rate = _BIT_RATE
     audio.time_base = Fraction(1, SAMPLE_RATE)
     audio.flags |= Flags.global_header
-    # The default search for what an ear may miss takes nearly as long as the pictures' encoder, and
-    # at this rate it leaves more noise: 23 dB below the sound of `docs/examples`, not 41.
+    # The default coder takes nearly as long as encoding the pictures, and at this rate it leaves
+    # more noise: 23 dB below the sound of `docs/examples` instead of 41.
     audio.options = {"aac_coder": "fast"}
     audio.open()
     return audio

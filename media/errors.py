@@ -1,11 +1,11 @@
-"""What is wrong with a file that somebody sent."""
+"""Errors of uploaded files."""
 
 from __future__ import annotations
 
 
 class MediaError(ValueError):
-    """A file that cannot be used: ``code`` is ``unsupported_media``, ``empty_audio`` or
-    ``too_large``, as the service's clients know them."""
+    """A file that cannot be used; ``code`` is ``unsupported_media``, ``empty_audio`` or
+    ``too_large``, as in the service's API."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)

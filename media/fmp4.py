@@ -1,4 +1,4 @@
-"""Frames and sound in, a fragmented MP4 out, fragment by fragment."""
+"""Mux frames and sound into a fragmented MP4, fragment by fragment."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from media import boxes
 from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 
 AUDIO_CODEC = "mp4a.40.2"
-# A fragment whose first frame is this far from the last keyframe begins with the next one. Players
-# take fragments in order, so only who seeks, or begins in the middle, waits for one; a keyframe
-# costs twice as much time as another frame, and eight times as many bytes.
+# A fragment starts with a keyframe if its first frame is this far from the last one. Players take
+# fragments in order, so only seeking and joining late need keyframes; each costs twice the time of
+# another frame and eight times the bytes.
 KEY_INTERVAL = 24  # frames
 _TICKS_PER_FRAME = 512
-# An encoder that goes on for another one hears this much again, so that its choices agree with the
-# other's. With four frames the joint is within the codec's own error, with none it can be heard.
-_REHEARD = 5 * AAC_FRAME  # the first one only primes it
+# An encoder that continues another one encodes this much sound again, so that their states agree.
+# With four frames the joint is within the codec's own error, with none it is audible.
+_OVERLAP = 5 * AAC_FRAME  # the first frame only primes the encoder
 
 __all__ = ["AUDIO_CODEC", "KEY_INTERVAL", "SAMPLE_RATE", "FragmentedMP4Muxer", "MuxerState"]
 
 
 @dataclass(frozen=True)
 class MuxerState:
-    """Where a muxer stands between two fragments; ``sound`` (N,) int16 is the last it was given.
+    """A muxer's state between two fragments.
 
-    ``samples_in`` of sound were given, ``samples_out`` of them are in fragments.
+    ``samples_in`` samples were added, ``samples_out`` of them are in fragments; ``sound`` (N,)
+    int16 holds the last ones added.
     """
 
     sequence: int
@@ -43,17 +44,17 @@ _FULL_SCALE = 32767
 
 
 class FragmentedMP4Muxer:
-    """Encodes one video; each `add` gives back one whole fragment.
+    """Encodes one video; each `add` returns one complete fragment.
 
-    ``width`` and ``height`` are even pixels; sound is mono at `SAMPLE_RATE`, whatever it came
-    from, for an AAC frame then is 21 ms: the sound of a fragment may end up to two of them
-    before its picture does (the encoder's own delay), and catches up with the next one.
+    ``width`` and ``height`` are even, in pixels. Sound is mono at `SAMPLE_RATE`, so that an AAC
+    frame lasts 21 ms. Because of the encoder's delay, a fragment's sound may end up to two AAC
+    frames before its pictures; the next fragment catches up.
 
-    Both tracks start at zero in every player, with no edit list, and the length is the sound's;
-    the price is that the first 21 ms fade in.
+    Both tracks start at zero in every player without an edit list, and the video is as long as its
+    sound; in return the first 21 ms fade in.
 
-    With the ``state`` of another muxer of the same size it goes on where that one stood: with a
-    keyframe, and on the same timeline.
+    With the ``state`` of another muxer of the same size it continues that one's timeline, with a
+    keyframe.
     """
 
     def __init__(self, width: int, height: int, fps: int, state: MuxerState = _AT_START) -> None:
@@ -66,7 +67,7 @@ class FragmentedMP4Muxer:
         self._audio = AACEncoder(first, state.samples_out)
         self._recent = state.sound.astype(np.float32) / np.float32(_FULL_SCALE)
         self._encoded = first
-        self._encode_whole()  # of which nothing is wanted again
+        self._encode_whole()  # its packets are in fragments already
         self._init = boxes.init_segment(
             boxes.VideoTrack(
                 width, height, fps * _TICKS_PER_FRAME, self._video.sps, self._video.pps
@@ -76,17 +77,18 @@ class FragmentedMP4Muxer:
 
     @property
     def codecs(self) -> str:
-        """The ``codecs`` parameter of the MIME type, video first."""
+        """The ``codecs`` parameter of the MIME type (RFC 6381), video first."""
         return f"{boxes.codec_string(self._video.sps)},{AUDIO_CODEC}"
 
     def init_segment(self) -> bytes:
-        """``ftyp`` and ``moov``; to be sent before the first fragment."""
+        """``ftyp`` and ``moov``, which precede the first fragment."""
         return self._init
 
     def add(self, frames: Iterable[NDArray[np.uint8]], pcm: NDArray[np.float32]) -> bytes:
         """Encode ``frames`` (H, W, 3) RGB with ``pcm`` (N,), their sound, into one fragment.
 
-        A frame is done with when the next is asked for, so the caller may reuse its memory.
+        A frame is encoded before the next is taken, so the caller may reuse its memory. Raises
+        ``ValueError`` without frames, or for frames of another shape.
         """
         start, key = self._frames, self._since_key >= KEY_INTERVAL
         if key:
@@ -111,15 +113,15 @@ class FragmentedMP4Muxer:
         self._samples_in += len(pcm)
         packets = self._encode_whole()
         fragment = self._fragment(runs, packets, [AAC_FRAME] * len(packets))
-        self._recent = self._recent[self._rehear_from - (self._samples_in - len(self._recent)) :]
+        self._recent = self._recent[self._overlap_start - (self._samples_in - len(self._recent)) :]
         return fragment
 
     @property
-    def _rehear_from(self) -> int:
-        return max(0, self._samples_out - _REHEARD)
+    def _overlap_start(self) -> int:
+        return max(0, self._samples_out - _OVERLAP)
 
     def _encode_whole(self) -> list[bytes]:
-        """Encode what has not been, in whole blocks."""
+        """Encode the pending sound, in whole blocks."""
         rest = self._samples_in - self._encoded
         whole = rest // AAC_FRAME * AAC_FRAME
         start = len(self._recent) - rest
@@ -127,8 +129,8 @@ class FragmentedMP4Muxer:
         return self._audio.encode(self._recent[start : start + whole])
 
     def state(self) -> MuxerState:
-        """What another muxer needs to go on from here; not after `close`."""
-        keep = self._rehear_from - (self._samples_in - len(self._recent))
+        """The state from which another muxer can continue; not valid after `close`."""
+        keep = self._overlap_start - (self._samples_in - len(self._recent))
         sound = np.clip(self._recent[keep:], -1.0, 1.0) * _FULL_SCALE
         return MuxerState(
             self._sequence,
@@ -139,7 +141,7 @@ class FragmentedMP4Muxer:
         )
 
     def close(self) -> bytes:
-        """The rest of the sound, in a last fragment; empty when there is none."""
+        """The rest of the sound in a last fragment; empty if there is none."""
         packets: list[bytes] = []
         rest = self._samples_in - self._encoded
         if rest:
@@ -147,7 +149,7 @@ class FragmentedMP4Muxer:
         packets += self._audio.finish()
         durations = []
         left = self._samples_in - self._samples_out
-        for _ in packets:  # the last packet ends where the sound ends, not where its padding does
+        for _ in packets:  # the last packet ends with the sound, not with its padding
             durations.append(max(0, min(AAC_FRAME, left)))
             left -= AAC_FRAME
         if not packets:

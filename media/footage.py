@@ -1,7 +1,6 @@
-"""A video file of somebody who speaks: its pictures with their times, its sound at 16 kHz.
+"""Read a video of a speaker: its pictures with their times, its sound at 16 kHz.
 
-Both streams are decoded as they are read, each in a pass of its own, so a long video needs no more
-memory than a short one.
+Both streams are decoded incrementally, each in its own pass, so memory does not grow with length.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from numpy.typing import NDArray
 
 from model.types import SAMPLE_RATE, Floats
 
-# The mesh network looks at 256 pixels: a larger picture adds time only.
-LONGEST_SIDE = 1280
-# Of video faster than about 30 frames a second some pictures are passed over.
-_LEAST_STEP_S = 0.03
-_LARGEST_SLIP_S = 0.05  # a sound whose times jump by more is moved to its place
+# The mesh network takes 256 pixels: larger pictures only cost time.
+MAX_SIDE = 1280
+# Pictures closer than this are skipped, i.e. above about 30 frames a second.
+_MIN_STEP_S = 0.03
+_MAX_DRIFT_S = 0.05  # sound whose timestamps jump by more is realigned
 
 
 @dataclass(frozen=True)
 class Footage:
-    """A video file with sound. ``start_s``: when its first picture is shown, the zero of time.
+    """A video file with sound. ``start_s``: timestamp of its first picture, where time starts.
 
-    ``duration_s`` is what the container says, ``None`` when it says nothing.
+    ``duration_s`` is the container's, ``None`` if it states none.
     """
 
     path: Path
@@ -37,24 +36,24 @@ class Footage:
     duration_s: float | None
 
     def pictures(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """(seconds, (H, W, 3) RGB), upright, at most `LONGEST_SIDE` pixels long."""
+        """(seconds, (H, W, 3) RGB), upright, at most `MAX_SIDE` pixels long."""
         last = -np.inf
         with av.open(self.path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
                 time_s = (frame.time or 0.0) - self.start_s
-                if time_s - last >= _LEAST_STEP_S:
+                if time_s - last >= _MIN_STEP_S:
                     last = time_s
                     yield time_s, _upright(frame, float(stream.sample_aspect_ratio or 1))
 
     def sound(self) -> Iterator[Floats]:
-        """Mono samples at 16 kHz, the first of them at the first picture."""
+        """Blocks of mono samples at 16 kHz, starting at the first picture."""
         return sound_of(self.path, self.start_s)
 
 
 def open_footage(path: Path) -> Footage:
-    """Looks into ``path``. Raises ``ValueError`` when it is no video or has no sound."""
+    """Open ``path``. Raises ``ValueError`` if it is no video or has no sound."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
@@ -62,7 +61,7 @@ def open_footage(path: Path) -> Footage:
             if not container.streams.video:
                 raise ValueError(f"{path} is not a video: it holds no pictures")
             if not container.streams.audio:
-                raise ValueError(f"{path} has no sound: motion is learned from what is heard")
+                raise ValueError(f"{path} has no sound: training needs it")
             duration = container.duration / av.time_base if container.duration else None
             for frame in container.decode(video=0):
                 return Footage(path, frame.time or 0.0, duration)
@@ -72,8 +71,10 @@ def open_footage(path: Path) -> Footage:
 
 
 def sound_of(path: Path, start_s: float = 0.0) -> Iterator[Floats]:
-    """The sound of any media file from ``start_s`` on: mono blocks at 16 kHz, silence where the
-    stream has none. Raises ``ValueError`` when there is no sound in it."""
+    """Mono blocks at 16 kHz of a media file from ``start_s`` on, with silence in gaps.
+
+    Raises ``ValueError`` if it has no sound.
+    """
     try:
         with av.open(path) as container:
             if not container.streams.audio:
@@ -93,7 +94,7 @@ def _placed(container: av.container.InputContainer, start_s: float) -> Iterator[
         place = written if frame.time is None else round((frame.time - start_s) * rate)
         mono = np.concatenate([part.to_ndarray()[0] for part in mix.resample(frame)])
         ahead = place - written
-        if not written or abs(ahead) > _LARGEST_SLIP_S * rate:
+        if not written or abs(ahead) > _MAX_DRIFT_S * rate:
             mono = np.pad(mono, (ahead, 0)) if ahead > 0 else mono[-ahead:]
         written += len(mono)
         yield resample.resample_chunk(np.ascontiguousarray(mono, np.float32))
@@ -102,8 +103,8 @@ def _placed(container: av.container.InputContainer, start_s: float) -> Iterator[
 
 def _upright(frame: av.VideoFrame, aspect: float) -> NDArray[np.uint8]:
     width, height = frame.width * aspect, float(frame.height)
-    shrink = min(1.0, LONGEST_SIDE / max(width, height))
+    shrink = min(1.0, MAX_SIDE / max(width, height))
     size = {"width": max(1, round(width * shrink)), "height": max(1, round(height * shrink))}
     picture = frame.reformat(**size, format="rgb24").to_ndarray()
-    # counted counter-clockwise, as NumPy turns
+    # Both FFmpeg and NumPy count rotations counter-clockwise.
     return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
