@@ -86,7 +86,10 @@ def _expanded(model: str, folder: Path) -> tuple[str, ...]:
     there = tuple(name for name in every if _file(name, folder).is_file())
     if not there:
         missing = ", ".join(str(_file(name, folder)) for name in every)
-        raise ValueError(f"{model} has no weights here yet: {missing} is missing")
+        raise ValueError(
+            f"{model} has no weights here yet: {missing} is missing; "
+            "a checkout or the wheel fada-weights-extra has what ships"
+        )
     return there
 
 
