@@ -1,8 +1,8 @@
 """Every `sh` and `python` block of the README and the guides runs, or says why not.
 
-Python blocks, curl and the commands in `RUN` are run against a service with the models that ship.
-Other `fada` commands are parsed by the command's own parser; make targets, extras and bench
-programs must exist. ``<!-- not run: why -->`` before a block exempts it.
+Python blocks, curl and the commands in `RUN` run over a pipeline that draws colours; tests/e2e has
+the real models. Other `fada` commands are parsed by the command's own parser; make targets, extras
+and bench programs must exist. ``<!-- not run: why -->`` before a block exempts it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 import soundfile
 
 from fada.cli import COMMANDS
-from tests.server.service import ROOT, Service, environment, running
+from tests.server.service import FAKE, ROOT, Service, environment, running
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guide").glob("*.md")), ROOT / "docs/paper.md"]
 RUN = (("animate",), ("engines", "models"), ("engines", "list"), ("health", "api"))
@@ -61,7 +61,7 @@ def name(block: Block) -> str:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with running({"FADA_WORKERS": "1"}) as service:
+    with running(FAKE) as service:
         yield service
 
 
@@ -116,7 +116,7 @@ def test_python_runs(block: Block, service: Service, place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "block.py"],
         cwd=place,
-        env={**environment({}), "PYTHONPATH": paths},
+        env={**environment(FAKE), "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         timeout=300,
@@ -124,7 +124,7 @@ def test_python_runs(block: Block, service: Service, place: Path) -> None:
     assert done.returncode == 0, done.stderr
     for made in ("talking.mp4", "player"):
         if made in block.code or f"{made}." in block.code:
-            assert (place / made).stat().st_size > 10_000
+            assert (place / made).stat().st_size > 1_000
 
 
 @pytest.mark.parametrize("block", [one for one in blocks("sh") if runs(one)], ids=name)
@@ -141,7 +141,7 @@ def test_commands_run(block: Block, service: Service, place: Path) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", shims + code],
         cwd=place,
-        env={**environment({}), "FADA_ENGINES": str(place / "engines")},
+        env={**environment(FAKE), "FADA_ENGINES": str(place / "engines")},
         capture_output=True,
         text=True,
         timeout=300,
