@@ -5,7 +5,7 @@ WORKDIR /src
 RUN python -m venv /opt/fada
 COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt hatch_build.py ./
 COPY clients/python/pyproject.toml client.toml
-# What the project needs first, so that a change of its code installs nothing again.
+# Dependencies first, so that a change of the code does not reinstall them.
 RUN python -c "import tomllib; p, c = (tomllib.load(open(n, 'rb'))['project'] for n in ('pyproject.toml', 'client.toml')); print(*p['dependencies'], *c['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > needed.txt
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
 COPY clients/python clients/python

@@ -88,7 +88,7 @@ class LocalClient:
         with _client_errors():
             names = model_names(settings)
         if model not in (None, *names):
-            raise InvalidOption(f"model is {model!r}; it must be one of {', '.join(names)}")
+            raise InvalidOption(f"model = {model!r}, expected one of {', '.join(names)}")
         self._settings, self._name = settings, model or names[0]
         self._lock = threading.Lock()  # of loading, and of the face tracker
         self._batcher: Batcher | None = None

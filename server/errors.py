@@ -1,4 +1,4 @@
-"""Every error that a client can meet: one table from the stable code to status and title."""
+"""The errors that clients can get: one table from stable code to HTTP status and title."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """What a code means to a client; ``retry_after_s`` goes out as ``Retry-After``."""
+    """HTTP status and title of a code; ``retry_after_s`` is sent as ``Retry-After``."""
 
     status: int
     title: str
@@ -17,12 +17,12 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "bad_request": Kind(400, "The request is malformed"),
     "unauthorized": Kind(401, "The API key is missing or wrong"),
-    "forbidden": Kind(403, "The request comes from where it may not"),
-    "not_found": Kind(404, "There is nothing here"),
-    "method_not_allowed": Kind(405, "This address does not take that method"),
-    "timeout": Kind(408, "The request did not come in time"),
+    "forbidden": Kind(403, "The request's host or origin is not allowed"),
+    "not_found": Kind(404, "There is no such resource"),
+    "method_not_allowed": Kind(405, "The method is not allowed"),
+    "timeout": Kind(408, "The request took too long"),
     "too_large": Kind(413, "The input is too large"),
-    "unsupported_media": Kind(415, "The input is no picture or sound that can be read"),
+    "unsupported_media": Kind(415, "The input is not a readable picture or sound"),
     "no_face": Kind(422, "There is no face in the picture"),
     "empty_audio": Kind(422, "There is no sound in the audio"),
     "invalid_option": Kind(422, "An option is not allowed"),
@@ -33,18 +33,18 @@ KINDS: dict[str, Kind] = {
 
 
 class SetupError(Exception):
-    """What was asked for at the start cannot be had: nothing that a client could mend."""
+    """The service or a command cannot start as configured."""
 
 
 class ServiceError(Exception):
-    """An error with a code of `KINDS`; ``detail`` says what was given and what is allowed.
+    """An error for the client: a code of `KINDS` and what was wrong in ``detail``.
 
-    ``retry_after_s`` is the kind's own unless the raiser knows better.
+    ``retry_after_s`` overrides the kind's. Raises ``ValueError`` for an unknown code.
     """
 
     def __init__(self, code: str, detail: str, retry_after_s: int | None = None) -> None:
         if code not in KINDS:
-            raise ValueError(f"unknown error code {code!r}, must be one of {sorted(KINDS)}")
+            raise ValueError(f"code = {code!r}, expected one of {sorted(KINDS)}")
         super().__init__(detail)
         self.code = code
         self.detail = detail

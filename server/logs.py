@@ -1,4 +1,4 @@
-"""Log lines: for people, or one JSON object each, with the ids of what they are about."""
+"""Log lines as text or as JSON objects, each with the ids of its request and job."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
-_about: ContextVar[Mapping[str, str]] = ContextVar("about", default=_NOTHING)
+_ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=MappingProxyType({}))
 
 
 def bind(**ids: str) -> None:
-    """Let every line of this task, and of those that it starts, tell these ids."""
-    _about.set({**_about.get(), **ids})
+    """Add ids to every log line of this task and of the tasks that it starts."""
+    _ids.set({**_ids.get(), **ids})
 
 
-def configure(form: str) -> None:
-    """Write to stderr from now on, as ``text`` or as ``json``."""
+def configure(log_format: str) -> None:
+    """Log to stderr as ``text`` or ``json``."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines() if form == "json" else _TextLines())
+    handler.setFormatter(_JsonLines() if log_format == "json" else _TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
@@ -30,22 +29,22 @@ class _TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        ids = " ".join(f"{name}={value}" for name, value in _about.get().items())
+        ids = " ".join(f"{name}={value}" for name, value in _ids.get().items())
         return super().formatMessage(record) + (f" [{ids}]" if ids else "")
 
 
 class _JsonLines(logging.Formatter):
-    """What a caller gives as ``extra={"facts": {...}}`` becomes keys of its own."""
+    """The items of ``extra={"fields": {...}}`` become keys of the object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created, UTC)
+        time = datetime.fromtimestamp(record.created, UTC)
         line = {
-            "time": when.isoformat(timespec="milliseconds"),
+            "time": time.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_about.get(),
-            **getattr(record, "facts", {}),
+            **_ids.get(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -1,7 +1,7 @@
-"""Child processes that never outlive their parent.
+"""Child processes that do not outlive their parent.
 
-On Linux the kernel kills a child the moment its parent dies, however it dies; elsewhere only a
-parent that ends by itself stops its children.
+On Linux the kernel kills a child when its parent dies, however it dies; elsewhere a parent stops
+its children only if it exits normally.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ def spawn(
     inherit: bool = True,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` (absolute program first) bound to this process, in its own session.
+    """Start ``command`` (absolute program first), bound to this process, in a session of its own.
 
-    ``environment`` is added to this process's, or is all there is without ``inherit``; of open
-    descriptors ``pass_fds`` are handed on.
-
-    Its own session, so that a Ctrl-C on the terminal reaches the parent alone, which then stops
-    its children in order. Call it on the main thread: the kernel binds to the calling thread.
+    ``environment`` extends this process's, or replaces it without ``inherit``; ``pass_fds`` stay
+    open in the child. With its own session, a Ctrl-C on the terminal reaches only the parent,
+    which then stops its children in order. Call it on the main thread: the kernel binds the child
+    to the calling thread.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "server.process", str(os.getpid()), *command],
@@ -41,14 +40,14 @@ def spawn(
 
 
 def usable_cores() -> int:
-    """Those that this process may run on."""
+    """The number of CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """SIGTERM, then SIGKILL after ``timeout_s``; returns when the process is gone."""
+    """Send SIGTERM, then SIGKILL after ``timeout_s`` seconds; return when it has exited."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -59,12 +58,12 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
 
 
 def _become(parent: int, command: Sequence[str]) -> None:
-    """Bind this process to ``parent`` and turn into ``command``, keeping the process id."""
+    """Bind this process to ``parent`` and exec ``command``, which keeps the process id."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died before the kernel knew of the bond
+    if os.getppid() != parent:  # it died before prctl
         sys.exit(1)
     os.execv(command[0], list(command))
 

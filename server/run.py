@@ -1,4 +1,4 @@
-"""Running the processes of the service: the API alone, or API, workers and Valkey together."""
+"""Runs the service's processes: the API alone, or the API, workers and Valkey together."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ import uvicorn
 
 from server import process
 from server.api.app import create_app
-from server.api.connections import Connections, SeldomComplaints, protocols, raise_file_limit
-from server.api.doors import is_loopback
+from server.api.connections import AcceptErrorLog, Connections, protocols, raise_file_limit
+from server.api.origins import is_loopback
 from server.broker.embedded import EmbeddedServer, embedded_server, valkey_program
 from server.broker.liveness import live_workers
 from server.broker.redis import Connection, connect
 from server.errors import SetupError
 from server.settings import Settings
 from server.supervisor import Supervisor, worker_count
+from server.tasks import background, cancel_and_wait
 
 log = logging.getLogger("fada.serve")
 
-_LOOK_S = 0.05
+_POLL_S = 0.05
 _STOP_MARGIN_S = 5.0
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that drains live sessions, too, within ``drain_s``, and leaves the rest to stop."""
+    """uvicorn that also drains WebSockets, for at most ``drain_s`` seconds."""
 
     def __init__(self, config: uvicorn.Config, drain_s: float, connections: Connections) -> None:
         super().__init__(config)
@@ -42,30 +43,27 @@ class _Server(uvicorn.Server):
         self._connections = connections
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(SeldomComplaints())
-        watching = asyncio.create_task(self._connections.watch())
-        try:
+        asyncio.get_running_loop().set_exception_handler(AcceptErrorLog())
+        async with background(self._connections.watch()):
             await super().serve(sockets)
-        finally:
-            watching.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take nothing new and wait; uvicorn alone would cut every WebSocket at once."""
+        """Stop listening, then wait; uvicorn alone would close every WebSocket at once."""
         end_s = time.monotonic() + self._drain_s
         for server in self.servers:
             server.close()
-        for connection in self.server_state.connections - self._live():
-            connection.shutdown()  # those that answer go on until they have
-        while self._live() and not self.force_exit and time.monotonic() < end_s:
-            await asyncio.sleep(_LOOK_S)
+        for connection in self.server_state.connections - self._web_sockets():
+            connection.shutdown()  # those in mid-response finish it
+        while self._web_sockets() and not self.force_exit and time.monotonic() < end_s:
+            await asyncio.sleep(_POLL_S)
         self.config.timeout_graceful_shutdown = max(1, round(end_s - time.monotonic()))
         await super().shutdown(sockets)
 
-    def _live(self) -> set[Any]:
+    def _web_sockets(self) -> set[Any]:
         kind = self.config.ws_protocol_class
         return {c for c in self.server_state.connections if kind and isinstance(c, kind)}
 
-    # uvicorn would raise the signal again when it is done, and so kill what is left to stop.
+    # uvicorn would raise the signal again when done and kill us before we have stopped the rest.
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -74,13 +72,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _exit_in_order(number: int, frame: FrameType | None) -> None:
+def _raise_exit(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket; port 0 picks a free one. Raises `SetupError` when it cannot be had."""
+    """Bind a socket to ``host`` and ``port`` (0: a free one); raises `SetupError` on failure."""
     with ExitStack() as stack:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
@@ -95,29 +93,27 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def serve_all(settings: Settings, sock: socket.socket, host: str) -> int:
-    """`fada serve`: everything on this machine, until a signal. The exit status.
+    """`fada serve`: run everything on this machine until a signal; return the exit status.
 
     ``sock`` is bound to ``host``.
     """
-    signal.signal(signal.SIGTERM, _exit_in_order)
+    signal.signal(signal.SIGTERM, _raise_exit)
     if settings.redis_url is None:
-        broker = embedded_server(valkey_program())
-        with broker as server:
-            return asyncio.run(_serve_all(settings, sock, host, server.url, server))
-    return asyncio.run(_serve_all(settings, sock, host, settings.redis_url, None))
+        with embedded_server(valkey_program()) as valkey:
+            return asyncio.run(_serve_all(settings, sock, host, url=valkey.url, valkey=valkey))
+    return asyncio.run(_serve_all(settings, sock, host, url=settings.redis_url))
 
 
-def serve_api(settings: Settings, url: str, sock: socket.socket, host: str) -> int:
-    """`fada api`: the HTTP half alone, until a signal. The exit status."""
-    signal.signal(signal.SIGTERM, _exit_in_order)
-    return asyncio.run(_serve_api(settings, url, sock, host))
+def serve_api(settings: Settings, sock: socket.socket, host: str, *, url: str) -> int:
+    """`fada api`: run the HTTP half alone until a signal; return the exit status."""
+    signal.signal(signal.SIGTERM, _raise_exit)
+    return asyncio.run(_serve_api(_server(settings, url, host), sock))
 
 
-async def _serve_api(settings: Settings, url: str, sock: socket.socket, host: str) -> int:
-    server = _server(settings, url, host)
+async def _serve_api(server: _Server, sock: socket.socket) -> int:
     serving = asyncio.create_task(server.serve([sock]))
     while not server.started and not serving.done():
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_POLL_S)
     if server.started:
         _announce(sock)
     await serving
@@ -125,38 +121,41 @@ async def _serve_api(settings: Settings, url: str, sock: socket.socket, host: st
 
 
 async def _serve_all(
-    settings: Settings, sock: socket.socket, host: str, url: str, valkey: EmbeddedServer | None
+    settings: Settings,
+    sock: socket.socket,
+    host: str,
+    *,
+    url: str,
+    valkey: EmbeddedServer | None = None,
 ) -> int:
     async with connect(url) as connection:
         server = _server(settings, url, host)
         count = worker_count(settings.workers, process.usable_cores())
         supervisor = Supervisor(connection, url, count)
         serving = asyncio.create_task(server.serve([sock]))
-        others = [
+        watchers = [
             asyncio.create_task(supervisor.watch()),
-            asyncio.create_task(_ready(server, connection, sock)),
+            asyncio.create_task(_announce_when_ready(server, connection, sock)),
         ]
         if valkey is not None:
-            others.append(asyncio.create_task(_outlive(valkey.child)))
+            watchers.append(asyncio.create_task(_raise_on_exit(valkey.child)))
         try:
-            failure = await _until_stopped(serving, others)
+            failure = await _until_stopped(serving, watchers)
             server.should_exit = True
             await serving
         finally:
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            await cancel_and_wait(watchers)
             await supervisor.stop(settings.drain_s + _STOP_MARGIN_S)
     if failure is not None:
-        log.error("the service stops: %s", failure)
+        log.error("stopping: %s", failure)
     return 0 if failure is None and server.started else 1
 
 
 async def _until_stopped(
-    serving: asyncio.Task[None], others: list[asyncio.Task[None]]
+    serving: asyncio.Task[None], watchers: list[asyncio.Task[None]]
 ) -> BaseException | None:
-    """Wait for the end of ``serving``, or for the failure of anything else, which is returned."""
-    waiting = set(others)
+    """Wait until ``serving`` ends or a watcher fails; return the failure."""
+    waiting = set(watchers)
     while not serving.done():
         done, _ = await asyncio.wait({serving, *waiting}, return_when=asyncio.FIRST_COMPLETED)
         for task in done & waiting:
@@ -169,16 +168,18 @@ async def _until_stopped(
     return None
 
 
-async def _ready(server: _Server, connection: Connection, sock: socket.socket) -> None:
+async def _announce_when_ready(
+    server: _Server, connection: Connection, sock: socket.socket
+) -> None:
     while not (server.started and await live_workers(connection)):
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_POLL_S)
     _announce(sock)
 
 
-async def _outlive(child: subprocess.Popen[bytes]) -> None:
+async def _raise_on_exit(child: subprocess.Popen[bytes]) -> None:
     while child.poll() is None:
-        await asyncio.sleep(_LOOK_S)
-    raise RuntimeError(f"the embedded Valkey ended with {child.returncode}")
+        await asyncio.sleep(_POLL_S)
+    raise RuntimeError(f"the embedded Valkey exited with {child.returncode}")
 
 
 def _announce(sock: socket.socket) -> None:
@@ -195,18 +196,18 @@ def _server(settings: Settings, url: str, host: str) -> _Server:
     http, web_socket = protocols(connections)
     if not (settings.api_keys or is_loopback(host)):
         log.warning(
-            "ANYBODY WHO REACHES %s MAY USE THIS SERVICE: set FADA_API_KEYS, or listen on "
+            "ANYONE WHO CAN REACH %s CAN USE THIS SERVICE: set FADA_API_KEYS, or listen on "
             "127.0.0.1", host,
         )  # fmt: skip
     config = uvicorn.Config(
         create_app(settings, url, loopback=is_loopback(host)),
-        log_config=None,  # its lines are lines like ours
-        log_level="error",  # it warns of every malformed request
-        access_log=False,  # `server.api.observe` writes it
+        log_config=None,  # it logs through our handler
+        log_level="error",  # it warns about every malformed request
+        access_log=False,  # `server.api.telemetry` writes one
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         http=http,
         ws=web_socket,
-        ws_per_message_deflate=False,  # video and speech do not get smaller
+        ws_per_message_deflate=False,  # video and speech do not compress
     )
     return _Server(config, settings.drain_s, connections)

@@ -1,4 +1,4 @@
-"""What can be set from outside: environment variables named ``FADA_*``, listed by ``--help``."""
+"""The service's settings: environment variables ``FADA_*``, listed by ``--help``."""
 
 from __future__ import annotations
 
@@ -11,88 +11,107 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.errors import SetupError
 
-_SHORTEST_KEY = 16
-SECRET = frozenset({"api_keys", "redis_url"})  # their values must not be repeated
+_MIN_KEY_LENGTH = 16
+SECRET = frozenset({"api_keys", "redis_url"})  # values that error messages must not repeat
 
 
 class Settings(BaseSettings):
-    """Raises pydantic's ``ValidationError`` for a value out of range."""
+    """Read from the environment; raises pydantic's ``ValidationError`` for an invalid value."""
 
     model_config = SettingsConfigDict(env_prefix="FADA_", frozen=True)
 
     redis_url: str | None = Field(
         None,
         pattern=r"^(rediss?|unix)://.+",
-        description="Redis or Valkey to use; unset, `fada serve` starts one of its own",
+        description="URL of a Redis or Valkey server; unset: `fada serve` starts its own",
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("motion",),
         min_length=1,
-        description="students to load, comma-separated, or a kind: motion, video-tiny, video; "
-        "first: default",
+        description="models to load, comma-separated, or a kind: motion, video-tiny, video; "
+        "the first is the default",
     )
     weights: Path | None = Field(
         None,
-        description="student of your own to load instead of those that ship: its file, "
-        "or the folder of kind video",
+        description="path of your own model, to load instead of the bundled ones: a file, "
+        "or a folder for kind video",
     )
     model_name: str | None = Field(
         None,
         pattern=r"^[\w.-]{1,100}$",
-        description="name of the student in FADA_WEIGHTS; unset: its file's",
+        description="name of the model in FADA_WEIGHTS; unset: the name of its file",
     )
     pipeline: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
-        description="for developers: module:function that loads a pipeline by its name",
+        description="for developers: module:function that loads a pipeline by name",
     )
     workers: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="worker processes that share this machine; "
-        "unset: `fada serve` starts one a core, 2 to 8, and a `fada worker` is the only one",
+        description="worker processes on this machine, which share its cores; "
+        "unset: `fada serve` starts one per core, 2 to 8, and `fada worker` uses all cores",
     )
     sessions_per_worker: int = Field(
-        8, ge=1, le=256, description="most jobs of a worker at once; live ones: what it measures"
+        8,
+        ge=1,
+        le=256,
+        description="maximum concurrent jobs of a worker; it may measure less for live sessions",
     )
-    max_jobs: int = Field(32, ge=1, le=10_000, description="jobs queued and running; more: busy")
-    max_upload_bytes: int = Field(64 << 20, ge=1, le=256 << 20, description="one request's body")
-    max_portrait_bytes: int = Field(20 << 20, ge=1, description="one portrait file")
-    max_audio_s: float = Field(1800.0, gt=0, le=86_400, description="longest speech, seconds")
-    max_avatars: int = Field(128, ge=1, description="avatars kept; the longest unused goes first")
-    avatar_ttl_s: int = Field(86_400, ge=1, description="an unused avatar is kept this long")
-    max_videos: int = Field(32, ge=1, description="videos of asynchronous jobs kept")
-    job_ttl_s: int = Field(3_600, ge=1, description="what a job leaves behind is kept this long")
+    max_jobs: int = Field(
+        32, ge=1, le=10_000, description="maximum jobs, queued or running; beyond: busy"
+    )
+    max_upload_bytes: int = Field(
+        64 << 20, ge=1, le=256 << 20, description="maximum size of a request's body"
+    )
+    max_portrait_bytes: int = Field(20 << 20, ge=1, description="maximum size of a portrait file")
+    max_audio_s: float = Field(
+        1800.0, gt=0, le=86_400, description="maximum length of speech, seconds"
+    )
+    max_avatars: int = Field(
+        128, ge=1, description="maximum avatars kept; the least recently used go first"
+    )
+    avatar_ttl_s: int = Field(
+        86_400, ge=1, description="how long an unused avatar is kept, seconds"
+    )
+    max_videos: int = Field(32, ge=1, description="maximum videos of asynchronous jobs kept")
+    job_ttl_s: int = Field(3_600, ge=1, description="how long a job's data is kept, seconds")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="keys that clients must send, comma-separated; unset: open to everybody"
+        (), description="API keys, comma-separated; unset: no key is required"
     )
     requests_per_minute: int = Field(
-        0, ge=0, description="requests a client (a key, or an address) may make; 0: any number"
+        0, ge=0, description="maximum requests per minute of a client (key or address); 0: no limit"
     )
     sessions_per_client: int = Field(
-        0, ge=0, description="live sessions that a client may hold at once; 0: any number"
+        0, ge=0, description="maximum concurrent live sessions of a client; 0: no limit"
     )
     keys_share: bool = Field(
-        False, description="1: jobs and avatars are for every key; else for the key that made them"
+        False, description="1: every key sees all jobs and avatars; 0: each key only its own"
     )
-    max_connections: int = Field(1024, ge=0, description="connections open at once; 0: any number")
+    max_connections: int = Field(1024, ge=0, description="maximum open connections; 0: no limit")
     connections_per_address: int = Field(
-        128, ge=0, description="of them from one address, but for trusted proxies; 0: any number"
+        128,
+        ge=0,
+        description="maximum open connections from one address except trusted proxies; 0: no limit",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="other origins whose pages may use the API, comma-separated; *: every one"
+        (), description="other origins whose pages may use the API, comma-separated; *: any"
     )
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="names the service answers to, comma-separated, besides loopback ones; unset: "
-        "only those where it listens on loopback, else any",
+        description="allowed Host names beside loopback ones, comma-separated; unset: none when "
+        "listening on loopback, else any",
     )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="addresses whose X-Forwarded-For is believed, comma-separated; *: anyone's"
+        (), description="proxies whose X-Forwarded-For is trusted, comma-separated; *: any"
     )
-    log_format: Literal["text", "json"] = Field("text", description="of log lines: text or json")
-    drain_s: float = Field(10.0, ge=0, description="on SIGTERM, time for running jobs to end")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="format of log lines: text or json"
+    )
+    drain_s: float = Field(
+        10.0, ge=0, description="how long running jobs may take to end on SIGTERM, seconds"
+    )
 
     @field_validator(
         "models", "api_keys", "cors_origins", "hosts", "trusted_proxies", mode="before"
@@ -103,7 +122,7 @@ class Settings(BaseSettings):
             return value
         names = tuple(name.strip() for name in value.split(",") if name.strip())
         if value.strip() and not names:
-            raise ValueError("it names nothing; leave it unset to allow the default")
+            raise ValueError("expected at least one name; leave it unset for the default")
         return names
 
     @field_validator("api_keys")
@@ -111,23 +130,23 @@ class Settings(BaseSettings):
     def _can_be_sent(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         for key in keys:
             if not all("!" <= letter <= "~" for letter in key.get_secret_value()):
-                raise ValueError("a key must be of visible ASCII characters")
-            if len(key.get_secret_value()) < _SHORTEST_KEY:
-                raise ValueError(f"a key must have at least {_SHORTEST_KEY} characters")
+                raise ValueError("expected keys of visible ASCII characters")
+            if len(key.get_secret_value()) < _MIN_KEY_LENGTH:
+                raise ValueError(f"expected keys of at least {_MIN_KEY_LENGTH} characters")
         return keys
 
 
-# Read from the environment as well, by the modules named.
-_ELSEWHERE = ("FADA_ENGINES",)  # engines.artifacts
+# Other FADA_* variables, read by other modules.
+_OTHER_VARIABLES = ("FADA_ENGINES",)  # engines.artifacts
 
 
 def check_names(environment: Mapping[str, str]) -> list[str]:
-    """The ``FADA_*`` variables that are no settings, such as those that Kubernetes injects.
+    """The ``FADA_*`` variables that are not settings, such as those that Kubernetes injects.
 
-    Raises `SetupError` for one that is a slip away from a setting: an API key that is not read
-    would leave the door open.
+    Raises `SetupError` for one that looks like a misspelt setting: ``FADA_API_KEY`` would leave the
+    service open.
     """
-    known = [*(f"FADA_{name.upper()}" for name in Settings.model_fields), *_ELSEWHERE]
+    known = [*(f"FADA_{name.upper()}" for name in Settings.model_fields), *_OTHER_VARIABLES]
     unknown = [
         name for name in environment
         if name.upper().startswith("FADA_") and name.upper() not in known
@@ -135,13 +154,13 @@ def check_names(environment: Mapping[str, str]) -> list[str]:
     ]  # fmt: skip
     for name in unknown:
         for real in known:
-            if _one_slip(name.upper(), real):
-                raise SetupError(f"there is no setting {name}; {real} is one")
+            if _is_typo(name.upper(), real):
+                raise SetupError(f"unknown setting {name}, did you mean {real}?")
     return unknown
 
 
-def _one_slip(one: str, other: str) -> bool:
-    """Whether one letter more, less or else, or two swapped, make ``one`` the ``other``."""
+def _is_typo(one: str, other: str) -> bool:
+    """Whether inserting, deleting, replacing or swapping a letter turns ``one`` into ``other``."""
     shorter, longer = sorted((one, other), key=len)
     at = next(
         (i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter)
@@ -157,7 +176,7 @@ def _one_slip(one: str, other: str) -> bool:
 
 
 def describe() -> str:
-    """One line a setting, for ``--help``."""
+    """The help text: a line for each setting."""
     lines = ["settings (environment variables):"]
     for name, field in Settings.model_fields.items():
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default

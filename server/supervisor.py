@@ -14,20 +14,20 @@ from server.broker.redis import BROKER_LOST, Connection
 
 log = logging.getLogger("fada.serve")
 
-_LOOK_S = 0.1
-# At least one that goes on when another dies: a new one takes seconds to load. At most what the
-# other limits let work: each costs half a gigabyte.
-_FEWEST, _MOST = 2, 8
-_LONGEST_PAUSE_S = 10.0
+_POLL_S = 0.1
+# Two, so that one survives when the other dies: a new one takes seconds to load. At most eight, for
+# each costs half a gigabyte.
+_MIN_WORKERS, _MAX_WORKERS = 2, 8
+_MAX_BACKOFF_S = 10.0
 
 
-def worker_count(asked: int | None, cores: int) -> int:
-    """How many workers a machine with so many cores gets, unless it was said."""
-    return min(max(cores, _FEWEST), _MOST) if asked is None else asked
+def worker_count(setting: int | None, cores: int) -> int:
+    """The number of workers to run: the setting, or by default one for each core, 2 to 8."""
+    return min(max(cores, _MIN_WORKERS), _MAX_WORKERS) if setting is None else setting
 
 
 class Supervisor:
-    """``count`` workers on the broker at ``url``; `watch` runs until cancelled, then `stop`."""
+    """Runs ``count`` workers on the broker at ``url``: `watch` until cancelled, then `stop`."""
 
     def __init__(self, connection: Connection, url: str, count: int) -> None:
         self._connection = connection
@@ -37,17 +37,20 @@ class Supervisor:
         self._ever_joined = False
 
     async def watch(self) -> None:
-        """Raises ``RuntimeError`` when no worker has ever become ready and one ends.
+        """Restart workers that die, with exponential backoff while they do not become ready.
 
-        One that dies later is restarted for ever, with longer pauses while it does not come up.
+        Raises ``RuntimeError`` if one dies before any worker has ever become ready.
         """
         async with asyncio.TaskGroup() as group:
-            for place in range(self._count):
-                group.create_task(self._keep(place))
+            for slot in range(self._count):
+                group.create_task(self._keep_running(slot))
 
     async def stop(self, timeout_s: float) -> None:
-        """SIGTERM to all at once; returns when all are gone."""
-        # Counted no more before they are told: else each would hand over to the others.
+        """Send SIGTERM to all workers at once; return when all have exited.
+
+        A worker that is still running after ``timeout_s`` seconds is killed.
+        """
+        # Deregister all before the signals, or each would hand its jobs over to the others.
         with contextlib.suppress(*BROKER_LOST):
             for child in self._running.values():
                 await deregister(self._connection, worker_id(child.pid))
@@ -56,24 +59,24 @@ class Supervisor:
         for child in self._running.values():
             await asyncio.to_thread(process.stop, child, timeout_s)
 
-    async def _keep(self, place: int) -> None:
-        deaths = 0
+    async def _keep_running(self, slot: int) -> None:
+        failures = 0
         while True:
             child = process.spawn(
                 [sys.executable, "-m", "server.worker"],
                 {"FADA_REDIS_URL": self._url, "FADA_WORKERS": str(self._count)},
             )
-            self._running[place] = child
+            self._running[slot] = child
             joined = False
             while child.poll() is None:
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(_POLL_S)
                 with contextlib.suppress(*BROKER_LOST):
                     joined = joined or await is_live(self._connection, worker_id(child.pid))
-            log.error("worker %d ended with %d", child.pid, child.returncode)
-            with contextlib.suppress(*BROKER_LOST):  # its leases end by themselves, too
+            log.error("worker %d exited with %d", child.pid, child.returncode)
+            with contextlib.suppress(*BROKER_LOST):  # its leases also expire by themselves
                 await release_leases(self._connection, worker_id(child.pid))
             self._ever_joined = self._ever_joined or joined
             if not self._ever_joined:
-                raise RuntimeError(f"a worker ended with {child.returncode} before it was ready")
-            deaths = 0 if joined else deaths + 1
-            await asyncio.sleep(min(_LONGEST_PAUSE_S, 0.25 * 2**deaths))
+                raise RuntimeError(f"a worker exited with {child.returncode} before it was ready")
+            failures = 0 if joined else failures + 1
+            await asyncio.sleep(min(_MAX_BACKOFF_S, 0.25 * 2**failures))

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where they are asked for; nothing otherwise."""
+"""OpenTelemetry traces, if the environment configures them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 
 
 def configure(role: str) -> None:
-    """Send spans to the OTLP endpoint of the environment, if it names one.
+    """Export spans to the OTLP endpoint that the environment names, if any.
 
-    Says so in the log when it cannot: without the packages, or for a protocol but HTTP.
+    ``role`` is ``api`` or ``worker``. Logs a warning if the packages are missing or the protocol
+    is not HTTP.
     """
-    if not _asked(os.environ):
+    if not _is_enabled(os.environ):
         return
     if not INSTALLED:
-        log.warning("no traces: OTEL_* asks for them, but the packages of fada[otel] are missing")
+        log.warning("traces are off: OTEL_* enables them, but fada[otel] is not installed")
         return
     protocol = next((os.environ[n] for n in _PROTOCOLS if os.environ.get(n)), "http/protobuf")
     if protocol != "http/protobuf":
-        log.warning("no traces: OTEL_* asks for %s, only http/protobuf is known", protocol)
+        log.warning("traces are off: OTEL protocol = %s, expected http/protobuf", protocol)
         return
     name = os.environ.get("OTEL_SERVICE_NAME", f"fada-{role}")
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
@@ -44,7 +45,7 @@ def configure(role: str) -> None:
     trace.set_tracer_provider(provider)
 
 
-def _asked(environment: Mapping[str, str]) -> bool:
+def _is_enabled(environment: Mapping[str, str]) -> bool:
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER")
@@ -54,28 +55,28 @@ def _asked(environment: Mapping[str, str]) -> bool:
 
 
 @contextmanager
-def span(name: str, parent: Mapping[str, str], **facts: str | int) -> Iterator[None]:
-    """A span for as long as the block runs; ``parent`` holds ``traceparent``, or nothing."""
+def span(name: str, parent: Mapping[str, str], **attributes: str | int) -> Iterator[None]:
+    """Run the block in a span; ``parent`` holds a ``traceparent``, or nothing."""
     if not INSTALLED:
         yield
         return
     tracer = trace.get_tracer("fada")
-    with tracer.start_as_current_span(name, propagate.extract(parent), attributes=facts):
+    with tracer.start_as_current_span(name, propagate.extract(parent), attributes=attributes):
         yield
 
 
-def note(name: str | None = None, **facts: str | int) -> None:
-    """What is known of the current span only within it: facts, and a better name."""
+def annotate(name: str | None = None, **attributes: str | int) -> None:
+    """Add attributes to the current span, and rename it."""
     if not INSTALLED:
         return
     current = trace.get_current_span()
-    current.set_attributes(facts)
+    current.set_attributes(attributes)
     if name is not None:
         current.update_name(name)
 
 
-def here() -> dict[str, str]:
-    """What `span` needs as ``parent`` in another process to go on with this trace."""
+def current() -> dict[str, str]:
+    """The current span as the ``parent`` of a `span` in another process."""
     carrier: dict[str, str] = {}
     if INSTALLED:
         propagate.inject(carrier)

@@ -26,4 +26,4 @@ def run(options: argparse.Namespace) -> int:
     wait_for_redis(settings)
     with service.listening(options.host, options.port) as sock:
         url = required_redis_url(settings, "fada api")
-        return service.serve_api(settings, url, sock, options.host)
+        return service.serve_api(settings, sock, options.host, url=url)

@@ -1,9 +1,9 @@
-"""Who may use the service, and how much of it: keys, requests a minute, live sessions at once.
+"""Authentication and quotas: API keys, requests a minute, concurrent live sessions.
 
-A key travels as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A browser cannot set headers
-on a WebSocket: there it may be offered as a subprotocol, ``fada.key.`` and the key in base64url
-without padding, beside ``fada``, which is the one that is accepted. Unlike a query parameter, it
-ends up in no log of addresses.
+A key is sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. Browsers cannot set headers on
+a WebSocket, so there a client may offer it as a subprotocol, ``fada.key.`` followed by the key in
+unpadded base64url, beside ``fada``, which is the one that is accepted. Unlike a query parameter, a
+subprotocol does not end up in access logs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 from starlette.requests import HTTPConnection
@@ -25,17 +26,28 @@ from starlette.requests import HTTPConnection
 from server.broker.redis import Connection
 from server.errors import ServiceError
 from server.settings import Settings
+from server.tasks import background
 
 log = logging.getLogger("fada.api")
 
 SUBPROTOCOL = "fada"
-OWNER = "fada.owner"  # in a request's scope: whose jobs and avatars it may see
 _KEY_PREFIX = "fada.key."
-_LEASE_S = 30  # a place held by an API process that died is free again after this
+_LEASE_S = 30  # after which a place held by a dead API process is free again
+
+
+@dataclass(frozen=True)
+class ApiClient:
+    """A client: its key's hash, or its address where no keys are set.
+
+    ``owner`` owns the jobs and avatars that the client creates; empty: they are shared by all.
+    """
+
+    name: str
+    owner: str
 
 
 class Access:
-    """The door of the service, at the broker of ``connection``."""
+    """Checks keys and quotas; counts are kept in the broker, for all API processes together."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._broker = connection
@@ -44,16 +56,12 @@ class Access:
         self._per_minute = settings.requests_per_minute
         self._sessions = settings.sessions_per_client
 
-    async def admit(self, connection: HTTPConnection) -> str:
-        """The name of the client that this request counts for; it holds no key.
-
-        Jobs and avatars are the key's from here on.
+    async def admit(self, connection: HTTPConnection) -> ApiClient:
+        """Authenticate a request and count it.
 
         Raises `ServiceError` ``unauthorized``, or ``busy`` beyond the requests a minute.
         """
         client = self._name(connection)
-        if self._keys and not self._share:
-            connection.scope[OWNER] = client
         if self._per_minute:
             wait_s = float(
                 await self._broker.run(
@@ -67,13 +75,13 @@ class Access:
                     f"the next in {wait_s:.1f} s",
                     math.ceil(wait_s),
                 )
-        return client
+        return ApiClient(client, client if self._keys and not self._share else "")
 
     @asynccontextmanager
     async def session(self, client: str) -> AsyncIterator[None]:
-        """Hold one of the client's places for live sessions for as long as the block runs.
+        """Hold one of the client's places for live sessions while the block runs.
 
-        Raises `ServiceError` ``busy`` when all are taken.
+        ``client`` is an `ApiClient.name`. Raises `ServiceError` ``busy`` when all are taken.
         """
         if not self._sessions:
             yield
@@ -81,15 +89,13 @@ class Access:
         key, holder = f"fada:places:{client}", secrets.token_hex(8)
         if not await self._hold(key, holder):
             raise ServiceError(
-                "busy", f"at most {self._sessions} live sessions at once are allowed a client"
+                "busy", f"at most {self._sessions} live sessions at once are allowed per client"
             )
-        renewing = asyncio.create_task(self._renew(key, holder))
         try:
-            yield
+            async with background(self._renew(key, holder)):
+                yield
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-            await asyncio.shield(asyncio.create_task(self._give_back(key, holder)))
+            await asyncio.shield(asyncio.create_task(self._free(key, holder)))
 
     async def _renew(self, key: str, holder: str) -> None:
         while True:
@@ -97,31 +103,31 @@ class Access:
             try:
                 await self._hold(key, holder)
             except RedisError as error:
-                log.warning("a session's place was not renewed: %s", error)
+                log.warning("cannot renew a live session's place: %s", error)
 
     async def _hold(self, key: str, holder: str) -> bool:
         arguments = [holder, self._sessions, _LEASE_S]
         return bool(await self._broker.run("hold_place", [key], arguments))
 
-    async def _give_back(self, key: str, holder: str) -> None:
+    async def _free(self, key: str, holder: str) -> None:
         try:
             await self._broker.redis.zrem(key, holder)
         except RedisError as error:
-            log.warning("a session's place was not given back: %s", error)
+            log.warning("cannot free a live session's place: %s", error)
 
     def _name(self, connection: HTTPConnection) -> str:
         if not self._keys:
             return f"address:{connection.client.host if connection.client else 'unknown'}"
-        given = _given_key(connection)
-        if given is None:
+        key = _sent_key(connection)
+        if key is None:
             raise ServiceError(
                 "unauthorized",
-                "send an API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
+                "expected an API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
             )
-        digest = _digest(given)
-        # All are compared, whichever matches.
-        if not sum(hmac.compare_digest(digest, key) for key in self._keys):
-            raise ServiceError("unauthorized", "the API key is not known")
+        digest = _digest(key)
+        # Constant time: compare with every key, whichever matches.
+        if not sum(hmac.compare_digest(digest, known) for known in self._keys):
+            raise ServiceError("unauthorized", "the API key is unknown")
         return f"key:{digest.hex()[:16]}"
 
 
@@ -130,11 +136,11 @@ def _digest(key: bytes) -> bytes:
 
 
 def subprotocol(connection: HTTPConnection) -> str | None:
-    """The one to accept a WebSocket with, when the client offers ours."""
+    """The subprotocol to accept: `SUBPROTOCOL` if the client offers it."""
     return SUBPROTOCOL if SUBPROTOCOL in _offered(connection) else None
 
 
-def _given_key(connection: HTTPConnection) -> bytes | None:
+def _sent_key(connection: HTTPConnection) -> bytes | None:
     scheme, _, key = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return key.strip().encode()

@@ -11,21 +11,27 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from server import logs, traces
-from server.api.context import DOOR, PROBLEMS, RequestContext, an_id, choose_model, context
+from server.api.dependencies import (
+    ADMITTED,
+    Context,
+    RequestContext,
+    choose_model,
+    require_avatar,
+)
+from server.api.problems import PROBLEMS
 from server.api.protocol import ALLOWED, AnimationOptions, parse_options
 from server.api.uploads import Upload, check_portrait, read_upload
 from server.api.video import first_fragment_timed, video_response
 from server.broker import messages
-from server.broker.producer import JobProducer
 from server.errors import ServiceError
 
-router = APIRouter(tags=["animation"], dependencies=DOOR)
+router = APIRouter(tags=["animation"], dependencies=ADMITTED)
 
 
 def _form_schema() -> dict[str, Any]:
     options = AnimationOptions.model_json_schema()["properties"]
-    for name, words in ALLOWED.items():
-        options[name]["description"] = f"{options[name]['description']}: {words}"
+    for name, allowed in ALLOWED.items():
+        options[name]["description"] = f"{options[name]['description']}: {allowed}"
     files = {
         "portrait": {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP"},
         "avatar_id": {"type": "string", "description": "instead of a portrait"},
@@ -51,32 +57,32 @@ def _form_schema() -> dict[str, Any]:
         **PROBLEMS,
     },
 )
-async def animate(request: Request) -> Response:
-    """Animate a portrait, or an avatar made before, with speech."""
-    here = context(request)
+async def animate(context: Context, request: Request) -> Response:
+    """Animate a portrait or an avatar with speech."""
     upload = await read_upload(request, ("portrait", "audio"))
     keep = "respond-async" in request.headers.get("prefer", "").lower()
-    job = await _job(here, upload, keep=keep)
-    began_s = time.monotonic()
-    job_id = await here.client.submit(job, upload.files)
+    job = await _job(context, upload, keep=keep)
+    start_s = time.monotonic()
+    job_id = await context.producer.submit(job, upload.files)
     logs.bind(job=job_id)
-    traces.note(job=job_id)
+    traces.annotate(job=job_id)
     if keep:
-        view = await here.client.view(job_id)
+        view = await context.producer.view(job_id)
         body = None if view is None else view.model_dump()
         headers = {"Location": f"/jobs/{job_id}", "X-Job-Id": job_id, "X-Seed": str(job.seed)}
         return JSONResponse(body, 202, headers={**headers, "Preference-Applied": "respond-async"})
-    events = here.client.follow(job_id, consume=True)
-    events = first_fragment_timed(events, "animate", began_s)
-    return await video_response(request, job_id, events, partial(here.client.abandon, job_id))
+    events = context.producer.follow(job_id, consume=True)
+    events = first_fragment_timed(events, "animate", start_s)
+    abandon = partial(context.producer.abandon, job_id)
+    return await video_response(request, job_id, events, on_close=abandon)
 
 
-async def _job(here: RequestContext, upload: Upload, *, keep: bool) -> messages.AnimateRequest:
+async def _job(context: RequestContext, upload: Upload, *, keep: bool) -> messages.AnimateRequest:
     fields = dict(upload.fields)
     avatar_id = fields.pop("avatar_id", None)
     options = parse_options(fields)
-    await _check_parts(here, upload, avatar_id)
-    model = await choose_model(here.client, options.model)
+    await _check_parts(context, upload, avatar_id)
+    model = await choose_model(context.producer, options.model)
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
     return messages.AnimateRequest(
         options=options,
@@ -87,20 +93,14 @@ async def _job(here: RequestContext, upload: Upload, *, keep: bool) -> messages.
     )
 
 
-async def _check_parts(here: RequestContext, upload: Upload, avatar_id: str | None) -> None:
+async def _check_parts(context: RequestContext, upload: Upload, avatar_id: str | None) -> None:
     if "audio" not in upload.files:
         raise ServiceError("bad_request", "the file 'audio' is missing")
     if ("portrait" in upload.files) == (avatar_id is not None):
-        raise ServiceError("bad_request", "give either the file 'portrait' or 'avatar_id'")
+        raise ServiceError("bad_request", "expected either the file 'portrait' or 'avatar_id'")
     if not upload.files["audio"]:
-        raise ServiceError("empty_audio", "the audio file has 0 bytes")
+        raise ServiceError("empty_audio", "the file 'audio' is empty")
     if avatar_id is None:
-        check_portrait(upload.files["portrait"], here.settings.max_portrait_bytes)
+        check_portrait(upload.files["portrait"], context.settings.max_portrait_bytes)
     else:
-        await check_avatar(here.client, avatar_id)
-
-
-async def check_avatar(client: JobProducer, avatar_id: str) -> None:
-    """Raises `ServiceError` ``not_found``."""
-    if await client.avatar(an_id(avatar_id)) is None:
-        raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
+        await require_avatar(context.producer, avatar_id)

@@ -1,28 +1,28 @@
-"""The API process: routes, limits and the translation of every error.
+"""The API application: its routes and middleware, and a problem document for every error.
 
-Never loads torch, the model or a media library, so it starts in a second; whatever touches
-pictures, sound or networks is a worker's.
+It loads neither torch nor a model nor a media library, so it starts in a second.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server import metrics
-from server.api import animate, avatars, health, jobs, stream, studio
+from server.api import animate, avatars, health, jobs, pages, stream
 from server.api.access import Access
-from server.api.context import RequestContext
-from server.api.doors import Doors
+from server.api.dependencies import RequestContext
 from server.api.limits import BodyLimit
-from server.api.observe import Observe
+from server.api.origins import OriginCheck
+from server.api.problems import broker_lost, problem_response
+from server.api.telemetry import Telemetry
 from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
 from server.broker.redis import BROKER_LOST, connect
@@ -31,17 +31,17 @@ from server.settings import Settings
 
 log = logging.getLogger("fada.api")
 
-# What a page of another origin may send, and may read beside the body.
-_CLIENT_HEADERS = ["Authorization", "X-API-Key", "Prefer", "X-Request-Id"]
-_OWN_HEADERS = [
+# Headers that pages of other origins may send, and may read.
+_REQUEST_HEADERS = ["Authorization", "X-API-Key", "Prefer", "X-Request-Id"]
+_RESPONSE_HEADERS = [
     "Location", "Preference-Applied", "Retry-After", "X-Job-Id", "X-Request-Id", "X-Seed",
 ]  # fmt: skip
 
 
 def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastAPI:
-    """The application over the broker at ``url``, which is opened when it starts.
+    """The application; it connects to the broker at ``url`` when it starts.
 
-    ``loopback``: it listens where only this machine reaches it.
+    ``loopback`` says that it listens where only this machine reaches it.
     """
 
     @asynccontextmanager
@@ -51,19 +51,19 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             metrics.reporting(connection, "api"),
             register_reader(connection) as reader,
         ):
-            client = JobProducer(connection, settings.max_jobs, settings.job_ttl_s, reader=reader)
-            app.state.context = RequestContext(client, settings, Access(connection, settings))
+            producer = JobProducer(connection, settings.max_jobs, settings.job_ttl_s, reader=reader)
+            app.state.context = RequestContext(producer, settings, Access(connection, settings))
             yield
 
     app = FastAPI(
         title="FADA",
         summary="A portrait and speech in, a talking video out while it is being made.",
         lifespan=lifespan,
-        docs_url=None,  # `server.api.studio` has a page that loads nothing from elsewhere
+        docs_url=None,  # `server.api.pages` has one that loads nothing from other origins
         redoc_url=None,
     )
     app.add_middleware(
-        Doors, origins=settings.cors_origins, hosts=settings.hosts, loopback=loopback
+        OriginCheck, origins=settings.cors_origins, hosts=settings.hosts, loopback=loopback
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     if settings.cors_origins:
@@ -71,11 +71,11 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=_CLIENT_HEADERS,
-            expose_headers=_OWN_HEADERS,
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_RESPONSE_HEADERS,
         )
-    app.add_middleware(Observe)
-    for module in (animate, avatars, jobs, stream, health, studio):
+    app.add_middleware(Telemetry)
+    for module in (animate, avatars, jobs, stream, health, pages):
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -86,43 +86,32 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
     return app
 
 
-def _problem(error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
-    metrics.error(error.code)
-    headers = dict(headers or {})
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if error.kind.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        error.problem(), error.kind.status, headers, media_type="application/problem+json"
-    )
-
-
 async def _service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
-    return _problem(error)
+    return problem_response(error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: unknown addresses, wrong methods."""
+    """Errors that the framework raises: unknown addresses, wrong methods."""
     if not isinstance(error, HTTPException):
         raise error
     by_status = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
     code = by_status.get(error.status_code, "bad_request")
     allowed = (error.headers or {}).get("Allow")
-    detail = KINDS[code].title if allowed is None else f"this address takes {allowed}"
-    return _problem(ServiceError(code, detail), error.headers)
+    title = KINDS[code].title
+    detail = title if allowed is None else f"{title}, expected {allowed}"  # never echo the method
+    return problem_response(ServiceError(code, detail), error.headers)
 
 
 async def _broker_lost(request: Request, error: Exception) -> Response:
-    log.error("the broker does not answer: %s", error)
-    return _problem(ServiceError("no_worker", "the service's queue does not answer"))
+    log.error("the broker does not reply: %s", error)
+    return problem_response(broker_lost())
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
-    return _problem(ServiceError("bad_request", "the client hung up while sending"))
+    return problem_response(ServiceError("bad_request", "the client disconnected while sending"))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    return _problem(ServiceError("internal_error", "the request could not be answered"))
+    return problem_response(ServiceError("internal_error", "the request failed"))

@@ -1,26 +1,26 @@
 """`/avatars`: portraits prepared once and used many times.
 
-The worker prepares; the broker keeps.
+A worker prepares them, the broker stores them.
 """
 
 from __future__ import annotations
 
 import secrets
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server import logs
-from server.api.context import DOOR, PROBLEMS, AvatarId, choose_model, context
+from server.api.dependencies import ADMITTED, AvatarId, Context, choose_model, no_avatar
+from server.api.problems import PROBLEMS
 from server.api.protocol import AvatarView
 from server.api.uploads import check_portrait, read_upload
 from server.api.video import ClientGone, first_event, unless_gone
 from server.broker import messages
 from server.errors import ServiceError
 
-router = APIRouter(prefix="/avatars", tags=["avatars"], responses=PROBLEMS, dependencies=DOOR)
+router = APIRouter(prefix="/avatars", tags=["avatars"], responses=PROBLEMS, dependencies=ADMITTED)
 
 _FORM: dict[str, Any] = {
     "requestBody": {
@@ -32,7 +32,10 @@ _FORM: dict[str, Any] = {
                     "required": ["portrait"],
                     "properties": {
                         "portrait": {"type": "string", "format": "binary"},
-                        "model": {"type": "string", "description": "whose latent space it is for"},
+                        "model": {
+                            "type": "string",
+                            "description": "a model of the latent space to prepare it for",
+                        },
                     },
                 }
             }
@@ -42,48 +45,46 @@ _FORM: dict[str, Any] = {
 
 
 @router.post("", status_code=201, openapi_extra=_FORM)
-async def create(request: Request, response: Response) -> AvatarView:
+async def create(context: Context, request: Request, response: Response) -> AvatarView:
     """Prepare a portrait; later requests name it by `avatar_id`.
 
-    It is for students of one latent space: the default's, or that of `model`.
+    It fits the models of one latent space: the default model's, or that of `model`.
     """
-    here = context(request)
     upload = await read_upload(request, ("portrait",))
-    surplus = set(upload.fields) - {"model"}
-    if surplus:
-        raise ServiceError("bad_request", f"{', '.join(sorted(surplus))}: no field of this call")
+    unknown = sorted(set(upload.fields) - {"model"})
+    if unknown:
+        raise ServiceError("bad_request", f"field = {unknown[0]!r}, expected 'model' or none")
     if "portrait" not in upload.files:
         raise ServiceError("bad_request", "the file 'portrait' is missing")
-    check_portrait(upload.files["portrait"], here.settings.max_portrait_bytes)
-    model = await choose_model(here.client, upload.fields.get("model"))
+    check_portrait(upload.files["portrait"], context.settings.max_portrait_bytes)
+    model = await choose_model(context.producer, upload.fields.get("model"))
     job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
-    job_id = await here.client.submit(job, upload.files)
+    job_id = await context.producer.submit(job, upload.files)
     logs.bind(job=job_id)
-    leave = partial(here.client.abandon, job_id)
     try:
-        events = here.client.follow(job_id, consume=True)
-        made = await unless_gone(request.receive, first_event(events))
+        events = context.producer.follow(job_id, consume=True)
+        created = await unless_gone(request.receive, first_event(events))
     except ClientGone as error:
-        raise ServiceError("bad_request", "the client hung up") from error
+        raise ServiceError("bad_request", "the client disconnected") from error
     finally:
-        await leave()
-    if not isinstance(made, messages.AvatarCreated):
-        raise TypeError(f"an avatar job makes an avatar, got {made.type}")
-    response.headers["Location"] = f"/avatars/{made.avatar.avatar_id}"
-    return made.avatar
+        await context.producer.abandon(job_id)
+    if not isinstance(created, messages.AvatarCreated):
+        raise TypeError(f"first event = {created.type!r}, expected 'avatar_created'")
+    response.headers["Location"] = f"/avatars/{created.avatar.avatar_id}"
+    return created.avatar
 
 
 @router.get("/{avatar_id}")
-async def read(request: Request, avatar_id: AvatarId) -> AvatarView:
-    """What is known of an avatar."""
-    avatar = await context(request).client.avatar(avatar_id)
+async def read(context: Context, avatar_id: AvatarId) -> AvatarView:
+    """The avatar's size and face."""
+    avatar = await context.producer.avatar(avatar_id)
     if avatar is None:
-        raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
+        raise no_avatar(avatar_id)
     return avatar
 
 
 @router.delete("/{avatar_id}", status_code=204)
-async def delete(request: Request, avatar_id: AvatarId) -> None:
-    """Forget an avatar; videos being made of it go on."""
-    if not await context(request).client.delete_avatar(avatar_id):
-        raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")
+async def delete(context: Context, avatar_id: AvatarId) -> None:
+    """Delete an avatar; videos that are being made of it continue."""
+    if not await context.producer.delete_avatar(avatar_id):
+        raise no_avatar(avatar_id)

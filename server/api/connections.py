@@ -1,9 +1,9 @@
-"""Connections that cost little: deadlines and bounds below the application.
+"""Connection limits and deadlines, below the application.
 
 uvicorn waits for ever for the rest of a header and for a client that does not read. Here each
-connection has a deadline for its next request and for every write to get on, and there is a bound
-of connections in all and from each address. When a bound is reached, the connection that has
-waited longest for its request makes room; only where all are in use the new one is closed.
+connection has a deadline for its next request and for progress of its writes, and the number of
+connections is limited in total and per address. At a limit, the connection that has waited longest
+for its request is closed; if none is waiting, the new one is.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 log = logging.getLogger("fada.serve")
 
-HEADER_S = 15.0  # for the first request's header to be there, and for the next one's
-SEND_S = 30.0  # without a byte taken by the client
-_LOOK_S = 1.0
-# A portrait of 1 MB in base64 and its options; sound comes after `start`.
+HEADER_S = 15.0  # until a request's header is complete, from the connection or the last response
+SEND_S = 30.0  # without the client reading a byte
+_CHECK_S = 1.0
+# A portrait of 1 MB in base64 and its options; audio follows `start`.
 START_BYTES = 2 << 20
-_MAX_FRAMES = 1024  # of one WebSocket message
-_MAX_PONG_BYTES = 1 << 20  # not taken by a client that goes on sending pings
+_MAX_FRAMES = 1024  # frames of one WebSocket message
+_MAX_PONG_BYTES = 1 << 20  # unread by a client that keeps sending pings
 _SPARE_FILES = 128  # descriptors for everything but connections
-_COMPLAIN_S = 60.0
-LIMIT = "fada.limit"  # in a WebSocket's scope: sets the most bytes of a message
+_ACCEPT_LOG_S = 60.0
+SET_MESSAGE_LIMIT = "fada.set_message_limit"  # in a WebSocket's scope: sets the limit, in bytes
 
 
 class _Connection(Protocol):
@@ -40,49 +40,50 @@ class _Connection(Protocol):
 
 
 class Connections:
-    """All of a server's, ``most`` in all and ``most_each`` from one address.
+    """A server's connections: ``limit`` in total, ``limit_per_address`` from one address; 0: any.
 
-    Addresses and networks in ``exempt`` (proxies', *: all) have no bound of their own. 0: no bound.
+    Addresses and networks in ``exempt`` (trusted proxies; *: all) have no limit of their own.
     `watch` must run.
     """
 
-    def __init__(self, most: int, most_each: int, exempt: Collection[str] = ()) -> None:
-        self._most = min(most or 1 << 30, max(1, _open_files() - _SPARE_FILES))
-        self._most_each, self._exempt = most_each, exempt
+    def __init__(self, limit: int, limit_per_address: int, exempt: Collection[str] = ()) -> None:
+        self._limit = min(limit or 1 << 30, max(1, _open_files() - _SPARE_FILES))
+        self._limit_per_address, self._exempt = limit_per_address, exempt
         self._open: dict[_Connection, str] = {}
-        self._each: Counter[str] = Counter()
+        self._per_address: Counter[str] = Counter()
         # Since when, the longest first.
         self._waiting: dict[_Connection, float] = {}
         self._stalled: dict[_Connection, tuple[int, float]] = {}
 
     def opened(self, connection: _Connection) -> None:
-        """Count it, and close another or this one when there are too many."""
+        """Count a new connection; beyond a limit, close another or this one."""
         address = connection.client[0] if connection.client else ""
         self._open[connection] = address
-        self._each[address] += 1
-        crowded = self._most_each and self._each[address] > self._most_each
+        self._per_address[address] += 1
+        crowded = self._limit_per_address and self._per_address[address] > self._limit_per_address
         if crowded and not self._is_exempt(address):
             self._make_room(connection, address)
-        elif len(self._open) > self._most:
+        elif len(self._open) > self._limit:
             self._make_room(connection, None)
 
     def waits(self, connection: _Connection) -> None:
-        """From now on it waits for a request."""
+        """The connection waits for a request from now on."""
         if connection in self._open:
             self._waiting.pop(connection, None)
             self._waiting[connection] = asyncio.get_running_loop().time()
 
     def works(self, connection: _Connection) -> None:
-        """Its request is there."""
+        """The connection's request has arrived."""
         self._waiting.pop(connection, None)
 
     def closed(self, connection: _Connection) -> None:
+        """Stop counting a connection."""
         address = self._open.pop(connection, None)
         if address is None:
             return
-        self._each[address] -= 1
-        if not self._each[address]:
-            del self._each[address]
+        self._per_address[address] -= 1
+        if not self._per_address[address]:
+            del self._per_address[address]
         self._waiting.pop(connection, None)
         self._stalled.pop(connection, None)
 
@@ -96,23 +97,23 @@ class Connections:
             return False
 
     async def watch(self) -> None:
-        """Close what is beyond its deadline, for ever."""
+        """Call `check` every second, for ever."""
         while True:
-            await asyncio.sleep(_LOOK_S)
-            self.look(asyncio.get_running_loop().time())
+            await asyncio.sleep(_CHECK_S)
+            self.check(asyncio.get_running_loop().time())
 
-    def look(self, now_s: float) -> None:
-        """Close what is beyond its deadline at ``now_s``."""
+    def check(self, now_s: float) -> None:
+        """Close the connections that are beyond a deadline at ``now_s``, in seconds."""
         for connection, since_s in list(self._waiting.items()):
             if now_s - since_s > HEADER_S:
                 self._abort(connection)
         for connection in list(self._open):
-            left = connection.transport.get_write_buffer_size()
+            unsent = connection.transport.get_write_buffer_size()
             before, since_s = self._stalled.get(connection, (0, now_s))
-            if left == 0:
+            if unsent == 0:
                 self._stalled.pop(connection, None)
-            elif left != before:
-                self._stalled[connection] = left, now_s
+            elif unsent != before:
+                self._stalled[connection] = unsent, now_s
             elif now_s - since_s > SEND_S:
                 self._abort(connection)
 
@@ -129,7 +130,7 @@ class Connections:
 
 
 class _HTTP(H11Protocol):
-    """Counted and timed from its first byte on."""
+    """uvicorn's HTTP connection, counted and with deadlines."""
 
     _all: Connections
 
@@ -147,7 +148,7 @@ class _HTTP(H11Protocol):
     def on_response_complete(self) -> None:
         cycle = self.cycle
         super().on_response_complete()
-        if self.cycle is cycle:  # no further request came along with this one
+        if self.cycle is cycle:  # no pipelined request follows
             self._all.waits(self)
 
     def handle_websocket_upgrade(self, event: Any) -> None:
@@ -160,7 +161,7 @@ class _HTTP(H11Protocol):
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """Counted; messages are small until the application allows more."""
+    """uvicorn's WebSocket, counted; messages are small until the application allows larger ones."""
 
     _all: Connections
 
@@ -173,10 +174,10 @@ class _WebSocket(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         scope = getattr(self, "scope", None)
         if scope is not None:
-            cast(dict[str, Any], scope)[LIMIT] = self._limit
+            cast(dict[str, Any], scope)[SET_MESSAGE_LIMIT] = self._set_message_limit
 
-    def _limit(self, most: int) -> None:
-        self.conn.max_message_size = most
+    def _set_message_limit(self, max_bytes: int) -> None:
+        self.conn.max_message_size = max_bytes
 
     def handle_cont(self, event: Any) -> None:
         super().handle_cont(event)
@@ -195,16 +196,16 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 def protocols(connections: Connections) -> tuple[type[_HTTP], type[_WebSocket]]:
-    """uvicorn's two protocols, counted in ``connections``."""
+    """uvicorn's two protocol classes, bound to ``connections``."""
     http = type("HTTP", (_HTTP,), {"_all": connections})
     web_socket = type("WebSocket", (_WebSocket,), {"_all": connections})
     return http, web_socket
 
 
 def raise_file_limit() -> None:
-    """As many descriptors as this process may have."""
+    """Raise the limit of open files to the most this process may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS names a limit that it does not grant
+    with suppress(OSError, ValueError):  # macOS reports a hard limit that it does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -213,10 +214,10 @@ def _open_files() -> int:
     return soft if soft != resource.RLIM_INFINITY else 1 << 30
 
 
-class SeldomComplaints:
-    """An event loop's exception handler: that no connection can be accepted is said once a minute.
+class AcceptErrorLog:
+    """An event loop's exception handler that logs failures to accept once a minute.
 
-    asyncio says it with a stack for every try, which makes megabytes a second.
+    asyncio logs a stack trace for each, which can be megabytes a second.
     """
 
     def __init__(self) -> None:
@@ -226,5 +227,5 @@ class SeldomComplaints:
         if "socket.accept()" not in str(context.get("message", "")):
             loop.default_exception_handler(context)
         elif loop.time() >= self._next_s:
-            self._next_s = loop.time() + _COMPLAIN_S
-            log.error("no connection can be accepted: %s", context.get("exception"))
+            self._next_s = loop.time() + _ACCEPT_LOG_S
+            log.error("cannot accept connections: %s", context.get("exception"))

@@ -1,42 +1,42 @@
-"""Health, figures and what is loaded."""
+"""Health, metrics and the loaded models."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import PlainTextResponse, Response
 
 from server import metrics
-from server.api.context import DOOR, PROBLEMS, context
+from server.api.dependencies import ADMITTED, Context, ServiceContext
+from server.api.problems import PROBLEMS
 from server.api.protocol import ModelList
-from server.errors import ServiceError
+from server.broker.producer import no_worker
 
 router = APIRouter(tags=["service"], responses=PROBLEMS)
 
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers."""
+    """The API process is alive."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
-async def readyz(request: Request) -> dict[str, str]:
-    """A worker is ready to take jobs."""
-    if not (await context(request).client.models()).models:
-        raise ServiceError("no_worker", "no worker is connected yet; try again in a moment")
+async def readyz(context: ServiceContext) -> dict[str, str]:
+    """A worker is ready for jobs."""
+    if not (await context.producer.models()).models:
+        raise no_worker()
     return {"status": "ready"}
 
 
-@router.get("/metrics", dependencies=DOOR, response_class=PlainTextResponse)
-async def figures(request: Request) -> Response:
-    """The figures of all processes, for Prometheus."""
-    connection = context(request).client.connection
-    text = await metrics.render(connection, metrics.process_name("api"))
+@router.get("/metrics", dependencies=ADMITTED, response_class=PlainTextResponse)
+async def read_metrics(context: Context) -> Response:
+    """The metrics of every process, for Prometheus."""
+    text = await metrics.render(context.producer.connection, metrics.process_name("api"))
     return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-@router.get("/models", dependencies=DOOR)
-async def models(request: Request) -> ModelList:
-    """The students that the live workers have loaded."""
-    return await context(request).client.models()
+@router.get("/models", dependencies=ADMITTED)
+async def models(context: Context) -> ModelList:
+    """The models that live workers have loaded."""
+    return await context.producer.models()

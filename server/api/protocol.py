@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,7 +11,7 @@ from server.errors import ServiceError
 
 
 class AnimationOptions(BaseModel):
-    """``None`` leaves the choice to the student (``steps``, guidance) or to chance (``seed``)."""
+    """``None`` means the default (``steps``, guidance, ``model``) or a random ``seed``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -25,18 +25,18 @@ class AnimationOptions(BaseModel):
     framing: Literal["portrait", "full"] = Field(
         "portrait", description="square crop around the head, or the whole picture"
     )
-    model: str | None = Field(None, max_length=100, description="which student answers")
+    model: str | None = Field(None, max_length=100, description="model to use")
 
 
 class LiveStart(BaseModel):
-    """What `start` holds on the WebSocket beside the options; ``portrait`` is base64."""
+    """The `start` message of the WebSocket beside the options; ``portrait`` is base64."""
 
     model_config = ConfigDict(frozen=True)
 
     options: AnimationOptions
     avatar_id: str | None = None
     portrait: str | None = None
-    sample_rate: int = Field(16_000, ge=8_000, le=48_000, description="of the PCM to come")
+    sample_rate: int = Field(16_000, ge=8_000, le=48_000, description="of the PCM, Hz")
     idle: bool = False
 
 
@@ -52,23 +52,28 @@ ALLOWED = {
 
 
 def parse_options(fields: Mapping[str, object]) -> AnimationOptions:
-    """Raises `ServiceError` ``invalid_option`` naming the first wrong field and what it allows."""
+    """Raises `ServiceError` ``invalid_option``, naming the first wrong option and its range."""
     for name in fields:
         if name not in ALLOWED:
             raise ServiceError(
-                "invalid_option", f"{name!r} is no option; allowed are {', '.join(ALLOWED)}"
+                "invalid_option", f"option = {name!r}, expected one of {', '.join(ALLOWED)}"
             )
     try:
         return AnimationOptions.model_validate(dict(fields))
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise ServiceError(
-            "invalid_option", f"{name} is {str(fields[name])[:100]!r}; it must be {ALLOWED[name]}"
+            "invalid_option", f"{name} = {str(fields[name])[:100]!r}, expected {ALLOWED[name]}"
         ) from error
 
 
+def unknown_model(name: str, names: Iterable[str]) -> ServiceError:
+    """The error of a request for a model that is not among the loaded ``names``."""
+    return ServiceError("invalid_option", f"model = {name!r}, expected one of {', '.join(names)}")
+
+
 class ModelView(BaseModel):
-    """One loaded student, as `GET /models` lists it."""
+    """One loaded model, as `GET /models` lists it."""
 
     name: str
     latent_space: str
@@ -82,21 +87,21 @@ class ModelView(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All that some live worker has loaded; ``default`` answers when a request names none."""
+    """The models that live workers have loaded; ``default`` serves requests that name none."""
 
     models: list[ModelView]
     default: str | None
 
 
 class FaceView(BaseModel):
-    """``box`` is x0, y0, x1, y1 in pixels of the picture."""
+    """A detected face; ``box`` is x0, y0, x1, y1 in pixels of the picture."""
 
     box: tuple[float, float, float, float]
     confidence: float
 
 
 class AvatarView(BaseModel):
-    """A prepared portrait; ``width`` and ``height`` are those of its picture, in pixels."""
+    """A prepared portrait; ``width`` and ``height`` of its picture are in pixels."""
 
     avatar_id: str
     width: int
@@ -105,7 +110,7 @@ class AvatarView(BaseModel):
 
 
 class ProblemView(BaseModel):
-    """RFC 9457, with a stable ``code``."""
+    """A problem document (RFC 9457) with a stable ``code``."""
 
     type: str
     title: str
@@ -118,7 +123,7 @@ JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 class JobView(BaseModel):
-    """``progress`` is 0 to 1 of the audio when its length is known, else 0 until done."""
+    """A job's status; ``progress`` is 0 to 1, or 0 until done if the length is unknown."""
 
     id: str
     status: JobStatus

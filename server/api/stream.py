@@ -1,7 +1,7 @@
-"""`GET /stream`: a WebSocket on which speech comes in while the talking video goes out.
+"""`GET /stream`: a WebSocket that takes speech and sends the talking video while it is made.
 
-A client that sends sound faster than it is spoken is told when `MAX_WAITING_S` of it wait. To
-leave the socket unread instead would hold back an interrupt behind the sound that it is to stop.
+A client that sends audio faster than real time gets an error once `MAX_PENDING_S` are pending. TCP
+backpressure would not do: it would hold an interrupt back behind the audio that it is to stop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import logs, metrics, traces
 from server.api.access import subprotocol
-from server.api.animate import check_avatar
-from server.api.connections import LIMIT
-from server.api.context import RequestContext, choose_model, context
+from server.api.connections import SET_MESSAGE_LIMIT
+from server.api.dependencies import RequestContext, admit, choose_model, require_avatar
+from server.api.problems import broker_lost
 from server.api.protocol import LiveStart, parse_options
 from server.api.uploads import check_portrait
 from server.api.video import ClientGone, first_event, first_fragment_timed
 from server.broker import messages
+from server.broker.producer import JobProducer
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
@@ -37,15 +38,15 @@ from server.tasks import cancel_and_wait
 router = APIRouter()
 log = logging.getLogger("fada.api")
 
-MAX_WAITING_S = 60
+MAX_PENDING_S = 60
 MAX_MESSAGE_BYTES = 6 << 20  # a minute at 48 kHz
 MAX_TEXT_BYTES = 16 << 10  # after `start`
-MAX_PORTRAIT_BYTES = 1 << 20  # larger ones go through /avatars
+MAX_PORTRAIT_BYTES = 1 << 20  # larger ones are uploaded to /avatars
 _MARGIN_BYTES = 64 << 10
-_START_S = 10.0
+_START_TIMEOUT_S = 10.0
 _UPDATES = ("steps", "audio_cfg", "reference_cfg")
-_BAD_CLIENT = 1008
-_SAME_MOMENT_S = 0.02  # arrivals are told apart no finer, so that few are kept
+_POLICY_VIOLATION = 1008
+_ARRIVAL_RESOLUTION_S = 0.02  # chunks this close count as one arrival, to keep the queue short
 _CLOSE_CODES = {"too_large": 1009, "internal_error": 1011, "busy": 1013, "no_worker": 1013}
 
 
@@ -54,106 +55,110 @@ async def stream(websocket: WebSocket) -> None:
     """One live session, from `start` to a close with a reason."""
     await websocket.accept(subprotocol(websocket))
     try:
-        error = await _errors_of(websocket)
+        error = await _run_session(websocket)
         if error is None:
             await websocket.close(1000)
             return
         metrics.error(error.code)
         await _send(websocket, {"type": "error", "code": error.code, "detail": error.detail})
-        await websocket.close(_CLOSE_CODES.get(error.code, _BAD_CLIENT), error.kind.title)
+        await websocket.close(_CLOSE_CODES.get(error.code, _POLICY_VIOLATION), error.kind.title)
     except (ClientGone, WebSocketDisconnect, OSError):
-        log.info("a live session's client hung up")
+        log.info("a live session's client disconnected")
 
 
-async def _errors_of(websocket: WebSocket) -> ServiceError | None:
-    """Hold the session; how it ended, in the client's terms."""
-    here = context(websocket)
+async def _run_session(websocket: WebSocket) -> ServiceError | None:
+    """Run the session; return the error that ended it, for the client."""
     try:
-        async with here.access.session(await here.access.admit(websocket)):
+        context = await admit(websocket)
+        async with context.access.session(context.client):
             with metrics.stream_open():
-                await _session(websocket, context(websocket))
+                await _session(websocket, context)
     except ServiceError as error:
         return error
     except BROKER_LOST as error:
-        log.error("the broker does not answer: %s", error)
-        return ServiceError("no_worker", "the service's queue does not answer")
+        log.error("the broker does not reply: %s", error)
+        return broker_lost()
     except (ClientGone, WebSocketDisconnect, OSError):
         raise
     except Exception:
         log.exception("a live session failed")
-        return ServiceError("internal_error", "the session could not go on")
+        return ServiceError("internal_error", "the session failed")
     return None
 
 
-async def _session(websocket: WebSocket, here: RequestContext) -> None:
+async def _session(websocket: WebSocket, context: RequestContext) -> None:
     try:
-        async with asyncio.timeout(_START_S):
+        async with asyncio.timeout(_START_TIMEOUT_S):
             start = await _start(websocket)
-    except TimeoutError as late:
-        raise ServiceError("timeout", f"no 'start' came within {_START_S:g} s") from late
-    # A little more gets an answer that says what is allowed; far more, the bare close code.
-    websocket.scope.get(LIMIT, lambda most: None)(MAX_MESSAGE_BYTES + _MARGIN_BYTES)
-    began_s = time.monotonic()
-    request, parts = await _request(here, start)
-    job_id = await here.client.submit(request, parts)
+    except TimeoutError as timeout:
+        raise ServiceError("timeout", f"no 'start' within {_START_TIMEOUT_S:g} s") from timeout
+    # A message slightly too large gets an error that states the limit; far too large, a close code.
+    set_limit = websocket.scope.get(SET_MESSAGE_LIMIT, lambda max_bytes: None)
+    set_limit(MAX_MESSAGE_BYTES + _MARGIN_BYTES)
+    start_s = time.monotonic()
+    request, parts = await _request(context, start)
+    job_id = await context.producer.submit(request, parts)
     logs.bind(job=job_id)
-    traces.note(job=job_id)
-    events = first_fragment_timed(here.client.follow(job_id, consume=True), "live", began_s)
-    live = _Live(websocket, here, job_id, start.sample_rate)
-    listening, answering = (
-        asyncio.create_task(way) for way in (live.listen(), live.answer(events))
-    )
+    traces.annotate(job=job_id)
+    events = first_fragment_timed(context.producer.follow(job_id, consume=True), "live", start_s)
+    live = _LiveConnection(websocket, context.producer, job_id, sample_rate=start.sample_rate)
+    receiving = asyncio.create_task(live.receive())
+    sending = asyncio.create_task(live.send(events))
     error: BaseException | None = None
     try:
-        # The client may have nothing more to say while there is more to answer.
-        while error is None and not answering.done():
-            going = {task for task in (listening, answering) if not task.done()}
-            ended, _ = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+        # The client may be done sending while there is more to receive.
+        while error is None and not sending.done():
+            running = {task for task in (receiving, sending) if not task.done()}
+            ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             error = next((task.exception() for task in ended if task.exception()), None)
     finally:
         try:
-            await cancel_and_wait((listening, answering))
+            await cancel_and_wait((receiving, sending))
         finally:
-            await here.client.abandon(job_id, live=True)
+            await context.producer.abandon(job_id, live=True)
     if error is not None:
         raise error
 
 
-class _Live:
-    """A session that has begun: both directions, and how much sound waits between them."""
+class _LiveConnection:
+    """A started session: forwards messages both ways and bounds the pending audio."""
 
     def __init__(
-        self, websocket: WebSocket, here: RequestContext, job_id: str, sample_rate: int
+        self, websocket: WebSocket, producer: JobProducer, job_id: str, *, sample_rate: int
     ) -> None:
-        self._websocket, self._client, self._job_id = websocket, here.client, job_id
-        self._max_waiting = MAX_WAITING_S * sample_rate * 2
-        self._microphone = _Microphone(sample_rate)
-        # Bytes of sound: all, those before the last interrupt, and those the worker has taken.
-        self._sent = self._dropped = self._heard = 0
-        self._told = 0
+        self._websocket, self._producer, self._job_id = websocket, producer, job_id
+        self._max_pending_bytes = MAX_PENDING_S * sample_rate * 2
+        self._arrivals = _AudioArrivals(sample_rate)
+        # Bytes of audio: received in all, before the last interrupt, and consumed by the worker.
+        self._received = self._dropped = self._consumed = 0
+        self._commands = 0
         self._ended = False
 
-    async def listen(self) -> None:
-        """What the client says, to the worker, until the session ends; raises `ClientGone`."""
+    async def receive(self) -> None:
+        """Forward the client's messages to the worker until the session ends.
+
+        Raises `ClientGone` when the client disconnects, `ServiceError` for an invalid message.
+        """
         while True:
             message = await _receive(self._websocket, MAX_TEXT_BYTES)
-            command = self._sound(message) if isinstance(message, bytes) else self._command(message)
-            self._told += 1
-            if not await self._client.send_command(self._job_id, self._told, command):
-                return  # the session's ending is on its way to the client
+            command = self._audio(message) if isinstance(message, bytes) else self._command(message)
+            self._commands += 1
+            if not await self._producer.send_command(self._job_id, self._commands, command):
+                return  # the session has ended; its last event follows
 
-    def _sound(self, pcm: bytes) -> messages.AudioChunk:
+    def _audio(self, pcm: bytes) -> messages.AudioChunk:
         if self._ended:
-            raise ServiceError("bad_request", "sound came after 'end'")
-        self._sent += len(pcm)
-        self._microphone.came(self._sent, time.monotonic())
-        # What an interrupt drops still takes room until the worker has seen it.
-        waiting = self._sent - max(self._heard, self._dropped)
-        if waiting > self._max_waiting or self._sent - self._heard > 2 * self._max_waiting:
-            seconds = waiting * MAX_WAITING_S / self._max_waiting
+            raise ServiceError("bad_request", "audio after 'end'")
+        self._received += len(pcm)
+        self._arrivals.add(self._received, time.monotonic())
+        # Audio that an interrupt drops takes memory until the worker has processed the interrupt.
+        pending = self._received - max(self._consumed, self._dropped)
+        limit = self._max_pending_bytes
+        if pending > limit or self._received - self._consumed > 2 * limit:
             raise ServiceError(
                 "too_large",
-                f"{seconds:.1f} s of sound wait to be spoken; at most {MAX_WAITING_S} s may",
+                f"{pending * MAX_PENDING_S / limit:.1f} s of audio are pending, "
+                f"expected at most {MAX_PENDING_S} s",
             )
         return messages.AudioChunk(data=pcm)
 
@@ -164,20 +169,23 @@ class _Live:
         if kind not in ("interrupt", "end") or fields:
             raise ServiceError(
                 "bad_request",
-                f"a message of type {str(kind)[:100]!r} with {_names(fields)} is none of "
-                "interrupt, end, update with options",
+                f"message = {str(kind)[:100]!r} with {_names(fields)}, "
+                "expected interrupt or end without fields, or update with options",
             )
         if kind == "interrupt":
-            self._dropped = self._sent
+            self._dropped = self._received
             return messages.Interrupt()
         self._ended = True
         return messages.End()
 
-    async def answer(self, events: AsyncIterator[messages.AnyEvent]) -> None:
-        """What the worker makes, to the client, until the video ends well; else it raises."""
+    async def send(self, events: AsyncIterator[messages.AnyEvent]) -> None:
+        """Forward the worker's events to the client until the video is complete.
+
+        Raises `ServiceError` when the session fails, is cancelled or expires.
+        """
         started = await first_event(events)
         if not isinstance(started, messages.Started):
-            raise TypeError(f"a live session starts with a video, got {started.type}")
+            raise TypeError(f"first event = {started.type!r}, expected 'started'")
         await _send(
             self._websocket,
             {
@@ -198,61 +206,61 @@ class _Live:
                     {"type": "done", "frames": event.frames, "duration_s": event.duration_s},
                 )
                 return
-            await self._pass_on(event)
+            await self._forward(event)
         raise ServiceError("internal_error", "the session has expired")
 
-    async def _pass_on(self, event: messages.AnyEvent) -> None:
+    async def _forward(self, event: messages.AnyEvent) -> None:
         if isinstance(event, messages.Failed):
             raise ServiceError(event.code, event.detail)
         if isinstance(event, messages.Interrupted):
-            self._heard = max(self._heard, event.consumed_bytes)
-            self._microphone.at(event.consumed_bytes)
+            self._consumed = max(self._consumed, event.consumed_bytes)
+            self._arrivals.seek(event.consumed_bytes)
             await _send(self._websocket, {"type": "interrupted", "at_s": event.at_s})
         elif isinstance(event, messages.Fragment):
-            self._heard = max(self._heard, event.consumed_bytes)
-            facts = {
+            self._consumed = max(self._consumed, event.consumed_bytes)
+            fields = {
                 "type": "fragment",
                 "index": event.index,
                 "start_s": event.start_s,
                 "duration_s": event.duration_s,
                 "kind": "speech" if event.speech else "idle",
             }
-            await _send(self._websocket, facts)
+            await _send(self._websocket, fields)
             await self._websocket.send_bytes(event.data)
-            self._measure(event)
+            self._record_latency(event)
         else:
-            raise ServiceError("internal_error", f"the session was ended: {event.type}")
+            raise ServiceError("internal_error", f"the session ended as {event.type}")
 
-    def _measure(self, fragment: messages.Fragment) -> None:
-        if not fragment.speech:  # whatever was said before has been spoken
-            self._microphone.at(fragment.consumed_bytes)
+    def _record_latency(self, fragment: messages.Fragment) -> None:
+        if not fragment.speech:  # all audio before it has been spoken
+            self._arrivals.seek(fragment.consumed_bytes)
             return
-        came_s = self._microphone.spoken(fragment.duration_s)
-        if came_s is not None:
-            metrics.mic_to_fragment(time.monotonic() - came_s)
+        arrival_s = self._arrivals.take(fragment.duration_s)
+        if arrival_s is not None:
+            metrics.mic_to_fragment(time.monotonic() - arrival_s)
 
 
-class _Microphone:
-    """When the sound came in that a fragment speaks. Positions are bytes since the start."""
+class _AudioArrivals:
+    """When the audio of a fragment arrived. Positions are bytes since the start."""
 
     def __init__(self, sample_rate: int) -> None:
         self._byte_rate = 2 * sample_rate
         self._position = 0.0
-        self._arrivals: deque[tuple[int, float]] = deque()  # up to where, when its first byte came
+        self._arrivals: deque[tuple[int, float]] = deque()  # end, arrival of its first byte
 
-    def came(self, end: int, now_s: float) -> None:
-        """Everything up to ``end`` has come."""
-        if self._arrivals and now_s - self._arrivals[-1][1] < _SAME_MOMENT_S:
+    def add(self, end: int, now_s: float) -> None:
+        """All audio up to ``end`` has arrived by ``now_s``, in seconds."""
+        if self._arrivals and now_s - self._arrivals[-1][1] < _ARRIVAL_RESOLUTION_S:
             self._arrivals[-1] = (end, self._arrivals[-1][1])
         else:
             self._arrivals.append((end, now_s))
 
-    def at(self, position: int) -> None:
-        """Speech goes on from here."""
+    def seek(self, position: int) -> None:
+        """Speech continues from ``position``."""
         self._position = position
 
-    def spoken(self, seconds: float) -> float | None:
-        """When the first byte of the next ``seconds`` came; ``None`` for padding after the end."""
+    def take(self, seconds: float) -> float | None:
+        """When the first byte of the next ``seconds`` arrived; ``None`` for padding at the end."""
         while self._arrivals and self._arrivals[0][0] <= self._position:
             self._arrivals.popleft()
         self._position += seconds * self._byte_rate
@@ -261,37 +269,45 @@ class _Microphone:
 
 async def _start(websocket: WebSocket) -> LiveStart:
     message = await _receive(websocket)
-    if isinstance(message, bytes) or message.pop("type", None) != "start":
-        raise ServiceError("bad_request", "the first message must be text of type 'start'")
+    kind = "audio" if isinstance(message, bytes) else message.pop("type", None)
+    if isinstance(message, bytes) or kind != "start":
+        raise ServiceError(
+            "bad_request", f"first message = {str(kind)[:100]!r}, expected a text of type 'start'"
+        )
     options = {k: v for k, v in message.items() if k not in LiveStart.model_fields}
     own = {k: v for k, v in message.items() if k in LiveStart.model_fields and k != "options"}
     if "options" in message:
-        raise ServiceError("invalid_option", "options are given as keys of 'start' themselves")
+        raise ServiceError(
+            "invalid_option",
+            "'options' is not a key of 'start'; pass each option as a key of its own",
+        )
     try:
         return LiveStart.model_validate({**own, "options": parse_options(options)})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ServiceError(
-            "invalid_option", f"{name} is {str(own.get(name))[:100]!r}: {first['msg']}"
+            "invalid_option", f"{name} = {str(own.get(name))[:100]!r}: {first['msg']}"
         ) from error
 
 
 async def _request(
-    here: RequestContext, start: LiveStart
+    context: RequestContext, start: LiveStart
 ) -> tuple[messages.LiveRequest, dict[str, bytes]]:
     if (start.portrait is None) == (start.avatar_id is None):
-        raise ServiceError("bad_request", "give either 'portrait' or 'avatar_id'")
+        raise ServiceError("bad_request", "expected either 'portrait' or 'avatar_id'")
     parts = {}
     if start.avatar_id is not None:
-        await check_avatar(here.client, start.avatar_id)
+        await require_avatar(context.producer, start.avatar_id)
     if start.portrait is not None:
         try:
             parts["portrait"] = base64.b64decode(start.portrait, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise ServiceError("bad_request", f"'portrait' is no base64: {error}") from error
-        check_portrait(parts["portrait"], min(MAX_PORTRAIT_BYTES, here.settings.max_portrait_bytes))
-    model = await choose_model(here.client, start.options.model)
+            raise ServiceError("bad_request", f"'portrait' is not base64: {error}") from error
+        check_portrait(
+            parts["portrait"], min(MAX_PORTRAIT_BYTES, context.settings.max_portrait_bytes)
+        )
+    model = await choose_model(context.producer, start.options.model)
     seed = start.options.seed
     request = messages.LiveRequest(
         options=start.options,
@@ -309,7 +325,7 @@ def _update(fields: dict[str, Any]) -> messages.Update:
         if name not in _UPDATES:
             raise ServiceError(
                 "invalid_option",
-                f"{name[:100]!r} cannot be updated; allowed are {', '.join(_UPDATES)}",
+                f"update of {name[:100]!r}, expected {', '.join(_UPDATES)}",
             )
     options = parse_options(fields)
     return messages.Update(
@@ -317,30 +333,34 @@ def _update(fields: dict[str, Any]) -> messages.Update:
     )
 
 
-async def _receive(websocket: WebSocket, most: int | None = None) -> bytes | dict[str, Any]:
-    """The next message: sound, or the object that a text of ``most`` bytes holds.
+async def _receive(
+    websocket: WebSocket, max_text_bytes: int | None = None
+) -> bytes | dict[str, Any]:
+    """The next message: audio, or the JSON object of a text.
 
-    Raises `ClientGone`.
+    Raises `ClientGone` when the client disconnects, `ServiceError` for an invalid message.
     """
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise ClientGone
     content = message["text"] if message.get("bytes") is None else message["bytes"]
-    limit = most if most is not None and isinstance(content, str) else MAX_MESSAGE_BYTES
+    limit = MAX_MESSAGE_BYTES
+    if max_text_bytes is not None and isinstance(content, str):
+        limit = max_text_bytes
     if len(content) > limit:
         raise ServiceError(
-            "too_large", f"a message has {len(content)} bytes; at most {limit} are allowed"
+            "too_large", f"the message has {len(content)} bytes, expected at most {limit}"
         )
     if isinstance(content, bytes):
         return content
     try:
         fields = json.loads(content)
-        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is no character
+        json.dumps(fields, ensure_ascii=False).encode()  # rejects lone surrogates
     except (ValueError, RecursionError) as error:
-        raise ServiceError("bad_request", f"a text is no JSON: {error}") from error
+        raise ServiceError("bad_request", f"the message is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ServiceError(
-            "bad_request", f"a text must hold a JSON object, this is a {type(fields).__name__}"
+            "bad_request", f"message = {type(fields).__name__}, expected a JSON object"
         )
     return fields
 

@@ -1,7 +1,6 @@
-"""Multipart forms in, bytes and option strings out.
+"""Multipart forms: files as bytes, fields as strings.
 
-Pictures are told by their first bytes, so that what is no picture is refused before a worker
-sees it; whether it can be decoded is the worker's to say.
+Portraits are checked by their magic bytes here; only the worker can decide whether one decodes.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ _CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
 
 @dataclass(frozen=True)
 class Upload:
-    """``files`` by part name, ``fields`` as they were written."""
+    """A form's files and unparsed fields, by part name."""
 
     files: Mapping[str, bytes]
     fields: Mapping[str, str]
 
 
 async def read_upload(request: Request, files: Collection[str]) -> Upload:
-    """Read a form whose file parts are among ``files``; each part at most once.
+    """Read a form whose file parts are among ``files``, each part at most once.
 
-    Raises `ServiceError` ``bad_request`` for anything that is no such form.
+    Raises `ServiceError` ``bad_request`` for any other body.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         given = request.headers.get("content-type", "none")[:100]
-        raise ServiceError(
-            "bad_request", f"the body must be multipart/form-data, its content type is {given}"
-        )
+        raise ServiceError("bad_request", f"Content-Type = {given!r}, expected multipart/form-data")
     charset = request.headers.get("content-type", "").lower().partition("charset=")[2]
     if charset and charset.strip(' "').partition(";")[0].strip(' "') not in _CHARSETS:
-        raise ServiceError("bad_request", f"the form's charset must be one of {_CHARSETS}")
+        raise ServiceError(
+            "bad_request", f"charset = {charset[:20]!r}, expected one of {_CHARSETS}"
+        )
     blobs: dict[str, bytes] = {}
     fields: dict[str, str] = {}
     try:
@@ -49,7 +48,7 @@ async def read_upload(request: Request, files: Collection[str]) -> Upload:
             max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
         ) as form:
             for name, value in form.multi_items():
-                _check_part(name, value, files, [*blobs, *fields])
+                _check_part(name, value, files=files, seen=[*blobs, *fields])
                 if isinstance(value, UploadFile):
                     blobs[name] = await value.read()
                 else:
@@ -61,25 +60,25 @@ async def read_upload(request: Request, files: Collection[str]) -> Upload:
 
 
 def _check_part(
-    name: str, value: UploadFile | str, files: Collection[str], seen: Collection[str]
+    name: str, value: UploadFile | str, *, files: Collection[str], seen: Collection[str]
 ) -> None:
     if name in seen:
-        raise ServiceError("bad_request", f"part {name!r} was given more than once")
+        raise ServiceError("bad_request", f"the form has more than one part {name!r}")
     if isinstance(value, UploadFile) and name not in files:
         raise ServiceError(
-            "bad_request", f"{name!r} is no file of this call; allowed are {', '.join(files)}"
+            "bad_request", f"file part = {name!r}, expected one of {', '.join(files)}"
         )
     if isinstance(value, str) and name in files:
-        raise ServiceError("bad_request", f"{name!r} must be sent as a file, with a file name")
+        raise ServiceError("bad_request", f"{name!r} is a field, expected a file with a file name")
 
 
 def check_portrait(blob: bytes, max_bytes: int) -> None:
     """Raises `ServiceError` ``too_large`` or ``unsupported_media``."""
     if len(blob) > max_bytes:
         raise ServiceError(
-            "too_large", f"the portrait has {len(blob)} bytes; at most {max_bytes} are allowed"
+            "too_large", f"the portrait has {len(blob)} bytes, expected at most {max_bytes}"
         )
     jpeg, png = blob[:3] == b"\xff\xd8\xff", blob[:8] == b"\x89PNG\r\n\x1a\n"
     webp = blob[:4] == b"RIFF" and blob[8:12] == b"WEBP"
     if not (jpeg or png or webp):
-        raise ServiceError("unsupported_media", "the portrait is no JPEG, PNG or WebP picture")
+        raise ServiceError("unsupported_media", "the portrait is not a JPEG, PNG or WebP picture")

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,32 +16,31 @@ from starlette.types import Receive, Scope, Send
 from server import metrics
 from server.broker import messages
 from server.errors import ServiceError
+from server.tasks import cancel_and_wait
 
 log = logging.getLogger("fada.api")
 
 T = TypeVar("T")
-GiveUp = Callable[[], Awaitable[None]]
+OnClose = Callable[[], Awaitable[None]]
 
-_CLIENT_CLOSED = 499  # nobody sees it
+_CLIENT_CLOSED = 499  # only the log shows it
 
 
 class ClientGone(Exception):
-    """The client hung up while its answer was being made."""
+    """The client disconnected before its response was complete."""
 
 
-async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """Wait for ``work`` and for the client's hanging up; raises `ClientGone` if that is first."""
-    main = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(receive))
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for ``work``; raises `ClientGone` if the client disconnects first."""
+    main = asyncio.create_task(work)
+    disconnect = asyncio.create_task(_disconnected(receive))
     try:
-        await asyncio.wait({main, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({main, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not main.done():
             raise ClientGone
         return main.result()
     finally:
-        for task in (main, gone):
-            task.cancel()
-        await asyncio.gather(main, gone, return_exceptions=True)
+        await cancel_and_wait([main, disconnect])
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -52,7 +51,7 @@ async def _disconnected(receive: Receive) -> None:
 async def first_event(
     events: AsyncIterator[messages.AnyEvent],
 ) -> messages.Started | messages.AvatarCreated:
-    """The event that decides the status code. Raises the `ServiceError` of a job that failed."""
+    """The event that decides the status code; raises the `ServiceError` of a failed job."""
     async for event in events:
         if isinstance(event, messages.Started | messages.AvatarCreated):
             return event
@@ -64,13 +63,13 @@ async def first_event(
 
 
 async def first_fragment_timed(
-    events: AsyncIterator[messages.AnyEvent], kind: str, began_s: float
+    events: AsyncIterator[messages.AnyEvent], kind: str, start_s: float
 ) -> AsyncIterator[messages.AnyEvent]:
-    """The same events; how long after ``began_s`` the first fragment goes out is measured."""
+    """Yield the same events; record the time from ``start_s`` to the first fragment."""
     waiting = True
     async for event in events:
         if waiting and isinstance(event, messages.Fragment):
-            metrics.first_fragment(kind, time.monotonic() - began_s)
+            metrics.first_fragment(kind, time.monotonic() - start_s)
             waiting = False
         yield event
 
@@ -79,30 +78,32 @@ async def video_response(
     request: Request,
     job_id: str,
     events: AsyncIterator[messages.AnyEvent],
-    give_up: GiveUp,
+    *,
+    on_close: OnClose,
 ) -> Response:
-    """Wait for the job's start and answer with its video; ``give_up`` when that cannot be.
+    """Wait until the job has started and respond with its video.
 
-    Raises the `ServiceError` of a job that failed before its first fragment.
+    ``on_close`` runs once when the response ends, for whatever reason. Raises the `ServiceError`
+    of a job that failed before its first fragment.
     """
     try:
         started = await unless_gone(request.receive, first_event(events))
     except ClientGone:
-        await give_up()
+        await on_close()
         return Response(status_code=_CLIENT_CLOSED)
     except BaseException:
-        await give_up()
+        await on_close()
         raise
     if not isinstance(started, messages.Started):
-        raise TypeError(f"an animation starts with a video, got {started.type}")
-    return VideoResponse(job_id, started, events, give_up)
+        raise TypeError(f"first event = {started.type!r}, expected 'started'")
+    return VideoResponse(job_id, started, events, on_close=on_close)
 
 
 class VideoResponse(Response):
-    """Sends the init segment and the fragments as they come.
+    """Sends the init segment and the fragments as they arrive.
 
-    A job that fails now can no longer change the status: the chunked body is then left without
-    its end, which every client tells from a whole one.
+    A job that fails after its start cannot change the status any more: the chunked body is then
+    left without its last chunk, which HTTP clients report as an incomplete response.
     """
 
     media_type = "video/mp4"
@@ -112,7 +113,8 @@ class VideoResponse(Response):
         job_id: str,
         started: messages.Started,
         events: AsyncIterator[messages.AnyEvent],
-        give_up: GiveUp,
+        *,
+        on_close: OnClose,
     ) -> None:
         super().__init__(
             headers={
@@ -126,15 +128,15 @@ class VideoResponse(Response):
         self._job_id = job_id
         self._started = started
         self._events = events
-        self._give_up = give_up
+        self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_gone(receive, self._send_all(send))
         except ClientGone:
-            log.info("job %s: the client hung up", self._job_id)
+            log.info("job %s: the client disconnected", self._job_id)
         finally:
-            await self._give_up()
+            await self._on_close()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -143,11 +145,11 @@ class VideoResponse(Response):
             if isinstance(event, messages.Fragment):
                 await send(_body(event.data))
             elif isinstance(event, messages.Done):
-                with contextlib.suppress(OSError):  # the client may leave with the last byte
+                with contextlib.suppress(OSError):  # the client may disconnect after the last byte
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             else:
-                log.warning("job %s ended as %s within its video", self._job_id, event.type)
+                log.warning("job %s: %s after the video had started", self._job_id, event.type)
                 return
 
 

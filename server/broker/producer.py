@@ -57,7 +57,7 @@ class JobProducer:
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
         context = {
-            "trace": traces.here(),
+            "trace": traces.current(),
             "reader": "" if request.keep else self.reader,
             "owner": self.owner,
         }

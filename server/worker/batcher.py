@@ -84,7 +84,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         metrics.batch(len(tasks))
         try:
-            with metrics.staged("denoise"):
+            with metrics.timed_stage("denoise"):
                 return [*await loop.run_in_executor(self._executor, self.pipeline.step, tasks)]
         except Exception as error:
             if len(tasks) == 1:

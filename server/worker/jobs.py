@@ -176,7 +176,7 @@ class _VideoJob:
         saved = pack_saved(snapshot, InboxPosition(entry, edge, self._backpressure.last_read))
         self._published += 1
         consumer = self._resources.consumer
-        with metrics.staged("publish"):
+        with metrics.timed_stage("publish"):
             running = await consumer.publish(
                 self._claim, self._published, message, snapshot=saved, last_command=entry
             )

@@ -141,15 +141,16 @@ def test_every_message_of_a_live_session() -> None:
 def test_every_limit_of_a_live_session() -> None:
     rows = [row for row in table(section("## WebSocket `GET /stream`")) if row[1][0].isdigit()]
     assert [int(re.split(r"[ ;]", value)[0]) for _, value in rows] == [
-        stream._START_S,
+        stream._START_TIMEOUT_S,
         stream.MAX_PORTRAIT_BYTES,
         stream.MAX_TEXT_BYTES,
         stream.MAX_MESSAGE_BYTES,
-        stream.MAX_WAITING_S,
+        stream.MAX_PENDING_S,
     ]
     text = section("## WebSocket `GET /stream`")
     assert all(
-        f"{code}" in text for code in {1000, stream._BAD_CLIENT, *stream._CLOSE_CODES.values()}
+        f"{code}" in text
+        for code in {1000, stream._POLICY_VIOLATION, *stream._CLOSE_CODES.values()}
     )
 
 

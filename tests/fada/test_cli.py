@@ -71,7 +71,7 @@ def test_a_video_is_made(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
         (NO_FACE, [], "no_face"),
         (None, ["--size", "127"], "invalid_option: size"),
         (None, ["--audio-cfg", "nan"], "from 0 to 10"),
-        (None, ["--model", "none"], "must be one of fake"),
+        (None, ["--model", "none"], "expected one of fake"),
     ],
 )
 def test_failures_say_why_and_leave_the_old_file(

@@ -74,7 +74,7 @@ class Caller:
     [("*", False), ("10.0.2.0/24", False), ("10.0.2.2", False), ("10.0.3.0/24", True)],
 )
 def test_proxies_have_no_bound_of_their_own(exempt: str, bounded: bool) -> None:
-    every = Connections(most=0, most_each=1, exempt=[exempt])
+    every = Connections(limit=0, limit_per_address=1, exempt=[exempt])
     crowd = [Caller("10.0.2.2") for _ in range(3)]
     for one in crowd:
         every.opened(one)
@@ -84,7 +84,7 @@ def test_proxies_have_no_bound_of_their_own(exempt: str, bounded: bool) -> None:
 def test_deadlines_and_bounds_of_connections() -> None:
     async def everything() -> None:
         now_s = asyncio.get_running_loop().time()
-        every = Connections(most=5, most_each=3, exempt=["10.0.0.1"])
+        every = Connections(limit=5, limit_per_address=3, exempt=["10.0.0.1"])
         slow, quick, stuck, reading = (Caller(f"10.0.1.{n}") for n in range(4))
         for one in (slow, quick, stuck, reading):
             every.opened(one)
@@ -92,12 +92,12 @@ def test_deadlines_and_bounds_of_connections() -> None:
         for one in (quick, stuck, reading):
             every.works(one)
         stuck.transport.left = reading.transport.left = 100
-        every.look(now_s + 1)
-        every.look(now_s + HEADER_S + 2)
+        every.check(now_s + 1)
+        every.check(now_s + HEADER_S + 2)
         assert slow.transport.aborted and not quick.transport.aborted
         reading.transport.left = 99
-        every.look(now_s + SEND_S)
-        every.look(now_s + SEND_S + 2)
+        every.check(now_s + SEND_S)
+        every.check(now_s + SEND_S + 2)
         assert stuck.transport.aborted and not reading.transport.aborted
         every.closed(reading)
         every.closed(quick)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import metrics
-from server.api.stream import _Microphone
+from server.api.stream import _AudioArrivals
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.redis import Connection, connect
 from tests.server.media_files import POISON, picture, sound
@@ -187,20 +187,20 @@ def test_a_fragments_sound_is_told_from_its_first_byte(
     chunks: list[int], fragments: list[float]
 ) -> None:
     rate = 8_000
-    microphone, came_s = _Microphone(rate), list[float]()
+    arrivals, came_s = _AudioArrivals(rate), list[float]()
     for index, size in enumerate(chunks):
-        microphone.came(sum(chunks[: index + 1]), 0.1 * index)
+        arrivals.add(sum(chunks[: index + 1]), 0.1 * index)
         came_s += [0.1 * index] * size
     position = 0.0
     for seconds in fragments:
         expected = came_s[int(position)] if position < len(came_s) else None
-        assert microphone.spoken(seconds) == expected
+        assert arrivals.take(seconds) == expected
         position += seconds * 2 * rate
 
 
 def test_sound_that_was_dropped_is_not_waited_for() -> None:
-    microphone = _Microphone(8_000)
-    microphone.came(16_000, 1.0)
-    microphone.at(16_000)
-    microphone.came(20_000, 5.0)
-    assert microphone.spoken(0.16) == 5.0
+    arrivals = _AudioArrivals(8_000)
+    arrivals.add(16_000, 1.0)
+    arrivals.seek(16_000)
+    arrivals.add(20_000, 5.0)
+    assert arrivals.take(0.16) == 5.0

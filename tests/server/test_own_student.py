@@ -33,7 +33,7 @@ def test_it_makes_a_video(examples: Path, tmp_path: Path) -> None:
     assert ended([*words, "--size", "128", "--model", "own", "--weights", weights]) == 0
     assert len(probe(out.read_bytes()).times_s) == 20
     code = ended([*words, "--model", "other", "--weights", weights])
-    assert code == "fada: invalid_option: model is 'other'; it must be one of own"
+    assert code == "fada: invalid_option: model = 'other', expected one of own"
 
 
 def test_what_cannot_be_served_is_told_in_one_line(examples: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_lists_are_cut_at_commas_and_keys_are_not_shown(monkeypatch: pytest.Monk
     monkeypatch.setenv("FADA_API_KEYS", "")
     assert Settings().api_keys == ()
     monkeypatch.setenv("FADA_API_KEYS", " , ")
-    with pytest.raises(ValidationError, match="names nothing"):
+    with pytest.raises(ValidationError, match="at least one name"):
         Settings()
     monkeypatch.setenv("FADA_API_KEYS", "0123456789abcde")
     with pytest.raises(ValidationError, match="at least 16 characters"):

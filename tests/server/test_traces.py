@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.traces import _asked
+from server.traces import _is_enabled
 from tests.server.media_files import picture, sound
 from tests.server.service import FAKE, running
 
@@ -88,4 +88,4 @@ def test_a_request_and_its_job_are_one_trace() -> None:
     ],
 )
 def test_who_asks_for_traces(environment: dict[str, str], asked: bool) -> None:
-    assert _asked(environment) == asked
+    assert _is_enabled(environment) == asked

@@ -273,17 +273,18 @@ async def test_the_counts_are_kept_by_valkey_and_redis_even_when_full(server: st
             access = Access(connection, settings)
             await connection.redis.config_set("maxmemory", 1)  # no memory is left
             client = await access.admit(request)
-            assert await access.admit(request) == client == "address:192.0.2.1"
+            assert await access.admit(request) == client
+            assert (client.name, client.owner) == ("address:192.0.2.1", "")
             with pytest.raises(ServiceError) as refused:
                 await access.admit(request)
             assert refused.value.code == "busy" and 1 <= (refused.value.retry_after_s or 0) <= 30
-            async with access.session(client):
+            async with access.session(client.name):
                 with pytest.raises(ServiceError, match="at most 1 live sessions"):
-                    async with access.session(client):
+                    async with access.session(client.name):
                         pytest.fail("there is one place")
                 async with access.session("another"):
                     pass
-            async with access.session(client):
+            async with access.session(client.name):
                 pass
             async for key in connection.redis.scan_iter("fada:*"):
                 assert 0 < await connection.redis.ttl(key) <= 61

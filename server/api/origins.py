@@ -1,9 +1,9 @@
-"""Who may knock: hosts, origins and addresses, before anything else is looked at.
+"""Host and Origin checks, against cross-site requests and DNS rebinding.
 
-Browsers send other people's pages' requests with the user's own network position. So a request
-that a page could have made must come from a page of this service or of `cors_origins`, and a
-service on loopback answers only to loopback names, or a name that is rebound to 127.0.0.1
-(DNS rebinding) would make any page its own.
+A browser sends the requests of any website's pages from inside the user's network. A request that
+changes something must therefore come from a page of this service or of ``FADA_CORS_ORIGINS``. A
+service on loopback answers only to loopback names, or a website could rebind its own name to
+127.0.0.1 and be same-origin with it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from server import metrics
+from server.api.problems import problem_response
 from server.errors import ServiceError
 
-_SAFE = ("GET", "HEAD", "OPTIONS")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _LOOPBACK = re.compile(r"localhost|[\w-]+\.localhost|127\.\d+\.\d+\.\d+|::1", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 
 
-class Doors:
-    """ASGI middleware. ``hosts``: names to answer to, besides loopback ones; empty: all, unless
-    the service listens on ``loopback`` only."""
+class OriginCheck:
+    """ASGI middleware that rejects foreign hosts and origins.
+
+    ``hosts`` are allowed beside loopback names; if empty, any host is, unless the service listens
+    on ``loopback`` only. ``origins`` are allowed beside the service's own.
+    """
 
     def __init__(
         self, app: ASGIApp, origins: Collection[str], hosts: Collection[str], *, loopback: bool
@@ -43,37 +45,35 @@ class Doors:
             try:
                 self._check(scope)
             except ServiceError as error:
-                await _refuse(error, scope, receive, send)
+                await _reject(scope, receive, send, error=error)
                 return
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if scope.get("client") and not is_address(scope["client"][0]):
-            raise ServiceError("bad_request", "X-Forwarded-For holds no address")
+            raise ServiceError("bad_request", "X-Forwarded-For does not hold an IP address")
         host, port = _split(headers.get("host", ""))
         if not (self._any_host or host in self._hosts or _LOOPBACK.fullmatch(host)):
-            raise ServiceError(
-                "forbidden", "the request names a host that is not served here; see FADA_HOSTS"
-            )
+            raise ServiceError("forbidden", "the request's Host is not allowed; see FADA_HOSTS")
         origin = headers.get("origin")
-        safe = scope["type"] == "http" and scope["method"] in _SAFE
+        safe = scope["type"] == "http" and scope["method"] in _SAFE_METHODS
         if origin is None or safe or origin in self._origins or "*" in self._origins:
             return
         try:
             parts = urlsplit(origin)
-            theirs = parts.hostname, str(parts.port or _DEFAULT_PORTS.get(parts.scheme, ""))
+            source = parts.hostname, str(parts.port or _DEFAULT_PORTS.get(parts.scheme, ""))
         except ValueError:
-            theirs = None, ""
+            source = None, ""
         default = _DEFAULT_PORTS.get("https" if origin.startswith("https") else "http", "")
-        if theirs != (host, port or default):
+        if source != (host, port or default):
             raise ServiceError(
-                "forbidden", "pages of this origin may not use the service; see FADA_CORS_ORIGINS"
+                "forbidden", "the request's Origin is not allowed; see FADA_CORS_ORIGINS"
             )
 
 
 def is_address(text: str) -> bool:
-    """Whether it is an IPv4 or IPv6 address."""
+    """Whether ``text`` is an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -82,22 +82,20 @@ def is_address(text: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a service that listens on ``host`` is reached from this machine only."""
+    """Whether a service that listens on ``host`` is reachable from this machine only."""
     return bool(_LOOPBACK.fullmatch(host.lower().strip("[]")))
 
 
 def _split(host: str) -> tuple[str, str]:
-    """``name:port`` or ``[address]:port`` as name and port, which may be empty."""
+    """Split ``name:port`` or ``[address]:port``; the port may be empty."""
     name, _, port = host.rpartition(":") if re.search(r":\d*$", host) else (host, "", "")
     if host.startswith("[") and host.endswith("]"):
         name, port = host, ""
     return name.strip("[]").lower(), port
 
 
-async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    metrics.error(error.code)
-    media_type = "application/problem+json"
-    response = JSONResponse(error.problem(), error.kind.status, media_type=media_type)
+async def _reject(scope: Scope, receive: Receive, send: Send, *, error: ServiceError) -> None:
+    response = problem_response(error)
     if scope["type"] == "http":
         await response(scope, receive, send)
         return

@@ -1,6 +1,6 @@
-"""`GET /`: the studio, one page to try everything in a browser; `GET /docs`: the API to read.
+"""`GET /`: the studio, a page to try everything in a browser; `GET /docs`: the API reference.
 
-Neither loads anything from elsewhere. All that the studio does, it does through the public API.
+Neither loads anything from other origins. The studio uses only the public API.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FILES = Path(__file__).resolve().parents[1] / "static"
 _static = StaticFiles(directory=_FILES)
 _swagger = StaticFiles(packages=[("fastapi_offline", "static")])
 
-# Nothing from elsewhere is ever loaded; portraits and videos are blobs of the page's own making.
+# Nothing from other origins is loaded; portraits and videos are blobs that the page creates.
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
@@ -35,7 +35,7 @@ async def page() -> Response:
     return FileResponse(_FILES / "index.html", headers=_HEADERS)
 
 
-# Swagger UI sets styles of its own and has its icons in data URLs.
+# Swagger UI uses inline styles, and data URLs for its icons.
 _DOCS_POLICY = _HEADERS["Content-Security-Policy"].replace(
     "img-src 'self'", "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 )
@@ -43,14 +43,14 @@ _DOCS_POLICY = _HEADERS["Content-Security-Policy"].replace(
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def documents() -> Response:
-    """The API's page, by Swagger UI."""
+    """The API reference, by Swagger UI."""
     headers = {**_HEADERS, "Content-Security-Policy": _DOCS_POLICY}
     return FileResponse(_FILES / "docs.html", headers=headers)
 
 
 @router.api_route("/static/swagger/{path:path}", methods=["GET", "HEAD"])
 async def swagger(request: Request, path: str) -> Response:
-    """A file of Swagger UI, out of the package that has it."""
+    """A file of Swagger UI, from the package that ships it."""
     response = await _swagger.get_response(path, request.scope)
     response.headers.update(_HEADERS)
     return response
@@ -58,7 +58,7 @@ async def swagger(request: Request, path: str) -> Response:
 
 @router.api_route("/static/{path:path}", methods=["GET", "HEAD"])
 async def static(request: Request, path: str) -> Response:
-    """A file of the page. Unknown ones are the 404 of every other address."""
+    """A file of the studio; an unknown one gets the same 404 as any other address."""
     response = await _static.get_response(path, request.scope)
     response.headers.update(_HEADERS)
     return response
