@@ -1,4 +1,4 @@
-# The HTTP half: no torch, no model, no media library.
+# The API: no torch, no model, no media library.
 FROM python:3.11.13-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src

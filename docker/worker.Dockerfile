@@ -1,11 +1,11 @@
-# The half that makes videos. Two targets: `cpu`, the default, and `gpu`, whose torch brings CUDA.
+# The worker. Two targets: `cpu`, the default, and `gpu`, whose torch includes CUDA.
 FROM python:3.11.13-slim-bookworm AS needed
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/fada
 COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt hatch_build.py ./
 COPY clients/python/pyproject.toml client.toml
-# torch by itself, for its build is a matter of the index that it comes from.
+# torch separately, because the index decides which build is installed.
 RUN python -c "import tomllib; p, c = (tomllib.load(open(n, 'rb'))['project'] for n in ('pyproject.toml', 'client.toml')); x = p['optional-dependencies']; print(*p['dependencies'], *c['dependencies'], *x['serve'], *x['otel'], sep='\n')" > needed.txt \
     && grep '^torch==' needed.txt > torch.txt
 
@@ -22,7 +22,7 @@ COPY model model
 RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
 
 FROM needed AS build-gpu
-# The index of all packages has the CUDA build for x86-64.
+# PyPI has the CUDA build for x86-64.
 RUN /opt/fada/bin/python -m pip install -r torch.txt
 RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
 COPY clients/python clients/python
@@ -36,7 +36,7 @@ RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
 FROM python:3.11.13-slim-bookworm AS runtime
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada \
     && install --directory --owner=10001 --group=10001 /var/cache/fada
-# Compiled kernels are kept here; mount a volume, and the next start is quicker.
+# Compiled kernels are cached here; mount a volume to make the next start faster.
 ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/fada
 USER 10001:10001
 WORKDIR /opt/fada

@@ -210,7 +210,7 @@ class LocalClient:
     def _options(self, options: Mapping[str, Any]) -> AnimationOptions:
         parsed = parse_options({name: v for name, v in options.items() if v is not None})
         if parsed.model not in (None, self._name):
-            raise InvalidOption(f"model is {parsed.model!r}; it must be {self._name}")
+            raise InvalidOption(f"model = {parsed.model!r}, expected {self._name!r}")
         return parsed
 
     def _loaded(self) -> Batcher:

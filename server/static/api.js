@@ -1,25 +1,24 @@
-// The REST calls of the page. Knows addresses, problem documents and the API key, which stays in this
-// browser; nothing of the page itself.
+// The page's REST calls, and the API key, which is stored in this browser only.
 
 const KEY = "fada.key";
 
-/** The key that the visitor has given, or "". */
+/** The stored API key, or "". */
 export function key() {
   return localStorage.getItem(KEY) ?? "";
 }
 
-export function keepKey(text) {
+export function storeKey(text) {
   localStorage.setItem(KEY, text);
 }
 
-/** What a WebSocket offers, which can send no header: the key as a subprotocol, in base64url. */
+/** Subprotocols for a WebSocket, which cannot send headers: the key in base64url. */
 export function subprotocols() {
   if (!key()) return [];
   const text = btoa(key()).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
   return ["fada", `fada.key.${text}`];
 }
 
-/** An answer of the service that says what is wrong. `code` is stable, `message` is for people. */
+/** An error of the service: `code` is stable, `message` is for people. */
 export class Problem extends Error {
   constructor(code, detail) {
     super(detail);
@@ -32,28 +31,28 @@ async function problemOf(response) {
     const { code, detail } = await response.json();
     return new Problem(code, detail);
   }
-  return new Problem("unknown", `the service answered ${response.status} ${response.statusText}`);
+  return new Problem("unknown", `the service responded with ${response.status} ${response.statusText}`);
 }
 
-async function call(address, init) {
+async function call(path, init) {
   let response;
   try {
     const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
-    response = await fetch(address, { ...init, headers });
+    response = await fetch(path, { ...init, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("unreachable", "the service does not answer; is it still running?");
+    throw new Problem("unreachable", "the service does not respond; is it still running?");
   }
   if (!response.ok) throw await problemOf(response);
   return response;
 }
 
-/** The loaded students: { models, default }. */
+/** The loaded models: { models, default }. */
 export async function models() {
   return (await call("/models")).json();
 }
 
-/** Prepares a portrait for the latent space of `model`, by name; its avatar_id. */
+/** Prepares a portrait for the latent space of the model named `model`; resolves to its avatar_id. */
 export async function createAvatar(file, model) {
   const form = new FormData();
   form.set("portrait", file);
@@ -63,8 +62,8 @@ export async function createAvatar(file, model) {
 }
 
 /**
- * Asks for a video and hands on its bytes as they come: `onStart({ seed })`, then
- * `onChunk(Uint8Array)`. Returns after the last one; rejects with a Problem, or with the
+ * Requests a video and passes on its bytes as they arrive: `onStart({ seed })`, then
+ * `onChunk(Uint8Array)`. Resolves after the last one; rejects with a Problem, or with the
  * AbortError of `signal`.
  */
 export async function animate({ avatarId, audio, options, signal, onStart, onChunk }) {
@@ -81,7 +80,7 @@ export async function animate({ avatarId, audio, options, signal, onStart, onChu
       part = await reader.read();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Problem("broken", "the video broke off before its end; please try again");
+      throw new Problem("broken", "the video ended early; please try again");
     }
     if (part.done) return;
     onChunk(part.value);

@@ -1,4 +1,4 @@
-// What the visitor chooses: portrait, voice and settings. Knows the form; nothing of videos.
+// The form: portrait, voice and settings.
 
 import { createAvatar } from "./api.js";
 import { Recorder } from "./sound.js";
@@ -6,7 +6,7 @@ import { Recorder } from "./sound.js";
 const $ = (id) => document.getElementById(id);
 const form = $("form");
 
-/** Fetches a bundled example as the file that a visitor could have chosen. */
+/** Fetches a bundled example as a file. */
 async function example(name, type) {
   const response = await fetch(`/static/examples/${name}`);
   if (!response.ok) throw new Error(`the example ${name} is missing`);
@@ -22,7 +22,7 @@ function choose(name, value) {
   form.querySelector(`[name="${name}"]:checked`).dispatchEvent(new Event("change", { bubbles: true }));
 }
 
-/** The chosen portrait, prepared by the service once a latent space and then named by its avatar_id. */
+/** The chosen portrait; the service prepares it once for each latent space. */
 export class Portraits {
   #own = null;
   #avatars = new Map(); // portrait's name and latent space -> promise of its avatar_id
@@ -49,7 +49,7 @@ export class Portraits {
     this.#poster.alt = picture.alt;
   }
 
-  /** Chooses the visitor's picture, once the service has found a face in it. */
+  /** Selects the visitor's picture once the service has found a face in it. */
   async take(file, model) {
     const avatarId = await createAvatar(file, model.name);
     URL.revokeObjectURL(this.#picture.src);
@@ -61,7 +61,7 @@ export class Portraits {
     choose("portrait", "own");
   }
 
-  /** The avatar_id of the chosen portrait for `model`; `again` when the service has forgotten it. */
+  /** The avatar_id of the chosen portrait for `model`; `again` recreates an expired one. */
   async avatar(model, { again }) {
     const name = checked("portrait");
     const key = `${name} ${model.latent_space}`;
@@ -142,7 +142,7 @@ export class Voices {
   }
 }
 
-/** Takes files that are dropped anywhere on the page. */
+/** Accepts files dropped anywhere on the page. */
 export function acceptDrops({ onPortrait, onVoice, onProblem }) {
   const over = (on) => document.body.classList.toggle("dropping", on);
   addEventListener("dragover", (event) => {
@@ -158,18 +158,18 @@ export function acceptDrops({ onPortrait, onVoice, onProblem }) {
     for (const file of event.dataTransfer.files) {
       if (file.type.startsWith("image/")) onPortrait(file);
       else if (/^(audio|video)\//.test(file.type)) onVoice(file);
-      else onProblem(new Error(`${file.name} is neither a picture nor a sound`));
+      else onProblem(new Error(`${file.name} is neither a picture nor audio`));
     }
   });
 }
 
 const LIVE_KNOBS = ["audio_cfg", "reference_cfg", "steps"];
 
-/** The settings, with the defaults of the chosen student. */
+/** The settings, with the defaults of the chosen model. */
 export class Knobs {
   #models = new Map();
 
-  /** `onLive(options)` hears of settings that a running live session can take over. */
+  /** `onLive(options)` is called with the settings that a running live session can change. */
   constructor({ onLive }) {
     for (const range of form.querySelectorAll('[type="range"]')) {
       range.addEventListener("input", () => this.#label());
@@ -190,7 +190,7 @@ export class Knobs {
     this.reset();
   }
 
-  /** What the service says of the chosen student; undefined until it has said anything. */
+  /** The chosen model's description; undefined until the models are loaded. */
   get model() {
     return this.#models.get(form.elements.model.value);
   }

@@ -1,10 +1,10 @@
-// A live session over the WebSocket `/stream`. Knows its messages; nothing of the page.
+// A live session over the WebSocket `/stream`.
 
 import { Problem, subprotocols } from "./api.js";
 
 /**
- * `on` has ready(message, seed), init(bytes), fragment(message, bytes), interrupted(message),
- * done(message) and closed(problem | null), which comes last and once.
+ * `on` handles ready(message, seed), init(bytes), fragment(message, bytes), interrupted(message),
+ * done(message) and closed(problem | null), which is called once, last.
  */
 export class LiveSession {
   #socket;
@@ -13,7 +13,7 @@ export class LiveSession {
   #problem = null;
   #ready = false;
 
-  /** `options` are those of an animation; `seed`, digits of any length, may be empty. */
+  /** `options` are those of an animation; `seed` is a string of digits, and may be empty. */
   constructor({ avatarId, sampleRate, options, seed, idle, on }) {
     this.#on = on;
     const address = new URL("/stream", location.href);
@@ -21,7 +21,7 @@ export class LiveSession {
     this.#socket = new WebSocket(address, subprotocols());
     this.#socket.binaryType = "arraybuffer";
     const start = { type: "start", avatar_id: avatarId, sample_rate: sampleRate, ...options, idle };
-    // A seed may have more digits than a JavaScript number holds.
+    // A seed may exceed the integers that a JavaScript number can represent.
     const text = JSON.stringify(start).slice(0, -1) + (seed ? `,"seed":${seed}}` : "}");
     this.#socket.addEventListener("open", () => this.#socket.send(text));
     this.#socket.addEventListener("message", ({ data }) => this.#receive(data));
@@ -40,7 +40,7 @@ export class LiveSession {
     this.#send(JSON.stringify({ type: "update", ...options }));
   }
 
-  /** What was said is still answered; then the session ends. */
+  /** Ends the session once all audio sent so far has been spoken. */
   end() {
     if (this.#ready) this.#send(JSON.stringify({ type: "end" }));
     else this.#socket.close();
@@ -70,7 +70,7 @@ export class LiveSession {
 
   #close({ code, reason }) {
     if (!this.#problem && code !== 1000 && code !== 1005) {
-      const why = reason || (this.#ready ? `the connection closed with ${code}` : "the service does not answer");
+      const why = reason || (this.#ready ? `the connection closed with ${code}` : "the service does not respond");
       this.#problem = new Problem("broken", `the live session ended: ${why}`);
     }
     this.#on.closed(this.#problem);

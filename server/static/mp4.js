@@ -1,18 +1,18 @@
-// Reads the little of MP4 that the page needs. Knows boxes; nothing of playback or transport.
+// The little MP4 parsing that the page needs.
 
-/** A top-level box that lies wholly within `bytes` at `offset`, or null. */
+/** The top-level box at `offset` if all of it is in `bytes`, or null. */
 function boxAt(bytes, offset) {
   if (offset + 8 > bytes.length) return null;
   const view = new DataView(bytes.buffer, bytes.byteOffset);
   const size = view.getUint32(offset);
-  if (size < 8) throw new Error(`an MP4 box of ${size} bytes`);
+  if (size < 8) throw new Error(`MP4 box size = ${size}, expected at least 8`);
   if (offset + size > bytes.length) return null;
   return { type: String.fromCharCode(...bytes.subarray(offset + 4, offset + 8)), end: offset + size };
 }
 
 /**
- * The MediaSource type of an init segment: its H.264 profile is named by the three bytes after
- * the configurationVersion of the `avcC` box (ISO/IEC 14496-15, 5.3.3.1).
+ * The MediaSource type of an init segment. The three bytes after the configurationVersion of the
+ * `avcC` box give its H.264 profile and level (ISO/IEC 14496-15, 5.3.3.1).
  */
 export function mimeOf(init) {
   for (let i = 4; i + 8 <= init.length; i++) {
@@ -26,11 +26,11 @@ export function mimeOf(init) {
   throw new Error("the video has no H.264 track");
 }
 
-/** Cuts a byte stream of any chunking into its init segment and its moof+mdat fragments. */
-export class FragmentCutter {
+/** Splits a byte stream, in chunks of any length, into its init segment and moof+mdat fragments. */
+export class FragmentSplitter {
   #rest = new Uint8Array(0);
 
-  /** All segments that are whole after `chunk`: [{ kind: "init" | "fragment", bytes }]. */
+  /** The segments that `chunk` completes: [{ kind: "init" | "fragment", bytes }]. */
   push(chunk) {
     const bytes = new Uint8Array(this.#rest.length + chunk.length);
     bytes.set(this.#rest);

@@ -1,4 +1,4 @@
-// Hands the microphone's samples to the page in blocks of about 20 ms.
+// Posts the microphone's samples to the page in blocks of about 20 ms.
 
 const BLOCK_S = 0.02;
 

@@ -1,9 +1,9 @@
-// Plays a growing video. Knows MediaSource and the video element; nothing of where bytes come from.
+// Plays a growing video through MediaSource.
 
-const KEEP_S = 30; // seconds behind the playhead that a long live stream keeps
-const LIVE_FAR_S = 1.5; // farther behind the edge than this: jump
-const LIVE_NEAR_S = 0.6; // farther than this: play a little faster until caught up
-const LIVE_START_S = 0.25; // where to land after a jump
+const KEEP_S = 30; // seconds kept behind the playhead of a live stream
+const LIVE_FAR_S = 1.5; // further behind the live edge than this: jump
+const LIVE_NEAR_S = 0.6; // further than this: play slightly faster
+const LIVE_START_S = 0.25; // distance to the live edge after a jump
 
 const Source = globalThis.ManagedMediaSource ?? globalThis.MediaSource;
 
@@ -26,7 +26,7 @@ export class Player {
     this.#video = video;
     this.#live = live;
     this.#onError = onError;
-    // Safari's ManagedMediaSource opens only where no second screen may take over.
+    // Safari's ManagedMediaSource requires that remote playback is disabled.
     video.disableRemotePlayback = true;
     this.#open = new Promise((resolve) =>
       this.#source.addEventListener("sourceopen", resolve, { once: true }),
@@ -36,7 +36,7 @@ export class Player {
     video.playbackRate = 1;
   }
 
-  /** `mime` is known with the init segment; appended bytes wait until then. */
+  /** Starts playback once the MIME type is known; bytes pushed before are queued. */
   async start(mime) {
     await this.#open;
     if (this.#closed) return;
@@ -44,7 +44,7 @@ export class Player {
     this.#buffer = this.#source.addSourceBuffer(mime);
     this.#buffer.addEventListener("updateend", () => this.#pump());
     this.#pump();
-    // Refused only where the browser wants a click first: then its own controls are there for it.
+    // Browsers that require a click first reject this: show their own controls then.
     this.#video.play().catch(() => {
       this.#video.controls = true;
     });
@@ -55,7 +55,7 @@ export class Player {
     this.#pump();
   }
 
-  /** No more bytes will come. */
+  /** No more bytes follow. */
   finish() {
     this.#ended = true;
     this.#live = false;
@@ -70,13 +70,13 @@ export class Player {
     URL.revokeObjectURL(this.#url);
   }
 
-  /** Seconds of video received beyond the picture on show. */
+  /** Seconds of video received beyond the current frame. */
   get ahead() {
     const end = this.#end();
     return end === null ? 0 : Math.max(0, end - this.#video.currentTime);
   }
 
-  /** Leaves out what was received before `time`, seconds, and is not on show yet. */
+  /** Skips forward to `time`, in seconds. */
   skipTo(time) {
     const target = Math.min(time, (this.#end() ?? 0) - 0.1);
     if (target > this.#video.currentTime) this.#video.currentTime = target;
@@ -102,9 +102,9 @@ export class Player {
       this.#queue.shift();
     } catch (error) {
       if (error.name !== "QuotaExceededError") return this.#onError(error);
-      // Full: what was watched goes; when all is still to be watched, wait until some was.
-      const seen = this.#video.currentTime - 1;
-      if (seen > 0 && this.#start() < seen) this.#buffer.remove(0, seen);
+      // The buffer is full: remove what has been played, or wait until something has.
+      const played = this.#video.currentTime - 1;
+      if (played > 0 && this.#start() < played) this.#buffer.remove(0, played);
       else this.#video.addEventListener("timeupdate", () => this.#pump(), { once: true });
     }
   }

@@ -1,7 +1,7 @@
-// Everything that touches the microphone and sound files. Knows Web Audio; nothing of the service.
+// Microphone and audio files, through Web Audio.
 
-const MAX_RATE = 48000; // the highest sample rate that the service takes live
-const SEND_AHEAD_S = 0.2; // a file is sent at most this far ahead of its own pace
+const MAX_RATE = 48000; // the highest sample rate that live sessions accept
+const SEND_AHEAD_S = 0.2; // how far ahead of real time a file is sent
 const CHUNK_S = 0.1;
 
 function microphone() {
@@ -10,12 +10,12 @@ function microphone() {
   }
   const audio = { echoCancellation: true, noiseSuppression: true, channelCount: 1 };
   return navigator.mediaDevices.getUserMedia({ audio }).catch((error) => {
-    const why = error.name === "NotAllowedError" ? "the browser was not allowed to use it" : error.message;
+    const why = error.name === "NotAllowedError" ? "the browser denied access" : error.message;
     throw new Error(`no microphone: ${why}`);
   });
 }
 
-/** Records a clip; `stop()` gives it as a file. */
+/** Records a clip; `stop()` resolves to it as a file. */
 export class Recorder {
   static async start() {
     const stream = await microphone();
@@ -45,7 +45,7 @@ export class Recorder {
   }
 }
 
-/** Floats in -1..1 as s16le. */
+/** Converts samples in -1..1 to s16le. */
 function toPcm(floats) {
   const pcm = new DataView(new ArrayBuffer(floats.length * 2));
   floats.forEach((value, i) => {
@@ -54,14 +54,14 @@ function toPcm(floats) {
   return pcm.buffer;
 }
 
-/** PCM for a live session: from the microphone while it is on, and from files when told. */
-export class LiveSound {
+/** PCM for a live session, from the microphone and from files. */
+export class LiveAudio {
   #context;
   #onPcm;
   #stream = null;
-  #saying = null;
+  #playback = null;
 
-  /** `onPcm(ArrayBuffer)` gets s16le mono at `rate`. */
+  /** `onPcm(ArrayBuffer)` receives s16le mono at `rate`. */
   constructor(onPcm) {
     this.#context = new AudioContext();
     if (this.#context.sampleRate > MAX_RATE) {
@@ -75,11 +75,11 @@ export class LiveSound {
     return this.#context.sampleRate;
   }
 
-  get listening() {
+  get microphoneOn() {
     return this.#stream !== null;
   }
 
-  async listen() {
+  async startMicrophone() {
     const stream = await microphone();
     await this.#context.resume();
     await this.#context.audioWorklet.addModule("/static/pcm-worklet.js");
@@ -91,18 +91,18 @@ export class LiveSound {
     this.#context.createMediaStreamSource(stream).connect(node);
   }
 
-  deafen() {
+  stopMicrophone() {
     this.#stream?.getTracks().forEach((track) => track.stop());
     this.#stream = null;
   }
 
-  /** Sends a sound file at its own pace; resolves when all of it is sent, or it was hushed. */
-  async say(file) {
-    this.hush();
-    const saying = {};
-    this.#saying = saying;
+  /** Sends an audio file in real time; resolves when it is sent or `stopFile` was called. */
+  async sendFile(file) {
+    this.stopFile();
+    const playback = {};
+    this.#playback = playback;
     const sound = await this.#context.decodeAudioData(await file.arrayBuffer()).catch(() => {
-      throw new Error(`${file.name}: the browser cannot decode this sound`);
+      throw new Error(`${file.name}: the browser cannot decode this audio`);
     });
     const tracks = Array.from({ length: sound.numberOfChannels }, (_, i) => sound.getChannelData(i));
     const mono = Float32Array.from(
@@ -111,22 +111,22 @@ export class LiveSound {
     );
     const hop = Math.round(CHUNK_S * this.rate);
     const began = performance.now();
-    for (let at = 0; at < mono.length && this.#saying === saying; at += hop) {
+    for (let at = 0; at < mono.length && this.#playback === playback; at += hop) {
       this.#onPcm(toPcm(mono.subarray(at, at + hop)));
       const early_s = (at + hop) / this.rate - (performance.now() - began) / 1000 - SEND_AHEAD_S;
       if (early_s > 0) await new Promise((resolve) => setTimeout(resolve, early_s * 1000));
     }
-    if (this.#saying === saying) this.#saying = null;
+    if (this.#playback === playback) this.#playback = null;
   }
 
-  /** Stops what `say` is sending. */
-  hush() {
-    this.#saying = null;
+  /** Stops `sendFile`. */
+  stopFile() {
+    this.#playback = null;
   }
 
   close() {
-    this.hush();
-    this.deafen();
+    this.stopFile();
+    this.stopMicrophone();
     this.#context.close();
   }
 }

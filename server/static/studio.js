@@ -1,22 +1,22 @@
-// The studio: joins what is chosen, what is asked of the service and what is shown.
+// The studio: connects the form, the service and the view.
 
-import { animate, keepKey, key, models, Problem } from "./api.js";
+import { animate, key, models, Problem, storeKey } from "./api.js";
 import { acceptDrops, Knobs, Portraits, Voices } from "./inputs.js";
 import { LiveSession } from "./live.js";
-import { FragmentCutter, mimeOf } from "./mp4.js";
+import { FragmentSplitter, mimeOf } from "./mp4.js";
 import { canPlay, Player } from "./player.js";
-import { LiveSound } from "./sound.js";
+import { LiveAudio } from "./sound.js";
 import * as view from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const RETRY_MS = 2000;
 const READ_OUT_MS = 100;
 
-/** What runs now, or null: { stop }, and for a live session { sound, session, update }; once
- * something has begun to come, { player, report }. */
+/** The current run or null: { stop }, for a live session also { sound, session, update }; from the
+ * first bytes on also { player, report }. */
 let run = null;
 let lastPlayer = null;
-/** Fulfilled once the service has said which students there are. */
+/** Resolves once the models are known. */
 let connected = null;
 
 const portraits = new Portraits({ onChange: changePortrait, onFile: takePortrait });
@@ -34,11 +34,11 @@ function newPlayer({ live }) {
 function changePortrait() {
   if (!run) view.showPortrait();
   view.clearProblem();
-  // Prepared while the visitor goes on choosing; what is wrong is told when it should speak.
+  // Prepare it while the visitor goes on choosing; errors are shown when it should speak.
   if (knobs.model) portraits.avatar(knobs.model, { again: false }).catch(() => {});
 }
 
-/** A picture without a face is told at once, and the portrait before it stays. */
+/** Reports a picture without a face at once and keeps the previous portrait. */
 async function takePortrait(file) {
   view.clearProblem();
   if (!run) view.setStatus("Looking for a face…");
@@ -58,7 +58,7 @@ function fail(error) {
   if (error.code === "unauthorized") view.showKey();
 }
 
-/** `promise`, or the AbortError of `signal`. */
+/** Resolves like `promise`, or rejects with the AbortError of `signal`. */
 function unlessAborted(promise, signal) {
   const aborted = new Promise((_, reject) =>
     signal.addEventListener("abort", () => reject(signal.reason), { once: true }),
@@ -66,9 +66,9 @@ function unlessAborted(promise, signal) {
   return Promise.race([promise, aborted]);
 }
 
-/** Runs `work(avatarId)`, and once more when the service has forgotten the avatar. */
+/** Runs `work(avatarId)`, and again with a new avatar if the old one has expired. */
 async function withAvatar(signal, work) {
-  view.setStatus("Looking at the portrait…");
+  view.setStatus("Preparing the portrait…");
   const avatar = (again) => unlessAborted(portraits.avatar(knobs.model, { again }), signal);
   try {
     return await work(await avatar(false));
@@ -100,7 +100,7 @@ async function speak() {
       stream({ avatarId, audio, signal: abort.signal }),
     );
   } catch (error) {
-    if (run.player) keep(run);
+    if (run.player) keepVideo(run);
     else view.showPortrait();
     fail(error);
   } finally {
@@ -108,8 +108,8 @@ async function speak() {
   }
 }
 
-/** What has come of a run stays: to be watched again, and downloaded. */
-function keep({ player, report }) {
+/** Keeps the video of a run for replay and download. */
+function keepVideo({ player, report }) {
   player.finish();
   report.progress(player.ahead);
   report.offer();
@@ -117,10 +117,10 @@ function keep({ player, report }) {
 }
 
 async function stream({ avatarId, audio, signal }) {
-  view.setStatus("Listening to the voice…");
+  view.setStatus("Processing the voice…");
   const options = knobs.seed ? { ...knobs.all(), seed: knobs.seed } : knobs.all();
   const report = new view.Report({ live: false });
-  const cutter = new FragmentCutter();
+  const splitter = new FragmentSplitter();
   let player = null;
   await animate({
     avatarId,
@@ -129,7 +129,7 @@ async function stream({ avatarId, audio, signal }) {
     signal,
     onStart: ({ seed }) => report.seed(seed),
     onChunk: (chunk) => {
-      for (const { kind, bytes } of cutter.push(chunk)) {
+      for (const { kind, bytes } of splitter.push(chunk)) {
         report.segment(bytes);
         if (kind === "init") {
           player = newPlayer({ live: false });
@@ -141,25 +141,25 @@ async function stream({ avatarId, audio, signal }) {
       }
     },
   });
-  keep(run);
+  keepVideo(run);
 }
 
-/** A live session: the avatar rests, looks about, and says what it hears. */
+/** Runs a live session: the avatar idles and speaks the audio that it is sent. */
 async function goLive() {
   if (!$("form").reportValidity()) return;
   begin("joining");
-  const sound = new LiveSound((pcm) => run?.session?.pcm(pcm));
+  const sound = new LiveAudio((pcm) => run?.session?.pcm(pcm));
   const abort = new AbortController();
   run = { sound, stop: () => abort.abort() };
-  hear(sound);
+  showAudioState(sound);
   try {
     const { signal } = abort;
-    await withAvatar(signal, (avatarId) => converse({ avatarId, sound, signal }));
-    if (run.player) keep(run);
+    await withAvatar(signal, (avatarId) => runSession({ avatarId, sound, signal }));
+    if (run.player) keepVideo(run);
     else view.showPortrait();
     view.setStatus("");
   } catch (error) {
-    if (run.player) keep(run);
+    if (run.player) keepVideo(run);
     else view.showPortrait();
     fail(error);
   } finally {
@@ -169,8 +169,8 @@ async function goLive() {
   }
 }
 
-/** Resolves when the session has ended well, rejects with what ended it otherwise. */
-function converse({ avatarId, sound, signal }) {
+/** Resolves when the session has ended normally; rejects with the error that ended it. */
+function runSession({ avatarId, sound, signal }) {
   const report = new view.Report({ live: true });
   view.setStatus("Connecting…");
   return new Promise((resolve, reject) => {
@@ -214,25 +214,25 @@ function converse({ avatarId, sound, signal }) {
   });
 }
 
-/** Shows whether the microphone is on and whether the avatar is heard. */
-function hear(sound) {
-  $("microphone").setAttribute("aria-pressed", String(sound.listening));
-  $("microphone").textContent = sound.listening ? "Microphone is on" : "Microphone";
+/** Shows whether the microphone and the avatar's sound are on. */
+function showAudioState(sound) {
+  $("microphone").setAttribute("aria-pressed", String(sound.microphoneOn));
+  $("microphone").textContent = sound.microphoneOn ? "Microphone is on" : "Microphone";
   $("loud").setAttribute("aria-pressed", String(!view.video.muted));
   $("loud").textContent = view.video.muted ? "Sound is off" : "Sound is on";
 }
 
 async function toggleMicrophone() {
   const { sound } = run;
-  if (sound.listening) sound.deafen();
-  else await sound.listen();
-  // One's own voice, half a second late, is hard to speak against, and would be heard again.
-  view.video.muted = sound.listening;
-  hear(sound);
+  if (sound.microphoneOn) sound.stopMicrophone();
+  else await sound.startMicrophone();
+  // Hearing one's own voice half a second late is distracting, and the microphone would pick it up.
+  view.video.muted = sound.microphoneOn;
+  showAudioState(sound);
 }
 
 function interrupt() {
-  run.sound.hush();
+  run.sound.stopFile();
   run.session.interrupt();
 }
 
@@ -253,22 +253,22 @@ function wire() {
   });
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    keepKey($("key").value);
+    storeKey($("key").value);
     $("key-form").hidden = true;
     view.clearProblem();
   });
   onButton("stop", () => run.stop());
   onButton("go-live", goLive);
   onButton("microphone", toggleMicrophone);
-  onButton("say", async () => run.sound.say(await voices.file()));
+  onButton("say", async () => run.sound.sendFile(await voices.file()));
   onButton("interrupt", interrupt);
   onButton("loud", () => {
     view.video.muted = !view.video.muted;
-    hear(run.sound);
+    showAudioState(run.sound);
   });
   onButton("end", () => {
-    run.sound.hush();
-    run.sound.deafen();
+    run.sound.stopFile();
+    run.sound.stopMicrophone();
     run.session.end();
   });
   onButton("keep-seed", () => {
@@ -287,14 +287,14 @@ function wire() {
   setInterval(() => run?.player && run.report.progress(run.player.ahead), READ_OUT_MS);
 }
 
-/** Asks for an API key, and resolves when one was given. */
+/** Asks for an API key; resolves when one is entered. */
 function askForKey() {
   view.setStatus("");
   view.showKey();
-  return new Promise((given) => $("key-form").addEventListener("submit", given, { once: true }));
+  return new Promise((resolve) => $("key-form").addEventListener("submit", resolve, { once: true }));
 }
 
-/** Waits for a key, if one is asked for, and for a worker; the page works from then on. */
+/** Waits for an API key, if required, and for a worker; then enables the page. */
 async function connect() {
   for (;;) {
     try {
@@ -312,7 +312,7 @@ async function connect() {
         await askForKey();
         continue;
       }
-      view.setStatus("The service does not answer; trying again…");
+      view.setStatus("The service does not respond; retrying…");
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }

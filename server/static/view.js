@@ -1,19 +1,19 @@
-// What the page shows of a run. Knows the stage, the readout and the messages; starts nothing.
+// What the page shows of a run: stage, readout and messages.
 
 const $ = (id) => document.getElementById(id);
-const MAX_KEPT = 200 << 20; // bytes of a live session that the download holds
+const MAX_KEPT = 200 << 20; // bytes of a live session kept for the download
 
 export const video = $("video");
 
-// What a run cannot change once it has begun.
+// Settings that cannot change during a run.
 const FIXED = document.querySelectorAll("[name=seed], [name=size], [name=framing], [name=model]");
 
-/** `run` is "none", "video", "joining" or "live": it decides what there is to press. */
+/** `run` is "none", "video", "joining" or "live", and decides which buttons are shown. */
 export function setRun(run) {
   const focused = document.activeElement;
   document.body.dataset.run = run;
   for (const knob of FIXED) knob.disabled = run !== "none";
-  // The focus of a button that went away moves on to what can be done now.
+  // Move the focus from a hidden button to the first visible one.
   if (focused?.closest(".actions") && !focused.offsetParent) {
     [...document.querySelectorAll(".actions button")].find((b) => b.offsetParent)?.focus();
   }
@@ -38,7 +38,7 @@ export function clearProblem() {
   $("problem").hidden = true;
 }
 
-/** The field for an API key, which only a service that wants one shows. */
+/** Shows the field for an API key. */
 export function showKey() {
   $("key-form").hidden = false;
   $("key").select();
@@ -49,7 +49,7 @@ export function showPortrait() {
   video.hidden = true;
 }
 
-/** The readout of one run, and the video that it leaves to be downloaded. */
+/** The readout of one run, and its video for download. */
 export class Report {
   #began = performance.now();
   #live;
@@ -87,7 +87,7 @@ export class Report {
     $("first").textContent = `${Math.round(this.#firstAt - this.#began)} ms`;
   }
 
-  /** `ahead` in seconds: what was received beyond the picture on show. */
+  /** `ahead`: seconds received beyond the current frame. */
   progress(ahead) {
     $("lead").textContent = `${ahead.toFixed(1)} s`;
     const made = video.currentTime + ahead;
@@ -97,7 +97,7 @@ export class Report {
     $("pace").textContent = this.#live ? `${Math.round(made)} s` : `${(made / took).toFixed(1)}×`;
   }
 
-  /** Offers what was received as a file. */
+  /** Offers the received video for download. */
   offer() {
     if (this.#firstAt === null) return;
     const link = $("download");

@@ -214,7 +214,7 @@ def test_an_avatar_that_the_service_forgot_is_made_again(
 def test_a_video_is_cut_alike_in_any_chunking(studio: Studio, short_speech: Path) -> None:
     cuts = studio.page.evaluate(
         """async () => {
-            const { FragmentCutter, mimeOf } = await import("/static/mp4.js");
+            const { FragmentSplitter, mimeOf } = await import("/static/mp4.js");
             const form = new FormData();
             for (const [field, name] of [["portrait", "presenter.jpg"], ["audio", "speech.wav"]])
                 form.set(field, await (await fetch(`/static/examples/${name}`)).blob(), name);
@@ -222,10 +222,10 @@ def test_a_video_is_cut_alike_in_any_chunking(studio: Studio, short_speech: Path
             const answer = await fetch("/animate", { method: "POST", body: form });
             const video = new Uint8Array(await answer.arrayBuffer());
             return [7, 997, 65536, video.length].map((size) => {
-                const cutter = new FragmentCutter();
+                const splitter = new FragmentSplitter();
                 const segments = [];
                 for (let at = 0; at < video.length; at += size)
-                    segments.push(...cutter.push(video.subarray(at, at + size)));
+                    segments.push(...splitter.push(video.subarray(at, at + size)));
                 const whole = segments.flatMap(({ bytes }) => bytes.length);
                 return JSON.stringify([segments.map(({ kind }) => kind), whole,
                     mimeOf(segments[0].bytes)]);
@@ -380,7 +380,7 @@ def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None
         assert page.is_disabled("#speak")
         page.keyboard.press("Enter")
         page.wait_for_selector("#problem")
-        assert "not known" in page.inner_text("#problem")
+        assert "unknown" in page.inner_text("#problem")
         page.fill("#key", "o/ther+key-of-16")
         page.keyboard.press("Enter")
         page.wait_for_selector("#speak:enabled")

@@ -149,7 +149,7 @@ def test_a_service_makes_the_video(
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--api-key", KEY, "--size", "127"), "invalid_option: size is '127'"),
+        (("--api-key", KEY, "--size", "127"), "invalid_option: size = '127'"),
         ((), "unauthorized"),
         (("--api-key", KEY, "--weights", "x.safetensors"), "--weights is for this process"),
     ],

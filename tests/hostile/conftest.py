@@ -1,4 +1,4 @@
-"""A real service, and a neighbour on it who must not notice what is done to it."""
+"""A real service with a live session that attacks must not disturb."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def unharmed(service: Service) -> Iterator[Service]:
-    """The same workers live before and after, and a live session that began before goes on."""
+    """The service: its workers survive the test, and a live session continues through it."""
     workers = service.workers()
     with undisturbed(service):
         yield service
@@ -31,7 +31,7 @@ def unharmed(service: Service) -> Iterator[Service]:
 
 @contextmanager
 def undisturbed(service: Service, headers: dict[str, str] | None = None) -> Iterator[None]:
-    """A live session of another client, whose video is whole when the block has ended."""
+    """Run another client's live session, whose video must be complete at the end of the block."""
     with stream_to(service.url, headers) as neighbour:
         neighbour.start(idle=True)
         neighbour.until("fragment")
@@ -43,7 +43,7 @@ def undisturbed(service: Service, headers: dict[str, str] | None = None) -> Iter
 
 @pytest.fixture(scope="session")
 def cases() -> Path:
-    """The optional collection of files that failed, `FADA_TEST_CASES`; skips without it."""
+    """The optional collection of files that once failed (`FADA_TEST_CASES`); skips without it."""
     place = os.environ.get("FADA_TEST_CASES")
     if not place:
         pytest.skip("FADA_TEST_CASES is not set")

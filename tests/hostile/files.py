@@ -1,4 +1,4 @@
-"""Files that ended something once, made where they are needed."""
+"""Generates files that once crashed a decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEFT, RIGHT, UNUSED = 1, 2, 0  # labels of Apple's CoreAudioTypes.h
 
 
 def quicktime(labels: tuple[int, ...], seconds: float = 0.5, rate: int = 48_000) -> bytes:
-    """PCM in QuickTime whose `chan` box names each channel by itself, in any order."""
+    """PCM in QuickTime whose `chan` box labels each channel, in any order."""
     file = io.BytesIO()
     pcm = np.random.default_rng(0).integers(-3000, 3000, (1, 2 * round(seconds * rate)), np.int16)
     with av.open(file, "w", format="mov") as out:
@@ -59,5 +59,5 @@ def _replaced_in_entry(entry: bytes, chan: bytes) -> tuple[bytes, int]:
 
 
 def nameless_codec() -> bytes:
-    """A WebM whose codec nobody knows."""
+    """A WebM with an unknown codec."""
     return encoded_sound(0.5, "webm").replace(b"A_OPUS", b"A_QQQQ")

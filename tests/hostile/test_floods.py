@@ -1,4 +1,4 @@
-"""Those who send much, or nothing, cost little."""
+"""Clients that send too much, too slowly or nothing cost little."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("hostile service")
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[Service]:
-    """Few connections are allowed from one address."""
+    """A service that allows few connections from one address."""
     with running({**FAKE, "FADA_CONNECTIONS_PER_ADDRESS": "12"}) as service:
         yield service
 
@@ -40,7 +40,7 @@ def dialled(service: Service, words: bytes = b"") -> socket.socket:
 
 
 @pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\nX-Slow: ", b"POST"])
-def test_the_silent_make_room_for_those_who_speak(few: Service, words: bytes) -> None:
+def test_silent_connections_are_evicted_first(few: Service, words: bytes) -> None:
     with ExitStack() as stack, undisturbed(few):
         for _ in range(60):
             stack.enter_context(dialled(few, words))
@@ -51,7 +51,7 @@ def test_the_silent_make_room_for_those_who_speak(few: Service, words: bytes) ->
 
 
 class Wire:
-    """A transport that keeps what it is given."""
+    """A transport with a write buffer that the test sets."""
 
     def __init__(self) -> None:
         self.left, self.aborted = 0, False
@@ -73,7 +73,7 @@ class Caller:
     ("exempt", "bounded"),
     [("*", False), ("10.0.2.0/24", False), ("10.0.2.2", False), ("10.0.3.0/24", True)],
 )
-def test_proxies_have_no_bound_of_their_own(exempt: str, bounded: bool) -> None:
+def test_trusted_proxies_have_no_limit_of_their_own(exempt: str, bounded: bool) -> None:
     every = Connections(limit=0, limit_per_address=1, exempt=[exempt])
     crowd = [Caller("10.0.2.2") for _ in range(3)]
     for one in crowd:
@@ -81,7 +81,7 @@ def test_proxies_have_no_bound_of_their_own(exempt: str, bounded: bool) -> None:
     assert any(one.transport.aborted for one in crowd) == bounded
 
 
-def test_deadlines_and_bounds_of_connections() -> None:
+def test_connection_deadlines_and_limits() -> None:
     async def everything() -> None:
         now_s = asyncio.get_running_loop().time()
         every = Connections(limit=5, limit_per_address=3, exempt=["10.0.0.1"])
@@ -101,14 +101,14 @@ def test_deadlines_and_bounds_of_connections() -> None:
         assert stuck.transport.aborted and not reading.transport.aborted
         every.closed(reading)
         every.closed(quick)
-        # One too many from an address: the one that has waited longest goes.
+        # One too many from an address: the one that has waited longest is closed.
         crowd = [Caller("10.0.2.2") for _ in range(4)]
         for one in crowd:
             every.opened(one)
             every.waits(one)
         assert [one.transport.aborted for one in crowd] == [True, False, False, False]
         proxied = [Caller("10.0.0.1") for _ in range(4)]
-        for one in proxied:  # no bound of its own, but the one of all
+        for one in proxied:  # no limit of its own, only the total
             every.opened(one)
         assert [one.transport.aborted for one in crowd] == [True, True, True, False]
         for one in crowd:
@@ -121,8 +121,8 @@ def test_deadlines_and_bounds_of_connections() -> None:
 
 
 @pytest.mark.parametrize("refuses", [False, True])
-def test_a_body_that_stalls_is_answered(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
-    """Whether it is read, or refused before: the answer goes out."""
+def test_a_stalled_body_gets_a_response(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    """Whether the body is read or rejected first, the response is sent."""
     for name in ("_PAUSE_S", "_DRAIN_S"):
         monkeypatch.setattr(limits, name, 0.05)
     sent: list[Message] = []
@@ -149,7 +149,7 @@ def test_a_body_that_stalls_is_answered(monkeypatch: pytest.MonkeyPatch, refuses
     assert sent[0]["status"] == (401 if refuses else 408)
 
 
-def test_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trickling_body_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_GRACE_S", 0.2)
     sent: list[Message] = []
 
@@ -169,16 +169,16 @@ def test_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sent[0]["status"] == 408
 
 
-def test_sound_and_interrupts_in_turn_take_nobodys_avatar(service: Service) -> None:
-    """An interrupt drops what was said, but only the worker can make room for more."""
+def test_audio_and_interrupts_in_turn_evict_no_avatars(service: Service) -> None:
+    """An interrupt drops audio, but only the worker can free its memory."""
     with service.client() as client:
         made = client.post("/avatars", files={"portrait": ("p.png", noise_picture(300))})
         before = broker_bytes(service)
         with undisturbed(service), stream_to(service.url) as rude:
             rude.start(sample_rate=48_000)
             rude.until("ready")
-            with suppress(ConnectionClosed):  # it is cut off, at whatever moment
-                for _ in range(400):  # 2 GB in all, were it let in
+            with suppress(ConnectionClosed):  # the connection may be cut at any moment
+                for _ in range(400):  # 2 GB in total, if it were accepted
                     rude.speak(pcm(50.0, 48_000))
                     rude.tell("interrupt")
             assert rude.close_code() in (1009, 1006, 1000)
@@ -202,7 +202,7 @@ def test_unfinished_messages_are_small(service: Service) -> None:
             raw = stream.socket.socket
             head = b"\x02\xff" + (30 << 20).to_bytes(8, "big") + bytes(4)  # binary, not the last
             raw.settimeout(5)
-            with suppress(OSError):  # cut off before it was through
+            with suppress(OSError):  # cut before it was sent
                 raw.sendall(head + bytes(4 << 20))
         time.sleep(0.5)
         assert memory().rss - before < 40 << 20

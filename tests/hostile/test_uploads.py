@@ -1,4 +1,4 @@
-"""No file ends a worker, and none disturbs anybody else."""
+"""No file crashes a worker or disturbs other clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("hostile service")
 
 @pytest.mark.parametrize("labels", [(RIGHT, LEFT), (LEFT, RIGHT), (UNUSED, UNUSED), (7, 9), (1,)])
 def test_channels_in_any_order(unharmed: Service, labels: tuple[int, ...]) -> None:
-    """PyAV 17.1 to 18 free such a layout twice: two workers ended by one upload."""
+    """PyAV 17.1 to 18 free such a layout twice: one upload crashed two workers."""
     with unharmed.client() as client:
         for _ in range(3):
             answer = animate(client, audio=quicktime(labels))
@@ -33,17 +33,19 @@ def test_channels_in_any_order(unharmed: Service, labels: tuple[int, ...]) -> No
         assert animate(client).status_code == 200
 
 
-def test_a_codec_that_nobody_knows(unharmed: Service) -> None:
+def test_unknown_codecs(unharmed: Service) -> None:
     with unharmed.client() as client:
         assert problem(animate(client, audio=nameless_codec())) == (415, "unsupported_media")
 
 
-def test_every_file_that_failed_once(unharmed: Service, cases: Path) -> None:
+def test_every_known_bad_file(unharmed: Service, cases: Path) -> None:
     with unharmed.client() as client:
         for path in sorted(cases.iterdir()):
             blob = path.read_bytes()
             shown = path.suffix in (".jpg", ".png")
-            with contextlib.suppress(httpx.RemoteProtocolError):  # broken sound breaks its video
+            with contextlib.suppress(
+                httpx.RemoteProtocolError
+            ):  # broken audio ends its video early
                 answer = animate(client, portrait=blob) if shown else animate(client, audio=blob)
                 assert answer.status_code < 500, (path.name, answer.text)
         assert animate(client).status_code == 200

@@ -1,4 +1,4 @@
-"""A pipeline that draws colours: what the service does can be read off its pictures.
+"""A pipeline that draws flat colours, from which tests read what the service did.
 
 Each frame is one flat colour: red tells the window, green the session's seed, blue the frame. A
 picture whose top left pixel is pure red has no face, and one of pure blue poisons its third

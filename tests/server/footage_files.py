@@ -1,4 +1,4 @@
-"""Small videos with sound, made where they are needed."""
+"""Generates small videos with sound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_video(
     sound_starts_s: float | None = 0.0,
     aspect: Fraction | None = None,
 ) -> Path:
-    """``picture`` standing still, a tone that begins `CLICK_S` after the first picture."""
+    """A still of ``picture`` with a tone that begins `CLICK_S` after the first frame."""
     with av.open(path, "w") as container:
         video = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
         video.height, video.width = picture.shape[:2]

@@ -1,4 +1,4 @@
-"""Small pictures and sounds, made where they are needed."""
+"""Generates small pictures and sounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking into a made video, with FFmpeg's own reader."""
+"""Decodes videos with FFmpeg, for assertions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def probe(blob: bytes) -> Probe:
 
 
 def boxes(blob: bytes) -> list[tuple[str, bytes]]:
-    """The top-level boxes in order; the bytes must be nothing else."""
+    """The top-level boxes in order; fails if anything else is there."""
     found, at = [], 0
     while at < len(blob):
         size = int.from_bytes(blob[at : at + 4], "big")

@@ -1,4 +1,4 @@
-"""What every test of the REST contract asks and reads."""
+"""Requests and assertions shared by the tests of the REST contract."""
 
 from __future__ import annotations
 

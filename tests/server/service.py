@@ -1,4 +1,4 @@
-"""A real service in its own processes, for tests: `fada serve` and what it starts."""
+"""Runs the real service in processes of its own, for tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STOP_S = 20.0
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's, without its own settings, with the checkout on the path."""
+    """This process's environment, with ``settings`` instead of its own ``FADA_*``."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("FADA_")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")])
     return {**own, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **settings}
@@ -33,7 +33,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass
 class Service:
-    """``url`` answers; ``log`` holds what its processes have said so far."""
+    """A running service; ``log`` is the file of its processes' output."""
 
     url: str
     process: subprocess.Popen[str]
@@ -51,7 +51,7 @@ class Service:
         return [c for c in self.children() if b"worker" in command_line(c)]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send the signal and wait; the exit status."""
+        """Send the signal, wait and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(_STOP_S)
@@ -100,7 +100,7 @@ def working(settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def stopping(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Whatever happens in the block, the process is gone after it."""
+    """Stop the process at the end of the block, whatever happens in it."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A client of `/stream` for tests, over the websockets library: what was said, in order."""
+"""A recording client of `/stream` for tests, over the websockets library."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Stream:
         self.socket.send(sound)
 
     def next(self) -> str:
-        """Take one message; its type, or ``data``. Raises ``ConnectionClosed`` at the end."""
+        """Receive a message; return its type or ``data``. Raises ``ConnectionClosed``."""
         message = self.socket.recv(self.patience_s)
         if isinstance(message, bytes):
             self.data.append(message)
@@ -69,13 +69,13 @@ class Stream:
         return kind
 
     def until(self, kind: str) -> dict[str, Any]:
-        """Read on to the next text of that type."""
+        """Receive messages up to the next text of that type."""
         while self.next() != kind:
             pass
         return self.said[-1]
 
     def close_code(self) -> int:
-        """Read on to the close."""
+        """Receive messages up to the close; return its code."""
         try:
             while True:
                 self.next()
@@ -84,7 +84,7 @@ class Stream:
             return closed.rcvd.code
 
     def finish(self) -> dict[str, Any]:
-        """Say `end`, read all; the `done` message."""
+        """Send `end` and receive everything; return the `done` message."""
         self.tell("end")
         assert self.close_code() == 1000, self.said[-1]
         assert self.said[-1]["type"] == "done"
@@ -114,7 +114,7 @@ def stream_to(
 
 
 def spoken(url: str, chunks: Iterable[bytes], **start: Any) -> Stream:
-    """A whole session: the chunks, then the end."""
+    """Run a whole session that sends ``chunks``."""
     with stream_to(url) as stream:
         stream.start(**start)
         for chunk in chunks:

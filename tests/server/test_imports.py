@@ -27,7 +27,7 @@ def test_the_api_process_loads_no_model_and_no_media(module: str) -> None:
     assert not HEAVY & loaded_by(module)
 
 
-def test_a_worker_loads_torch_only_for_students_that_need_it() -> None:
+def test_a_worker_loads_torch_only_for_models_that_need_it() -> None:
     assert "torch" not in loaded_by("server.worker.worker")
 
 

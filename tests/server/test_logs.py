@@ -1,4 +1,4 @@
-"""Log lines of the real service, in both forms: ids in them, secrets not."""
+"""Log lines of the real service in both formats: they hold ids and no secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "not-for-any-log-file"
 
 
 def work(service: Service) -> dict[str, str]:
-    """One job that is done, one that fails, one live session; their ids."""
+    """Run a successful job, a failing one and a live session; return their ids."""
     files = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(0.4))}
     headers = {"X-API-Key": KEY, "X-Request-Id": "mine.1"}
     with service.client() as client:
@@ -28,7 +28,7 @@ def work(service: Service) -> dict[str, str]:
         assert made.headers["x-request-id"] == "mine.1"
         headers["X-Request-Id"] = "bad id\x7f"
         failing = {**files, "portrait": ("p.png", picture(POISON)), "audio": ("a", sound(3.0))}
-        with pytest.raises(httpx.RemoteProtocolError):  # it breaks off
+        with pytest.raises(httpx.RemoteProtocolError):  # the response ends early
             client.post("/animate", files=failing, data={"size": "128"}, headers=headers)
         wrong = client.get("/models", headers={"Authorization": f"Bearer {KEY}x"})
         assert wrong.status_code == 401
@@ -40,7 +40,7 @@ def work(service: Service) -> dict[str, str]:
     return {"animate": made.headers["x-job-id"], "live": stream.said[0]["session_id"]}
 
 
-def test_lines_tell_what_they_are_about_and_no_secret() -> None:
+def test_json_lines_hold_ids_and_no_secrets() -> None:
     with running({**FAKE, "FADA_LOG_FORMAT": "json", "FADA_API_KEYS": KEY}) as service:
         ids = work(service)
         service.stop()
@@ -66,7 +66,7 @@ def test_lines_tell_what_they_are_about_and_no_secret() -> None:
     assert "this window is poisoned" in failure["exception"]
 
 
-def test_lines_for_people_end_with_the_ids(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_lines_end_with_the_ids(capsys: pytest.CaptureFixture[str]) -> None:
     before = logging.getLogger().handlers[:]
 
     def one_task() -> None:

@@ -1,4 +1,4 @@
-"""`/metrics`: the figures of all processes, from what they leave in the real broker."""
+"""`/metrics` merges the metrics of all processes, through the real broker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def read(text: str) -> Figures:
-    """Every sample by name and labels; the parser refuses a family that comes twice."""
+    """Every sample by name and labels; fails if a family appears twice."""
     families = list(text_string_to_metric_families(text))
     assert len({family.name for family in families}) == len(families)
     found: Figures = {}
@@ -54,7 +54,7 @@ def figures_of(service: Service) -> Figures:
 
 
 def until(service: Service, name: str, at_least: float, **labels: str) -> Figures:
-    """The figures once one has become so large: workers report every other second."""
+    """Wait until a metric reaches ``at_least``: workers report every two seconds."""
     deadline = time.monotonic() + 20
     while True:
         figures = figures_of(service)
@@ -70,12 +70,12 @@ def service() -> Iterator[Service]:
         yield service
 
 
-def test_what_a_scrape_tells_after_work(service: Service) -> None:
+def test_metrics_after_finished_jobs(service: Service) -> None:
     files = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(2.0))}
     with service.client() as client:
         assert client.post("/animate", files=files, data={"size": "128"}).status_code == 200
         bad = {**files, "portrait": ("p.png", picture(POISON))}
-        with pytest.raises(httpx.RemoteProtocolError):  # it breaks off
+        with pytest.raises(httpx.RemoteProtocolError):  # the response ends early
             client.post("/animate", files=bad, data={"size": "128"})
         assert client.get("/jobs/none").status_code == 404
     live = spoken(service.url, [pcm(1.0)])
@@ -93,7 +93,7 @@ def test_what_a_scrape_tells_after_work(service: Service) -> None:
     assert windows == total(figures, "fada_stage_seconds_count", stage="queue") > 8
     fragments = total(figures, "fada_fragments_total", kind="speech")
     assert fragments > len(live.of("fragment"))
-    # The one that failed may have published its first two windows, or neither.
+    # The failed job may have published its first two windows, or neither.
     seconds = total(figures, "fada_video_seconds_total") - 2.0 - live.said[-1]["frames"] / 25
     assert -1e-6 < seconds < 0.65
     assert total(figures, "fada_real_time_factor_count") == 1
@@ -110,7 +110,7 @@ def test_what_a_scrape_tells_after_work(service: Service) -> None:
     assert total(figures, "process_resident_memory_bytes") > 1e7
 
 
-def test_a_job_in_hand_is_seen(service: Service) -> None:
+def test_a_running_job_is_counted(service: Service) -> None:
     files = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(60.0))}
     with service.client() as client:
         headers = {"Prefer": "respond-async"}
@@ -126,12 +126,12 @@ def test_a_job_in_hand_is_seen(service: Service) -> None:
 
 
 def given_up(figures: Figures) -> float:
-    """Cancelled jobs: a worker learns of it by its lease or when it publishes."""
+    """Cancelled jobs, which a worker notices when it renews a lease or publishes."""
     outcomes = ("released", "aborted")
     return sum(total(figures, "fada_jobs_total", kind="animate", outcome=o) for o in outcomes)
 
 
-def test_a_dead_workers_figures_go_and_every_api_shows_all() -> None:
+def test_a_dead_workers_metrics_expire_and_every_api_serves_all() -> None:
     with embedded_server(valkey_program()) as broker, ExitStack() as stack:
         settings = {**FAKE, "FADA_REDIS_URL": broker.url}
         worker = stack.enter_context(working(settings))
@@ -158,7 +158,7 @@ def anyio_backend() -> str:
 
 
 @pytest.mark.anyio
-async def test_copies_are_added_and_never_mixed() -> None:
+async def test_copies_of_processes_are_merged_separately() -> None:
     with embedded_server(valkey_program()) as broker:
         async with connect(broker.url) as connection:
             metrics.batch(3)
@@ -183,7 +183,7 @@ async def _leave_a_copy(connection: Connection, process: str) -> None:
     chunks=st.lists(st.integers(1, 4000), min_size=1, max_size=30),
     fragments=st.lists(st.sampled_from([0.04, 0.16, 0.32]), max_size=30),
 )
-def test_a_fragments_sound_is_told_from_its_first_byte(
+def test_latency_counts_from_a_fragments_first_byte(
     chunks: list[int], fragments: list[float]
 ) -> None:
     rate = 8_000
@@ -198,7 +198,7 @@ def test_a_fragments_sound_is_told_from_its_first_byte(
         position += seconds * 2 * rate
 
 
-def test_sound_that_was_dropped_is_not_waited_for() -> None:
+def test_dropped_audio_does_not_count() -> None:
     arrivals = _AudioArrivals(8_000)
     arrivals.add(16_000, 1.0)
     arrivals.seek(16_000)

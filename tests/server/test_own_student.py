@@ -1,4 +1,4 @@
-"""A student of one's own on the real engine and renderer, by the command line."""
+"""A model of one's own on the real engine and renderer, by the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.server.media_probe import probe
 
 @pytest.fixture(autouse=True)
 def settings_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flags become environment variables, of this process here."""
+    """Restore the environment variables that the command sets from its flags."""
     for name in ("FADA_WEIGHTS", "FADA_MODELS", "FADA_MODEL_NAME"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -26,7 +26,7 @@ def ended(words: list[str | Path]) -> object:
     return end.value.code
 
 
-def test_it_makes_a_video(examples: Path, tmp_path: Path) -> None:
+def test_own_weights_make_a_video(examples: Path, tmp_path: Path) -> None:
     weights, audio, out = write(tmp_path / "own.safetensors"), tmp_path / "a.flac", tmp_path / "o"
     audio.write_bytes(sound(0.8))
     words: list[str | Path] = ["animate", examples / "monalisa.jpg", audio, "-o", out]
@@ -36,7 +36,7 @@ def test_it_makes_a_video(examples: Path, tmp_path: Path) -> None:
     assert code == "fada: invalid_option: model = 'other', expected one of own"
 
 
-def test_what_cannot_be_served_is_told_in_one_line(examples: Path, tmp_path: Path) -> None:
+def test_unusable_weights_fail_with_one_line(examples: Path, tmp_path: Path) -> None:
     teacher, audio = write(tmp_path / "t.safetensors", "teacher"), tmp_path / "a.flac"
     audio.write_bytes(sound(0.2))
     words: list[str | Path] = ["animate", examples / "monalisa.jpg", audio, "-o", tmp_path / "o"]
@@ -45,7 +45,7 @@ def test_what_cannot_be_served_is_told_in_one_line(examples: Path, tmp_path: Pat
     assert "no weights at" in str(ended([*words, "--weights", tmp_path / "none"]))
 
 
-def test_a_name_that_nobody_has_is_told_before_anybody_is_called(
+def test_unknown_models_fail_before_redis_is_contacted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FADA_REDIS_URL", "redis://127.0.0.1:1")

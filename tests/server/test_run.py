@@ -1,4 +1,4 @@
-"""Starting, dying and stopping: the processes of `fada serve`, for real."""
+"""The processes of `fada serve`: start, crash and stop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def narrow() -> Iterator[Service]:
         yield service
 
 
-def test_an_interrupt_stops_everything_in_order() -> None:
+def test_sigint_stops_all_processes() -> None:
     with running(FAKE) as service:
         children = service.children()
         assert len(children) == 2
@@ -69,7 +69,7 @@ def test_an_interrupt_stops_everything_in_order() -> None:
         assert not any(alive(child) for child in children)
 
 
-def test_what_runs_may_end_within_the_drain_time_and_nothing_new_begins() -> None:
+def test_running_jobs_finish_within_the_drain_time_and_none_start() -> None:
     files = {**LONG, "audio": ("a.flac", sound(4.0))}
     with (
         running({**FAKE, "FADA_DRAIN_S": "60"}) as service,
@@ -92,7 +92,7 @@ def test_what_runs_may_end_within_the_drain_time_and_nothing_new_begins() -> Non
         assert service.process.wait(20) == 0
 
 
-def test_what_is_too_long_for_the_drain_time_is_cut() -> None:
+def test_jobs_beyond_the_drain_time_are_cut() -> None:
     with (
         running({**FAKE, "FADA_DRAIN_S": "1"}) as service,
         stream_to(service.url) as stream,
@@ -129,7 +129,7 @@ def test_no_child_outlives_a_killed_service() -> None:
         assert until(lambda: not any(alive(child) for child in children))
 
 
-def test_a_killed_worker_is_replaced_and_the_new_one_goes_on(narrow: Service) -> None:
+def test_a_killed_worker_is_replaced_and_its_job_resumes(narrow: Service) -> None:
     (worker,) = narrow.workers()
     files = {**LONG, "audio": ("a.flac", sound(12.0))}
     settings = {"size": "256", "seed": "7"}
@@ -150,7 +150,7 @@ def test_a_killed_worker_is_replaced_and_the_new_one_goes_on(narrow: Service) ->
     assert (seen.sound_s, len(seen.sound)) == (expected.sound_s, len(expected.sound))
 
 
-def test_a_client_that_hangs_up_frees_its_place(narrow: Service) -> None:
+def test_a_disconnect_frees_the_place(narrow: Service) -> None:
     with narrow.client() as client:
         with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:
             chunks = response.iter_bytes()
@@ -160,7 +160,7 @@ def test_a_client_that_hangs_up_frees_its_place(narrow: Service) -> None:
         assert works(narrow)
 
 
-def test_when_every_place_is_taken_it_is_busy_and_says_when_to_come_back(
+def test_a_full_service_is_busy_with_retry_after(
     narrow: Service,
 ) -> None:
     with narrow.client() as client:
@@ -174,7 +174,7 @@ def test_when_every_place_is_taken_it_is_busy_and_says_when_to_come_back(
         assert until(lambda: works(narrow))
 
 
-def test_two_services_side_by_side_do_not_disturb_each_other(narrow: Service) -> None:
+def test_two_services_on_one_machine_are_independent(narrow: Service) -> None:
     with running({**FAKE, "FADA_MODELS": "other"}) as other:
         with narrow.client() as here, other.client() as there:
             assert here.get("/models").json()["default"] == "fake"
@@ -204,7 +204,7 @@ def test_memory_stays_flat_over_a_long_speech() -> None:
         assert max(p - b for p, b in zip(peaks, before, strict=True)) < 30_000
 
 
-def test_a_student_that_cannot_be_loaded_ends_the_service_with_the_reason() -> None:
+def test_a_model_that_fails_to_load_stops_the_service_with_the_reason() -> None:
     done = fada({"FADA_PIPELINE": "tests.server.nowhere:load", "FADA_MODELS": "x"}, "serve")
     assert done.returncode == 1
     assert "tests.server.nowhere" in done.stderr
@@ -212,7 +212,7 @@ def test_a_student_that_cannot_be_loaded_ends_the_service_with_the_reason() -> N
     assert done.stdout == ""
 
 
-def test_a_port_that_is_taken_is_told_at_once() -> None:
+def test_a_port_in_use_fails_at_once() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -221,7 +221,7 @@ def test_a_port_that_is_taken_is_told_at_once() -> None:
     assert "in use" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_api_and_workers_apart_over_one_broker() -> None:
+def test_api_and_worker_as_separate_processes() -> None:
     with embedded_server(valkey_program()) as broker:
         settings = {**FAKE, "FADA_REDIS_URL": broker.url}
         with running(settings, "api") as api, api.client() as client:
@@ -236,7 +236,7 @@ def test_api_and_workers_apart_over_one_broker() -> None:
                 with client.stream("POST", "/animate", files=files, data=QUICK) as response:
                     chunks = response.iter_bytes()
                     received = next(chunks)
-                    worker.terminate()  # it takes no more, and finishes what it has
+                    worker.terminate()  # it claims no more jobs and finishes its own
                     received += b"".join(chunks)
                 assert probe(received).video_s == pytest.approx(4.0)
                 assert worker.wait(20) == 0
@@ -246,7 +246,7 @@ def test_api_and_workers_apart_over_one_broker() -> None:
             assert (gone.status_code, gone.json()["code"]) == (503, "no_worker")
 
 
-def test_a_dead_apis_sessions_give_their_places_back() -> None:
+def test_sessions_of_a_dead_api_free_their_places() -> None:
     with embedded_server(valkey_program()) as broker:
         settings = {**FAKE, "FADA_REDIS_URL": broker.url, "FADA_SESSIONS_PER_WORKER": "1"}
         with (
@@ -257,7 +257,7 @@ def test_a_dead_apis_sessions_give_their_places_back() -> None:
         ):
             assert until(lambda: client.get("/readyz").status_code == 200, 180.0)
             with stream_to(first.url) as stream:
-                stream.start()  # and says nothing: its worker waits
+                stream.start()  # and sends nothing: its worker waits
                 stream.until("ready")
                 assert full(second)
                 first.process.kill()
@@ -267,12 +267,12 @@ def test_a_dead_apis_sessions_give_their_places_back() -> None:
 def full(service: Service) -> bool:
     with stream_to(service.url) as stream:
         stream.start()
-        with suppress(ConnectionClosed):  # it may have been refused by now
+        with suppress(ConnectionClosed):  # it may have been rejected by now
             stream.tell("end")
         return stream.close_code() == 1013
 
 
-def test_the_service_does_not_go_on_without_its_broker() -> None:
+def test_the_service_stops_when_its_broker_dies() -> None:
     with running(FAKE) as service:
         workers = service.workers()
         (valkey,) = set(service.children()) - set(workers)
@@ -281,13 +281,13 @@ def test_the_service_does_not_go_on_without_its_broker() -> None:
         assert not any(alive(worker) for worker in workers)
 
 
-def test_there_is_a_worker_a_core_and_always_one_to_spare() -> None:
+def test_one_worker_per_core_and_at_least_two() -> None:
     assert [worker_count(None, cores) for cores in (1, 2, 6, 64)] == [2, 2, 6, 8]
     assert worker_count(1, 64) == 1
 
 
 @pytest.mark.parametrize("half", ["api", "worker"])
-def test_the_halves_need_a_broker(half: str) -> None:
+def test_api_and_worker_need_a_broker(half: str) -> None:
     done = fada(FAKE, half)
     assert done.returncode == 1
     assert "FADA_REDIS_URL" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""What can be set is listed where people look for it."""
+"""Settings: parsing, and their lists in the help and the guide."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def default_of(name: str) -> str:
     return ",".join(default) if isinstance(default, tuple) else "" if default is None else default
 
 
-def test_the_guide_lists_every_setting_as_it_is() -> None:
+def test_the_guide_lists_every_setting() -> None:
     rows = re.findall(r"^\| `FADA_(\w+)` \| `?([^|`]*)`? +\| (.*) \|$", OPERATE.read_text(), re.M)
     assert {name.lower(): (default.strip(), words) for name, default, words in rows} == {
         name: (str(default_of(name)), field.description)
@@ -35,7 +35,7 @@ def test_help_lists_every_setting() -> None:
         assert f"FADA_{name.upper()} " in text and str(field.description) in text
 
 
-def test_lists_are_cut_at_commas_and_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_split_at_commas_and_keys_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FADA_API_KEYS", " first-of-two-keys, second-of-two-keys ,")
     monkeypatch.setenv("FADA_CORS_ORIGINS", "https://a.example")
     settings = Settings()
@@ -67,19 +67,19 @@ def test_lists_are_cut_at_commas_and_keys_are_not_shown(monkeypatch: pytest.Monk
         ("fada_worker", "FADA_WORKERS"),
     ],
 )
-def test_a_name_that_is_a_slip_away_from_a_setting_is_refused(name: str, real: str) -> None:
+def test_misspelt_settings_are_rejected(name: str, real: str) -> None:
     with pytest.raises(SetupError, match=real):
         check_names({name: "x"})
 
 
-def test_other_names_are_only_told() -> None:
+def test_unknown_variables_are_only_reported() -> None:
     strange = ["FADA_SERVICE_HOST", "FADA_PORT_8000_TCP", "FADA_API_SERVICE_PORT"]
     known = ["FADA_API_KEYS", "FADA_ENGINES", "FADA_TEST_DATA", "PATH"]
     assert check_names(dict.fromkeys([*strange, *known], "x")) == strange
 
 
 @given(st.sampled_from(sorted(Settings.model_fields)), st.data())
-def test_any_single_slip_is_seen(name: str, data: st.DataObject) -> None:
+def test_any_single_typo_is_detected(name: str, data: st.DataObject) -> None:
     real = f"FADA_{name.upper()}"
     at = data.draw(st.integers(5, len(real) - 1))
     letter = data.draw(st.sampled_from("ABCXYZ_"))
@@ -101,7 +101,9 @@ def test_any_single_slip_is_seen(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "key", ["a b and some more", "ключ, который длинен", "tab\t!0123456789abc"]
 )
-def test_a_key_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_keys_that_no_header_can_hold_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.setenv("FADA_API_KEYS", key)
     with pytest.raises(ValidationError, match="visible ASCII"):
         Settings()

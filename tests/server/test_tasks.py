@@ -9,7 +9,7 @@ from server.tasks import cancel_and_wait
 pytestmark = pytest.mark.anyio
 
 
-async def test_what_swallows_a_cancellation_ends_with_the_next() -> None:
+async def test_tasks_that_swallow_a_cancellation_are_cancelled_again() -> None:
     lost: list[str] = []
 
     async def stubborn() -> None:
@@ -25,7 +25,7 @@ async def test_what_swallows_a_cancellation_ends_with_the_next() -> None:
     assert task.cancelled() and lost == ["once"]
 
 
-async def test_nothing_is_left_behind_by_who_is_cancelled_while_he_waits() -> None:
+async def test_no_task_outlives_a_cancelled_caller() -> None:
     ended = asyncio.Event()
 
     async def slow() -> None:

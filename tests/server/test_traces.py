@@ -1,4 +1,4 @@
-"""Traces: spans of the real service arrive at an OTLP endpoint, if one is named."""
+"""Traces: spans of the real service arrive at a configured OTLP endpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP endpoint, and the (service, span) pairs that have come."""
+    """An OTLP endpoint and the (service, span) pairs that it has received."""
     spans: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -87,5 +87,5 @@ def test_a_request_and_its_job_are_one_trace() -> None:
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
     ],
 )
-def test_who_asks_for_traces(environment: dict[str, str], asked: bool) -> None:
+def test_which_variables_enable_traces(environment: dict[str, str], asked: bool) -> None:
     assert _is_enabled(environment) == asked

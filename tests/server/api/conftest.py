@@ -1,4 +1,4 @@
-"""The service that most tests of the REST contract talk to."""
+"""The service that most tests of the REST contract use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
-    """The client of a test; afterwards the service must still do its main job."""
+    """A client; after the test the service must still animate."""
     with service.client() as client:
         yield client
         after = animate(client, audio=sound(0.05))

@@ -1,4 +1,4 @@
-"""Keys, limits and origins over the real service; the counts are kept by the real broker."""
+"""API keys, quotas and CORS on the real service and broker."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def offered(key: str) -> str:
     return "fada.key." + base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
-def test_what_stays_open(guarded: Service) -> None:
+def test_routes_that_need_no_key(guarded: Service) -> None:
     with guarded.client() as client:
         for path in ("/", "/static/studio.js", "/healthz", "/readyz", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200, path
@@ -84,7 +84,7 @@ WRONG: list[dict[str, str]] = [
         ("DELETE", "/jobs/x"),
     ],
 )
-def test_what_is_closed(guarded: Service, method: str, path: str) -> None:
+def test_routes_that_need_a_key(guarded: Service, method: str, path: str) -> None:
     with guarded.client() as client:
         for headers in WRONG:
             refused = client.request(method, path, headers=headers)
@@ -96,7 +96,7 @@ def test_what_is_closed(guarded: Service, method: str, path: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
-def test_any_key_opens(guarded: Service, key: str, header: str) -> None:
+def test_every_key_is_accepted(guarded: Service, key: str, header: str) -> None:
     headers = {header: f"bearer {key}" if header == "Authorization" else key}
     with guarded.client() as client:
         assert client.get("/models", headers=headers).status_code == 200
@@ -104,7 +104,7 @@ def test_any_key_opens(guarded: Service, key: str, header: str) -> None:
         assert made.status_code == 200
 
 
-def test_an_upload_without_a_key_gets_its_answer(guarded: Service) -> None:
+def test_an_upload_without_a_key_gets_a_response(guarded: Service) -> None:
     with guarded.client() as client:
         refused = client.post("/animate", files={**FORM, "audio": ("a.wav", bytes(20 << 20))})
     assert refused.json()["code"] == "unauthorized"
@@ -120,7 +120,7 @@ def test_an_upload_without_a_key_gets_its_answer(guarded: Service) -> None:
         (None, ["fada", "fada.key.!"]),
     ],
 )
-def test_no_live_session_without_a_key(
+def test_live_sessions_need_a_key(
     guarded: Service, headers: dict[str, str] | None, offers: list[str] | None
 ) -> None:
     with stream_with(guarded, headers, offers) as stream:
@@ -141,7 +141,7 @@ def test_a_live_session_with_a_key(guarded: Service, key: str, way: str) -> None
         assert stream.finish()["type"] == "done"
 
 
-def test_pages_of_the_named_origins_may_call(guarded: Service) -> None:
+def test_allowed_origins_may_call(guarded: Service) -> None:
     asks = {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,x-api-key,prefer",
@@ -157,7 +157,7 @@ def test_pages_of_the_named_origins_may_call(guarded: Service) -> None:
         assert refused.headers["access-control-allow-origin"] == ORIGIN
 
 
-def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated() -> None:
+def test_an_unsendable_key_is_rejected_and_not_logged() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fada.cli", "api"],
         env=environment({"FADA_API_KEYS": "good,söcret"}),
@@ -191,7 +191,7 @@ def two_apis() -> Iterator[tuple[Service, Service]]:
         yield apis[0], apis[1]
 
 
-def test_limits_hold_over_all_api_processes(two_apis: tuple[Service, Service]) -> None:
+def test_limits_hold_across_api_processes(two_apis: tuple[Service, Service]) -> None:
     one, two = two_apis
     key_a, key_b = {"X-API-Key": KEYS[0]}, {"X-API-Key": KEYS[1]}
     with ExitStack() as stack:
@@ -224,7 +224,7 @@ def test_limits_hold_over_all_api_processes(two_apis: tuple[Service, Service]) -
 
 
 def until_refused(service: Service, headers: dict[str, str]) -> httpx.Response:
-    """Asks on: on a slow machine one more question has become free since the last."""
+    """Retry: on a slow machine another token may have become available meanwhile."""
     for _ in range(40):
         answer = ask(service, headers)
         if answer.status_code == 429:
@@ -238,7 +238,7 @@ def ask(service: Service, headers: dict[str, str]) -> httpx.Response:
 
 
 def until_free(service: Service, headers: dict[str, str]) -> None:
-    """A client that hung up has its places again."""
+    """A client that disconnected has its places back."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         with stream_with(service, headers) as stream:
@@ -249,7 +249,7 @@ def until_free(service: Service, headers: dict[str, str]) -> None:
     pytest.fail("the places are not free again")
 
 
-def test_without_keys_the_address_counts() -> None:
+def test_without_keys_limits_apply_to_addresses() -> None:
     with ExitStack() as stack:
         broker = stack.enter_context(embedded_server(valkey_program()))
         settings = {"FADA_REDIS_URL": broker.url, "FADA_REQUESTS_PER_MINUTE": "2"}
@@ -262,7 +262,7 @@ def test_without_keys_the_address_counts() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("server", ["valkey", "redis-server"])
-async def test_the_counts_are_kept_by_valkey_and_redis_even_when_full(server: str) -> None:
+async def test_counts_work_on_valkey_and_redis_when_memory_is_full(server: str) -> None:
     program = valkey_program() if server == "valkey" else shutil.which(server)
     if program is None:
         pytest.skip("no redis-server on the PATH")

@@ -1,4 +1,4 @@
-"""Jobs over REST: asked for, followed, cancelled, crowded."""
+"""Jobs over REST: created, followed, cancelled and limited."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_asynchronous_job(client: httpx.Client) -> None:
     assert following.content == animate(client, audio=sound(4.0), seed="5").content
 
 
-def test_an_asynchronous_job_that_fails_says_why(client: httpx.Client) -> None:
+def test_a_failed_asynchronous_job_has_an_error(client: httpx.Client) -> None:
     response = animate(client, portrait=picture(NO_FACE), headers={"Prefer": "respond-async"})
     address = response.headers["location"]
     assert problem(client.get(f"{address}/video")) == (422, "no_face")
@@ -55,14 +55,14 @@ def test_a_job_can_be_cancelled(client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[httpx.Client]:
-    """A service with place for one job in hand, two in all, and two avatars."""
+    """A service that runs one job, queues another and keeps two avatars."""
     few = {"FADA_MAX_JOBS": "2", "FADA_SESSIONS_PER_WORKER": "1", "FADA_MAX_AVATARS": "2"}
     with running({**FAKE, **few}) as service, service.client() as client:
         yield client
 
 
 def later(client: httpx.Client) -> str:
-    """A long job in the background; its address."""
+    """Start a long asynchronous job; return its URL."""
     asked = animate(client, audio=sound(60.0), size="1024", headers={"Prefer": "respond-async"})
     assert asked.status_code == 202
     return asked.headers["location"]
@@ -74,7 +74,7 @@ def until_running(client: httpx.Client, address: str) -> None:
         assert time.monotonic() < deadline
 
 
-def test_a_video_is_followed_while_it_is_made_and_ends_with_its_job(narrow: httpx.Client) -> None:
+def test_a_video_can_be_followed_while_it_is_made(narrow: httpx.Client) -> None:
     address = later(narrow)
     with narrow.stream("GET", f"{address}/video") as following:
         assert following.status_code == 200
@@ -91,7 +91,7 @@ def test_a_video_is_followed_while_it_is_made_and_ends_with_its_job(narrow: http
     assert narrow.get(address).json()["status"] == "cancelled"
 
 
-def test_a_cancelled_job_gives_its_place_back_at_once(narrow: httpx.Client) -> None:
+def test_a_cancelled_job_frees_its_place_at_once(narrow: httpx.Client) -> None:
     first, second = later(narrow), later(narrow)
     until_running(narrow, first)
     assert narrow.get(second).json()["status"] == "queued"
@@ -111,7 +111,7 @@ def test_a_cancelled_job_gives_its_place_back_at_once(narrow: httpx.Client) -> N
     assert animate(narrow).status_code == 200
 
 
-def test_of_too_many_avatars_the_longest_unused_goes(narrow: httpx.Client) -> None:
+def test_the_least_recently_used_avatar_is_evicted(narrow: httpx.Client) -> None:
     def make() -> str:
         made = narrow.post("/avatars", files={"portrait": ("p.png", picture())})
         return str(made.json()["avatar_id"])
@@ -125,7 +125,7 @@ def test_of_too_many_avatars_the_longest_unused_goes(narrow: httpx.Client) -> No
     assert answers == [200, 404, 200]
 
 
-def test_a_streamed_job_is_seen_but_its_video_is_not_kept(client: httpx.Client) -> None:
+def test_a_streamed_job_is_listed_but_its_video_is_not_kept(client: httpx.Client) -> None:
     job_id = animate(client).headers["x-job-id"]
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["frames"]) == ("done", 10)

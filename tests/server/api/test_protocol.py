@@ -15,7 +15,7 @@ from server.errors import KINDS, ServiceError
     size=st.integers(100, 1100),
     scale=st.floats(allow_nan=True, allow_infinity=True, min_value=None),
 )
-def test_options_are_taken_exactly_in_their_ranges(steps: int, size: int, scale: float) -> None:
+def test_options_are_accepted_exactly_in_their_ranges(steps: int, size: int, scale: float) -> None:
     good = (
         1 <= steps <= 50
         and 128 <= size <= 1024
@@ -34,7 +34,7 @@ def test_options_are_taken_exactly_in_their_ranges(steps: int, size: int, scale:
 
 
 @given(text=st.text(), name=st.sampled_from(sorted(ALLOWED)))
-def test_no_text_breaks_an_option(text: str, name: str) -> None:
+def test_any_text_is_a_valid_or_rejected_option(text: str, name: str) -> None:
     try:
         parse_options({name: text})
     except ServiceError as error:
@@ -42,7 +42,7 @@ def test_no_text_breaks_an_option(text: str, name: str) -> None:
         assert name in error.detail and ALLOWED[name] in error.detail
 
 
-def test_every_option_says_what_it_allows() -> None:
+def test_every_option_states_its_range() -> None:
     assert set(ALLOWED) == set(AnimationOptions.model_fields)
 
 
@@ -55,6 +55,6 @@ def test_every_error_is_a_problem_document(code: str) -> None:
     assert document["title"] and str(document["type"]).endswith(code)
 
 
-def test_unknown_codes_are_refused() -> None:
+def test_unknown_codes_are_rejected() -> None:
     with pytest.raises(ValueError, match="unheard_of"):
         ServiceError("unheard_of", "why")

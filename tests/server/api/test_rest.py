@@ -18,7 +18,7 @@ from tests.server.service import FAKE, Service, running
 pytestmark = pytest.mark.xdist_group("rest service")
 
 
-def test_a_portrait_talks(client: httpx.Client) -> None:
+def test_a_portrait_is_animated(client: httpx.Client) -> None:
     response = animate(client, audio=sound(1.5), seed="3")
     assert response.status_code == 200
     assert response.headers["content-type"] == "video/mp4"
@@ -35,14 +35,14 @@ def test_a_portrait_talks(client: httpx.Client) -> None:
     assert seen.pictures[:, 1].mean() == pytest.approx(3 * GREEN_STEP, abs=8)
 
 
-def test_the_same_seed_gives_the_same_video_and_chance_another(client: httpx.Client) -> None:
+def test_the_same_seed_gives_the_same_video(client: httpx.Client) -> None:
     one, two = (animate(client, seed="11").content for _ in range(2))
     assert one == two
     seeds = {animate(client).headers["x-seed"] for _ in range(2)}
     assert len(seeds) == 2
 
 
-def test_fragments_come_while_later_ones_are_being_made(client: httpx.Client) -> None:
+def test_fragments_are_sent_while_later_ones_are_made(client: httpx.Client) -> None:
     files = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(8.0))}
     began = time.monotonic()
     with client.stream("POST", "/animate", files=files, data={"size": "256"}) as response:
@@ -63,7 +63,7 @@ def test_full_framing_keeps_the_aspect(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_every_kind_of_picture(client: httpx.Client, kind: str) -> None:
+def test_every_picture_format(client: httpx.Client, kind: str) -> None:
     assert animate(client, portrait=picture(kind=kind)).status_code == 200
 
 
@@ -159,7 +159,7 @@ def test_options_at_their_limits(client: httpx.Client, name: str, value: str) ->
     assert animate(client, **{name: value}).status_code == 200
 
 
-def test_requests_that_are_no_such_form(client: httpx.Client) -> None:
+def test_malformed_forms(client: httpx.Client) -> None:
     good = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(0.1))}
     bad = [
         client.post("/animate"),
@@ -185,7 +185,7 @@ def test_requests_that_are_no_such_form(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "kind", ["application/octet-stream", "multipart/form-data; boundary=x", "multipart/form-data"]
 )
-def test_a_large_body_that_is_no_form_is_still_answered(client: httpx.Client, kind: str) -> None:
+def test_a_large_body_that_is_not_a_form_gets_a_response(client: httpx.Client, kind: str) -> None:
     for _ in range(3):
         response = client.post("/animate", content=bytes(3 << 20), headers={"content-type": kind})
         assert problem(response) == (400, "bad_request")
@@ -222,7 +222,7 @@ def test_a_poisoned_window_ends_its_own_video_only(service: Service, client: htt
     assert probe(received).video_s == pytest.approx(4.0)
 
 
-def test_an_avatar_is_made_once_and_used_often(client: httpx.Client) -> None:
+def test_an_avatar_is_created_once_and_used_often(client: httpx.Client) -> None:
     made = client.post("/avatars", files={"portrait": ("p.jpg", picture(kind="JPEG"))})
     assert made.status_code == 201
     avatar = made.json()
@@ -250,7 +250,7 @@ def test_an_avatar_is_made_once_and_used_often(client: httpx.Client) -> None:
     assert problem(response) == (404, "not_found")
 
 
-def test_what_is_not_there(client: httpx.Client) -> None:
+def test_unknown_resources(client: httpx.Client) -> None:
     for method, path in [
         ("GET", "/jobs/none"), ("GET", "/jobs/none/video"), ("DELETE", "/jobs/none"),
         ("GET", "/avatars/none"), ("GET", "/none"), ("DELETE", "/avatars/%00"),
@@ -259,7 +259,7 @@ def test_what_is_not_there(client: httpx.Client) -> None:
     assert problem(client.get("/animate")) == (405, "method_not_allowed")
 
 
-def test_each_model_answers_under_its_name() -> None:
+def test_each_model_is_chosen_by_name() -> None:
     with running({**FAKE, "FADA_MODELS": "fake,other"}) as service, service.client() as client:
         models = client.get("/models").json()
         assert models["default"] == "fake"
@@ -274,7 +274,7 @@ def test_each_model_answers_under_its_name() -> None:
         assert problem(nobody) == (422, "invalid_option")
 
 
-def test_health_models_and_the_description_of_it_all(client: httpx.Client) -> None:
+def test_health_models_and_openapi(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
     models = client.get("/models").json()

@@ -29,13 +29,13 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def stream(service: Service) -> Iterator[Stream]:
-    """A connection of its own; afterwards the service must still do its main job."""
+    """A connection; after the test the service must still animate."""
     with stream_to(service.url) as stream:
         yield stream
     spoken(service.url, [pcm(0.2)])
 
 
-def test_messages_come_in_the_order_of_the_contract(stream: Stream) -> None:
+def test_messages_arrive_in_order(stream: Stream) -> None:
     stream.start(seed=7)
     stream.speak(pcm(1.5))
     done = stream.finish()
@@ -61,7 +61,7 @@ def test_messages_come_in_the_order_of_the_contract(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
-def test_the_video_is_as_long_as_the_sound(service: Service, rate: int) -> None:
+def test_the_video_is_as_long_as_the_audio(service: Service, rate: int) -> None:
     count = round(1.234 * rate)
     stream = spoken(service.url, [pcm(1.234, rate)], sample_rate=rate)
     seen = stream.video()
@@ -77,7 +77,7 @@ def test_any_chunking_gives_the_same_video(service: Service, size: int) -> None:
     assert whole.data == cut.data
 
 
-def test_sound_comes_out_as_it_went_in(service: Service) -> None:
+def test_audio_is_preserved(service: Service) -> None:
     tone = np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000) * 12_000
     seen = spoken(service.url, [tone.astype("<i2").tobytes()]).video()
     heard = seen.sound[24_000:72_000]  # past the codec's first moments
@@ -85,12 +85,12 @@ def test_sound_comes_out_as_it_went_in(service: Service) -> None:
     assert loudest == pytest.approx(440, abs=2)
 
 
-def test_nothing_said_is_a_video_of_no_length(stream: Stream) -> None:
+def test_no_audio_gives_an_empty_video(stream: Stream) -> None:
     stream.start()
     assert stream.finish() == {"type": "done", "frames": 0, "duration_s": 0.0}
 
 
-def test_an_interrupt_drops_what_waits_and_new_sound_goes_on(stream: Stream) -> None:
+def test_an_interrupt_drops_pending_audio(stream: Stream) -> None:
     stream.start(size=512)
     stream.speak(pcm(50.0))
     while len(stream.of("fragment")) < 3:
@@ -113,7 +113,7 @@ def test_an_interrupt_drops_what_waits_and_new_sound_goes_on(stream: Stream) -> 
     assert seen.sound_s == pytest.approx(done["duration_s"], abs=0.001)
 
 
-def test_without_idle_one_window_settles_the_face_after_an_interrupt(stream: Stream) -> None:
+def test_an_interrupt_without_idle_ends_at_rest(stream: Stream) -> None:
     stream.start()
     stream.speak(pcm(2.0))
     stream.until("fragment")
@@ -126,7 +126,7 @@ def test_without_idle_one_window_settles_the_face_after_an_interrupt(stream: Str
     assert len([f for f in stream.of("fragment") if f["kind"] == "idle"]) == 2
 
 
-def test_idle_goes_on_in_real_time_and_gives_way_to_speech(stream: Stream) -> None:
+def test_idle_runs_in_real_time_until_speech(stream: Stream) -> None:
     stream.start(idle=True)
     for _ in range(6):
         stream.until("fragment")
@@ -147,7 +147,7 @@ def test_idle_goes_on_in_real_time_and_gives_way_to_speech(stream: Stream) -> No
     assert stream.video().video_s == pytest.approx(done["duration_s"], abs=0.041)
 
 
-def test_an_interrupt_with_idle_lets_little_of_the_old_speech_go(stream: Stream) -> None:
+def test_an_interrupt_with_idle_stops_speech_soon(stream: Stream) -> None:
     stream.start(idle=True)
     stream.speak(pcm(20.0))
     for _ in range(5):
@@ -161,7 +161,7 @@ def test_an_interrupt_with_idle_lets_little_of_the_old_speech_go(stream: Stream)
     stream.finish()
 
 
-def test_settings_change_on_the_way(stream: Stream) -> None:
+def test_options_change_during_a_session(stream: Stream) -> None:
     stream.start()
     stream.tell("update", steps=6, audio_cfg=1.5)
     stream.speak(pcm(0.5))
@@ -169,7 +169,7 @@ def test_settings_change_on_the_way(stream: Stream) -> None:
 
 
 def refused(stream: Stream) -> tuple[str, int]:
-    """The code of the error, which must be the last word, and of the close."""
+    """The code of the error, which must be the last message, and of the close."""
     code = stream.close_code()
     assert stream.said[-1]["type"] == "error", stream.said
     assert stream.said[-1]["detail"]
@@ -206,12 +206,12 @@ def test_bad_starts(stream: Stream, fields: dict[str, Any], expected: tuple[str,
     "text",
     ["", "{", "[]", "7", "{}", '{"type":"end"}', '{"type":"begin"}', "[" * 100_000, '"\\ud800"'],
 )
-def test_a_first_text_that_is_no_start(stream: Stream, text: str) -> None:
+def test_a_first_text_other_than_start(stream: Stream, text: str) -> None:
     stream.socket.send(text)
     assert refused(stream) == ("bad_request", 1008)
 
 
-def test_sound_before_the_start(stream: Stream) -> None:
+def test_audio_before_start(stream: Stream) -> None:
     stream.speak(pcm(0.1))
     assert refused(stream) == ("bad_request", 1008)
 
@@ -228,7 +228,7 @@ def test_sound_before_the_start(stream: Stream) -> None:
         ('{"type":"update","audio_cfg":NaN}', "invalid_option"),
     ],
 )
-def test_bad_texts_later(stream: Stream, text: str, code: str) -> None:
+def test_bad_texts_after_start(stream: Stream, text: str, code: str) -> None:
     stream.start()
     stream.speak(pcm(0.6))
     stream.until("fragment")
@@ -236,7 +236,7 @@ def test_bad_texts_later(stream: Stream, text: str, code: str) -> None:
     assert refused(stream) == (code, 1008)
 
 
-def test_sound_after_the_end(stream: Stream) -> None:
+def test_audio_after_end(stream: Stream) -> None:
     stream.start(idle=True)
     stream.speak(pcm(5.0))
     stream.tell("end")
@@ -244,7 +244,7 @@ def test_sound_after_the_end(stream: Stream) -> None:
     assert refused(stream) == ("bad_request", 1008)
 
 
-def test_more_sound_than_may_wait_is_refused_with_the_bound(stream: Stream) -> None:
+def test_too_much_pending_audio_is_rejected(stream: Stream) -> None:
     stream.start(sample_rate=8_000, idle=True)
     stream.speak(pcm(59.0, 8_000))
     stream.until("fragment")
@@ -261,7 +261,7 @@ def test_a_message_beyond_the_limit(stream: Stream) -> None:
     assert str(6 << 20) in stream.said[-1]["detail"]
 
 
-def test_texts_are_short_and_little_comes_before_the_start(service: Service) -> None:
+def test_size_limits_of_texts_and_before_start(service: Service) -> None:
     with stream_to(service.url) as stream:
         stream.start()
         stream.until("ready")
@@ -275,12 +275,12 @@ def test_texts_are_short_and_little_comes_before_the_start(service: Service) -> 
         assert stream.close_code() == 1009
 
 
-def test_half_a_character_is_no_text(stream: Stream) -> None:
+def test_lone_surrogates_are_rejected(stream: Stream) -> None:
     stream.socket.send('{"type": "start", "avatar_id": "\\ud800"}')
     assert refused(stream) == ("bad_request", 1008)
 
 
-def test_a_client_that_reads_slowly_slows_itself_only(service: Service) -> None:
+def test_a_slow_reader_slows_only_itself(service: Service) -> None:
     with stream_to(service.url) as slow, stream_to(service.url) as other:
         slow.start(size=1024, seed=1)
         slow.speak(pcm(50.0))
@@ -312,7 +312,7 @@ def test_a_poisoned_window_ends_its_own_session_only(service: Service, stream: S
     stream.finish()
 
 
-def test_sessions_side_by_side_see_their_own(service: Service) -> None:
+def test_concurrent_sessions_are_independent(service: Service) -> None:
     sound = pcm(1.5)
     with ExitStack() as stack:
         streams = [stack.enter_context(stream_to(service.url)) for _ in range(3)]
@@ -330,7 +330,7 @@ def test_sessions_side_by_side_see_their_own(service: Service) -> None:
     assert streams[1].data == alone.data
 
 
-def test_a_session_beyond_the_places_is_told_at_once(service: Service) -> None:
+def test_a_session_beyond_capacity_is_busy_at_once(service: Service) -> None:
     with ExitStack() as stack:
         for _ in range(4):
             held = stack.enter_context(stream_to(service.url))
@@ -350,7 +350,7 @@ def test_a_session_beyond_the_places_is_told_at_once(service: Service) -> None:
     pytest.fail("the places are not free again")
 
 
-def test_an_avatar_answers(service: Service) -> None:
+def test_a_session_with_an_avatar(service: Service) -> None:
     with service.client() as client:
         made = client.post("/avatars", files={"portrait": ("p.png", picture())}).json()
     stream = spoken(service.url, [pcm(0.4)], avatar_id=made["avatar_id"])

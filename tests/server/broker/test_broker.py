@@ -83,7 +83,7 @@ async def say(work: JobConsumer, claim: Claim, number: int, event: messages.Prog
 
 
 async def told(work: JobConsumer, job_id: str, after: str = START) -> list[messages.AnyCommand]:
-    """What is there now."""
+    """The commands that wait now."""
     return [command for _, command in await anext(work.commands(job_id, after))]
 
 
@@ -97,7 +97,7 @@ async def keys(client: JobProducer) -> set[str]:
     return found - queues - {redis.WORKERS, redis.worker_key("w1")}
 
 
-async def test_a_job_goes_over_and_its_video_comes_back(url: str) -> None:
+async def test_a_job_reaches_a_worker_and_its_video_the_reader(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
@@ -118,7 +118,7 @@ async def test_a_job_goes_over_and_its_video_comes_back(url: str) -> None:
         assert await client.connection.redis.ttl(redis.job_key(job_id)) > 0
 
 
-async def test_the_worker_hears_what_was_read(url: str) -> None:
+async def test_the_worker_receives_acknowledgements(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
@@ -131,7 +131,7 @@ async def test_the_worker_hears_what_was_read(url: str) -> None:
         assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
 
 
-async def test_a_reader_waits_for_what_is_still_being_made(url: str) -> None:
+async def test_a_reader_waits_for_a_running_job(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         reading = asyncio.create_task(all_of(client, job_id, consume=True))
@@ -143,7 +143,7 @@ async def test_a_reader_waits_for_what_is_still_being_made(url: str) -> None:
         )
 
 
-async def test_a_kept_video_can_be_read_again_and_old_ones_go(url: str) -> None:
+async def test_a_kept_video_can_be_read_again_until_evicted(url: str) -> None:
     async with halves(url) as (client, work):
         ids = []
         for _ in range(3):
@@ -169,7 +169,7 @@ async def test_a_queued_job_can_be_cancelled_and_is_never_claimed(url: str) -> N
         assert claim.job_id != job_id
 
 
-async def test_a_running_job_hears_that_it_is_cancelled(url: str) -> None:
+async def test_a_worker_notices_a_cancelled_job(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
@@ -183,7 +183,7 @@ async def test_a_running_job_hears_that_it_is_cancelled(url: str) -> None:
         assert await keys(client) == {redis.job_key(job_id)}
 
 
-async def test_when_all_places_are_taken_it_is_busy(url: str) -> None:
+async def test_a_full_queue_is_busy(url: str) -> None:
     async with halves(url, max_jobs=2) as (client, work):
         first = await client.submit(wish(), PARTS)
         await client.submit(wish(), PARTS)
@@ -197,7 +197,7 @@ async def test_when_all_places_are_taken_it_is_busy(url: str) -> None:
         await client.submit(wish(), PARTS)
 
 
-async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) -> None:
+async def test_a_full_memory_evicts_and_then_is_busy(url: str) -> None:
     async with halves(url) as (client, work):
         kept = await client.submit(wish(keep=True), PARTS)
         claim = await taken(work)
@@ -209,7 +209,7 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
         used = (await client.connection.redis.info("memory"))["used_memory"]
         await client.connection.redis.config_set("maxmemory", used - (1 << 20))
         try:
-            assert await say(work, claim, 1, fragment(0))  # what is kept makes room
+            assert await say(work, claim, 1, fragment(0))  # stored videos are evicted
             assert not await client.keeps_video(kept)
             assert await client.avatar("a") is not None
             await client.connection.redis.config_set("maxmemory", 1)
@@ -218,14 +218,14 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
                     await full
                 assert caught.value.code == "busy"
             assert await client.avatar("a") is None
-            # A full server is no server without workers, and jobs can change hands.
+            # A full server still has workers, and jobs can change hands.
             await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
             assert await work.renew([claim]) == [True]
             await work.release([claim])
             again = await work.reclaim("animate", idle=True)
             assert again is not None
             claim = again
-            # What was taken can still be given back.
+            # Memory can still be freed.
             await work.end(claim, messages.Failed(code="busy", detail="full"))
             await client.forget(running)
         finally:
@@ -233,7 +233,7 @@ async def test_when_memory_is_short_old_things_go_and_then_it_is_busy(url: str) 
         assert await keys(client) == {redis.job_key(running), redis.OWNERS}
 
 
-async def test_without_a_worker_nothing_is_taken(url: str) -> None:
+async def test_without_a_worker_jobs_are_rejected(url: str) -> None:
     async with halves(url) as (client, work):
         await work.leave()
         with pytest.raises(ServiceError) as caught:
@@ -242,7 +242,7 @@ async def test_without_a_worker_nothing_is_taken(url: str) -> None:
         assert (await client.models()).models == []
 
 
-async def test_another_worker_goes_on_where_a_dead_one_stopped(url: str) -> None:
+async def test_another_worker_resumes_a_dead_ones_job(url: str) -> None:
     async with halves(url) as (client, work):
         other = worker(client.connection, "w2")
         job_id = await client.submit(wish(), PARTS)
@@ -257,7 +257,7 @@ async def test_another_worker_goes_on_where_a_dead_one_stopped(url: str) -> None
         assert (again.snapshot, again.attempts) == (b"state 2", 1)
         assert await other.reclaim("animate", idle=True) is None
         assert await other.part(job_id, "audio") == b"sound"
-        # Who was thought dead can do no harm.
+        # A worker that was presumed dead can do no harm.
         assert await work.renew([claim]) == [False]
         assert not await say(work, claim, 3, fragment(1))
         await work.end(claim, messages.Failed(code="internal_error", detail="late"))
@@ -268,7 +268,7 @@ async def test_another_worker_goes_on_where_a_dead_one_stopped(url: str) -> None
         assert got == [messages.Queued(), started(), fragment(0), fragment(1), done]
 
 
-async def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends(url: str) -> None:
+async def test_a_lease_expires_unless_renewed(url: str) -> None:
     async with halves(url) as (client, work):
         other = worker(client.connection, "w2")
         await client.submit(wish(), PARTS)
@@ -281,7 +281,7 @@ async def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends(url: str) 
         assert await other.reclaim("animate", idle=True) is not None
 
 
-async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
+async def test_a_released_job_is_reclaimed_at_once(url: str) -> None:
     async with halves(url) as (client, work):
         other = worker(client.connection, "w2")
         await client.submit(wish(), PARTS)
@@ -289,11 +289,11 @@ async def test_a_job_that_is_let_go_is_taken_at_once(url: str) -> None:
         await work.release([claim])
         again = await other.reclaim("animate", idle=True)
         assert again is not None and again.job_id == claim.job_id
-        await work.release([claim])  # no longer his to give
+        await work.release([claim])  # which it no longer holds
         assert await work.reclaim("animate", idle=True) is None
 
 
-async def test_tries_without_progress_are_counted(url: str) -> None:
+async def test_attempts_without_progress_are_counted(url: str) -> None:
     async with halves(url) as (client, work):
         await client.submit(wish(), PARTS)
         claim: Claim | None = await taken(work)
@@ -303,7 +303,7 @@ async def test_tries_without_progress_are_counted(url: str) -> None:
                 tries > 1,
             )
             await release_leases(client.connection, "w1")
-            assert await work.reclaim("animate", idle=False) is None  # not beside others
+            assert await work.reclaim("animate", idle=False) is None  # only for an idle worker
             claim = await work.reclaim("animate", idle=True)
         assert claim is not None
         await say(work, claim, 1, started())
@@ -312,7 +312,7 @@ async def test_tries_without_progress_are_counted(url: str) -> None:
         assert claim is not None and claim.attempts == 1
 
 
-async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
+async def test_suspected_poison_waits_without_blocking_other_jobs(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with halves(url) as (client, work):
@@ -333,7 +333,7 @@ async def test_a_suspect_holds_nobody_up_and_does_not_wait_for_ever(
         assert claim is not None and (claim.job_id, claim.suspected_poison) == (suspect, True)
 
 
-async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
+async def test_a_lease_timeout_of_a_live_worker_is_not_an_attempt(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.broker.consumer.LEASE_S", 0.01)
@@ -359,7 +359,7 @@ async def test_a_worker_that_lives_and_is_late_is_no_failed_try(
         assert (claim.attempts, claim.lease_timeouts) == (1, 1)
 
 
-async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:
+async def test_a_release_is_not_an_attempt(url: str) -> None:
     async with halves(url) as (client, work):
         await client.submit(wish(), PARTS)
         claim: Claim | None = await taken(work)
@@ -369,8 +369,8 @@ async def test_to_hand_a_job_over_is_no_failed_try(url: str) -> None:
             claim = await work.reclaim("animate", idle=True)
 
 
-async def test_what_is_done_twice_happens_once(url: str) -> None:
-    """An answer that was lost on its way makes a client ask again."""
+async def test_repeated_steps_take_effect_once(url: str) -> None:
+    """A client retries when a reply is lost."""
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
@@ -384,7 +384,7 @@ async def test_what_is_done_twice_happens_once(url: str) -> None:
         assert await client.connection.redis.xlen(redis.out_key(job_id)) == 3
 
 
-async def test_a_server_that_lost_everything_is_joined_again(url: str) -> None:
+async def test_workers_rejoin_a_server_that_lost_its_data(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), PARTS)
         claim = await taken(work)
@@ -399,7 +399,7 @@ async def test_a_server_that_lost_everything_is_joined_again(url: str) -> None:
         assert (await taken(work)).job_id == job_id
 
 
-async def test_workers_long_gone_are_forgotten(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_of_idle_workers_are_removed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.broker.consumer._CONSUMER_TTL_MS", 0)
     async with halves(url) as (client, work):
         await client.submit(wish(), PARTS)
@@ -413,7 +413,7 @@ async def test_workers_long_gone_are_forgotten(url: str, monkeypatch: pytest.Mon
         assert [consumer["name"] for consumer in known] == [b"w1"]  # it holds a job
 
 
-async def test_avatars_are_kept_and_the_longest_unused_goes(url: str) -> None:
+async def test_the_least_recently_used_avatar_is_evicted(url: str) -> None:
     async with halves(url) as (client, work):
         for name in ("a", "b"):
             await work.save_avatar(avatar(name), name.encode())
@@ -424,7 +424,7 @@ async def test_avatars_are_kept_and_the_longest_unused_goes(url: str) -> None:
         assert await client.delete_avatar("a")
         assert not await client.delete_avatar("a")
         assert await work.load_avatar("a", "j2") is None
-        assert await work.load_avatar("a", "j1") == b"a"  # whose job goes on
+        assert await work.load_avatar("a", "j1") == b"a"  # for a job that continues
 
 
 def avatar(name: str) -> AvatarView:

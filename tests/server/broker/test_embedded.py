@@ -23,7 +23,7 @@ with embedded_server(valkey_program()) as server:
 
 
 def gone(process_id: int) -> bool:
-    """Waits for the kernel to take it away."""
+    """Whether the process is gone, waiting for the kernel."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
@@ -36,7 +36,7 @@ def gone(process_id: int) -> bool:
     return False
 
 
-def test_it_is_private_and_leaves_nothing() -> None:
+def test_the_server_is_private_and_leaves_no_files() -> None:
     with embedded_server(valkey_program()) as server:
         path = Path(server.url.removeprefix("unix://"))
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -45,12 +45,12 @@ def test_it_is_private_and_leaves_nothing() -> None:
     assert server.child.returncode is not None
 
 
-def test_two_do_not_share_anything() -> None:
+def test_two_servers_share_nothing() -> None:
     with embedded_server(valkey_program()) as one, embedded_server(valkey_program()) as other:
         assert one.url != other.url
 
 
-def test_a_program_that_is_no_server_is_told() -> None:
+def test_a_program_that_is_not_a_server_fails() -> None:
     with (
         pytest.raises(RuntimeError, match="exited with"),
         embedded_server(Path("/bin/false")),
@@ -59,7 +59,7 @@ def test_a_program_that_is_no_server_is_told() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_it_dies_with_a_parent_that_was_killed(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_server_dies_with_its_killed_parent(tmp_path_factory: pytest.TempPathFactory) -> None:
     place = str(tmp_path_factory.mktemp("k"))  # short: a socket's path has at most 107 bytes
     with subprocess.Popen(
         [sys.executable, "-c", KEEPER], stdout=subprocess.PIPE, env=environment({"TMPDIR": place})

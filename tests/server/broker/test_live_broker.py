@@ -1,4 +1,4 @@
-"""The broker's part of a live session: commands in order, bounded, and nothing left at the end."""
+"""Live sessions in the broker: commands are ordered and bounded, and no keys stay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wish() -> messages.LiveRequest:
     )
 
 
-async def test_commands_come_in_order_and_stay_until_a_snapshot_holds_them(url: str) -> None:
+async def test_commands_are_ordered_and_kept_until_a_snapshot_includes_them(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
         assert await client.send_command(job_id, 1, COMMANDS[0])
@@ -63,7 +63,7 @@ async def test_commands_come_in_order_and_stay_until_a_snapshot_holds_them(url: 
         assert await told(work, job_id, heard[4][0]) == COMMANDS[4:]
 
 
-async def test_too_many_commands_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_commands_are_rejected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.broker.producer._MAX_COMMANDS", 3)
     async with halves(url) as (client, _):
         job_id = await client.submit(wish(), {})
@@ -74,7 +74,7 @@ async def test_too_many_commands_are_refused(url: str, monkeypatch: pytest.Monke
         assert caught.value.code == "too_large"
 
 
-async def test_nothing_of_an_ended_session_stays(url: str) -> None:
+async def test_an_ended_session_leaves_no_keys(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
         claim = await taken(work, "live")
@@ -88,7 +88,7 @@ async def test_nothing_of_an_ended_session_stays(url: str) -> None:
         assert await keys(client) == set()
 
 
-async def test_a_session_that_was_given_up_before_its_claim_leaves_nothing(url: str) -> None:
+async def test_a_session_abandoned_before_its_claim_leaves_no_keys(url: str) -> None:
     async with halves(url) as (client, work):
         job_id = await client.submit(wish(), {"portrait": b"picture"})
         await client.send_command(job_id, 1, messages.AudioChunk(data=b"12"))
@@ -97,9 +97,9 @@ async def test_a_session_that_was_given_up_before_its_claim_leaves_nothing(url: 
         assert await keys(client) == set()
 
 
-async def test_each_kind_of_job_has_places_of_its_own(url: str) -> None:
+async def test_each_kind_of_job_has_its_own_queue(url: str) -> None:
     async with halves(url, max_jobs=4) as (client, _):
-        for _ in range(2):  # as many as the worker says that it can hold
+        for _ in range(2):  # the capacity that the worker reports
             await client.submit(wish(), {})
         with pytest.raises(ServiceError, match="all 2 places") as caught:
             await client.submit(wish(), {})
@@ -111,7 +111,7 @@ async def test_each_kind_of_job_has_places_of_its_own(url: str) -> None:
         await client.submit(messages.AvatarRequest(model="fake", avatar_id="a"), {})
 
 
-async def test_a_session_that_was_let_in_and_finds_no_room_is_busy_soon(
+async def test_an_admitted_session_without_room_is_busy_soon(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.broker.producer._BLOCK_MS", 50)
@@ -130,19 +130,19 @@ async def test_a_session_that_was_let_in_and_finds_no_room_is_busy_soon(
         assert await anext(events) == started()
 
 
-async def test_an_offline_job_may_wait_for_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_offline_job_waits_for_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.broker.producer._BLOCK_MS", 50)
     monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", 0.1)
     async with halves(url) as (client, work):
         job_id = await client.submit(offline(), {})
         following = asyncio.create_task(all_of(client, job_id, consume=True))
-        ended, _ = await asyncio.wait([following], timeout=0.5)  # several looks
+        ended, _ = await asyncio.wait([following], timeout=0.5)  # several polls
         assert not ended
         await work.end(await taken(work), messages.Done(frames=0, duration_s=0.0))
         assert isinstance((await following)[-1], messages.Done)
 
 
-async def test_what_only_one_process_can_read_has_reader_as_long_as_that_lives(url: str) -> None:
+async def test_a_job_has_a_reader_while_its_api_process_lives(url: str) -> None:
     async with halves(url) as (client, work):
         async with register_reader(client.connection) as name:
             mine = replace(client, reader=name)

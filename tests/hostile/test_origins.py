@@ -1,4 +1,4 @@
-"""Other people's pages, names and keys stay outside."""
+"""Foreign origins, host names and keys are rejected."""
 
 from __future__ import annotations
 
@@ -39,18 +39,20 @@ def shared() -> Iterator[Service]:
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "x", "//"]
 )
-def test_pages_of_other_origins_change_nothing(service: Service, origin: str) -> None:
+def test_pages_of_other_origins_cannot_change_anything(service: Service, origin: str) -> None:
     headers = {"Origin": origin}
     with service.client() as client:
         assert problem(animate(client, headers=headers)) == (403, "forbidden")
         assert problem(client.delete("/jobs/" + 24 * "a", headers=headers)) == (403, "forbidden")
-        assert client.get("/healthz", headers=headers).status_code == 200  # it cannot be read there
+        assert (
+            client.get("/healthz", headers=headers).status_code == 200
+        )  # browsers do not let the page read it
     with pytest.raises(InvalidStatus) as refused, stream_to(service.url, headers):
         pass
     assert refused.value.response.status_code == 403
 
 
-def test_own_pages_and_programs_may(service: Service) -> None:
+def test_own_pages_and_programs_are_allowed(service: Service) -> None:
     for headers in ({"Origin": service.url}, None):
         with service.client() as client:
             assert animate(client, headers=headers).status_code == 200
@@ -60,26 +62,26 @@ def test_own_pages_and_programs_may(service: Service) -> None:
             stream.finish()
 
 
-def test_pages_that_were_let_in_may(keyed: Service) -> None:
+def test_allowed_origins_are_accepted(keyed: Service) -> None:
     with keyed.client() as client:
         assert animate(client, headers={"Origin": ALLOWED, **ONE}).status_code == 200
         assert animate(client, headers={"Origin": ALLOWED + ":8443", **ONE}).status_code == 403
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", ""])
-def test_a_name_that_was_rebound_is_not_answered(service: Service, host: str) -> None:
+def test_rebound_host_names_are_rejected(service: Service, host: str) -> None:
     with service.client() as client:
         for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
             assert problem(client.get("/models", headers=headers)) == (403, "forbidden")
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "[::1]:80", "127.0.0.1:1"])
-def test_loopback_names_are_answered(service: Service, host: str) -> None:
+def test_loopback_names_are_accepted(service: Service, host: str) -> None:
     with service.client() as client:
         assert client.get("/models", headers={"Host": host}).status_code == 200
 
 
-def test_names_that_were_given_are_answered(keyed: Service) -> None:
+def test_configured_hosts_are_accepted(keyed: Service) -> None:
     with keyed.client() as client:
         for host in ("fada.example", "FADA.example:8000", "localhost"):
             assert client.get("/healthz", headers={"Host": host}).status_code == 200
@@ -109,7 +111,7 @@ def test_a_key_sees_its_own_jobs_and_avatars_only(keyed: Service) -> None:
             assert client.delete(path, headers=ONE).status_code == 204
 
 
-def test_keys_may_share(shared: Service) -> None:
+def test_keys_can_share(shared: Service) -> None:
     with shared.client() as client:
         made = client.post("/avatars", files={"portrait": ("p.png", picture())}, headers=ONE)
         path = f"/avatars/{made.json()['avatar_id']}"
@@ -119,7 +121,7 @@ def test_keys_may_share(shared: Service) -> None:
 @pytest.mark.parametrize(
     "text", ["x", "../x", "a:out", 24 * "A", 24 * "a" + ":out", 25 * "a", "%00"]
 )
-def test_what_is_no_id_names_no_key(service: Service, text: str) -> None:
+def test_invalid_ids_do_not_reach_redis(service: Service, text: str) -> None:
     with service.client() as client:
         for path in (f"/jobs/{text}", f"/jobs/{text}/video", f"/avatars/{text}"):
             assert problem(client.get(path)) == (404, "not_found")
@@ -129,7 +131,7 @@ def test_what_is_no_id_names_no_key(service: Service, text: str) -> None:
         assert problem(answer) == (404, "not_found")
 
 
-def test_an_address_says_what_it_takes(service: Service) -> None:
+def test_wrong_methods_list_the_allowed_ones(service: Service) -> None:
     with service.client() as client:
         answer = client.put("/animate")
         assert problem(answer) == (405, "method_not_allowed")
@@ -145,7 +147,7 @@ def test_odd_charsets(service: Service, charset: str) -> None:
         assert problem(answer) == (400, "bad_request")
 
 
-def test_every_answer_forbids_guessing_and_framing(service: Service) -> None:
+def test_every_response_forbids_sniffing_and_framing(service: Service) -> None:
     with service.client() as client:
         answers = [
             client.get(path)
@@ -157,7 +159,7 @@ def test_every_answer_forbids_guessing_and_framing(service: Service) -> None:
         assert answer.headers["x-frame-options"] == "DENY", answer.url
 
 
-def test_the_documents_load_nothing_from_elsewhere(service: Service) -> None:
+def test_the_api_reference_loads_nothing_from_other_origins(service: Service) -> None:
     with service.client() as client:
         page = client.get("/docs")
         assert "default-src 'self'" in page.headers["content-security-policy"]
@@ -168,7 +170,7 @@ def test_the_documents_load_nothing_from_elsewhere(service: Service) -> None:
             assert client.get(source).status_code == 200
 
 
-def test_the_documents_say_how_errors_look(service: Service) -> None:
+def test_openapi_describes_problem_documents(service: Service) -> None:
     with service.client() as client:
         paths = client.get("/openapi.json").json()["paths"]
     for path, calls in paths.items():
@@ -177,7 +179,7 @@ def test_the_documents_say_how_errors_look(service: Service) -> None:
             assert set(kinds) <= {"application/problem+json"}, json.dumps(call)
 
 
-def test_an_address_that_is_none_is_not_believed(shared: Service) -> None:
+def test_an_invalid_forwarded_address_is_rejected(shared: Service) -> None:
     with shared.client() as client:
         good = client.get("/models", headers={"X-Forwarded-For": "203.0.113.9", **ONE})
         assert good.status_code == 200
@@ -187,7 +189,7 @@ def test_an_address_that_is_none_is_not_believed(shared: Service) -> None:
     assert "<script>" not in shared.log.read_text()
 
 
-def test_a_method_that_is_none_is_not_repeated(service: Service) -> None:
+def test_unknown_methods_are_not_echoed(service: Service) -> None:
     method = "INVENTED" + "Q" * 2000
     with service.client() as client:
         for n in range(20):
