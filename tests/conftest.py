@@ -6,10 +6,20 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+SHARE_A_SERVICE = (
+    ("tests/e2e/test_animate.py", "tests/e2e/test_stream.py", "tests/e2e/test_studio.py"),
+    (
+        "tests/hostile/test_doors.py",
+        "tests/hostile/test_floods.py",
+        "tests/hostile/test_uploads.py",
+    ),
+    ("tests/server/api/test_jobs.py", "tests/server/api/test_rest.py"),
+)
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 # A first example may load or compile something, and other processes share the cores.
@@ -32,12 +42,20 @@ def test_data() -> Path:
     return Path(place)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes, run a file in one of them: its tests share set-ups."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several test processes, run a file in one of them: its tests share set-ups.
+
+    By a scheduler of our own: xdist 3.8 ignores its ``xdist_group`` under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return next((group[0] for group in SHARE_A_SERVICE if path in group), path)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,6 @@ from tests.server.media_files import sound
 from tests.server.media_probe import probe
 from tests.server.service import Service
 
-pytestmark = pytest.mark.xdist_group("e2e service")
-
 
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:

@@ -12,8 +12,6 @@ from tests.server.media_probe import Probe, probe
 from tests.server.service import Service
 from tests.server.stream_client import pcm, spoken, stream_to
 
-pytestmark = pytest.mark.xdist_group("e2e service")
-
 
 @pytest.fixture(scope="module")
 def portrait(examples: Path) -> bytes:

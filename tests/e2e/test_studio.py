@@ -33,12 +33,9 @@ _FLAGS = [
 ]
 _WAIT_S = 60.0
 
-pytestmark = [
-    pytest.mark.xdist_group("e2e service"),
-    pytest.mark.skipif(
-        _CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    _CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,6 @@ from tests.server.media_files import noise_picture, picture
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import pcm, stream_to
 
-pytestmark = pytest.mark.xdist_group("hostile service")
-
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[Service]:

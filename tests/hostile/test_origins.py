@@ -14,8 +14,6 @@ from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import pcm, stream_to
 
-pytestmark = pytest.mark.xdist_group("hostile service")
-
 ALLOWED = "https://app.example"
 ONE, TWO = {"X-API-Key": "0123456789abcdef"}, {"X-API-Key": "fedcba9876543210"}
 KEYS = ",".join(key["X-API-Key"] for key in (ONE, TWO))

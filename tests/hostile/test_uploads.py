@@ -17,8 +17,6 @@ from tests.server.media_probe import probe
 from tests.server.rest_client import animate, problem
 from tests.server.service import Service
 
-pytestmark = pytest.mark.xdist_group("hostile service")
-
 
 @pytest.mark.parametrize("labels", [(RIGHT, LEFT), (LEFT, RIGHT), (UNUSED, UNUSED), (7, 9), (1,)])
 def test_channels_in_any_order(unharmed: Service, labels: tuple[int, ...]) -> None:

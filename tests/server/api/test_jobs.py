@@ -13,8 +13,6 @@ from tests.server.media_probe import probe
 from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, running
 
-pytestmark = pytest.mark.xdist_group("rest service")
-
 
 def test_an_asynchronous_job(client: httpx.Client) -> None:
     response = animate(client, audio=sound(4.0), headers={"Prefer": "respond-async"}, seed="5")

@@ -15,8 +15,6 @@ from tests.server.media_probe import boxes, probe
 from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, Service, running
 
-pytestmark = pytest.mark.xdist_group("rest service")
-
 
 def test_a_portrait_is_animated(client: httpx.Client) -> None:
     response = animate(client, audio=sound(1.5), seed="3")
