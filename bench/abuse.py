@@ -2,12 +2,11 @@
 
     python bench/abuse.py [--seconds 12] [--only NAME ...]
 
-For each kind of abuse a fresh `fada serve` on this machine, without keys; a live session that
-speaks goes on beside it, from another process. Prints, a row each: the largest gap between two of
-its fragments as the client sees them, beside that of an undisturbed run; and by how much memory of
-the API and of all workers, open descriptors, the broker's memory and the log grew from before the
-abuse to ten seconds after it. The abusers run at low priority: elsewhere they would have a machine
-of their own.
+Each kind of abuse gets a fresh `fada serve` on this machine, without keys, while a live session in
+another process speaks. Prints a row for each: the largest gap between two of that session's
+fragments, to compare with an undisturbed run, and the growth of the API's, the workers' and the
+broker's memory, of open descriptors and of the log, from before the abuse to ten seconds after it.
+Abusers run at low priority, as they would have machines of their own.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def dial(url: str, words: bytes = b"") -> socket.socket:
 
 
 def crowd(url: str, until_s: float, words: bytes, drip: bytes = b"", most: int = 2000) -> None:
-    """Open connections that say ``words`` and then nothing, or a drop of ``drip`` a second."""
+    """Open connections that send ``words`` and then nothing, or ``drip`` every half second."""
     held: list[socket.socket] = []
     try:
         while time.monotonic() < until_s:
@@ -72,7 +71,7 @@ def crowd(url: str, until_s: float, words: bytes, drip: bytes = b"", most: int =
 
 
 def invented_methods(url: str, until_s: float) -> None:
-    """Requests whose methods nobody knows, each another."""
+    """Requests with random unknown methods."""
     while time.monotonic() < until_s:
         with contextlib.suppress(OSError), dial(url) as sock:
             for _ in range(50):
@@ -108,7 +107,7 @@ def starts_that_never_come(url: str, until_s: float) -> None:
 
 
 def sessions(url: str, until_s: float, talk: Callable[[object], None]) -> None:
-    """Live sessions one after another, each of which ``talk`` holds until it is cut off."""
+    """Live sessions in sequence; ``talk`` runs in each until it is closed."""
     portrait = base64_portrait()
     while time.monotonic() < until_s:
         with contextlib.suppress(Exception):
@@ -128,7 +127,7 @@ def base64_portrait() -> str:
 
 
 def sound_and_interrupts(url: str, until_s: float) -> None:
-    """The most sound that may wait, dropped by an interrupt, over and over."""
+    """As much sound as may be queued, dropped by an interrupt, repeatedly."""
 
     def talk(sock: object) -> None:
         while time.monotonic() < until_s:
@@ -164,7 +163,7 @@ def unfinished_messages(url: str, until_s: float) -> None:
 
 
 def readers_that_do_not_read(url: str, until_s: float) -> None:
-    """Videos that are asked for, of which nothing is read."""
+    """Requests for videos whose answers are never read."""
     form = b""
     for name, path in (("portrait", "presenter.jpg"), ("audio", "speech.wav")):
         head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'
@@ -176,7 +175,7 @@ def readers_that_do_not_read(url: str, until_s: float) -> None:
 
 
 def broken_files(url: str, until_s: float) -> None:
-    """Sound whose bytes were changed at random."""
+    """Audio files with random bytes changed."""
     good = (EXAMPLES / "speech.wav").read_bytes()
     portrait = (EXAMPLES / "presenter.jpg").read_bytes()
     while time.monotonic() < until_s:
@@ -207,7 +206,7 @@ FLOODS: dict[str, Flood] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a service at one moment."""
+    """Resources of a service at one moment."""
 
     api_mb: float
     workers_mb: float
@@ -270,7 +269,7 @@ def abuse(name: str, url: str, seconds: float) -> None:
 
 
 async def run(flood: str | None, seconds: float) -> tuple[float, Cost, Cost]:
-    """The neighbour's largest gap, and the costs before and after."""
+    """The other client's largest gap, and the costs before and after."""
     voice = Voice.read(EXAMPLES / "speech.wav")
     start = {"portrait": base64_portrait(), "idle": True, "size": 512}
     with serving() as served:

@@ -43,7 +43,7 @@ def fragments(chunks: Iterator[bytes]) -> Iterator[bytes]:
             buffer = buffer[size:]
 
 
-def run(client: httpx.Client, portrait: Path, audio: Path, size: int) -> Run:
+def run(client: httpx.Client, portrait: Path, audio: Path, *, size: int) -> Run:
     """One request. Raises ``RuntimeError`` with the service's answer if it refuses."""
     files = {
         "portrait": (portrait.name, portrait.read_bytes()),
@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     with httpx.Client(base_url=args.url, timeout=600.0) as client:
-        run(client, args.portrait, args.audio, args.size)
-        runs = [run(client, args.portrait, args.audio, args.size) for _ in range(args.runs)]
+        run(client, args.portrait, args.audio, size=args.size)
+        runs = [run(client, args.portrait, args.audio, size=args.size) for _ in range(args.runs)]
     load = os.getloadavg()[0]
     print(f"{processor()}, {os.cpu_count()} cores, load {load:.1f}, {platform.system()}")
     print(f"{args.size} pixels, {runs[0].media_s:.2f} s of speech, medians of {args.runs}:")

@@ -72,7 +72,7 @@ def main() -> None:
     if not chosen.dry and not torch.cuda.is_available():
         sys.exit("bench/gpu.py: there is no GPU; --dry tries the program without one")
     if chosen.case:
-        timings = measure(Case(*chosen.case), chosen.batches, chosen.out, chosen.dry)
+        timings = measure(Case(*chosen.case), chosen.batches, chosen.out, dry=chosen.dry)
         print(json.dumps([asdict(timing) for timing in timings]))
         return
     print(f"{_card(chosen.dry)}, torch {torch.__version__}\n")
@@ -141,7 +141,7 @@ def _line(timing: Timing, peak: float) -> str:
     )
 
 
-def measure(case: Case, batches: tuple[int, ...], out: Path, dry: bool) -> list[Timing]:
+def measure(case: Case, batches: tuple[int, ...], out: Path, *, dry: bool) -> list[Timing]:
     """Build one engine and time all its functions."""
     device = "cpu" if dry else "cuda"
     torch.set_num_threads(1 if dry else torch.get_num_threads())

@@ -74,7 +74,7 @@ class FromV:
         return alpha * x_t - sigma * (beyond - sigma * audio_motion)
 
 
-def train(corpus: Corpus, variant: Variant, options: RunOptions, seed: int) -> Path:
+def train(corpus: Corpus, variant: Variant, options: RunOptions, *, seed: int) -> Path:
     """Train a teacher unless it exists. Returns the weights' path."""
     path = options.folder / "teacher.safetensors"
     if path.is_file() and (options.folder / "done").exists():

@@ -80,7 +80,7 @@ class VoiceAugmenter:
         bands = self._room(bands, changed & (uniform(0, 1) < 0.25), uniform(0.4, 0.85))
         bands = bands * 10 ** (uniform(*GAIN_DB) / 10)
         bands = self._accompanied(bands, changed & (uniform(0, 1) < MUSIC_SHARE), random)
-        bands = bands + self._noise(bands, sounding, changed, random)
+        bands = bands + self._noise(bands, sounding, changed, random=random)
         decibels = 10 * torch.log10(bands + FLOOR_POWER)
         rows = (decibels - CENTRE_DB) / SPREAD_DB
         return rows.reshape(batch, -1, HOPS_PER_FRAME * rows.shape[2])
@@ -125,7 +125,7 @@ class VoiceAugmenter:
         return bands.index_copy(0, which, total)
 
     def _noise(
-        self, bands: Tensor, sounding: Tensor, changed: Tensor, random: torch.Generator
+        self, bands: Tensor, sounding: Tensor, changed: Tensor, *, random: torch.Generator
     ) -> Tensor:
         """Coloured noise with a periodogram's variance, at most as loud as the SNR allows."""
         batch = len(bands)
