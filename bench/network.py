@@ -18,7 +18,7 @@ from bench.live.report import processor
 from bench.stage_times import BATCHES, speech_windows
 from bench.steps import EXAMPLES, run_steps
 from engines.select import motion_engine
-from model.models import load_pipeline
+from model.models import DEFAULT, Choice, load
 from model.portrait.image import load_picture
 
 PORTRAIT = Path("presenter.jpg")
@@ -26,7 +26,9 @@ PORTRAIT = Path("presenter.jpg")
 
 def main() -> None:
     cv2.setNumThreads(1)
-    compiled, eager = load_pipeline(engine=motion_engine), load_pipeline()
+    fast = Choice((DEFAULT,))
+    compiled = load(fast, motion_engine=motion_engine)[DEFAULT]
+    eager = load(fast)[DEFAULT]
     torch.set_num_threads(1)
     reference = compiled.space.encode_reference(load_picture((EXAMPLES / PORTRAIT).read_bytes()))
     windows, _ = speech_windows(EXAMPLES / "speech.wav")

@@ -59,7 +59,7 @@ def main() -> None:
     print("| --- |" + " ---: |" * (len(head) + 1))
     for title, engine in ENGINES.items():
         loaded = {
-            name: motion_pipeline(name, load_weights(path), MotionOnly(), engine)
+            name: motion_pipeline(name, load_weights(path), MotionOnly(), engine=engine)
             for name, path in files.items()
         }
         runs = [(pipeline, pipeline.metadata.steps) for pipeline in loaded.values()]

@@ -29,7 +29,7 @@ from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 from media.fmp4 import KEY_INTERVAL
 from model.audio.log_mel import HOP, LOG_MEL
 from model.audio.stream import SpeechStream
-from model.models import load_pipeline
+from model.models import DEFAULT, Choice, load
 from model.portrait.blendshapes import from_motion
 from model.portrait.image import load_picture
 from model.rendering.renderer import LIVELINESS, PortraitRenderer
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--portrait", type=Path, default=EXAMPLES / "presenter.jpg")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    pipeline = load_pipeline(engine=motion_engine)
+    pipeline = load(Choice((DEFAULT,)), motion_engine=motion_engine)[DEFAULT]
     torch.set_num_threads(1)
     reference = pipeline.space.encode_reference(load_picture(args.portrait.read_bytes()))
     windows, sound_ms = speech_windows(EXAMPLES / "speech.wav")

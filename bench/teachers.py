@@ -111,7 +111,7 @@ def train(corpus: Corpus, variant: Variant, options: RunOptions, *, seed: int) -
 def evaluate(path: Path, variant: Variant, tests: HeldOut, *, seeds: int) -> list[str]:
     """Cells of a row: r of the jaw, then `COLUMNS` of held-out clips and of unseen voices."""
     engine = (lambda weights: FromV(weights.net)) if variant.predicts_v else None
-    pipeline = motion_pipeline("evaluated", load_weights(path), MotionOnly(), engine)
+    pipeline = motion_pipeline("evaluated", load_weights(path), MotionOnly(), engine=engine)
     guidance = pipeline.metadata.guidance
     truth = np.concatenate([m[:, JAW] for m in tests.real])
     rows: list[list[float]] = []

@@ -35,7 +35,7 @@ def motion_error(weights: MotionWeights, forward: Forward) -> float:
 def _motion(weights: MotionWeights, forward: Forward | None) -> Floats:
     """(sessions, T, MOTION_DIM) by ``forward``; None: by plain torch."""
     engine = None if forward is None else lambda _: forward
-    pipeline = motion_pipeline("compared", weights, MotionOnly(), engine)
+    pipeline = motion_pipeline("compared", weights, MotionOnly(), engine=engine)
     sounds = [synthetic_voice(_SECONDS)] * len(_SEEDS)
     rest = [np.zeros(REFERENCE_DIM, np.float32)] * len(_SEEDS)
     known = pipeline.metadata

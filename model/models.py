@@ -1,4 +1,4 @@
-"""The students that can be served: their names, their files, and how one becomes a pipeline."""
+"""The models that can be served, by name and kind, and `load`, which makes pipelines of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from model.types import ModelMetadata, Reference
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "motion-fast"
 MOTION, VIDEO_TINY, VIDEO = "motion", "video-tiny", "video"
-# The students of each kind whose weights ship; those of the real size do not fit here.
+# Models whose weights ship; those of the real size are too large.
 SHIPPED = {
     MOTION: (DEFAULT, "motion-balanced"),
     VIDEO_TINY: ("video-tiny", "video-tiny-balanced"),
@@ -34,16 +34,16 @@ SHIPPED = {
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
 MotionEngine = Callable[[MotionWeights], Forward]
-# A video network, how it hears and its latent's shape → what runs it.
+# (network, its audio windows, shape of its latent) -> its forward
 VideoEngine = Callable[[nn.Module, AudioWindowSpec, tuple[int, ...]], Forward]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be served: students by name, or a kind of `SHIPPED` for all that there are of it.
+    """The models to load: names, or a kind of `SHIPPED` for all of its models.
 
-    ``weights`` is a student of one's own and of the one kind in ``models``: a file, or the real
-    size's folder. It is served as ``name``, which is the file's unless given.
+    ``weights`` is a model of your own, of the one kind in ``models``: a file, or a folder for
+    `VIDEO`. It is called ``name``, by default its file's name.
     """
 
     models: tuple[str, ...] = (MOTION,)
@@ -51,11 +51,14 @@ class Choice:
     name: str | None = None
 
 
-def names(choice: Choice, folder: Path = WEIGHTS) -> tuple[str, ...]:
-    """The names under which a choice is served, the default first; nothing is loaded.
+SHIPPED_MOTION = Choice()
 
-    ``folder`` holds the shipped weights. Raises ``ValueError`` for a name that nobody has, or
-    whose weights are not there.
+
+def names(choice: Choice, folder: Path = WEIGHTS) -> tuple[str, ...]:
+    """The names of the chosen models, the default first; loads nothing.
+
+    ``folder`` holds the shipped weights. Raises ``ValueError`` for an unknown name or missing
+    weights.
     """
     if choice.weights is None:
         found = [name for model in choice.models for name in _expanded(model, folder)]
@@ -101,21 +104,25 @@ def _file(name: str, folder: Path) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def load_pipelines(
-    choice: Choice,
-    engine: MotionEngine | None = None,
-    space: LatentSpace | None = None,
-    threads: int = 1,
-    folder: Path = WEIGHTS,
+def load(
+    choice: Choice = SHIPPED_MOTION,
+    *,
+    motion_engine: MotionEngine | None = None,
     video_engine: VideoEngine | None = None,
+    space: LatentSpace | None = None,
+    folder: Path = WEIGHTS,
+    threads: int = 1,
 ) -> dict[str, StudentPipeline]:
-    """All of ``choice``, ready to step, by name; motion students share one space.
+    """All models of ``choice``, ready to step, by name, the default first.
 
-    ``space``: draws motion; the portrait renderer's unless another is given. ``engine`` wraps
-    a motion network (compiled, on another device), ``video_engine`` a video network; plain torch
-    without one. ``threads`` is torch's, for the whole process: more than one pays only when the
-    cores are idle.
-    Raises ``ValueError`` for what `names` refuses, and for a file that is no student.
+    Args:
+        motion_engine, video_engine: prepare a network's forward (compiled, on another device);
+            plain torch by default.
+        space: draws motion, for all motion models; by default the portrait renderer's.
+        folder: holds the shipped weights.
+        threads: torch's, for the whole process; more than one pays only on idle cores.
+
+    Raises ``ValueError`` as `names` does, and for a file that holds no student.
     """
     torch.set_num_threads(threads)
     known = names(choice, folder)
@@ -125,39 +132,31 @@ def load_pipelines(
     else:
         licence = LICENCE
         paths = {name: (_kind(name), _file(name, folder)) for name in known}
-    # What is wrong with a file is told before a space is made, which takes seconds.
+    # Files are checked before a space is made, which takes seconds.
     motion = {n: motion_student(path) for n, (kind, path) in paths.items() if kind == MOTION}
     if motion and space is None:
-        from model.motion.space import MotionSpace  # draws with numba and OpenCV
+        from model.motion.space import MotionSpace  # imports numba and OpenCV
 
         space = MotionSpace()
     loaded = {}
     for name, (kind, path) in paths.items():
         if kind == MOTION and space is not None:
-            loaded[name] = motion_pipeline(name, motion[name], space, engine, licence)
+            loaded[name] = motion_pipeline(
+                name, motion[name], space, engine=motion_engine, licence=licence
+            )
         else:
-            loaded[name] = _video_pipeline(name, kind, path, licence, video_engine)
+            loaded[name] = _video_pipeline(name, kind, path, licence=licence, engine=video_engine)
     return loaded
 
 
-def load_pipeline(
-    name: str = DEFAULT,
-    space: LatentSpace | None = None,
-    engine: MotionEngine | None = None,
-    threads: int = 1,
-) -> StudentPipeline:
-    """The one student called ``name``; see `load_pipelines`."""
-    return load_pipelines(Choice((name,)), engine, space, threads)[name]
-
-
 def _video_pipeline(
-    name: str, kind: str, path: Path, licence: str | None, engine: VideoEngine | None
+    name: str, kind: str, path: Path, *, licence: str | None, engine: VideoEngine | None
 ) -> StudentPipeline:
-    from model.video import pipeline  # its networks, too, take a while to import
+    from model.video import pipeline  # slow to import
 
     if kind == VIDEO:
         return pipeline.video_pipeline(name, path, engine)
-    return pipeline.tiny_pipeline(name, path, engine, licence)
+    return pipeline.tiny_pipeline(name, path, engine, licence=licence)
 
 
 def motion_student(path: Path) -> MotionWeights:
@@ -174,12 +173,13 @@ def motion_pipeline(
     name: str,
     weights: MotionWeights,
     space: LatentSpace,
+    *,
     engine: MotionEngine | None = None,
     licence: str | None = None,
 ) -> StudentPipeline:
-    """A pipeline around ``weights``; `load_pipelines` for the ones that are served.
+    """A pipeline around ``weights``; `load` for the served ones.
 
-    ``licence`` None: what its file says, if it does.
+    ``licence`` overrides the file's.
     """
     metadata = ModelMetadata.parse(
         weights.metadata, guided=weights.net.config.guided, licence=licence
@@ -200,10 +200,8 @@ def motion_pipeline(
 
 
 def temperature_of(eyes: float, head: float) -> Tensor:
-    """(58,) by what the noise of a motion frame is multiplied, see `ModelMetadata`.
-
-    Sound decides what a mouth does: there it stays as it is.
-    """
+    """(58,) factors on a motion frame's noise, see `ModelMetadata`; 1 for the mouth, which audio
+    determines."""
     every = torch.full((MOTION_DIM,), head)
     every[np.flatnonzero(EYES)] = eyes
     every[np.flatnonzero(MOUTH)] = 1.0
@@ -211,5 +209,5 @@ def temperature_of(eyes: float, head: float) -> Tensor:
 
 
 def _conditions(references: Sequence[Reference]) -> Conditions:
-    """A face is (64,) numbers to the motion network."""
+    """``reference`` (B, 64), see `reference_features`."""
     return {"reference": torch.from_numpy(np.stack([r.features for r in references]))}

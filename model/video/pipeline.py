@@ -31,7 +31,7 @@ from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
 from model.video.weights import load_net, on_meta, read_tensors
 
-# A network, how it hears and its latent's shape → what runs it.
+# (network, its audio windows, shape of its latent) -> its forward
 Engine = Callable[[nn.Module, AudioWindowSpec, tuple[int, ...]], Forward]
 TINY_SPACE, SPACE = "video-tiny", "video"
 MAKE_TINY = "fada train video-student"
@@ -57,7 +57,7 @@ KEPT_PORTRAITS = 16  # whose reference features stay: 23 MB each at real size, i
 
 
 def tiny_pipeline(
-    name: str, path: Path, engine: Engine | None = None, licence: str | None = None
+    name: str, path: Path, engine: Engine | None = None, *, licence: str | None = None
 ) -> StudentPipeline:
     """video-tiny from its one file. Raises ``ValueError`` for a teacher's or a foreign one."""
     net, metadata = load_net(path, torch.float32)

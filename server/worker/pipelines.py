@@ -53,7 +53,7 @@ def load_pipelines(
     if choice.weights is None:
         choice = replace(choice, models=names)
     try:
-        return {**models.load_pipelines(choice, engine=motion_engine, video_engine=video_engine)}
+        return {**models.load(choice, motion_engine=motion_engine, video_engine=video_engine)}
     except ValueError as error:
         raise SetupError(str(error)) from error
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from engines.select import motion_engine
-from model.models import load_pipeline
+from model.models import DEFAULT, Choice, load
 from model.pipeline import AvatarPipeline
 from server.api.protocol import AnimationOptions
 from server.broker import messages
@@ -28,11 +28,11 @@ STALL_S = 2.0
 PATIENCE_S = 180.0  # for a worker that starts beside much else
 FAKE_ALONE = {name: value for name, value in FAKE.items() if name != "FADA_WORKERS"}
 OPTIONS = AnimationOptions(size=256)
-loaded = cache(partial(load_pipeline, engine=motion_engine))
 
 
+@cache
 def real() -> AvatarPipeline:
-    return loaded("motion-fast")
+    return load(Choice((DEFAULT,)), motion_engine=motion_engine)[DEFAULT]
 
 
 def live(examples: Path, deaths: Deaths) -> Tape:

@@ -21,7 +21,7 @@ from engines.openvino import Context, OpenVINONet, precisions
 from engines.select import best, fitting, motion_engine
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, Forward
-from model.models import WEIGHTS, MotionEngine, load_pipeline, motion_pipeline
+from model.models import DEFAULT, WEIGHTS, Choice, MotionEngine, load, motion_pipeline
 from model.motion.checkpoint import MotionWeights, load_weights
 from model.motion.network import MotionNet, NetConfig
 from model.motion.rollout import MotionOnly, roll_out
@@ -156,10 +156,11 @@ def test_every_failure_is_a_warning_and_plain_torch_remains(
 
 
 def test_the_shipped_student_runs_on_an_engine() -> None:
-    made, plain = load_pipeline(engine=motion_engine), load_pipeline()
+    fast = Choice((DEFAULT,))
+    made, plain = load(fast, motion_engine=motion_engine)[DEFAULT], load(fast)[DEFAULT]
     assert (made.name, made.metadata) == (plain.name, plain.metadata)
     with pytest.raises(ValueError, match="no student"):
-        load_pipeline("nobody", engine=motion_engine)
+        load(Choice(("nobody",)), motion_engine=motion_engine)
 
 
 def shipped(name: str) -> MotionWeights:
@@ -171,7 +172,7 @@ def speech_motion(
 ) -> list[Floats]:
     """The motion of two sessions for the first two seconds of the example speech."""
     samples, rate = soundfile.read(examples / "speech.wav", dtype="float32")
-    pipeline = motion_pipeline("tested", weights, MotionOnly(), engine)
+    pipeline = motion_pipeline("tested", weights, MotionOnly(), engine=engine)
     rest = np.zeros(REFERENCE_DIM, np.float32)
     return roll_out(
         pipeline,

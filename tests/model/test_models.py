@@ -13,8 +13,7 @@ from model.audio.stream import SpeechStream, windows_of
 from model.models import (
     WEIGHTS,
     Choice,
-    load_pipeline,
-    load_pipelines,
+    load,
     motion_pipeline,
     names,
 )
@@ -61,7 +60,7 @@ def test_a_kind_is_all_that_there_is_of_it(folder: Path) -> None:
 
 
 def test_both_students_are_loaded_over_one_space(folder: Path) -> None:
-    loaded = load_pipelines(Choice(), space=MotionOnly(), folder=folder)
+    loaded = load(Choice(), space=MotionOnly(), folder=folder)
     fast, balanced = loaded[FAST], loaded[BALANCED]
     assert list(loaded) == [FAST, BALANCED]
     assert fast.space is balanced.space
@@ -71,7 +70,7 @@ def test_both_students_are_loaded_over_one_space(folder: Path) -> None:
 
 
 def test_the_balanced_student_is_guided_and_batched_equals_alone(folder: Path) -> None:
-    pipeline = load_pipelines(Choice((BALANCED,)), space=MotionOnly(), folder=folder)[BALANCED]
+    pipeline = load(Choice((BALANCED,)), space=MotionOnly(), folder=folder)[BALANCED]
     stream = SpeechStream()
     sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
     stream.push(sound)
@@ -92,11 +91,11 @@ def test_own_weights_are_called_as_their_file_or_as_told(tmp_path: Path) -> None
     path = write(tmp_path / "anna.safetensors", licence="by Anna's leave")
     assert names(Choice(weights=path)) == ("anna",)
     assert names(Choice(weights=path, name="mine")) == ("mine",)
-    loaded = load_pipelines(Choice(weights=path, name="mine"), space=MotionOnly())
+    loaded = load(Choice(weights=path, name="mine"), space=MotionOnly())
     assert loaded["mine"].name == "mine"
     assert loaded["mine"].metadata.licence == "by Anna's leave"
     silent = write(tmp_path / "silent.safetensors")
-    own = load_pipelines(Choice(weights=silent), space=MotionOnly())["silent"]
+    own = load(Choice(weights=silent), space=MotionOnly())["silent"]
     assert "GRID" not in own.metadata.licence
 
 
@@ -107,7 +106,9 @@ def test_how_loud_the_noise_is_stands_in_a_students_file(tmp_path: Path) -> None
 
     def made(**metadata: object) -> Floats:
         weights = load_weights(write(tmp_path / "own.safetensors", **metadata))
-        pipeline = motion_pipeline("own", weights, MotionOnly(), lambda _: lambda x, t, cond: x)
+        pipeline = motion_pipeline(
+            "own", weights, MotionOnly(), engine=lambda _: lambda x, t, cond: x
+        )
         task = WindowTask(window, pipeline.start(1), reference, pipeline.metadata.guidance, 2)
         return pipeline.step([task])[0][0]
 
@@ -139,7 +140,7 @@ def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:
         tmp_path / "nowhere.safetensors": "no weights at",
     }.items():
         with pytest.raises(ValueError, match=words):
-            load_pipelines(Choice(weights=path), space=MotionOnly())
+            load(Choice(weights=path), space=MotionOnly())
     with pytest.raises(ValueError, match="own weights are of one kind"):
         names(Choice(("motion-fast",), teacher))
     with pytest.raises(ValueError, match="is a folder: of kind motion it is a file"):
@@ -147,4 +148,4 @@ def test_what_is_no_student_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_shipped_default_is_the_fast_one() -> None:
-    assert names(Choice())[0] == load_pipeline(space=MotionOnly()).name == FAST
+    assert names(Choice())[0] == load(space=MotionOnly())[FAST].name == FAST

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engines.select import motion_engine
 from model.audio.log_mel import HOP, PREFIX
 from model.audio.stream import windows_of
-from model.models import load_pipeline
+from model.models import DEFAULT, Choice, load
 from model.motion.rollout import MotionOnly, reference_of, roll_out
 from model.pipeline import StudentPipeline, window_noise
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
@@ -21,13 +21,13 @@ JAW = ACTIONS.index("jawOpen")
 
 @pytest.fixture(scope="module")
 def pipeline() -> StudentPipeline:
-    return load_pipeline("motion-fast", space=MotionOnly())
+    return load(Choice((DEFAULT,)), space=MotionOnly())[DEFAULT]
 
 
 @pytest.fixture(scope="module")
 def compiled() -> StudentPipeline:
     """The same on this machine's engine, for long speech."""
-    return load_pipeline("motion-fast", space=MotionOnly(), engine=motion_engine)
+    return load(Choice((DEFAULT,)), motion_engine=motion_engine, space=MotionOnly())[DEFAULT]
 
 
 def features() -> Floats:
@@ -139,7 +139,7 @@ def test_wrong_tasks_are_refused_before_anything_runs(pipeline: StudentPipeline)
     with pytest.raises(ValueError, match="seed"):
         pipeline.start(-1)
     with pytest.raises(ValueError, match="no student is called"):
-        load_pipeline("nobody")
+        load(Choice(("nobody",)))
 
 
 def test_the_shipped_student_says_what_it_is(pipeline: StudentPipeline) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from model import models
 from model.audio.stream import windows_of
-from model.models import Choice, load_pipelines, names
+from model.models import Choice, names
 from model.pipeline import StudentPipeline
 from model.portrait.image import load_picture
 from model.types import SAMPLE_RATE, Floats, Guidance, Reference, SessionState, Window, WindowTask
@@ -18,7 +19,7 @@ from tests.model.video.small_students import HOP, SIDE, write_tiny, write_video
 
 
 def load(kind: str, path: Path) -> StudentPipeline:
-    (pipeline,) = load_pipelines(Choice((kind,), path)).values()
+    (pipeline,) = models.load(Choice((kind,), path)).values()
     return pipeline
 
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from model.audio.stream import windows_of
-from model.models import Choice, load_pipelines
+from model.models import Choice, load
 from model.pipeline import StudentPipeline
 from model.portrait.face_tracker import FaceTracker
 from model.portrait.image import load_picture
@@ -27,7 +27,7 @@ FRAMES = 20  # of the rest
     "name", ["video-tiny", pytest.param("video-tiny-balanced", marks=pytest.mark.slow)]
 )
 def test_lips_move_with_speech_and_rest_without(name: str, examples: Path) -> None:
-    pipeline = load_pipelines(Choice((name,)))[name]
+    pipeline = load(Choice((name,)))[name]
     speech, rate = soundfile.read(examples / "speech.wav", dtype="float32")
     assert rate == SAMPLE_RATE
     rest = np.zeros(round(REST_S * rate), np.float32)

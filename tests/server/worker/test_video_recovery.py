@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.models import Choice, load_pipelines
+from model.models import Choice, load
 from model.pipeline import AvatarPipeline
 from model.types import Floats, SessionState, WindowTask
 from server.api.protocol import AnimationOptions
@@ -45,7 +45,7 @@ class Recorder:
 def recorder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> object:
     folder = tmp_path_factory.mktemp("weights")
     path = write_video(folder) if request.param == "video" else write_tiny(folder / "tiny")
-    (pipeline,) = load_pipelines(Choice((request.param,), path)).values()
+    (pipeline,) = load(Choice((request.param,), path)).values()
     return Recorder(pipeline)
 
 
