@@ -41,7 +41,10 @@ def test_unusable_weights_fail_with_one_line(examples: Path, tmp_path: Path) -> 
     audio.write_bytes(sound(0.2))
     words: list[str | Path] = ["animate", examples / "monalisa.jpg", audio, "-o", tmp_path / "o"]
     code = str(ended([*words, "--weights", teacher]))
-    assert code.startswith(f"fada: {teacher} holds a teacher") and len(code.splitlines()) == 1
+    assert (
+        code.startswith(f"fada: invalid_option: {teacher} holds a teacher")
+        and len(code.splitlines()) == 1
+    )
     assert "no weights at" in str(ended([*words, "--weights", tmp_path / "none"]))
 
 
