@@ -5,11 +5,13 @@ Joins the tracker, what the network is told of a face, and the renderer behind `
 
 from __future__ import annotations
 
+import hashlib
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.motion.prepared import PreparedRenderers
+from model.lru import LRUCache
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
 from model.portrait.face_tracker import FaceTracker
 from model.portrait.person_mask import PersonMask
@@ -20,8 +22,9 @@ from model.types import Floats, Reference
 # What is kept of the uploaded picture: no video is larger than 1024 pixels, and its crop may take
 # a part of the picture only.
 MAX_KEPT_SIDE = 2048
-# Some ten megabytes each at 512 pixels.
+# About ten megabytes each at 512 pixels.
 KEPT_RENDERERS = 16
+_RendererKey = tuple[bytes, int, str]  # reference, size, framing
 
 
 class MotionSpace:
@@ -33,7 +36,7 @@ class MotionSpace:
     def __init__(self, threads: int = 1) -> None:
         """Loads the tracker and compiles the drawing kernels: seconds on a machine's first time."""
         self._tracker = FaceTracker(threads)
-        self._prepared = PreparedRenderers(_prepare, KEPT_RENDERERS)
+        self._renderers = LRUCache[_RendererKey, PortraitRenderer](KEPT_RENDERERS)
         _draw_once()
 
     def encode_reference(self, picture: NDArray[np.uint8]) -> Reference:
@@ -68,7 +71,18 @@ class MotionSpace:
     def decoder(self, reference: Reference, size: int, framing: str) -> PortraitRenderer:
         """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""
         reference.expect(self.name)
-        return self._prepared.renderer(reference, size, framing)
+        # Preparing takes as long as three windows of the network, most of a first fragment.
+        key = (_digest(reference), size, framing)
+        return self._renderers.get(key, lambda: _prepare(reference, size, framing))
+
+
+def _digest(reference: Reference) -> bytes:
+    """SHA-256 of everything that a renderer is made from."""
+    digest = hashlib.sha256()
+    for name, array in sorted(reference.arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.digest()
 
 
 def _prepare(reference: Reference, size: int, framing: str) -> PortraitRenderer:

@@ -143,13 +143,10 @@ def rotation_matrices(vectors: Floats) -> NDArray[np.float64]:
     """(T, 3) rotation vectors, radians -> (T, 3, 3); Rodrigues' formula."""
     v = np.asarray(vectors, np.float64)
     angle = np.linalg.norm(v, axis=-1)[:, None, None]
-    x, y, z = v.T
+    x, y, z = (v / np.maximum(angle[:, 0], 1e-9)).T
     zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    # sinc forms stay exact where the angle vanishes
-    linear = np.sinc(angle / np.pi)
-    square = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.asarray(np.eye(3) + linear * cross + square * (cross @ cross))
+    k = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
+    return np.asarray(np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k))
 
 
 def rotation_vectors(matrices: NDArray[np.float64]) -> Floats:

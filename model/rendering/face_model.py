@@ -141,16 +141,6 @@ def fit_similarity(
     return scale, rotation, b_mean - scale * rotation @ a_mean
 
 
-def rotation_matrix(vector: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rodrigues: rotation vector (3,) in radians → (3, 3)."""
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-9:
-        return np.eye(3)
-    x, y, z = np.asarray(vector, np.float64) / angle
-    k = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)
-
-
 def hide_teeth(landmarks: Floats) -> Floats:
     """Move the inner edge of parted lips a little into the lips: (478, 3) pixels, a copy.
 

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.portrait.blendshapes import from_motion
+from model.portrait.blendshapes import from_motion, rotation_matrices
 from model.portrait.framing import Frame, frame
 from model.portrait.person_mask import PersonMask
-from model.rendering.face_model import EYES, FaceShape, hide_teeth, rotation_matrix
+from model.rendering.face_model import EYES, FaceShape, hide_teeth
 from model.rendering.matting import split
 from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
 from model.rendering.mouth import Eyeball, Mouth, Rigid
@@ -193,7 +193,7 @@ def _bounded(
         turn = turn * (MAX_TURN * np.tanh(angle / MAX_TURN) / angle)
     shift = MAX_SHIFT * np.tanh(pose[3:] / MAX_SHIFT) * DOWN
     grow = CAMERA_DISTANCE / (CAMERA_DISTANCE + float(shift[2]))
-    return rotation_matrix(turn), shift * (1.0, 1.0, 0.0), grow
+    return rotation_matrices(turn[None])[0], shift * (1.0, 1.0, 0.0), grow
 
 
 def _moving(mesh: PortraitMesh, alpha: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from model.audio.whisper import WhisperEncoder, WhisperRows
 from model.diffusion.denoiser import Conditions, Denoiser, Forward, VDenoiser, X0Denoiser
 from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule, LinearBetaSchedule, NoiseSchedule
+from model.lru import LRUCache
 from model.pipeline import Student, StudentPipeline, refuse_teacher
 from model.types import ModelMetadata, Reference
 from model.video import checkpoints
@@ -182,16 +182,14 @@ def _pipeline(
 
 
 class KeptReferences:
-    """References → conditions, remembered for up to ``most`` portraits, the longest unused go.
+    """References → conditions, cached for ``size`` portraits.
 
     For one thread at a time, as the networks behind it.
     """
 
-    def __init__(self, encode: Callable[[Reference], dict[str, Tensor]], most: int) -> None:
-        if most < 1:
-            raise ValueError(f"most = {most}, expected at least 1")
-        self._encode, self._most = encode, most
-        self._kept: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
+    def __init__(self, encode: Callable[[Reference], dict[str, Tensor]], size: int) -> None:
+        self._encode = encode
+        self._cache = LRUCache[bytes, dict[str, Tensor]](size)
 
     def __call__(self, references: Sequence[Reference]) -> Conditions:
         """One batch's, in order."""
@@ -201,12 +199,7 @@ class KeptReferences:
     def _one(self, reference: Reference) -> dict[str, Tensor]:
         content = reference.features.tobytes() + reference.arrays["face"].tobytes()
         key = hashlib.sha256(content).digest()
-        if key not in self._kept:
-            self._kept[key] = self._encode(reference)
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+        return self._cache.get(key, lambda: self._encode(reference))
 
 
 def _found(folder: Path) -> dict[str, Path]:

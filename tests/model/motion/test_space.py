@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.motion.prepared import PreparedRenderers
+from model.lru import LRUCache
+from model.motion import space as motion_space
 from model.motion.space import MotionSpace
 from model.portrait.image import load_picture
 from model.rendering.renderer import PortraitRenderer
@@ -26,39 +27,45 @@ def reference(space: MotionSpace, examples: Path) -> Reference:
     return space.encode_reference(load_picture((examples / "presenter.jpg").read_bytes()))
 
 
-def counted(space: MotionSpace, most: int) -> tuple[PreparedRenderers, list[tuple[int, str]]]:
-    asked: list[tuple[int, str]] = []
+@pytest.fixture
+def asked(space: MotionSpace, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """The size and framing of each renderer that ``space`` prepares, of which it keeps two."""
+    prepare, asked = motion_space._prepare, list[tuple[int, str]]()
 
-    def prepare(reference: Reference, size: int, framing: str) -> PortraitRenderer:
+    def counted(reference: Reference, size: int, framing: str) -> PortraitRenderer:
         asked.append((size, framing))
-        return space.decoder(reference, size, framing)
+        return prepare(reference, size, framing)
 
-    return PreparedRenderers(prepare, most), asked
+    monkeypatch.setattr(motion_space, "_prepare", counted)
+    monkeypatch.setattr(space, "_renderers", LRUCache(2))
+    return asked
 
 
-def test_the_same_portrait_is_prepared_once(space: MotionSpace, reference: Reference) -> None:
-    prepared, asked = counted(space, 2)
+def test_the_same_portrait_is_prepared_once(
+    space: MotionSpace, reference: Reference, asked: list[tuple[int, str]]
+) -> None:
     again = Reference.from_bytes(reference.to_bytes())
-    prepared.renderer(reference, 128, "portrait")
-    prepared.renderer(again, 128, "portrait")
+    space.decoder(reference, 128, "portrait")
+    space.decoder(again, 128, "portrait")
     assert asked == [(128, "portrait")]
-    prepared.renderer(reference, 128, "full")
-    prepared.renderer(reference, 128, "portrait")
-    prepared.renderer(reference, 130, "portrait")  # one too many: 'full' goes
-    prepared.renderer(reference, 128, "portrait")
+    space.decoder(reference, 128, "full")
+    space.decoder(reference, 128, "portrait")
+    space.decoder(reference, 130, "portrait")  # one too many: 'full' goes
+    space.decoder(reference, 128, "portrait")
     assert asked == [(128, "portrait"), (128, "full"), (130, "portrait")]
-    prepared.renderer(reference, 128, "full")
+    space.decoder(reference, 128, "full")
     assert asked[3:] == [(128, "full")]
 
 
 @pytest.mark.parametrize("name", ["picture", "landmarks", "coefficients", "person"])
-def test_another_portrait_is_another(space: MotionSpace, reference: Reference, name: str) -> None:
-    prepared, asked = counted(space, 4)
-    prepared.renderer(reference, 128, "portrait")
+def test_another_portrait_is_another(
+    space: MotionSpace, reference: Reference, asked: list[tuple[int, str]], name: str
+) -> None:
+    space.decoder(reference, 128, "portrait")
     changed = reference.arrays[name].copy()
     changed.flat[-1] = changed.flat[-1] + 1
     other = replace(reference, arrays={**reference.arrays, name: changed})
-    prepared.renderer(other, 128, "portrait")
+    space.decoder(other, 128, "portrait")
     assert len(asked) == 2
 
 
@@ -80,6 +87,6 @@ def test_sessions_of_one_portrait_draw_at_once(space: MotionSpace, reference: Re
                 np.testing.assert_array_equal(np.stack(drawn), truth)
 
 
-def test_none_kept_is_refused(space: MotionSpace) -> None:
-    with pytest.raises(ValueError, match="most = 0"):
-        PreparedRenderers(space.decoder, 0)
+def test_none_kept_is_refused() -> None:
+    with pytest.raises(ValueError, match="size = 0"):
+        LRUCache(0)
