@@ -42,6 +42,8 @@ COMMANDS = {
         "evaluate_video", "measure video models on held-out clips", extra="train"
     ),
 }
+# Their ValueErrors are about flags and data; those of other commands are bugs.
+_TOOLS = frozenset({"engines", "track", "dataset", "corpus", "train", "evaluate", "evaluate-video"})
 _OURS = frozenset({"fada", "server", "training", "engines", "media", "model", "bench"})
 
 
@@ -57,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"fada: {error.code}: {error.detail}")
     except (OSError, SetupError) as error:
         sys.exit(f"fada: {error}")
+    except ValueError as error:
+        if name not in _TOOLS:
+            raise
+        sys.exit(f"fada {name}: {error}")
     except ModuleNotFoundError as error:
         package, _, module = (error.name or "").partition(".")
         if package in _OURS:

@@ -8,7 +8,6 @@ resumes where it was stopped, and picks up videos that were added later.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the videos that are not prepared yet, then join all; or draw."""
-    try:
-        torch.set_num_threads(args.threads)
-        settings = ClipSettings(args.side, args.view, vae=args.vae, whisper=args.whisper)
-        if args.action == "build":
-            build(args.pictures, args.out, settings, threads=args.threads)
-        else:
-            draw(args.pictures, args.grid, args.out, settings)
-    except ValueError as error:
-        sys.exit(f"fada dataset: {error}")
+    torch.set_num_threads(args.threads)
+    settings = ClipSettings(args.side, args.view, vae=args.vae, whisper=args.whisper)
+    if args.action == "build":
+        build(args.pictures, args.out, settings, threads=args.threads)
+    else:
+        draw(args.pictures, args.grid, args.out, settings)
     return 0
 
 

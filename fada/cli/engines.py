@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 import torch
@@ -76,14 +75,10 @@ def batch_range(text: str) -> range:
 def _build(options: argparse.Namespace, root: Path) -> int:
     logging.getLogger("engines").setLevel(logging.INFO)
     torch.set_num_threads(1)
-    try:
-        spec = BuildSpec(options.backend, options.precision, options.batch)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = example_model(options.model, options.weights, tiny=options.tiny, device=device)
-        place, manifest = build(model, spec, root)
-    except ValueError as error:
-        print(f"fada: {error}", file=sys.stderr)
-        return 1
+    spec = BuildSpec(options.backend, options.precision, options.batch)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = example_model(options.model, options.weights, tiny=options.tiny, device=device)
+    place, manifest = build(model, spec, root)
     print(place)
     print(f"{manifest.title}: {_agreement(manifest)}")
     return 0

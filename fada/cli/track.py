@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -61,11 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Track the sources that are not tracked yet, then write the folder."""
-    try:
-        recordings = _recordings(args)
-        clips = write_folder(recordings, args.out)
-    except ValueError as error:
-        sys.exit(f"fada track: {error}")
+    recordings = _recordings(args)
+    clips = write_folder(recordings, args.out)
     frames = sum(clip.stop - clip.first for clip in clips)
     seen = sum(len(r.motion) for r in recordings)
     print(

@@ -75,3 +75,10 @@ def test_extras_exist() -> None:
     extras = set(project["optional-dependencies"])
     assert {command.extra for command in COMMANDS.values()} <= extras
     assert extras == {"serve", "train", "tensorrt", "fp8", "otel", "corpus", "docs", "dev"}
+
+
+def test_flags_that_do_not_fit_are_reported_in_a_line() -> None:
+    done = fada("train", "student", "--data", "nowhere", "--out", "nowhere")
+    assert done.returncode == 1
+    assert done.stderr.startswith("fada train: a student needs --teacher")
+    assert "Traceback" not in done.stderr
