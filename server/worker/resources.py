@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from model.types import Reference
+from server.api.protocol import unknown_model
 from server.broker.consumer import JobConsumer
 from server.errors import ServiceError
 from server.worker.batcher import Batcher
@@ -69,10 +70,7 @@ class WorkerResources:
     def batcher(self, model: str) -> Batcher:
         """Raises `ServiceError` ``invalid_option`` for a model that is not loaded."""
         if model not in self._batchers:
-            raise ServiceError(
-                "invalid_option",
-                f"model = {model!r}, expected one of {', '.join(self._batchers)}",
-            )
+            raise unknown_model(model, self._batchers)
         return self._batchers[model]
 
     async def part(self, job_id: str, part: str) -> bytes:

@@ -155,9 +155,9 @@ class Talker(threading.Thread):
             for n in range(round(self.seconds / CHUNK_S)):
                 moment = (np.arange(count) + n * count) / RATE
                 tone = 8000 * np.sin(2 * np.pi * self.hertz * moment)
-                stream.speak(tone.astype("<i2").tobytes())
+                stream.send_audio(tone.astype("<i2").tobytes())
                 time.sleep(max(0.0, began_s + (n + 1) * CHUNK_S - time.monotonic()))
-            stream.tell("end")
+            stream.send("end")
         except ConnectionClosed:
             return  # how it ended, the listener knows
 
@@ -169,14 +169,14 @@ class Talker(threading.Thread):
         """All that was said came back, once, in order, and nobody else's."""
         assert self.failure is None, self.failure
         stream = self.stream
-        assert stream is not None and self.ended == 1000, stream and stream.said[-1]
+        assert stream is not None and self.ended == 1000, stream and stream.texts[-1]
         fragments = stream.of("fragment")
         assert [f["index"] for f in fragments] == list(range(len(fragments)))
         assert len(stream.data) == len(fragments) + 1
         seen = stream.video()
         assert np.diff(seen.times_s) == pytest.approx(0.04)
-        assert seen.video_s == pytest.approx(stream.said[-1]["duration_s"], abs=0.041)
-        assert seen.sound_s == pytest.approx(stream.said[-1]["duration_s"], abs=0.001)
+        assert seen.video_s == pytest.approx(stream.texts[-1]["duration_s"], abs=0.041)
+        assert seen.sound_s == pytest.approx(stream.texts[-1]["duration_s"], abs=0.001)
         assert np.abs(seen.pictures[:, 1] - self.number * GREEN_STEP).max() < 12
         spoken_s = sum(f["duration_s"] for f in fragments if f["kind"] == "speech")
         assert spoken_s == pytest.approx(self.seconds, abs=0.041)
@@ -264,7 +264,7 @@ def test_rude_clients_disturb_nobody(world: World) -> None:
     slow = Talker(world.service.url, 3, 4.0, idle=False, slow_s=0.4)
     slow.start()
     # All are in before the rude ones come: this machine may have room for no more than three.
-    patiently(lambda: all(t.stream and "fragment" in t.stream.order for t in [*talkers, slow]))
+    patiently(lambda: all(t.stream and "fragment" in t.stream.kinds for t in [*talkers, slow]))
     for n in range(4):
         with ExitStack() as stack:
             rude = let_in(world, stack)
@@ -333,7 +333,7 @@ def test_a_redis_that_forgets_ends_sessions_with_an_error_and_the_service_heals(
                     talker.join(20.0)
                     assert not talker.is_alive()
                     assert talker.stream is not None and talker.failure is None
-                    assert talker.stream.said[-1]["type"] == "error"
+                    assert talker.stream.texts[-1]["type"] == "error"
                     assert talker.ended in (1011, 1013)
                 after = World(service, path)
                 after.ready(1)

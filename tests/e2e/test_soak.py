@@ -82,7 +82,7 @@ def finishes(stream: Stream) -> None:
 
 
 def interrupts(stream: Stream) -> None:
-    stream.tell("interrupt")
+    stream.send("interrupt")
     stream.until("interrupted")
     stream.finish()
 
@@ -92,18 +92,18 @@ def vanishes(stream: Stream) -> None:
 
 
 def talks(service: Service, then: Callable[[Stream], None], *, idle: bool, seed: int) -> None:
-    with stream_to(service.url, patience_s=PATIENCE_S) as stream:
+    with stream_to(service.url, timeout_s=PATIENCE_S) as stream:
         try:
             stream.start(PORTRAIT, idle=idle, seed=seed)
             stream.until("ready")
-            stream.speak(pcm(1.5))
+            stream.send_audio(pcm(1.5))
             for _ in range(4):
                 stream.until("fragment")
             then(stream)
         except ConnectionClosed as closed:
-            if stream.said and stream.said[-1].get("code") in REFUSED:
+            if stream.texts and stream.texts[-1].get("code") in REFUSED:
                 raise Refused from closed
-            raise AssertionError(stream.said[-2:]) from closed
+            raise AssertionError(stream.texts[-2:]) from closed
 
 
 def orders(service: Service) -> None:

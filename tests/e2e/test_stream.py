@@ -10,7 +10,7 @@ import soundfile
 
 from tests.server.media_probe import Probe, probe
 from tests.server.service import Service
-from tests.server.stream_client import pcm, spoken, stream_to
+from tests.server.stream_client import pcm, run_session, stream_to
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +26,30 @@ def speech(examples: Path) -> bytes:
     return bytes(sound[:32_000].tobytes())
 
 
-def heard(seen: Probe, said: bytes) -> float:
-    """How well the video's sound agrees with what was sent."""
-    sent = np.frombuffer(said, "<i2").astype(np.float32)
-    got = seen.sound[:: seen.rate // 16_000][: len(sent)]
-    return float(np.corrcoef(got, sent[: len(got)])[0, 1])
+def correlation(seen: Probe, pcm: bytes) -> float:
+    """The correlation of the video's sound with the sound that was sent."""
+    sent = np.frombuffer(pcm, "<i2").astype(np.float32)
+    received = seen.sound[:: seen.rate // 16_000][: len(sent)]
+    return float(np.corrcoef(received, sent[: len(received)])[0, 1])
 
 
 def test_a_portrait_talks_live(service: Service, portrait: bytes, speech: bytes) -> None:
     chunks = [speech[i : i + 3_201] for i in range(0, len(speech), 3_201)]
-    stream = spoken(service.url, chunks, shown=portrait, size=256, seed=1)
+    stream = run_session(service.url, chunks, portrait_file=portrait, size=256, seed=1)
     seen = stream.video()
     assert (seen.width, seen.height) == (256, 256)
     assert seen.video_s == pytest.approx(2.0, abs=0.041)
     assert seen.sound_s == pytest.approx(2.0, abs=0.001)
-    assert heard(seen, speech) > 0.9
+    assert correlation(seen, speech) > 0.9
     assert np.ptp(seen.pictures, axis=0).max() > 0.3  # the picture moves
-    whole = spoken(service.url, [speech], shown=portrait, size=256, seed=1)
+    whole = run_session(service.url, [speech], portrait_file=portrait, size=256, seed=1)
     assert whole.data == stream.data
 
 
 def test_a_live_session_shows_what_animate_shows(
     service: Service, portrait: bytes, speech: bytes, tmp_path: Path
 ) -> None:
-    live = spoken(service.url, [speech], shown=portrait, size=128, seed=3).video()
+    live = run_session(service.url, [speech], portrait_file=portrait, size=128, seed=3).video()
     path = tmp_path / "speech.wav"
     soundfile.write(path, np.frombuffer(speech, "<i2"), 16_000)
     with service.client() as client:
@@ -67,17 +67,17 @@ def test_an_interrupted_face_comes_to_rest_and_speaks_again(
 ) -> None:
     with stream_to(service.url) as stream:
         stream.start(portrait, size=128, seed=1, idle=True)
-        stream.speak(speech * 3)
+        stream.send_audio(speech * 3)
         while sum(f["kind"] == "speech" for f in stream.of("fragment")) < 6:
             stream.until("fragment")
         before = len(stream.of("fragment"))
-        stream.tell("interrupt")
+        stream.send("interrupt")
         stream.until("interrupted")
         late = [f for f in stream.of("fragment")[before:] if f["kind"] == "speech"]
         assert sum(f["duration_s"] for f in late) <= 0.25
         for _ in range(4):
             assert stream.until("fragment")["kind"] == "idle"
-        stream.speak(pcm(0.5))
+        stream.send_audio(pcm(0.5))
         while stream.until("fragment")["kind"] == "idle":
             pass
         done = stream.finish()

@@ -14,7 +14,7 @@ from tests.model.video.small_students import write_tiny
 from tests.server.media_files import sound
 from tests.server.media_probe import probe
 from tests.server.service import Service, running
-from tests.server.stream_client import pcm, spoken
+from tests.server.stream_client import pcm, run_session
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,6 @@ def test_a_portrait_and_speech_become_a_video(service: Service, portrait: bytes)
 def test_an_avatar_talks_live(service: Service, portrait: bytes) -> None:
     chunks = [pcm(0.3), pcm(0.7)]
     start = {"portrait": base64.b64encode(portrait).decode(), "size": 128, "seed": 1}
-    stream = spoken(service.url, chunks, **start)
+    stream = run_session(service.url, chunks, **start)
     assert len(stream.video().times_s) == 25
     assert stream.of("done") == [{"type": "done", "frames": 25, "duration_s": 1.0}]

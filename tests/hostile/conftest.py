@@ -36,7 +36,7 @@ def undisturbed(service: Service, headers: dict[str, str] | None = None) -> Iter
         neighbour.start(idle=True)
         neighbour.until("fragment")
         yield
-        neighbour.speak(pcm(0.4))
+        neighbour.send_audio(pcm(0.4))
         neighbour.finish()
     assert np.diff(neighbour.video().times_s) == pytest.approx(0.04)
 

@@ -177,8 +177,8 @@ def test_audio_and_interrupts_in_turn_evict_no_avatars(service: Service) -> None
             rude.until("ready")
             with suppress(ConnectionClosed):  # the connection may be cut at any moment
                 for _ in range(400):  # 2 GB in total, if it were accepted
-                    rude.speak(pcm(50.0, 48_000))
-                    rude.tell("interrupt")
+                    rude.send_audio(pcm(50.0, 48_000))
+                    rude.send("interrupt")
             assert rude.close_code() in (1009, 1006, 1000)
         assert client.get(f"/avatars/{made.json()['avatar_id']}").status_code == 200
         assert broker_bytes(service) - before < 100 << 20
@@ -208,7 +208,7 @@ def test_unfinished_messages_are_small(service: Service) -> None:
 
 def test_empty_frames_without_end(service: Service) -> None:
     with undisturbed(service), stream_to(service.url) as stream:
-        stream.start(shown=picture())
+        stream.start(portrait_file=picture())
         stream.until("ready")
         raw = stream.socket.socket
         with pytest.raises(OSError):

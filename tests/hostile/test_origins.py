@@ -56,7 +56,7 @@ def test_own_pages_and_programs_are_allowed(service: Service) -> None:
             assert animate(client, headers=headers).status_code == 200
         with stream_to(service.url, headers) as stream:
             stream.start()
-            stream.speak(pcm(0.1))
+            stream.send_audio(pcm(0.1))
             stream.finish()
 
 
@@ -104,7 +104,7 @@ def test_a_key_sees_its_own_jobs_and_avatars_only(keyed: Service) -> None:
         with stream_to(keyed.url, TWO) as stream:
             stream.start(avatar_id=made.json()["avatar_id"])
             assert stream.close_code() == 1008
-            assert stream.said[-1]["code"] == "not_found"
+            assert stream.texts[-1]["code"] == "not_found"
         for path in (avatar, job):
             assert client.delete(path, headers=ONE).status_code == 204
 

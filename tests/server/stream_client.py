@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.server.media_files import picture
 from tests.server.media_probe import Probe, probe
 
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 
 
 def pcm(seconds: float, rate: int = 16_000, level: int = 8000) -> bytes:
@@ -28,51 +28,53 @@ def pcm(seconds: float, rate: int = 16_000, level: int = 8000) -> bytes:
 
 @dataclass
 class Stream:
-    """``said`` are the texts, ``data`` the binaries, ``times_s`` when each fragment came.
+    """A connection that keeps what it receives.
 
-    Nothing coming for ``patience_s`` raises ``TimeoutError``.
+    ``texts`` and ``data`` are the text and binary messages, ``kinds`` the types of both in order,
+    ``times_s`` the monotonic time of each `fragment`. Silence of ``timeout_s`` raises
+    ``TimeoutError``.
     """
 
     socket: ClientConnection
-    patience_s: float = _PATIENCE_S
-    said: list[dict[str, Any]] = field(default_factory=list)
+    timeout_s: float = _TIMEOUT_S
+    texts: list[dict[str, Any]] = field(default_factory=list)
     data: list[bytes] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
-    order: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
 
-    def tell(self, kind: str, **fields: Any) -> None:
+    def send(self, kind: str, **fields: Any) -> None:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
-    def start(self, shown: bytes | None = None, **fields: Any) -> None:
-        """``shown`` is the portrait's file; a grey picture by default."""
+    def start(self, portrait_file: bytes | None = None, **fields: Any) -> None:
+        """``portrait_file`` is the content of the portrait's file; a grey picture by default."""
         if "avatar_id" not in fields:
-            file = picture() if shown is None else shown
+            file = picture() if portrait_file is None else portrait_file
             fields.setdefault("portrait", base64.b64encode(file).decode())
         fields.setdefault("size", 128)
-        self.tell("start", **fields)
+        self.send("start", **fields)
 
-    def speak(self, sound: bytes) -> None:
+    def send_audio(self, sound: bytes) -> None:
         self.socket.send(sound)
 
     def next(self) -> str:
         """Receive a message; return its type or ``data``. Raises ``ConnectionClosed``."""
-        message = self.socket.recv(self.patience_s)
+        message = self.socket.recv(self.timeout_s)
         if isinstance(message, bytes):
             self.data.append(message)
             kind = "data"
         else:
-            self.said.append(json.loads(message))
-            kind = self.said[-1]["type"]
+            self.texts.append(json.loads(message))
+            kind = self.texts[-1]["type"]
             if kind == "fragment":
                 self.times_s.append(time.monotonic())
-        self.order.append(kind)
+        self.kinds.append(kind)
         return kind
 
     def until(self, kind: str) -> dict[str, Any]:
         """Receive messages up to the next text of that type."""
         while self.next() != kind:
             pass
-        return self.said[-1]
+        return self.texts[-1]
 
     def close_code(self) -> int:
         """Receive messages up to the close; return its code."""
@@ -85,13 +87,13 @@ class Stream:
 
     def finish(self) -> dict[str, Any]:
         """Send `end` and receive everything; return the `done` message."""
-        self.tell("end")
-        assert self.close_code() == 1000, self.said[-1]
-        assert self.said[-1]["type"] == "done"
-        return self.said[-1]
+        self.send("end")
+        assert self.close_code() == 1000, self.texts[-1]
+        assert self.texts[-1]["type"] == "done"
+        return self.texts[-1]
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        return [text for text in self.said if text["type"] == kind]
+        return [text for text in self.texts if text["type"] == kind]
 
     def video(self) -> Probe:
         return probe(b"".join(self.data))
@@ -99,7 +101,7 @@ class Stream:
 
 @contextmanager
 def stream_to(
-    url: str, headers: dict[str, str] | None = None, patience_s: float = _PATIENCE_S
+    url: str, headers: dict[str, str] | None = None, timeout_s: float = _TIMEOUT_S
 ) -> Iterator[Stream]:
     """Connect to the service at ``url``, whose scheme is http."""
     with connect(
@@ -107,17 +109,17 @@ def stream_to(
         additional_headers=headers,
         max_size=None,
         compression=None,
-        open_timeout=patience_s,
+        open_timeout=timeout_s,
         close_timeout=5.0,
     ) as socket:
-        yield Stream(socket, patience_s)
+        yield Stream(socket, timeout_s)
 
 
-def spoken(url: str, chunks: Iterable[bytes], **start: Any) -> Stream:
+def run_session(url: str, chunks: Iterable[bytes], **start: Any) -> Stream:
     """Run a whole session that sends ``chunks``."""
     with stream_to(url) as stream:
         stream.start(**start)
         for chunk in chunks:
-            stream.speak(chunk)
+            stream.send_audio(chunk)
         stream.finish()
     return stream

@@ -35,9 +35,9 @@ def work(service: Service) -> dict[str, str]:
         assert client.get("/healthz").status_code == 200
     with stream_to(service.url, {"X-API-Key": KEY}) as stream:
         stream.start()
-        stream.speak(pcm(0.4))
+        stream.send_audio(pcm(0.4))
         stream.finish()
-    return {"animate": made.headers["x-job-id"], "live": stream.said[0]["session_id"]}
+    return {"animate": made.headers["x-job-id"], "live": stream.texts[0]["session_id"]}
 
 
 def test_json_lines_hold_ids_and_no_secrets() -> None:

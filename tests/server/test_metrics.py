@@ -20,7 +20,7 @@ from server.broker.embedded import embedded_server, valkey_program
 from server.broker.redis import Connection, connect
 from tests.server.media_files import POISON, picture, sound
 from tests.server.service import FAKE, Service, running, working
-from tests.server.stream_client import pcm, spoken
+from tests.server.stream_client import pcm, run_session
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -78,7 +78,7 @@ def test_metrics_after_finished_jobs(service: Service) -> None:
         with pytest.raises(httpx.RemoteProtocolError):  # the response ends early
             client.post("/animate", files=bad, data={"size": "128"})
         assert client.get("/jobs/none").status_code == 404
-    live = spoken(service.url, [pcm(1.0)])
+    live = run_session(service.url, [pcm(1.0)])
     figures = until(service, "fada_jobs_total", 3)
     assert total(figures, "fada_jobs_total", kind="animate", outcome="done") == 1
     assert total(figures, "fada_jobs_total", kind="animate", outcome="internal_error") == 1
@@ -94,7 +94,7 @@ def test_metrics_after_finished_jobs(service: Service) -> None:
     fragments = total(figures, "fada_fragments_total", kind="speech")
     assert fragments > len(live.of("fragment"))
     # The failed job may have published its first two windows, or neither.
-    seconds = total(figures, "fada_video_seconds_total") - 2.0 - live.said[-1]["frames"] / 25
+    seconds = total(figures, "fada_video_seconds_total") - 2.0 - live.texts[-1]["frames"] / 25
     assert -1e-6 < seconds < 0.65
     assert total(figures, "fada_real_time_factor_count") == 1
     assert total(figures, "fada_first_fragment_seconds_count", kind="live") == 1

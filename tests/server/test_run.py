@@ -85,7 +85,7 @@ def test_running_jobs_finish_within_the_drain_time_and_none_start() -> None:
         assert until(lambda: not accepts(service.url))
         received += b"".join(chunks)
         assert probe(received).video_s == pytest.approx(4.0)
-        stream.speak(pcm(1.0))
+        stream.send_audio(pcm(1.0))
         done = stream.finish()
         assert done["duration_s"] > 1.0
         assert stream.video().video_s == pytest.approx(done["duration_s"], abs=0.041)
@@ -268,7 +268,7 @@ def full(service: Service) -> bool:
     with stream_to(service.url) as stream:
         stream.start()
         with suppress(ConnectionClosed):  # it may have been rejected by now
-            stream.tell("end")
+            stream.send("end")
         return stream.close_code() == 1013
 
 

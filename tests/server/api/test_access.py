@@ -125,8 +125,8 @@ def test_live_sessions_need_a_key(
 ) -> None:
     with stream_with(guarded, headers, offers) as stream:
         assert stream.close_code() == 1008
-        assert stream.said[-1]["type"] == "error"
-        assert stream.said[-1]["code"] == "unauthorized"
+        assert stream.texts[-1]["type"] == "error"
+        assert stream.texts[-1]["code"] == "unauthorized"
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -137,7 +137,7 @@ def test_a_live_session_with_a_key(guarded: Service, key: str, way: str) -> None
     with stream_with(guarded, headers, offers) as stream:
         assert stream.socket.subprotocol == ("fada" if offers else None)
         stream.start()
-        stream.speak(pcm(0.2))
+        stream.send_audio(pcm(0.2))
         assert stream.finish()["type"] == "done"
 
 
@@ -201,11 +201,11 @@ def test_limits_hold_across_api_processes(two_apis: tuple[Service, Service]) -> 
             stream.until("fragment")
         third = stack.enter_context(stream_with(one, key_a))
         assert third.close_code() == 1013
-        assert third.said[-1]["code"] == "busy"
-        assert "2 live sessions" in third.said[-1]["detail"]
+        assert third.texts[-1]["code"] == "busy"
+        assert "2 live sessions" in third.texts[-1]["detail"]
         other = stack.enter_context(stream_with(one, key_b))
         other.start()
-        other.speak(pcm(0.2))
+        other.send_audio(pcm(0.2))
         other.finish()
     until_free(two, key_a)
 
@@ -243,7 +243,7 @@ def until_free(service: Service, headers: dict[str, str]) -> None:
     while time.monotonic() < deadline:
         with stream_with(service, headers) as stream:
             stream.start()
-            stream.tell("end")
+            stream.send("end")
             if stream.close_code() == 1000:
                 return
     pytest.fail("the places are not free again")

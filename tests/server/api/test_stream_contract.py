@@ -18,7 +18,7 @@ from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.media_files import NO_FACE, POISON, picture
 from tests.server.media_probe import boxes
 from tests.server.service import FAKE, Service, running
-from tests.server.stream_client import Stream, pcm, spoken, stream_to
+from tests.server.stream_client import Stream, pcm, run_session, stream_to
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,16 @@ def stream(service: Service) -> Iterator[Stream]:
     """A connection; after the test the service must still animate."""
     with stream_to(service.url) as stream:
         yield stream
-    spoken(service.url, [pcm(0.2)])
+    run_session(service.url, [pcm(0.2)])
 
 
 def test_messages_arrive_in_order(stream: Stream) -> None:
     stream.start(seed=7)
-    stream.speak(pcm(1.5))
+    stream.send_audio(pcm(1.5))
     done = stream.finish()
-    assert stream.order[:2] == ["ready", "data"]
-    assert stream.order[2:-1] == ["fragment", "data"] * len(stream.of("fragment"))
-    ready = stream.said[0]
+    assert stream.kinds[:2] == ["ready", "data"]
+    assert stream.kinds[2:-1] == ["fragment", "data"] * len(stream.of("fragment"))
+    ready = stream.texts[0]
     assert (ready["seed"], ready["fps"], ready["width"], ready["height"]) == (7, 25, 128, 128)
     assert ready["session_id"]
     assert ready["mime"].startswith('video/mp4; codecs="avc1.')
@@ -63,7 +63,7 @@ def test_messages_arrive_in_order(stream: Stream) -> None:
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
 def test_the_video_is_as_long_as_the_audio(service: Service, rate: int) -> None:
     count = round(1.234 * rate)
-    stream = spoken(service.url, [pcm(1.234, rate)], sample_rate=rate)
+    stream = run_session(service.url, [pcm(1.234, rate)], sample_rate=rate)
     seen = stream.video()
     assert seen.sound_s == pytest.approx(count / rate, abs=0.001)
     assert seen.video_s == pytest.approx(1.234, abs=0.041)
@@ -73,13 +73,13 @@ def test_the_video_is_as_long_as_the_audio(service: Service, rate: int) -> None:
 def test_any_chunking_gives_the_same_video(service: Service, size: int) -> None:
     sound = pcm(0.4, 8_000) if size == 1 else pcm(1.3, 8_000)
     chunks = [sound[i : i + size] for i in range(0, len(sound), size)]
-    whole, cut = (spoken(service.url, c, seed=3, sample_rate=8_000) for c in ([sound], chunks))
+    whole, cut = (run_session(service.url, c, seed=3, sample_rate=8_000) for c in ([sound], chunks))
     assert whole.data == cut.data
 
 
 def test_audio_is_preserved(service: Service) -> None:
     tone = np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000) * 12_000
-    seen = spoken(service.url, [tone.astype("<i2").tobytes()]).video()
+    seen = run_session(service.url, [tone.astype("<i2").tobytes()]).video()
     heard = seen.sound[24_000:72_000]  # past the codec's first moments
     loudest = np.abs(np.fft.rfft(heard)).argmax() * seen.rate / len(heard)
     assert loudest == pytest.approx(440, abs=2)
@@ -92,16 +92,16 @@ def test_no_audio_gives_an_empty_video(stream: Stream) -> None:
 
 def test_an_interrupt_drops_pending_audio(stream: Stream) -> None:
     stream.start(size=512)
-    stream.speak(pcm(50.0))
+    stream.send_audio(pcm(50.0))
     while len(stream.of("fragment")) < 3:
         stream.next()
-    stream.tell("interrupt")
+    stream.send("interrupt")
     told = len(stream.of("fragment"))
     at_s = stream.until("interrupted")["at_s"]
     after = stream.of("fragment")[told:]
     assert at_s == pytest.approx(sum(f["duration_s"] for f in stream.of("fragment")))
     assert at_s < 10  # of fifty: what waited is gone
-    stream.speak(pcm(1.0))
+    stream.send_audio(pcm(1.0))
     done = stream.finish()
     rest = stream.of("fragment")[told + len(after) :]
     kinds = [kind for kind, _ in itertools.groupby(f["kind"] for f in rest)]
@@ -115,13 +115,13 @@ def test_an_interrupt_drops_pending_audio(stream: Stream) -> None:
 
 def test_an_interrupt_without_idle_ends_at_rest(stream: Stream) -> None:
     stream.start()
-    stream.speak(pcm(2.0))
+    stream.send_audio(pcm(2.0))
     stream.until("fragment")
-    stream.tell("interrupt")
+    stream.send("interrupt")
     stream.until("interrupted")
     settling = [stream.until("fragment") for _ in range(2)]
     assert [f["kind"] for f in settling] == ["idle", "idle"]
-    stream.tell("end")
+    stream.send("end")
     assert stream.close_code() == 1000
     assert len([f for f in stream.of("fragment") if f["kind"] == "idle"]) == 2
 
@@ -131,7 +131,7 @@ def test_idle_runs_in_real_time_until_speech(stream: Stream) -> None:
     for _ in range(6):
         stream.until("fragment")
     assert {f["kind"] for f in stream.of("fragment")} == {"idle"}
-    stream.speak(pcm(1.0))
+    stream.send_audio(pcm(1.0))
     # A second of speech is there at once: it does not wait for an end or for more.
     while stream.until("fragment")["kind"] == "idle":
         pass
@@ -149,11 +149,11 @@ def test_idle_runs_in_real_time_until_speech(stream: Stream) -> None:
 
 def test_an_interrupt_with_idle_stops_speech_soon(stream: Stream) -> None:
     stream.start(idle=True)
-    stream.speak(pcm(20.0))
+    stream.send_audio(pcm(20.0))
     for _ in range(5):
         stream.until("fragment")
     before = len(stream.of("fragment"))
-    stream.tell("interrupt")
+    stream.send("interrupt")
     stream.until("interrupted")
     late = stream.of("fragment")[before:]
     assert sum(f["duration_s"] for f in late if f["kind"] == "speech") <= 0.25
@@ -163,17 +163,17 @@ def test_an_interrupt_with_idle_stops_speech_soon(stream: Stream) -> None:
 
 def test_options_change_during_a_session(stream: Stream) -> None:
     stream.start()
-    stream.tell("update", steps=6, audio_cfg=1.5)
-    stream.speak(pcm(0.5))
+    stream.send("update", steps=6, audio_cfg=1.5)
+    stream.send_audio(pcm(0.5))
     stream.finish()
 
 
 def refused(stream: Stream) -> tuple[str, int]:
     """The code of the error, which must be the last message, and of the close."""
     code = stream.close_code()
-    assert stream.said[-1]["type"] == "error", stream.said
-    assert stream.said[-1]["detail"]
-    return stream.said[-1]["code"], code
+    assert stream.texts[-1]["type"] == "error", stream.texts
+    assert stream.texts[-1]["detail"]
+    return stream.texts[-1]["code"], code
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_first_text_other_than_start(stream: Stream, text: str) -> None:
 
 
 def test_audio_before_start(stream: Stream) -> None:
-    stream.speak(pcm(0.1))
+    stream.send_audio(pcm(0.1))
     assert refused(stream) == ("bad_request", 1008)
 
 
@@ -230,7 +230,7 @@ def test_audio_before_start(stream: Stream) -> None:
 )
 def test_bad_texts_after_start(stream: Stream, text: str, code: str) -> None:
     stream.start()
-    stream.speak(pcm(0.6))
+    stream.send_audio(pcm(0.6))
     stream.until("fragment")
     stream.socket.send(text)
     assert refused(stream) == (code, 1008)
@@ -238,40 +238,40 @@ def test_bad_texts_after_start(stream: Stream, text: str, code: str) -> None:
 
 def test_audio_after_end(stream: Stream) -> None:
     stream.start(idle=True)
-    stream.speak(pcm(5.0))
-    stream.tell("end")
-    stream.speak(pcm(0.1))
+    stream.send_audio(pcm(5.0))
+    stream.send("end")
+    stream.send_audio(pcm(0.1))
     assert refused(stream) == ("bad_request", 1008)
 
 
 def test_too_much_pending_audio_is_rejected(stream: Stream) -> None:
     stream.start(sample_rate=8_000, idle=True)
-    stream.speak(pcm(59.0, 8_000))
+    stream.send_audio(pcm(59.0, 8_000))
     stream.until("fragment")
-    stream.speak(pcm(40.0, 8_000))
+    stream.send_audio(pcm(40.0, 8_000))
     assert refused(stream) == ("too_large", 1009)
-    assert "60 s" in stream.said[-1]["detail"]
+    assert "60 s" in stream.texts[-1]["detail"]
 
 
 def test_a_message_beyond_the_limit(stream: Stream) -> None:
     stream.start()
     stream.until("ready")
-    stream.speak(bytes((6 << 20) + 1))
+    stream.send_audio(bytes((6 << 20) + 1))
     assert refused(stream) == ("too_large", 1009)
-    assert str(6 << 20) in stream.said[-1]["detail"]
+    assert str(6 << 20) in stream.texts[-1]["detail"]
 
 
 def test_size_limits_of_texts_and_before_start(service: Service) -> None:
     with stream_to(service.url) as stream:
         stream.start()
         stream.until("ready")
-        stream.tell("update", steps=3, audio_cfg=1.0, note="x" * (16 << 10))
+        stream.send("update", steps=3, audio_cfg=1.0, note="x" * (16 << 10))
         assert refused(stream) == ("too_large", 1009)
     with stream_to(service.url) as stream:
-        stream.start(shown=picture() + bytes(1 << 20))
+        stream.start(portrait_file=picture() + bytes(1 << 20))
         assert refused(stream) == ("too_large", 1009)
     with stream_to(service.url) as stream:
-        stream.speak(bytes(3 << 20))
+        stream.send_audio(bytes(3 << 20))
         assert stream.close_code() == 1009
 
 
@@ -283,12 +283,12 @@ def test_lone_surrogates_are_rejected(stream: Stream) -> None:
 def test_a_slow_reader_slows_only_itself(service: Service) -> None:
     with stream_to(service.url) as slow, stream_to(service.url) as other:
         slow.start(size=1024, seed=1)
-        slow.speak(pcm(50.0))
+        slow.send_audio(pcm(50.0))
         slow.until("ready")  # and then reads no more, until the other is done
         other.start(seed=2)
-        other.speak(pcm(8.0))
+        other.send_audio(pcm(8.0))
         other.finish()
-        slow.tell("interrupt")
+        slow.send("interrupt")
         at_s = slow.until("interrupted")["at_s"]
         assert at_s < 50.0
         slow.finish()
@@ -297,7 +297,7 @@ def test_a_slow_reader_slows_only_itself(service: Service) -> None:
 
 
 def test_no_face_ends_the_session(stream: Stream) -> None:
-    stream.start(shown=picture(NO_FACE))
+    stream.start(portrait_file=picture(NO_FACE))
     assert refused(stream) == ("no_face", 1008)
 
 
@@ -305,10 +305,10 @@ def test_a_poisoned_window_ends_its_own_session_only(service: Service, stream: S
     stream.start(seed=1, idle=True)
     stream.until("fragment")
     with stream_to(service.url) as bad:
-        bad.start(shown=picture(POISON))
-        bad.speak(pcm(4.0))
+        bad.start(portrait_file=picture(POISON))
+        bad.send_audio(pcm(4.0))
         assert refused(bad) == ("internal_error", 1011)
-    stream.speak(pcm(0.8))
+    stream.send_audio(pcm(0.8))
     stream.finish()
 
 
@@ -320,13 +320,13 @@ def test_concurrent_sessions_are_independent(service: Service) -> None:
             stream.start(seed=3 * n)
         for start in range(0, len(sound), 8_000):
             for stream in streams:
-                stream.speak(sound[start : start + 8_000])
+                stream.send_audio(sound[start : start + 8_000])
         for stream in streams:
             stream.finish()
     for n, stream in enumerate(streams):
         green = stream.video().pictures[:, 1]
         assert np.abs(green - 3 * n * GREEN_STEP).max() < 12
-    alone = spoken(service.url, [sound], seed=3)
+    alone = run_session(service.url, [sound], seed=3)
     assert streams[1].data == alone.data
 
 
@@ -339,12 +339,12 @@ def test_a_session_beyond_capacity_is_busy_at_once(service: Service) -> None:
         with stream_to(service.url) as extra:
             extra.start()
             assert refused(extra) == ("busy", 1013)
-            assert extra.said[-1]["detail"] == "all 4 places are taken"  # none was waited for
+            assert extra.texts[-1]["detail"] == "all 4 places are taken"  # none was waited for
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:  # a client that hung up frees its place
         with stream_to(service.url) as again:
             again.start()
-            again.tell("end")
+            again.send("end")
             if again.close_code() == 1000:
                 return
     pytest.fail("the places are not free again")
@@ -353,19 +353,19 @@ def test_a_session_beyond_capacity_is_busy_at_once(service: Service) -> None:
 def test_a_session_with_an_avatar(service: Service) -> None:
     with service.client() as client:
         made = client.post("/avatars", files={"portrait": ("p.png", picture())}).json()
-    stream = spoken(service.url, [pcm(0.4)], avatar_id=made["avatar_id"])
-    assert json.dumps(stream.said[-1]["frames"]) == "10"
+    stream = run_session(service.url, [pcm(0.4)], avatar_id=made["avatar_id"])
+    assert json.dumps(stream.texts[-1]["frames"]) == "10"
 
 
 def test_a_session_outlives_its_worker(service: Service) -> None:
     with stream_to(service.url) as stream:
         stream.start(seed=5)
         for _ in range(3):
-            stream.speak(pcm(1.0))
+            stream.send_audio(pcm(1.0))
         stream.until("fragment")
         os.kill(service.workers()[0], signal.SIGKILL)  # the one that comes in its place goes on
         assert stream.finish() == {"type": "done", "frames": 75, "duration_s": 3.0}
-        alone = spoken(service.url, [pcm(1.0)] * 3, seed=5).video()
+        alone = run_session(service.url, [pcm(1.0)] * 3, seed=5).video()
         seen = stream.video()
         assert np.diff(seen.times_s) == pytest.approx(0.04)
         assert np.abs(seen.pictures - alone.pictures).max() < 2

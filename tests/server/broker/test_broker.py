@@ -1,4 +1,4 @@
-"""Both halves of the broker over real servers: the bundled Valkey, and Debian's Redis if there."""
+"""Producer and consumer over real servers: the bundled Valkey, and Debian's Redis if there."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def halves(url: str, max_jobs: int = 4) -> AsyncIterator[tuple[JobProducer, JobConsumer]]:
+async def connected(url: str, max_jobs: int = 4) -> AsyncIterator[tuple[JobProducer, JobConsumer]]:
     async with redis.connect(url) as connection:
         await connection.redis.flushall()
-        work = worker(connection, "w1")
-        await work.join()
-        await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
-        yield JobProducer(connection, max_jobs, 100), work
+        consumer = worker(connection, "w1")
+        await consumer.join()
+        await consumer.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
+        yield JobProducer(connection, max_jobs, 100), consumer
 
 
 def worker(connection: redis.Connection, name: str) -> JobConsumer:
@@ -53,7 +53,7 @@ def worker(connection: redis.Connection, name: str) -> JobConsumer:
     )
 
 
-def wish(*, keep: bool = False) -> messages.AnimateRequest:
+def animate_request(*, keep: bool = False) -> messages.AnimateRequest:
     return messages.AnimateRequest(options=AnimationOptions(), model="fake", seed=7, keep=keep)
 
 
@@ -70,361 +70,373 @@ def fragment(index: int) -> messages.Fragment:
     )  # fmt: skip
 
 
-async def taken(work: JobConsumer, kind: str = "animate") -> Claim:
-    claim = await work.claim(kind)
+async def claim_next(consumer: JobConsumer, kind: str = "animate") -> Claim:
+    claim = await consumer.claim(kind)
     assert claim is not None
     return claim
 
 
-async def say(work: JobConsumer, claim: Claim, number: int, event: messages.Progress) -> bool:
-    return await work.publish(
+async def publish(
+    consumer: JobConsumer, claim: Claim, number: int, *, event: messages.Progress
+) -> bool:
+    return await consumer.publish(
         claim, number, event, snapshot=b"state %d" % number, last_command=START
     )
 
 
-async def told(work: JobConsumer, job_id: str, after: str = START) -> list[messages.AnyCommand]:
-    """The commands that wait now."""
-    return [command for _, command in await anext(work.commands(job_id, after))]
+async def pending_commands(
+    consumer: JobConsumer, job_id: str, after: str = START
+) -> list[messages.AnyCommand]:
+    """The pending commands after the entry ``after``."""
+    return [command for _, command in await anext(consumer.commands(job_id, after))]
 
 
-async def all_of(client: JobProducer, job_id: str, *, consume: bool) -> list[messages.AnyEvent]:
-    return [event async for event in client.follow(job_id, consume=consume)]
+async def read_all(producer: JobProducer, job_id: str, *, consume: bool) -> list[messages.AnyEvent]:
+    return [event async for event in producer.follow(job_id, consume=consume)]
 
 
-async def keys(client: JobProducer) -> set[str]:
-    found = {key.decode() for key in await client.connection.redis.keys("*")}
+async def keys(producer: JobProducer) -> set[str]:
+    found = {key.decode() for key in await producer.connection.redis.keys("*")}
     queues = {redis.queue_key(kind) for kind in redis.QUEUES}
     return found - queues - {redis.WORKERS, redis.worker_key("w1")}
 
 
 async def test_a_job_reaches_a_worker_and_its_video_the_reader(url: str) -> None:
-    async with halves(url) as (client, work):
-        job_id = await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        assert (claim.job_id, claim.request, claim.snapshot) == (job_id, wish(), None)
-        assert await work.part(job_id, "audio") == b"sound"
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        assert (claim.job_id, claim.request, claim.snapshot) == (job_id, animate_request(), None)
+        assert await consumer.part(job_id, "audio") == b"sound"
         sent = [started(), fragment(0), fragment(1)]
         for number, event in enumerate(sent):
-            assert await say(work, claim, number + 1, event)
+            assert await publish(consumer, claim, number + 1, event=event)
         done = messages.Done(frames=16, duration_s=0.64)
-        await work.end(claim, done)
-        got = await all_of(client, job_id, consume=True)
-        assert got == [messages.Queued(), *sent, done]
-        await client.abandon(job_id)
-        view = await client.view(job_id)
+        await consumer.end(claim, done)
+        events = await read_all(producer, job_id, consume=True)
+        assert events == [messages.Queued(), *sent, done]
+        await producer.abandon(job_id)
+        view = await producer.view(job_id)
         assert view is not None
         assert (view.status, view.progress, view.frames) == ("done", 1.0, 16)
-        assert await keys(client) == {redis.job_key(job_id)}
-        assert await client.connection.redis.ttl(redis.job_key(job_id)) > 0
+        assert await keys(producer) == {redis.job_key(job_id)}
+        assert await producer.connection.redis.ttl(redis.job_key(job_id)) > 0
 
 
 async def test_the_worker_receives_acknowledgements(url: str) -> None:
-    async with halves(url) as (client, work):
-        job_id = await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        await say(work, claim, 1, fragment(0))
-        await say(work, claim, 2, fragment(1))
-        events = client.follow(job_id, consume=True)
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        await publish(consumer, claim, 1, event=fragment(0))
+        await publish(consumer, claim, 2, event=fragment(1))
+        events = producer.follow(job_id, consume=True)
         for _ in range(3):
             await anext(events)
-        assert await told(work, job_id) == [messages.Ack(index=-1), messages.Ack(index=0)]
-        assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
+        assert await pending_commands(consumer, job_id) == [
+            messages.Ack(index=-1),
+            messages.Ack(index=0),
+        ]
+        assert await producer.connection.redis.xlen(redis.out_key(job_id)) == 2
 
 
 async def test_a_reader_waits_for_a_running_job(url: str) -> None:
-    async with halves(url) as (client, work):
-        job_id = await client.submit(wish(), PARTS)
-        reading = asyncio.create_task(all_of(client, job_id, consume=True))
-        claim = await taken(work)
-        await say(work, claim, 1, started())
-        await work.end(claim, messages.Failed(code="empty_audio", detail="nothing"))
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        reading = asyncio.create_task(read_all(producer, job_id, consume=True))
+        claim = await claim_next(consumer)
+        await publish(consumer, claim, 1, event=started())
+        await consumer.end(claim, messages.Failed(code="empty_audio", detail="nothing"))
         assert (await asyncio.wait_for(reading, 10))[-1] == messages.Failed(
             code="empty_audio", detail="nothing"
         )
 
 
 async def test_a_kept_video_can_be_read_again_until_evicted(url: str) -> None:
-    async with halves(url) as (client, work):
+    async with connected(url) as (producer, consumer):
         ids = []
         for _ in range(3):
-            ids.append(await client.submit(wish(keep=True), PARTS))
-            claim = await taken(work)
-            await say(work, claim, 1, started())
-            await say(work, claim, 2, fragment(0))
-            await work.end(claim, messages.Done(frames=8, duration_s=0.32))
-        assert [await client.keeps_video(job_id) for job_id in ids] == [False, True, True]
-        once = await all_of(client, ids[2], consume=False)
+            ids.append(await producer.submit(animate_request(keep=True), PARTS))
+            claim = await claim_next(consumer)
+            await publish(consumer, claim, 1, event=started())
+            await publish(consumer, claim, 2, event=fragment(0))
+            await consumer.end(claim, messages.Done(frames=8, duration_s=0.32))
+        assert [await producer.keeps_video(job_id) for job_id in ids] == [False, True, True]
+        once = await read_all(producer, ids[2], consume=False)
         assert fragment(0) in once
-        assert once == await all_of(client, ids[2], consume=False)
+        assert once == await read_all(producer, ids[2], consume=False)
 
 
 async def test_a_queued_job_can_be_cancelled_and_is_never_claimed(url: str) -> None:
-    async with halves(url, max_jobs=1) as (client, work):
-        job_id = await client.submit(wish(), PARTS)
-        assert await client.cancel(job_id)
-        assert not await client.cancel(job_id)
-        assert isinstance((await all_of(client, job_id, consume=True))[-1], messages.Cancelled)
-        await client.submit(wish(), PARTS)  # its place is free
-        claim = await taken(work)
+    async with connected(url, max_jobs=1) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        assert await producer.cancel(job_id)
+        assert not await producer.cancel(job_id)
+        assert isinstance((await read_all(producer, job_id, consume=True))[-1], messages.Cancelled)
+        await producer.submit(animate_request(), PARTS)  # its place is free
+        claim = await claim_next(consumer)
         assert claim.job_id != job_id
 
 
 async def test_a_worker_notices_a_cancelled_job(url: str) -> None:
-    async with halves(url) as (client, work):
-        job_id = await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        assert await work.renew([claim]) == [True]
-        await client.abandon(job_id)
-        assert await work.renew([claim]) == [False]
-        assert not await say(work, claim, 1, fragment(0))
-        await work.end(claim, messages.Done(frames=0, duration_s=0.0))
-        view = await client.view(job_id)
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        assert await consumer.renew([claim]) == [True]
+        await producer.abandon(job_id)
+        assert await consumer.renew([claim]) == [False]
+        assert not await publish(consumer, claim, 1, event=fragment(0))
+        await consumer.end(claim, messages.Done(frames=0, duration_s=0.0))
+        view = await producer.view(job_id)
         assert view is not None and view.status == "cancelled"
-        assert await keys(client) == {redis.job_key(job_id)}
+        assert await keys(producer) == {redis.job_key(job_id)}
 
 
 async def test_a_full_queue_is_busy(url: str) -> None:
-    async with halves(url, max_jobs=2) as (client, work):
-        first = await client.submit(wish(), PARTS)
-        await client.submit(wish(), PARTS)
+    async with connected(url, max_jobs=2) as (producer, consumer):
+        first = await producer.submit(animate_request(), PARTS)
+        await producer.submit(animate_request(), PARTS)
         with pytest.raises(ServiceError) as caught:
-            await client.submit(wish(), PARTS)
+            await producer.submit(animate_request(), PARTS)
         assert caught.value.code == "busy"
-        assert len(await keys(client)) == 2 * 4  # nothing of the refused one
-        claim = await taken(work)
+        assert len(await keys(producer)) == 2 * 4  # nothing of the refused one
+        claim = await claim_next(consumer)
         assert claim.job_id == first
-        await work.end(claim, messages.Done(frames=0, duration_s=0.0))
-        await client.submit(wish(), PARTS)
+        await consumer.end(claim, messages.Done(frames=0, duration_s=0.0))
+        await producer.submit(animate_request(), PARTS)
 
 
 async def test_a_full_memory_evicts_and_then_is_busy(url: str) -> None:
-    async with halves(url) as (client, work):
-        kept = await client.submit(wish(keep=True), PARTS)
-        claim = await taken(work)
-        await say(work, claim, 1, fragment(0).model_copy(update={"data": bytes(4 << 20)}))
-        await work.end(claim, messages.Done(frames=8, duration_s=0.32))
-        await work.save_avatar(avatar("a"), b"a")
-        running = await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        used = (await client.connection.redis.info("memory"))["used_memory"]
-        await client.connection.redis.config_set("maxmemory", used - (1 << 20))
+    async with connected(url) as (producer, consumer):
+        kept = await producer.submit(animate_request(keep=True), PARTS)
+        claim = await claim_next(consumer)
+        await publish(
+            consumer, claim, 1, event=fragment(0).model_copy(update={"data": bytes(4 << 20)})
+        )
+        await consumer.end(claim, messages.Done(frames=8, duration_s=0.32))
+        await consumer.save_avatar(avatar("a"), b"a")
+        running = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        used = (await producer.connection.redis.info("memory"))["used_memory"]
+        await producer.connection.redis.config_set("maxmemory", used - (1 << 20))
         try:
-            assert await say(work, claim, 1, fragment(0))  # stored videos are evicted
-            assert not await client.keeps_video(kept)
-            assert await client.avatar("a") is not None
-            await client.connection.redis.config_set("maxmemory", 1)
-            for full in (client.submit(wish(), PARTS), say(work, claim, 2, fragment(1))):
+            assert await publish(consumer, claim, 1, event=fragment(0))  # stored videos are evicted
+            assert not await producer.keeps_video(kept)
+            assert await producer.avatar("a") is not None
+            await producer.connection.redis.config_set("maxmemory", 1)
+            for full in (
+                producer.submit(animate_request(), PARTS),
+                publish(consumer, claim, 2, event=fragment(1)),
+            ):
                 with pytest.raises(ServiceError) as caught:
                     await full
                 assert caught.value.code == "busy"
-            assert await client.avatar("a") is None
+            assert await producer.avatar("a") is None
             # A full server still has workers, and jobs can change hands.
-            await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
-            assert await work.renew([claim]) == [True]
-            await work.release([claim])
-            again = await work.reclaim("animate", idle=True)
+            await consumer.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
+            assert await consumer.renew([claim]) == [True]
+            await consumer.release([claim])
+            again = await consumer.reclaim("animate", idle=True)
             assert again is not None
             claim = again
             # Memory can still be freed.
-            await work.end(claim, messages.Failed(code="busy", detail="full"))
-            await client.forget(running)
+            await consumer.end(claim, messages.Failed(code="busy", detail="full"))
+            await producer.forget(running)
         finally:
-            await client.connection.redis.config_set("maxmemory", 0)
-        assert await keys(client) == {redis.job_key(running), redis.OWNERS}
+            await producer.connection.redis.config_set("maxmemory", 0)
+        assert await keys(producer) == {redis.job_key(running), redis.OWNERS}
 
 
 async def test_without_a_worker_jobs_are_rejected(url: str) -> None:
-    async with halves(url) as (client, work):
-        await work.leave()
+    async with connected(url) as (producer, consumer):
+        await consumer.leave()
         with pytest.raises(ServiceError) as caught:
-            await client.submit(wish(), PARTS)
+            await producer.submit(animate_request(), PARTS)
         assert caught.value.code == "no_worker"
-        assert (await client.models()).models == []
+        assert (await producer.models()).models == []
 
 
 async def test_another_worker_resumes_a_dead_ones_job(url: str) -> None:
-    async with halves(url) as (client, work):
-        other = worker(client.connection, "w2")
-        job_id = await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        await say(work, claim, 1, started())
-        await say(work, claim, 2, fragment(0))
+    async with connected(url) as (producer, consumer):
+        other = worker(producer.connection, "w2")
+        job_id = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        await publish(consumer, claim, 1, event=started())
+        await publish(consumer, claim, 2, event=fragment(0))
         assert await other.reclaim("animate", idle=True) is None  # the lease is young
-        await release_leases(client.connection, "w1")
+        await release_leases(producer.connection, "w1")
         again = await other.reclaim("animate", idle=True)
         assert again is not None
-        assert (again.job_id, again.request, again.events) == (job_id, wish(), 2)
+        assert (again.job_id, again.request, again.events) == (job_id, animate_request(), 2)
         assert (again.snapshot, again.attempts) == (b"state 2", 1)
         assert await other.reclaim("animate", idle=True) is None
         assert await other.part(job_id, "audio") == b"sound"
         # A worker that was presumed dead can do no harm.
-        assert await work.renew([claim]) == [False]
-        assert not await say(work, claim, 3, fragment(1))
-        await work.end(claim, messages.Failed(code="internal_error", detail="late"))
-        assert await say(other, again, 3, fragment(1))
+        assert await consumer.renew([claim]) == [False]
+        assert not await publish(consumer, claim, 3, event=fragment(1))
+        await consumer.end(claim, messages.Failed(code="internal_error", detail="late"))
+        assert await publish(other, again, 3, event=fragment(1))
         done = messages.Done(frames=16, duration_s=0.64)
         await other.end(again, done)
-        got = await all_of(client, job_id, consume=True)
-        assert got == [messages.Queued(), started(), fragment(0), fragment(1), done]
+        events = await read_all(producer, job_id, consume=True)
+        assert events == [messages.Queued(), started(), fragment(0), fragment(1), done]
 
 
 async def test_a_lease_expires_unless_renewed(url: str) -> None:
-    async with halves(url) as (client, work):
-        other = worker(client.connection, "w2")
-        await client.submit(wish(), PARTS)
-        claim = await taken(work)
+    async with connected(url) as (producer, consumer):
+        other = worker(producer.connection, "w2")
+        await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
         for _ in range(5):
             await asyncio.sleep(LEASE_S / 3)
-            assert await work.renew([claim]) == [True]
+            assert await consumer.renew([claim]) == [True]
             assert await other.reclaim("animate", idle=True) is None
         await asyncio.sleep(LEASE_S * 1.1)
         assert await other.reclaim("animate", idle=True) is not None
 
 
 async def test_a_released_job_is_reclaimed_at_once(url: str) -> None:
-    async with halves(url) as (client, work):
-        other = worker(client.connection, "w2")
-        await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        await work.release([claim])
+    async with connected(url) as (producer, consumer):
+        other = worker(producer.connection, "w2")
+        await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        await consumer.release([claim])
         again = await other.reclaim("animate", idle=True)
         assert again is not None and again.job_id == claim.job_id
-        await work.release([claim])  # which it no longer holds
-        assert await work.reclaim("animate", idle=True) is None
+        await consumer.release([claim])  # which it no longer holds
+        assert await consumer.reclaim("animate", idle=True) is None
 
 
 async def test_attempts_without_progress_are_counted(url: str) -> None:
-    async with halves(url) as (client, work):
-        await client.submit(wish(), PARTS)
-        claim: Claim | None = await taken(work)
-        for tries in (1, 2, 3):
+    async with connected(url) as (producer, consumer):
+        await producer.submit(animate_request(), PARTS)
+        claim: Claim | None = await claim_next(consumer)
+        for attempt in (1, 2, 3):
             assert claim is not None and (claim.attempts, claim.suspected_poison) == (
-                tries,
-                tries > 1,
+                attempt,
+                attempt > 1,
             )
-            await release_leases(client.connection, "w1")
-            assert await work.reclaim("animate", idle=False) is None  # only for an idle worker
-            claim = await work.reclaim("animate", idle=True)
+            await release_leases(producer.connection, "w1")
+            assert await consumer.reclaim("animate", idle=False) is None  # only for an idle worker
+            claim = await consumer.reclaim("animate", idle=True)
         assert claim is not None
-        await say(work, claim, 1, started())
-        await work.release([claim])
-        claim = await work.reclaim("animate", idle=True)
+        await publish(consumer, claim, 1, event=started())
+        await consumer.release([claim])
+        claim = await consumer.reclaim("animate", idle=True)
         assert claim is not None and claim.attempts == 1
 
 
 async def test_suspected_poison_waits_without_blocking_other_jobs(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with halves(url) as (client, work):
-        suspect = await client.submit(wish(), PARTS)
-        await taken(work)
-        await release_leases(client.connection, "w1")
-        await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
-        innocent = await client.submit(wish(), PARTS)
-        other = await taken(work)
-        assert other.job_id == innocent
-        await say(work, other, 1, started())
-        await release_leases(client.connection, "w1")
-        claim = await work.reclaim("animate", idle=False)
-        assert claim is not None and claim.job_id == innocent
-        assert await work.reclaim("animate", idle=False) is None
+    async with connected(url) as (producer, consumer):
+        poison = await producer.submit(animate_request(), PARTS)
+        await claim_next(consumer)
+        await release_leases(producer.connection, "w1")
+        await consumer.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
+        healthy = await producer.submit(animate_request(), PARTS)
+        other = await claim_next(consumer)
+        assert other.job_id == healthy
+        await publish(consumer, other, 1, event=started())
+        await release_leases(producer.connection, "w1")
+        claim = await consumer.reclaim("animate", idle=False)
+        assert claim is not None and claim.job_id == healthy
+        assert await consumer.reclaim("animate", idle=False) is None
         monkeypatch.setattr("server.broker.consumer.QUARANTINE_S", 0.0)
-        claim = await work.reclaim("animate", idle=False)
-        assert claim is not None and (claim.job_id, claim.suspected_poison) == (suspect, True)
+        claim = await consumer.reclaim("animate", idle=False)
+        assert claim is not None and (claim.job_id, claim.suspected_poison) == (poison, True)
 
 
 async def test_a_lease_timeout_of_a_live_worker_is_not_an_attempt(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.broker.consumer.LEASE_S", 0.01)
-    async with halves(url) as (client, work):
+    async with connected(url) as (producer, consumer):
 
-        async def lapsed(*, lives: bool = True) -> Claim:
-            if lives:
-                await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
-            while (claim := await work.reclaim("animate", idle=True)) is None:
+        async def reclaim_expired(*, alive: bool = True) -> Claim:
+            if alive:
+                await consumer.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
+            while (claim := await consumer.reclaim("animate", idle=True)) is None:
                 await asyncio.sleep(0.01)
             return claim
 
-        await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        for late in range(1, 8):
-            claim = await lapsed()
-            assert (claim.attempts, claim.lease_timeouts) == (1, late)
-        await say(work, claim, 1, started())
-        claim = await lapsed()
+        await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        for timeouts in range(1, 8):
+            claim = await reclaim_expired()
+            assert (claim.attempts, claim.lease_timeouts) == (1, timeouts)
+        await publish(consumer, claim, 1, event=started())
+        claim = await reclaim_expired()
         assert (claim.attempts, claim.lease_timeouts) == (0, 1)
-        await deregister(client.connection, "w1")
-        claim = await lapsed(lives=False)
+        await deregister(producer.connection, "w1")
+        claim = await reclaim_expired(alive=False)
         assert (claim.attempts, claim.lease_timeouts) == (1, 1)
 
 
 async def test_a_release_is_not_an_attempt(url: str) -> None:
-    async with halves(url) as (client, work):
-        await client.submit(wish(), PARTS)
-        claim: Claim | None = await taken(work)
+    async with connected(url) as (producer, consumer):
+        await producer.submit(animate_request(), PARTS)
+        claim: Claim | None = await claim_next(consumer)
         for _ in range(10):
             assert claim is not None and claim.attempts == 1
-            await work.release([claim])
-            claim = await work.reclaim("animate", idle=True)
+            await consumer.release([claim])
+            claim = await consumer.reclaim("animate", idle=True)
 
 
 async def test_repeated_steps_take_effect_once(url: str) -> None:
-    """A client retries when a reply is lost."""
-    async with halves(url) as (client, work):
-        job_id = await client.submit(wish(), PARTS)
-        claim = await taken(work)
+    """A step is sent again when its reply is lost."""
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
         for _ in range(2):
-            assert await say(work, claim, 1, started())
-            assert await client.send_command(job_id, 1, messages.End())
-        assert await client.connection.redis.xlen(redis.out_key(job_id)) == 2
-        assert await told(work, job_id) == [messages.Ack(index=-1), messages.End()]
+            assert await publish(consumer, claim, 1, event=started())
+            assert await producer.send_command(job_id, 1, messages.End())
+        assert await producer.connection.redis.xlen(redis.out_key(job_id)) == 2
+        assert await pending_commands(consumer, job_id) == [messages.Ack(index=-1), messages.End()]
         for _ in range(2):
-            await work.end(claim, messages.Done(frames=0, duration_s=0.0))
-        assert await client.connection.redis.xlen(redis.out_key(job_id)) == 3
+            await consumer.end(claim, messages.Done(frames=0, duration_s=0.0))
+        assert await producer.connection.redis.xlen(redis.out_key(job_id)) == 3
 
 
 async def test_workers_rejoin_a_server_that_lost_its_data(url: str) -> None:
-    async with halves(url) as (client, work):
-        job_id = await client.submit(wish(), PARTS)
-        claim = await taken(work)
-        await client.connection.redis.flushall()
-        assert await all_of(client, job_id, consume=True) == []
-        assert await work.renew([claim]) == [False]
-        assert not await say(work, claim, 1, started())
-        assert await work.claim("animate") is None
-        assert await work.reclaim("live", idle=True) is None
-        await work.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
-        job_id = await client.submit(wish(), PARTS)
-        assert (await taken(work)).job_id == job_id
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        await producer.connection.redis.flushall()
+        assert await read_all(producer, job_id, consume=True) == []
+        assert await consumer.renew([claim]) == [False]
+        assert not await publish(consumer, claim, 1, event=started())
+        assert await consumer.claim("animate") is None
+        assert await consumer.reclaim("live", idle=True) is None
+        await consumer.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
+        job_id = await producer.submit(animate_request(), PARTS)
+        assert (await claim_next(consumer)).job_id == job_id
 
 
 async def test_names_of_idle_workers_are_removed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.broker.consumer._CONSUMER_TTL_MS", 0)
-    async with halves(url) as (client, work):
-        await client.submit(wish(), PARTS)
-        await taken(work)
+    async with connected(url) as (producer, consumer):
+        await producer.submit(animate_request(), PARTS)
+        await claim_next(consumer)
         for n in range(3):
-            await worker(client.connection, f"gone{n}").claim("animate")
+            await worker(producer.connection, f"gone{n}").claim("animate")
         await asyncio.sleep(0.01)
-        await worker(client.connection, "w2").join()
+        await worker(producer.connection, "w2").join()
         queue = redis.queue_key("animate")
-        known = await client.connection.redis.xinfo_consumers(queue, redis.GROUP)
-        assert [consumer["name"] for consumer in known] == [b"w1"]  # it holds a job
+        known = await producer.connection.redis.xinfo_consumers(queue, redis.GROUP)
+        assert [entry["name"] for entry in known] == [b"w1"]  # it holds a job
 
 
 async def test_the_least_recently_used_avatar_is_evicted(url: str) -> None:
-    async with halves(url) as (client, work):
+    async with connected(url) as (producer, consumer):
         for name in ("a", "b"):
-            await work.save_avatar(avatar(name), name.encode())
-        assert await work.load_avatar("a", "j1") == b"a"
-        await work.save_avatar(avatar("c"), b"c")
-        assert await client.avatar("a") == avatar("a")
-        assert await client.avatar("b") is None
-        assert await client.delete_avatar("a")
-        assert not await client.delete_avatar("a")
-        assert await work.load_avatar("a", "j2") is None
-        assert await work.load_avatar("a", "j1") == b"a"  # for a job that continues
+            await consumer.save_avatar(avatar(name), name.encode())
+        assert await consumer.load_avatar("a", "j1") == b"a"
+        await consumer.save_avatar(avatar("c"), b"c")
+        assert await producer.avatar("a") == avatar("a")
+        assert await producer.avatar("b") is None
+        assert await producer.delete_avatar("a")
+        assert not await producer.delete_avatar("a")
+        assert await consumer.load_avatar("a", "j2") is None
+        assert await consumer.load_avatar("a", "j1") == b"a"  # for a job that continues
 
 
 def avatar(name: str) -> AvatarView:
