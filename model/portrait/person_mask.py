@@ -41,7 +41,9 @@ class PersonMask:
         size = (far.shape[1], far.shape[0])
         # The finer mask fades out towards its own border, where it saw no more than the other.
         ramp = np.minimum(np.arange(self.close.shape[0]) + 1, 12) / 12.0
-        trust = np.minimum(ramp, ramp[::-1]).astype(np.float32)
+        confidence = np.minimum(ramp, ramp[::-1]).astype(np.float32)
         near = cv2.warpAffine(self.close, matrix, size, flags=cv2.INTER_LINEAR)
-        share = cv2.warpAffine(np.outer(trust, trust), matrix, size, flags=cv2.INTER_LINEAR)
+        share = cv2.warpAffine(
+            np.outer(confidence, confidence), matrix, size, flags=cv2.INTER_LINEAR
+        )
         return np.asarray(far * (1.0 - share) + near * share, np.float32)

@@ -11,6 +11,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -124,6 +125,27 @@ def face_basis() -> FaceBasis:
     return FaceBasis(tensors["canonical"], tensors["triangles"], basis, textures)
 
 
+@dataclass(frozen=True)
+class RigidMotion:
+    """The head's own movement: padded resting pixels (x, y, z) → pixels of the frame."""
+
+    turn: NDArray[np.float64]
+    origin: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    pad: float
+
+    def from_frame(self, depth: float) -> NDArray[np.float64]:
+        """(2, 3): frame pixels → resting padded pixels, for a plane at ``depth``."""
+        forward = np.zeros((2, 3))
+        forward[:, :2] = self.turn[:2, :2]
+        at = self.turn[:2, 2] * (depth - self.origin[2])
+        forward[:, 2] = (
+            at - self.turn[:2, :2] @ self.origin[:2] + self.origin[:2] + self.shift[:2] - self.pad
+        )
+        inverse: NDArray[np.float64] = cv2.invertAffineTransform(forward)
+        return inverse
+
+
 def fit_similarity(
     source: NDArray[np.floating], target: NDArray[np.floating]
 ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
@@ -223,7 +245,7 @@ class FaceShape:
         rest, now = float(self.rest[index]), float(coefficients[index])
         # Above rest the lids close, below they open further by what rest had closed them.
         travel = (now - rest) / max(1.0 - rest, 0.05)
-        blink = _smoothstep(travel / LIDS_MEET_AT) if now >= rest else (now - rest) * 0.6
+        blink = float(smoothstep(travel / LIDS_MEET_AT)) if now >= rest else (now - rest) * 0.6
         upper, lower = moved[eye.upper], moved[eye.lower]
         gap = np.maximum(lower[:, 1] - upper[:, 1], 0.0)
         drop = np.clip(blink, -0.25, 1.0) * gap
@@ -237,9 +259,11 @@ class FaceShape:
         moved[eye.upper] += met * apart
 
 
-def _smoothstep(x: float) -> float:
-    x = min(1.0, max(0.0, x))
-    return x * x * (3.0 - 2.0 * x)
+def smoothstep(x: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 below 0, 1 above 1, ``3x² - 2x³`` in between."""
+    x = np.clip(x, 0.0, 1.0)
+    smooth: NDArray[np.float64] = x * x * (3.0 - 2.0 * x)
+    return smooth
 
 
 def _without_lids(basis: Floats) -> Floats:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.rendering.raster import Packed
+from model.rendering.raster import Packed, pack_rgba
 from model.types import Floats
 
 # The mask is blurry: what it is surer or less sure of than this counts as person or background.
@@ -34,10 +34,10 @@ def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, eye_distance: 
     # The filter finds edges far from the person, too: there the mask has the last word.
     near = cv2.dilate(mask, np.ones((2 * radius + 1, 2 * radius + 1))) > SURELY_NOT
     alpha = _sharpen(_guided(picture, mask, radius)) * near
-    inside = np.zeros(mask.shape, np.float32)
-    cv2.fillPoly(inside, [face.round().astype(np.int32)], 1.0)
+    within = np.zeros(mask.shape, np.float32)
+    cv2.fillPoly(within, [face.round().astype(np.int32)], 1.0)
     soft = max(1, round(0.05 * eye_distance)) * 2 + 1
-    alpha = np.maximum(alpha, cv2.GaussianBlur(cv2.erode(inside, np.ones((soft, soft))), (0, 0), 2))
+    alpha = np.maximum(alpha, cv2.GaussianBlur(cv2.erode(within, np.ones((soft, soft))), (0, 0), 2))
     alpha = np.where(alpha > 0.995, 1.0, np.where(alpha < 0.005, 0.0, alpha)).astype(np.float32)
     # Hair that the mask missed must not stay behind on the plate: keep a distance from it.
     margin = max(1, round(0.04 * eye_distance)) * 2 + 1
@@ -47,7 +47,7 @@ def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, eye_distance: 
     person = np.clip(picture - (1.0 - alpha[..., None]) * plate, 0, 255)
     packed = np.concatenate([person, 255.0 * alpha[..., None]], axis=2).round().astype(np.uint8)
     return Layers(
-        person=np.ascontiguousarray(packed).view(np.uint32)[..., 0],
+        person=pack_rgba(packed),
         alpha=alpha,
         plate=plate.astype(np.uint8),
     )

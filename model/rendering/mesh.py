@@ -8,8 +8,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.rendering.face_model import CHIN, EYES, FOREHEAD, MOUTH_CORNERS, MOUTH_RING, face_basis
-from model.rendering.raster import distances_inside
+from model.rendering.face_model import (
+    CHIN,
+    EYES,
+    FOREHEAD,
+    MOUTH_CORNERS,
+    MOUTH_RING,
+    face_basis,
+    smoothstep,
+)
+from model.rendering.raster import signed_distances
 from model.types import Floats
 
 # The outline of MediaPipe's mesh, clockwise from the top of the forehead.
@@ -124,8 +132,8 @@ def signed_areas(points: NDArray[np.floating], triangles: NDArray[np.integer]) -
 def _counter_oriented(triangles: NDArray[np.int64]) -> NDArray[np.int64]:
     """The canonical triangles, wound so that those facing the viewer have a positive area.
 
-    All are wound alike; the few on the inside of the canonical lips face away there, and must not
-    be turned one by one.
+    All are wound alike. The few within the canonical lips face away there and must not be turned
+    one by one.
     """
     facing = np.median(signed_areas(face_basis().canonical, triangles))
     return triangles if facing > 0 else np.ascontiguousarray(triangles[:, ::-1])
@@ -190,11 +198,11 @@ def _silhouette(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _filling(triangles: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which triangles lie wholly inside the mouth's or an eye's opening."""
-    inside = np.zeros(len(triangles), bool)
+    """Which triangles lie wholly in the opening of the mouth or an eye."""
+    filling = np.zeros(len(triangles), bool)
     for ring in (MOUTH_RING, *(eye.ring for eye in EYES)):
-        inside |= np.isin(triangles, ring).all(axis=1)
-    return inside
+        filling |= np.isin(triangles, ring).all(axis=1)
+    return filling
 
 
 def _neighbours(count: int, triangles: NDArray[np.int64]) -> list[list[int]]:
@@ -250,11 +258,11 @@ def _points_around(
     edge = (grid[:, 0] == 0) | (grid[:, 0] == xs[-1]) | (grid[:, 1] == 0) | (grid[:, 1] == ys[-1])
     near = np.concatenate([oval, *rings])
     apart = np.sqrt(((grid[:, None] - near[None]) ** 2).sum(axis=2).min(axis=1))
-    free = (distances_inside(oval, grid) < 0) & (apart > 0.62 * step)
+    free = (signed_distances(oval, grid) < 0) & (apart > 0.62 * step)
     chosen = grid[edge | free]
     ring = np.concatenate(rings)
     within = np.all((ring > 1) & (ring < (width - 2, height - 2)), axis=1)
-    ring = ring[within & (distances_inside(oval, ring) < -0.02 * step)]
+    ring = ring[within & (signed_distances(oval, ring) < -0.02 * step)]
     spaced: list[NDArray[np.float64]] = []
     for point in ring:
         if all(((point - other) ** 2).sum() > (0.25 * step) ** 2 for other in spaced):
@@ -274,7 +282,7 @@ def _triangulate_outside(points: NDArray[np.float64], width: int, height: int) -
         lookup[place[0], place[1]] = vertex
     corners = np.asarray(plane.getTriangleList()).reshape(-1, 3, 2)
     # What the Delaunay triangulation lays across the face is the face's own mesh's place.
-    corners = corners[distances_inside(points[OVAL], corners.mean(axis=1).astype(np.float64)) < 0]
+    corners = corners[signed_distances(points[OVAL], corners.mean(axis=1).astype(np.float64)) < 0]
     found = []
     for corner in corners.tolist():
         vertices = [lookup.get((x, y)) for x, y in corner]
@@ -290,7 +298,7 @@ def _pull(
     around: NDArray[np.float64], oval: NDArray[np.float64], reach: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distance of each outer point to the oval's outline, and its weights on the 36 oval points."""
-    distance = np.maximum(0.0, -distances_inside(oval, around))
+    distance = np.maximum(0.0, -signed_distances(oval, around))
     squared = ((around[:, None] - oval[None]) ** 2).sum(axis=2)
     near = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / (2 * (0.35 * reach) ** 2))
     near /= near.sum(axis=1, keepdims=True)
@@ -354,24 +362,18 @@ def _follow(
     down = face[CHIN, :2] - face[FOREHEAD, :2]
     down /= np.linalg.norm(down)
     below = (around - face[CHIN, :2]) @ down / eye_distance
-    neck = 1.0 - _smoothstep(below / NECK_LENGTH + 0.15)
-    body = SHOULDER_SHARE * (1.0 - _smoothstep((below - 2.0) / 2.5))
+    neck = 1.0 - smoothstep(below / NECK_LENGTH + 0.15)
+    body = SHOULDER_SHARE * (1.0 - smoothstep((below - 2.0) / 2.5))
     follow = np.maximum(neck, body)
     away = distance / eye_distance
-    follow *= 1.0 - _smoothstep((away - HAIR_REACH) / 1.0) * (below < 0)
+    follow *= 1.0 - smoothstep((away - HAIR_REACH) / 1.0) * (below < 0)
     # Well outside the person there is nothing to carry along.
     outside = cv2.distanceTransform((person < 0.5).astype(np.uint8), cv2.DIST_L2, 5)
     y = np.clip(around[:, 1].round().astype(int), 0, person.shape[0] - 1)
     x = np.clip(around[:, 0].round().astype(int), 0, person.shape[1] - 1)
     beyond = np.minimum(outside[y, x] / eye_distance, away)
-    follow *= 1.0 - _smoothstep((beyond - NEARBY) / SOFT_EDGE)
+    follow *= 1.0 - smoothstep((beyond - NEARBY) / SOFT_EDGE)
     # The border of the padded picture, which is out of view, stands still.
     to_edge = np.minimum(around, (person.shape[1] - 1, person.shape[0] - 1) - around).min(axis=1)
-    follow *= _smoothstep(to_edge / max(1.0, 0.8 * pad))
+    follow *= smoothstep(to_edge / max(1.0, 0.8 * pad))
     return np.where(follow < 0.002, 0.0, follow)
-
-
-def _smoothstep(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    x = np.clip(x, 0.0, 1.0)
-    smooth: NDArray[np.float64] = x * x * (3.0 - 2.0 * x)
-    return smooth

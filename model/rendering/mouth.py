@@ -1,7 +1,7 @@
-"""What shows through the openings of the face: eyeballs between the lids, the mouth's inside.
+"""The mouth's interior, which shows between the lips: teeth, tongue and cavity.
 
-Both are prepared once a portrait and drawn over the finished skin, each clipped softly to the
-polygon of its opening.
+It is prepared once per portrait and drawn over the finished skin, clipped softly to the polygon of
+the inner lips.
 """
 
 from __future__ import annotations
@@ -21,105 +21,21 @@ from model.rendering.face_model import (
     MOUTH_RING,
     UPPER_ROWS,
     UPPER_SHARE,
-    Eye,
     FaceShape,
+    RigidMotion,
     face_basis,
 )
-from model.rendering.raster import Packed, distances_inside, draw_eye, draw_mouth, pack_rgb
+from model.rendering.raster import Packed, distance_map, draw_mouth, pack_rgba
 from model.types import Floats
 
-# At full eyeLook* the iris travels this share of the eye's width, across and up or down.
-GAZE_ACROSS, GAZE_UPDOWN = 0.26, 0.11
-# Lips further apart than this in the portrait show its own teeth; below, there is nothing to see.
+# The portrait's own teeth show where its lips are further apart than this (eye distances).
 OWN_MOUTH_GAP = 0.022
 CANONICAL_MOUTH_WIDTH = 0.552  # between the mouth's corners, in eye distances
 
 
 @dataclass(frozen=True)
-class Rigid:
-    """The head's own movement: padded resting pixels (x, y, z) → pixels of the frame."""
-
-    turn: NDArray[np.float64]
-    origin: NDArray[np.float64]
-    shift: NDArray[np.float64]
-    pad: float
-
-    def from_frame(self, depth: float) -> NDArray[np.float64]:
-        """(2, 3): frame pixels → resting padded pixels, for a plane at ``depth``."""
-        forward = np.zeros((2, 3))
-        forward[:, :2] = self.turn[:2, :2]
-        at = self.turn[:2, 2] * (depth - self.origin[2])
-        forward[:, 2] = (
-            at - self.turn[:2, :2] @ self.origin[:2] + self.origin[:2] + self.shift[:2] - self.pad
-        )
-        inverse: NDArray[np.float64] = cv2.invertAffineTransform(forward)
-        return inverse
-
-
-@dataclass(frozen=True)
-class Eyeball:
-    """One eye of the portrait, carried on under the lids."""
-
-    eye: Eye
-    texture: Packed
-    corner: NDArray[np.float64]
-    iris: NDArray[np.float64]
-    width: float
-    depth: float
-
-    @classmethod
-    def of(cls, padded: NDArray[np.uint8], points: Floats, eye: Eye) -> Eyeball:
-        ring = points[eye.ring, :2]
-        width = float(np.linalg.norm(points[eye.corners[0], :2] - points[eye.corners[1], :2]))
-        margin = 0.35 * width + 3.0
-        height, full = padded.shape[:2]
-        low = np.maximum(np.floor(ring.min(axis=0) - margin), 0).astype(int)
-        high = np.minimum(np.ceil(ring.max(axis=0) + margin), (full, height)).astype(int)
-        patch = np.ascontiguousarray(padded[low[1] : high[1], low[0] : high[0]])
-        open_ = _distance_inside(ring - low, patch.shape[:2])
-        # What the lids hide is not in the picture: continue the eye's own colours. The rim is left
-        # out of what is continued, for lashes and lid colour would smear.
-        hidden = (open_ < 1.0).astype(np.uint8)
-        continued = cv2.inpaint(patch, hidden, 3, cv2.INPAINT_TELEA) if hidden.min() == 0 else patch
-        keep = np.clip(open_ + 1.0, 0.0, 1.0)[..., None]
-        blended = continued * (1.0 - keep) + patch * keep
-        rim = points[eye.iris[1:], :2]
-        centre = points[eye.iris[0], :2]
-        radius = float(np.linalg.norm(rim - centre, axis=1).mean())
-        return cls(
-            eye=eye,
-            texture=pack_rgb(blended.round().astype(np.uint8)),
-            corner=low.astype(np.float64),
-            iris=np.array([*(centre - low), max(radius, 1.0)]),
-            width=width,
-            depth=float(points[eye.ring, 2].mean()),
-        )
-
-    def draw(
-        self, target: Floats, rigid: Rigid, now: Floats, rest: Floats, out: NDArray[np.uint8]
-    ) -> None:
-        ring = np.ascontiguousarray(target[self.eye.ring])
-        matrix = rigid.from_frame(self.depth)
-        matrix[:, 2] -= self.corner
-        look = _gaze(now, self.eye.side) - _gaze(rest, self.eye.side)
-        shift = look * self.width * np.array([GAZE_ACROSS, GAZE_UPDOWN])
-        draw_eye(ring, self.texture, matrix, self.iris, shift, out)
-
-
-def _gaze(actions: Floats, side: str) -> NDArray[np.float64]:
-    """(2,): where an eye looks, picture axes: right and down positive, about -1..1."""
-    value = {
-        way: float(actions[ACTIONS.index(f"eyeLook{way}{side}")])
-        for way in ("In", "Out", "Up", "Down")
-    }
-    # The subject's left eye lies right in the picture: outwards is to the right.
-    across = value["Out"] - value["In"]
-    return np.array([across if side == "Left" else -across, value["Down"] - value["Up"]])
-
-
-@dataclass(frozen=True)
 class Mouth:
-    """Teeth, tongue and dark, tinted to the portrait, and what the portrait itself shows."""
+    """Teeth, tongue and cavity, tinted to the portrait, and the mouth that the portrait shows."""
 
     shape: FaceShape
     upper: Packed
@@ -151,8 +67,8 @@ class Mouth:
         dropped = face_basis().basis[jaw, CHIN, 1] * shape.rest[jaw]
         return cls(
             shape=shape,
-            upper=_pack_rgba(textures["teeth_upper"]),
-            lower=_pack_rgba(textures["teeth_lower"]),
+            upper=pack_rgba(textures["teeth_upper"]),
+            lower=pack_rgba(textures["teeth_lower"]),
             window=textures["mouth_window"].astype(np.float64),
             centre=centre.astype(np.float64),
             scale=float(np.clip(width / CANONICAL_MOUTH_WIDTH, 0.8, 1.15)),
@@ -169,7 +85,7 @@ class Mouth:
         self,
         face: Floats,
         target: Floats,
-        rigid: Rigid,
+        rigid: RigidMotion,
         out: NDArray[np.uint8],
     ) -> None:
         ring = np.ascontiguousarray(target[MOUTH_RING])
@@ -207,26 +123,15 @@ class Mouth:
         )
 
 
-def _distance_inside(ring: Floats, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """(H, W): signed distance of each pixel centre to a closed polygon, positive inside."""
-    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
-    centres = np.stack([x.ravel(), y.ravel()], axis=1)
-    return distances_inside(ring.astype(np.float64), centres).reshape(shape)
-
-
 def _own_mouth(padded: NDArray[np.uint8], points: Floats) -> tuple[Packed, NDArray[np.float64]]:
     """What shows between the portrait's parted lips; alpha is 128 + 16 x the distance to them."""
     ring = points[MOUTH_RING, :2]
     low = np.maximum(np.floor(ring.min(axis=0)) - 4, 0).astype(int)
     high = np.ceil(ring.max(axis=0)).astype(int) + 4
     patch = padded[low[1] : high[1], low[0] : high[0]]
-    distance = _distance_inside(ring - low, patch.shape[:2])
+    distance = distance_map(ring - low, patch.shape[:2])
     alpha = np.clip(128 + 16 * distance, 0, 255)[..., None]
-    return _pack_rgba(np.concatenate([patch, alpha.astype(np.uint8)], axis=2)), low.astype(float)
-
-
-def _pack_rgba(picture: NDArray[np.generic]) -> Packed:
-    return np.ascontiguousarray(picture, np.uint8).view(np.uint32)[..., 0]
+    return pack_rgba(np.concatenate([patch, alpha.astype(np.uint8)], axis=2)), low.astype(float)
 
 
 def _tooth_colour(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:

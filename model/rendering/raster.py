@@ -1,4 +1,4 @@
-"""Compiled drawing kernels: textured triangles, soft polygons, the mouth's and eyes' inside.
+"""Compiled drawing kernels: textured triangles, mouth interior, eyeballs.
 
 Numba compiles these on first use and caches the result.
 """
@@ -19,7 +19,12 @@ def pack_rgb(picture: NDArray[np.uint8]) -> Packed:
     height, width = picture.shape[:2]
     wide = np.full((height, width, 4), 255, np.uint8)
     wide[..., :3] = picture
-    return np.ascontiguousarray(wide).view(np.uint32)[..., 0]
+    return pack_rgba(wide)
+
+
+def pack_rgba(picture: NDArray[np.generic]) -> Packed:
+    """(H, W, 4) RGBA, 0..255 → (H, W) packed."""
+    return np.ascontiguousarray(picture, np.uint8).view(np.uint32)[..., 0]
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -217,7 +222,7 @@ def _paint_texels(texture, texel, share, lefts, rights, out):  # type: ignore[no
 @njit(cache=True, nogil=True)
 def _sides(ring):  # type: ignore[no-untyped-def]
     """(N, 6) of a closed polygon (N, 2): start, way to the next corner, and the two quotients that
-    `_inside` wants: 1 / length², and x over y of the way; 0 where there is none."""
+    `_signed_distance` needs: 1 / length², and x over y of the way; 0 where there is none."""
     count = ring.shape[0]
     sides = np.zeros((count, 6))
     for i in range(count):
@@ -231,7 +236,7 @@ def _sides(ring):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _inside(sides, x, y):  # type: ignore[no-untyped-def]
+def _signed_distance(sides, x, y):  # type: ignore[no-untyped-def]
     """Signed distance of a point to the polygon of ``sides``, positive inside, pixels."""
     nearest = 1e18
     inside = False
@@ -248,17 +253,26 @@ def _inside(sides, x, y):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def distances_inside(ring, points):  # type: ignore[no-untyped-def]
+def signed_distances(ring, points):  # type: ignore[no-untyped-def]
     """(M,) signed distance of ``points`` (M, 2) to the polygon ``ring``, positive inside."""
     out = np.empty(points.shape[0], np.float64)
     sides = _sides(ring)
     for n in range(points.shape[0]):
-        out[n] = _inside(sides, points[n, 0], points[n, 1])
+        out[n] = _signed_distance(sides, points[n, 0], points[n, 1])
     return out
 
 
+def distance_map(ring: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """(H, W): signed distance of each pixel centre to the polygon ``ring``, positive inside."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    centres = np.stack([x.ravel(), y.ravel()], axis=1)
+    distances: NDArray[np.float64] = signed_distances(ring.astype(np.float64), centres)
+    return distances.reshape(shape)
+
+
 @njit(cache=True, nogil=True, inline="always")
-def _smooth(t):  # type: ignore[no-untyped-def]
+def _smoothstep(t):  # type: ignore[no-untyped-def]
+    # `face_model.smoothstep` for kernels: Numba does not compile np.clip of a scalar.
     t = min(1.0, max(0.0, t))
     return t * t * (3.0 - 2.0 * t)
 
@@ -286,7 +300,7 @@ def _below(sides, x, y):  # type: ignore[no-untyped-def]
 def draw_mouth(  # type: ignore[no-untyped-def]
     ring, to_window, upper, lower, drop, cavity, teeth, shadow, own, to_own, own_grow, out
 ):
-    """The inside of the mouth, seen through the polygon ``ring`` (N, 2) of the inner lips.
+    """The mouth's interior, seen through the polygon ``ring`` (N, 2) of the inner lips.
 
     ``upper`` and ``lower`` (packed, straight alpha) are teeth and gums; ``to_window`` (2, 3) maps
     ``out``'s pixels to their texels, ``drop`` texels is how far the lower ones hang with the jaw.
@@ -302,7 +316,7 @@ def draw_mouth(  # type: ignore[no-untyped-def]
     for y in range(y0, y1):
         for x in range(x0, x1):
             px, py = x + 0.5, y + 0.5
-            depth = _inside(sides, px, py)
+            depth = _signed_distance(sides, px, py)
             alpha = min(1.0, depth + 0.5)
             if alpha <= 0.0:
                 continue
@@ -311,8 +325,8 @@ def draw_mouth(  # type: ignore[no-untyped-def]
             r, g, b = cavity[0], cavity[1], cavity[2]
             # Light falls in from the front and is kept out by the upper lip and the corners.
             side = abs(2.0 * u / upper.shape[1] - 1.0)
-            lit = 0.6 + 0.4 * _smooth(_below(sides, px, py) / shadow)
-            lit *= 1.0 - 0.7 * _smooth(side * 1.25 - 0.3)
+            lit = 0.6 + 0.4 * _smoothstep(_below(sides, px, py) / shadow)
+            lit *= 1.0 - 0.7 * _smoothstep(side * 1.25 - 0.3)
             for jaw in range(2):
                 layer = lower if jaw == 0 else upper
                 row = v - drop if jaw == 0 else v
@@ -333,7 +347,7 @@ def draw_mouth(  # type: ignore[no-untyped-def]
                 if 0 <= ou < own.shape[1] - 1 and 0 <= ov < own.shape[0] - 1:
                     texel = _bilinear(own, np.int64(ou * 256.0 + 0.5), np.int64(ov * 256.0 + 0.5))
                     far = (((texel >> np.uint32(24)) & np.uint32(255)) - 128.0) / 16.0
-                    cover = _smooth((far + own_grow) / 1.5 + 0.5)
+                    cover = _smoothstep((far + own_grow) / 1.5 + 0.5)
                     r = r * (1.0 - cover) + (texel & np.uint32(255)) * cover
                     g = g * (1.0 - cover) + ((texel >> np.uint32(8)) & np.uint32(255)) * cover
                     b = b * (1.0 - cover) + ((texel >> np.uint32(16)) & np.uint32(255)) * cover
@@ -355,13 +369,13 @@ def draw_eye(ring, eyeball, to_eyeball, iris, gaze, out):  # type: ignore[no-unt
     for y in range(y0, y1):
         for x in range(x0, x1):
             px, py = x + 0.5, y + 0.5
-            alpha = min(1.0, _inside(sides, px, py) + 0.5)
+            alpha = min(1.0, _signed_distance(sides, px, py) + 0.5)
             if alpha <= 0.0:
                 continue
             u = to_eyeball[0, 0] * px + to_eyeball[0, 1] * py + to_eyeball[0, 2] - 0.5
             v = to_eyeball[1, 0] * px + to_eyeball[1, 1] * py + to_eyeball[1, 2] - 0.5
             away = np.hypot(u - iris[0] - gaze[0], v - iris[1] - gaze[1]) / iris[2]
-            share = 1.0 - _smooth((away - 1.1) / 1.4)
+            share = 1.0 - _smoothstep((away - 1.1) / 1.4)
             u -= gaze[0] * share
             v -= gaze[1] * share
             texel = _bilinear(eyeball, np.int64(u * 256.0 + 0.5), np.int64(v * 256.0 + 0.5))

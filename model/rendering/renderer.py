@@ -1,7 +1,7 @@
 """Motion → pixels: one framed portrait, ready to be drawn with any actions and head pose.
 
 Back to front: the background, which stands still; the person on a mesh of face, hair and shoulders,
-moved; the mouth's inside through the opening of the lips; the eyeballs through the lids.
+moved; the mouth's interior between the lips; the eyeballs between the lids.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from model.portrait.blendshapes import from_motion, rotation_matrices
 from model.portrait.framing import Frame, frame
 from model.portrait.person_mask import PersonMask
-from model.rendering.face_model import EYES, FaceShape, hide_teeth
+from model.rendering.eyes import Eyeball
+from model.rendering.face_model import EYES, FaceShape, RigidMotion, hide_teeth
 from model.rendering.matting import split
 from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
-from model.rendering.mouth import Eyeball, Mouth, Rigid
+from model.rendering.mouth import Mouth
 from model.rendering.raster import draw_triangles, drawable, untangle
 from model.types import Floats
 
@@ -163,8 +164,10 @@ class PortraitRenderer:
         flat -= np.float32(self.pad)
         return flat
 
-    def _rigid(self, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float) -> Rigid:
-        return Rigid(turn * grow, self._origin, shift * self._eye_distance, float(self.pad))
+    def _rigid(
+        self, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float
+    ) -> RigidMotion:
+        return RigidMotion(turn * grow, self._origin, shift * self._eye_distance, float(self.pad))
 
 
 def _padding(view: Frame, landmarks: Floats) -> int:
