@@ -26,7 +26,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
 from model.models import WEIGHTS
-from model.portrait.blendshapes import ACTIONS
+from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, FACE_LANDMARKS
 from model.rendering.face_model import (
     EYES,
     LOWER_LIP,
@@ -209,12 +209,12 @@ def _tracked(frames: np.lib.npyio.NpzFile, canonical: Array) -> tuple[Array, Arr
     aspect = np.array(
         [360.0, -288.0, -360.0]
     )  # fractions of 360 × 288 → x right, y up, z to the viewer
-    landmarks = frames["landmarks"].astype(np.float64)[:, :468] * aspect
+    landmarks = frames["landmarks"].astype(np.float64)[:, :FACE_LANDMARKS] * aspect
     free = []
     for points in landmarks:
         scale, turn, shift = fit_similarity(canonical[STABLE], points[STABLE])
         free.append((points - shift) @ turn / scale)
-    coefficients = np.zeros((len(landmarks), 52))
+    coefficients = np.zeros((len(landmarks), ACTION_COUNT))
     coefficients[:, :51] = frames["blendshapes"][:, 1:]
     return coefficients - coefficients.mean(axis=0), np.array(free) - np.mean(free, axis=0)
 
@@ -228,7 +228,7 @@ def correct(prior: Array, coefficients: Array, landmarks: Array, *, canonical: A
     speech_actions = [
         i for i, name in enumerate(ACTIONS) if name.startswith(("jaw", "mouth", "cheek"))
     ]
-    flat = prior.reshape(len(ACTIONS), -1)
+    flat = prior.reshape(ACTION_COUNT, -1)
     left_over = landmarks.reshape(len(landmarks), -1) - coefficients @ flat
     change = ridge(coefficients[:, speech_actions], left_over, RIDGE)
     change = change.reshape(len(speech_actions), *prior.shape[1:])

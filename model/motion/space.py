@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.lru import LRUCache
-from model.portrait.blendshapes import ACTIONS, MOTION_DIM, reference_features
+from model.portrait.blendshapes import (
+    ACTION_COUNT,
+    ACTIONS,
+    FACE_LANDMARKS,
+    LANDMARKS,
+    MOTION_DIM,
+    reference_features,
+)
 from model.portrait.face_tracker import FaceTracker
 from model.portrait.person_mask import PersonMask
 from model.rendering.face_model import EYES, FaceShape, face_basis, hide_teeth
@@ -106,15 +113,15 @@ def _prepare(reference: Reference, size: int, framing: str) -> PortraitRenderer:
 
 def _draw_once() -> None:
     """Draw a faceless face, so that no portrait has to wait for the kernels to be compiled."""
-    points = np.zeros((478, 3), np.float32)
-    points[:468] = face_basis().canonical * 32.0 + (64.0, 64.0, 0.0)
+    points = np.zeros((LANDMARKS, 3), np.float32)
+    points[:FACE_LANDMARKS] = face_basis().canonical * 32.0 + (64.0, 64.0, 0.0)
     for eye in EYES:
         points[eye.iris] = points[eye.ring].mean(axis=0)
         points[eye.iris[1:], :2] += ((2.0, 0.0), (0.0, 2.0), (-2.0, 0.0), (0.0, -2.0))
     renderer = PortraitRenderer(
         picture=np.full((128, 128, 3), 128, np.uint8),
         landmarks=points,
-        coefficients=np.zeros(52, np.float32),
+        coefficients=np.zeros(ACTION_COUNT, np.float32),
         person=PersonMask(
             np.ones((8, 8), np.float32), np.ones((8, 8), np.float32), (0, 0, 8), 128, 128
         ),

@@ -71,9 +71,13 @@ ACTIONS: tuple[str, ...] = (
     "tongueOut",
 )
 ACTION_COUNT = len(ACTIONS)
-ROTATION = slice(52, 55)
-TRANSLATION = slice(55, 58)
-MOTION_DIM = 58
+ROTATION = slice(ACTION_COUNT, ACTION_COUNT + 3)
+TRANSLATION = slice(ACTION_COUNT + 3, ACTION_COUNT + 6)
+MOTION_DIM = ACTION_COUNT + 6
+
+# MediaPipe's mesh: the face's points, then each iris's (centre, four of the rim), right eye first.
+FACE_LANDMARKS, IRIS_LANDMARKS = 468, 5
+LANDMARKS = FACE_LANDMARKS + 2 * IRIS_LANDMARKS
 
 _ABSOLUTE_STEMS = (
     "jaw",
@@ -200,8 +204,8 @@ def reference_features(rest: Floats, landmarks: Floats | None) -> Floats:
     _checked("rest", rest[None], ACTION_COUNT)
     geometry = np.zeros(GEOMETRY_DIM, np.float32)
     if landmarks is not None:
-        if landmarks.ndim != 2 or landmarks.shape[1] != 3 or len(landmarks) < 468:
-            raise ValueError(f"landmarks have shape {landmarks.shape}, expected (478, 3)")
+        if landmarks.ndim != 2 or landmarks.shape[1] != 3 or len(landmarks) < FACE_LANDMARKS:
+            raise ValueError(f"landmarks have shape {landmarks.shape}, expected ({LANDMARKS}, 3)")
         unit = float(np.linalg.norm(np.subtract(*landmarks[list(_EYE_CORNERS)])))
         if not unit > 0:
             raise ValueError(f"the outer eye corners are {unit} apart, expected more than 0")

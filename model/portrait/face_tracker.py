@@ -15,6 +15,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
+from model.portrait.blendshapes import ACTION_COUNT, LANDMARKS
 from model.portrait.framing import frame
 from model.portrait.person_mask import PersonMask
 from model.types import Floats
@@ -23,7 +24,6 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 DETECTOR_SIDE = 256
 MESH_SIDE = 256
 MASK_SIDE = 256
-MESH_POINTS = 478
 MIN_DETECTION = 0.5
 # A dog reaches 0.58 at the first look, the least clear human portrait tried 0.99.
 MIN_PRESENCE = 0.75
@@ -207,7 +207,7 @@ class FaceTracker:
             small, forward_small, (MESH_SIDE, MESH_SIDE), borderMode=cv2.BORDER_REPLICATE
         )
         points, presence, _ = self._mesh(crop[None].astype(np.float32) / 255.0)
-        mesh = points.reshape(MESH_POINTS, 3).astype(np.float64)
+        mesh = points.reshape(LANDMARKS, 3).astype(np.float64)
         back = cv2.invertAffineTransform(forward)
         xy = mesh[:, :2] @ back[:, :2].T + back[:, 2]
         landmarks = np.column_stack([xy, mesh[:, 2] / scale]).astype(np.float32)
@@ -215,8 +215,8 @@ class FaceTracker:
 
     def _read(self, landmarks: Floats) -> Floats:
         (values,) = self._blendshapes(landmarks[None, BLENDSHAPE_POINTS, :2])
-        coefficients = np.zeros(52, np.float32)
-        coefficients[:51] = values[1:]  # the first is MediaPipe's "_neutral"
+        coefficients = np.zeros(ACTION_COUNT, np.float32)
+        coefficients[: ACTION_COUNT - 1] = values[1:]  # the first is MediaPipe's "_neutral"
         return coefficients
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.portrait.blendshapes import FACE_LANDMARKS
 from model.types import Floats
 
 FRAMINGS = ("portrait", "full")
@@ -81,7 +82,8 @@ def frame(
 def _portrait_square(
     width: int, height: int, landmarks: Floats, person: Floats
 ) -> tuple[float, float, float]:
-    low, high = landmarks[:468, :2].min(axis=0), landmarks[:468, :2].max(axis=0)
+    face = landmarks[:FACE_LANDMARKS, :2]
+    low, high = face.min(axis=0), face.max(axis=0)
     tall = float(max(high[1] - low[1], 0.9 * (high[0] - low[0])))
     middle = float((low[0] + high[0]) / 2)
     hair = _highest_hair(width, height, low, high, person)

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from model.portrait.blendshapes import ACTIONS
+from model.portrait.blendshapes import (
+    ACTION_COUNT,
+    ACTIONS,
+    FACE_LANDMARKS,
+    IRIS_LANDMARKS,
+    LANDMARKS,
+)
 from model.types import Floats
 
 BASIS_FILE = Path(__file__).parents[1] / "weights" / "face_basis.safetensors"
@@ -69,14 +75,14 @@ EYES = (
         np.array([246, 161, 160, 159, 158, 157, 173]),
         np.array([7, 163, 144, 145, 153, 154, 155]),
         (33, 133),
-        np.arange(468, 473),
+        np.arange(FACE_LANDMARKS, FACE_LANDMARKS + IRIS_LANDMARKS),
     ),
     Eye(
         "Left",
         np.array([466, 388, 387, 386, 385, 384, 398]),
         np.array([249, 390, 373, 374, 380, 381, 382]),
         (263, 362),
-        np.arange(473, 478),
+        np.arange(FACE_LANDMARKS + IRIS_LANDMARKS, LANDMARKS),
     ),
 )
 
@@ -119,8 +125,8 @@ class FaceBasis:
 def face_basis() -> FaceBasis:
     """The shipped basis, read once a process."""
     tensors = load_file(BASIS_FILE)
-    basis = np.zeros((len(ACTIONS), 478, 3), np.float32)
-    basis[:, :468] = tensors["basis"]
+    basis = np.zeros((ACTION_COUNT, LANDMARKS, 3), np.float32)
+    basis[:, :FACE_LANDMARKS] = tensors["basis"]
     textures = {k: tensors[k] for k in ("teeth_upper", "teeth_lower", "mouth_window")}
     return FaceBasis(tensors["canonical"], tensors["triangles"], basis, textures)
 
@@ -320,12 +326,12 @@ def _lip_weights(points: Floats) -> tuple[Floats, Floats]:
     """(478, 9) each: how much every point follows each lip column, upper and lower."""
     both = []
     for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
-        weights = np.zeros((478, 9), np.float32)
+        weights = np.zeros((LANDMARKS, 9), np.float32)
         for row, weight in zip(rows, ROW_WEIGHTS, strict=True):
             weights[row, np.arange(9)] = weight
         edge = points[rows[-1]]
         lips = np.array(sorted(UPPER_LIP | LOWER_LIP | set(MOUTH_CORNERS)))
-        for vertex in np.setdiff1d(np.arange(468), lips):
+        for vertex in np.setdiff1d(np.arange(FACE_LANDMARKS), lips):
             away = points[vertex] - edge
             if sign * float(away[np.argmin((away**2).sum(axis=1)), 1]) < -0.02:
                 continue  # beside the other lip
@@ -342,7 +348,7 @@ def _lid_weights(points: Floats, eye: Eye, basis: Floats) -> NDArray[np.float64]
     The lid's own contour follows wholly; the skin above as far as the blink of the basis carries
     it in proportion, so that the lid unrolls evenly from below the brow.
     """
-    weights = np.zeros((478, 7))
+    weights = np.zeros((LANDMARKS, 7))
     blink = basis[ACTIONS.index(f"eyeBlink{eye.side}"), :, 1].astype(np.float64)
     reach = np.clip(blink / max(float(blink[eye.upper].max()), 1e-6), 0.0, 1.0)
     contour = points[eye.upper]

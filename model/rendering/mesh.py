@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.portrait.blendshapes import FACE_LANDMARKS
 from model.rendering.face_model import (
     CHIN,
     EYES,
@@ -98,7 +99,7 @@ def build_mesh(landmarks: Floats, eye_distance: float, person: Floats, pad: int)
     ``landmarks`` (478, 3) and ``person`` (H + 2 pad, W + 2 pad) 0..1 are in padded pixels.
     """
     height, width = person.shape
-    face = landmarks[:468].astype(np.float64).copy()
+    face = landmarks[:FACE_LANDMARKS].astype(np.float64).copy()
     triangles = face_basis().triangles.astype(np.int64)
     triangles = _counter_oriented(triangles)
     face[:, :2] = _unfold(face[:, :2], triangles)
@@ -110,7 +111,7 @@ def build_mesh(landmarks: Floats, eye_distance: float, person: Floats, pad: int)
     triangles = np.concatenate([triangles, outer])
     depth = _relax_depth(points, depth, triangles)
     follow = np.ones(len(points))
-    follow[468:] = _follow(around, face, distance, person, eye_distance, pad)
+    follow[FACE_LANDMARKS:] = _follow(around, face, distance, person, eye_distance, pad)
     order = np.argsort(-depth[triangles].mean(axis=1), kind="stable")
     return PortraitMesh(
         rest=np.column_stack([points, depth]).astype(np.float32),
@@ -153,10 +154,10 @@ def _unfold(points: NDArray[np.float64], triangles: NDArray[np.int64]) -> NDArra
     if not np.any(signed_areas(points, skin) < least):
         return points
     points[OVAL] = _silhouette(points)
-    neighbours = _neighbours(468, triangles)
+    neighbours = _neighbours(FACE_LANDMARKS, triangles)
     contours = np.concatenate([MOUTH_RING, *(eye.ring for eye in EYES)])
     for held in (np.concatenate([OVAL, contours]), OVAL):
-        fixed = np.zeros(468, bool)
+        fixed = np.zeros(FACE_LANDMARKS, bool)
         fixed[held] = True
         for _ in range(250):
             bad = signed_areas(points, skin) < least
@@ -187,7 +188,7 @@ def _silhouette(points: NDArray[np.float64]) -> NDArray[np.float64]:
     grown = np.maximum.accumulate(even + offset)
     shrunk = np.minimum.accumulate((even + offset)[::-1])[::-1]
     around = 0.8 * np.clip((grown + shrunk) / 2, even[0] - 0.1, even[-1] + 0.1) + 0.2 * even
-    inner = np.setdiff1d(np.arange(468), OVAL)
+    inner = np.setdiff1d(np.arange(FACE_LANDMARKS), OVAL)
     reach = radius[OVAL].copy()
     for i, direction in enumerate(around):
         apart = np.abs((angle[inner] - direction + np.pi) % (2 * np.pi) - np.pi)
@@ -272,7 +273,7 @@ def _points_around(
 
 def _triangulate_outside(points: NDArray[np.float64], width: int, height: int) -> NDArray[np.int64]:
     """Delaunay triangles between the oval and the border, oriented like the face's."""
-    index = np.concatenate([OVAL, np.arange(468, len(points))])
+    index = np.concatenate([OVAL, np.arange(FACE_LANDMARKS, len(points))])
     plane = cv2.Subdiv2D((-8, -8, width + 16, height + 16))
     lookup = {}
     for vertex, place in zip(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.portrait.blendshapes import from_motion, rotation_matrices
+from model.portrait.blendshapes import FACE_LANDMARKS, from_motion, rotation_matrices
 from model.portrait.framing import Frame, frame
 from model.portrait.person_mask import PersonMask
 from model.rendering.eyes import Eyeball
@@ -125,7 +125,7 @@ class PortraitRenderer:
     def landmarks(self, coefficients: Floats, pose: Floats) -> Floats:
         """(478, 2): where the tracker's points come to lie, irises last, in pixels of the frame."""
         moved = self._moved(coefficients, pose)
-        return np.concatenate([moved[:468], moved[len(self._source) :]])
+        return np.concatenate([moved[:FACE_LANDMARKS], moved[len(self._source) :]])
 
     def _moved(self, coefficients: Floats, pose: Floats) -> Floats:
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
@@ -139,10 +139,11 @@ class PortraitRenderer:
         shape = self._shape
         offset = self._eye_distance * ((face - shape.points) @ shape.rotation.T)
         moved = self._rest3.copy()
-        moved[:468] += offset[:468]
-        moved[468:] += self.mesh.pull @ offset[OVAL]
-        everything = np.concatenate([moved, self._points[468:] + offset[468:]])
-        follow = np.append(self.mesh.follow, np.ones(10))[:, None]
+        moved[:FACE_LANDMARKS] += offset[:FACE_LANDMARKS]
+        moved[FACE_LANDMARKS:] += self.mesh.pull @ offset[OVAL]
+        irises = self._points[FACE_LANDMARKS:] + offset[FACE_LANDMARKS:]
+        everything = np.concatenate([moved, irises])
+        follow = np.append(self.mesh.follow, np.ones(len(irises)))[:, None]
         turned = (
             (everything - self._origin) @ turn.T * grow
             + self._origin
@@ -202,7 +203,8 @@ def _bounded(
 def _moving(mesh: PortraitMesh, alpha: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Triangles that may move, and those that never do; without the ones that show nobody."""
     reach = np.ones(len(mesh.rest), bool)
-    reach[468:] = (mesh.follow[468:] > 0) | (mesh.pull.max(axis=1, initial=0.0) > 0)
+    follows = mesh.follow[FACE_LANDMARKS:] > 0
+    reach[FACE_LANDMARKS:] = follows | (mesh.pull.max(axis=1, initial=0.0) > 0)
     # A triangle shows somebody if any of a few points inside it, or near them, is not clear.
     size = max(3, round(alpha.shape[1] / 60)) | 1
     spread = cv2.dilate(alpha, np.ones((size, size)))

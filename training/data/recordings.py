@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from model.portrait.blendshapes import ACTION_COUNT, ACTIONS
+from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, LANDMARKS
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 from training.data.tracking import LANDMARK_INDEX, TrackedFrame
 
@@ -90,7 +90,7 @@ def collect_motion(faces: Iterable[TrackedFrame | None]) -> TrackedMotion:
         pose=np.array(pose, np.float64).reshape(-1, 3, 4),
         ok=np.array(ok, bool),
         points=np.array(points, np.float32).reshape(-1, len(LANDMARK_INDEX), 2),
-        shapes=np.array(shapes, np.float32).reshape(-1, 478, 3),
+        shapes=np.array(shapes, np.float32).reshape(-1, LANDMARKS, 3),
     )
 
 
