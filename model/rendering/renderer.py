@@ -6,7 +6,8 @@ moved; the mouth's interior between the lips; the eyeballs between the lids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from model.rendering.matting import split
 from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
 from model.rendering.mouth import Mouth
 from model.rendering.raster import draw_triangles, drawable, untangle
-from model.types import Floats
+from model.types import DEFAULT_SIZE, Floats, Picture
 
 # Beyond the frame the mesh goes on, so that no border is dragged into the picture.
 PAD_SHARE = 0.10
@@ -41,32 +42,71 @@ UNTANGLE_ROUNDS = 80
 DOWN = np.array([1.0, -1.0, -1.0])  # latent axes (y up, z to the viewer) → picture axes
 
 
+@dataclass(frozen=True)
+class PreparedPortrait:
+    """What a portrait is drawn from.
+
+    ``picture`` (H, W, 3) RGB; ``landmarks`` (478, 3) in its pixels; ``coefficients`` (52,) as
+    tracked; ``person`` its mask.
+    """
+
+    picture: Picture
+    landmarks: Floats
+    coefficients: Floats
+    person: PersonMask
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """As a `Reference` keeps it; masks as bytes."""
+        return {
+            "picture": self.picture,
+            "landmarks": self.landmarks,
+            "coefficients": self.coefficients,
+            "person": _as_bytes(self.person.whole),
+            "person_close": _as_bytes(self.person.close),
+            "person_square": np.array(self.person.square, np.float32),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> PreparedPortrait:
+        """The inverse of `to_arrays`."""
+        picture = arrays["picture"].astype(np.uint8, copy=False)
+        left, top, side = (float(v) for v in arrays["person_square"])
+        return cls(
+            picture=picture,
+            landmarks=arrays["landmarks"].astype(np.float32, copy=False),
+            coefficients=arrays["coefficients"].astype(np.float32, copy=False),
+            person=PersonMask(
+                whole=arrays["person"].astype(np.float32) / 255.0,
+                close=arrays["person_close"].astype(np.float32) / 255.0,
+                square=(left, top, side),
+                width=picture.shape[1],
+                height=picture.shape[0],
+            ),
+        )
+
+
+def _as_bytes(mask: Floats) -> NDArray[np.uint8]:
+    return np.clip(mask * 255.0, 0.0, 255.0).astype(np.uint8)
+
+
 class PortraitRenderer:
-    """Draws one portrait at one size; many threads may at once, for it keeps no buffers.
+    """Draws one portrait at one size. Threads may share it: it keeps no buffers.
 
     ``portrait`` (H, W, 3) is the framed picture; ``rest`` (52,) are the coefficients with which,
     and no head movement, it is what is drawn.
     """
 
     def __init__(
-        self,
-        picture: NDArray[np.uint8],
-        landmarks: Floats,
-        coefficients: Floats,
-        person: PersonMask,
-        size: int = 512,
-        framing: str = "portrait",
+        self, source: PreparedPortrait, size: int = DEFAULT_SIZE, framing: str = "portrait"
     ) -> None:
-        """``picture`` (H, W, 3) RGB; ``landmarks`` (478, 3) its pixels; ``person`` its mask.
-
-        Raises ``ValueError`` for a size or framing that is not allowed.
-        """
+        """Raises ``ValueError`` for a size or framing that is not allowed."""
+        picture, landmarks, person = source.picture, source.landmarks, source.person
         view = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, person.whole)
         self.width, self.height = view.width, view.height
         self.pad = _padding(view, landmarks)
         padded = view.cut(picture, self.pad).astype(np.uint8)
         placed = hide_teeth(view.place(landmarks))
-        self._shape = FaceShape(placed, coefficients)
+        self._shape = FaceShape(placed, source.coefficients)
         self._eye_distance = self._shape.eye_distance
         self._turn_share = _turn_share(self._shape.rotation)
         placed[:, :2] += self.pad

@@ -25,7 +25,7 @@ from model.video import checkpoints
 from model.video.config import FaceLocatorConfig, UNetConfig
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
-from model.video.space import ReferenceEncoder, VideoSpace
+from model.video.space import ReferenceEncoder, VideoSpace, masked_box
 from model.video.tiny import PatchCodec, TinyNet
 from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
@@ -197,7 +197,7 @@ class KeptReferences:
         return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
     def _one(self, reference: Reference) -> dict[str, Tensor]:
-        content = reference.features.tobytes() + reference.arrays["face"].tobytes()
+        content = reference.features.tobytes() + masked_box(reference).tobytes()
         key = hashlib.sha256(content).digest()
         return self._cache.get(key, lambda: self._encode(reference))
 

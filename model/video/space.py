@@ -6,7 +6,8 @@ Joins the face tracker, the framing and a codec (an autoencoder, or patches of p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import cv2
@@ -17,14 +18,13 @@ from torch import Tensor
 
 from model.portrait.face_tracker import FaceTracker
 from model.portrait.framing import MAX_SIZE, Frame, frame
-from model.types import Floats, Reference
+from model.portrait.reference import TrackedPortrait
+from model.types import Floats, Picture, Reference
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
 
-Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 View = Literal["portrait", "face"]
 
-MAX_KEPT_SIDE = 2048  # of the portrait, around the square
 MASK_GROWTH = 0.1  # of the face's box, on each side: EchoMimic's own
 SEAM = 0.06  # of the square's side, where it blends into the picture
 DECODED_AT_ONCE = 4  # frames
@@ -45,6 +45,50 @@ class Codec(Protocol):
     def encode(self, pixels: Tensor) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PreparedSquare:
+    """What a square's latents are drawn with.
+
+    ``picture`` (H, W, 3); ``portrait`` frames it at `MAX_SIZE`; ``square`` is what the networks
+    see; ``face`` (5,) is its face's grown box and its side, see `masked_box`.
+    """
+
+    picture: Picture
+    portrait: Frame
+    square: Frame
+    face: NDArray[np.int32]
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """As a `Reference` keeps it."""
+        return {
+            "picture": self.picture,
+            "portrait": np.array([*self.portrait.corner, self.portrait.scale], np.float32),
+            "square": np.array([*self.square.corner, self.square.scale], np.float32),
+            "face": self.face,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> PreparedSquare:
+        """The inverse of `to_arrays`."""
+        face = arrays["face"].astype(np.int32, copy=False)
+        return cls(
+            picture=arrays["picture"].astype(np.uint8, copy=False),
+            portrait=_square_frame(arrays["portrait"], MAX_SIZE),
+            square=_square_frame(arrays["square"], int(face[4])),
+            face=face,
+        )
+
+
+def _square_frame(kept: NDArray[np.generic], side: int) -> Frame:
+    x, y, scale = (float(v) for v in kept)
+    return Frame((x, y), scale, side, side)
+
+
+def masked_box(reference: Reference) -> NDArray[np.int32]:
+    """(5,): x0, y0, x1, y1 of the face that the face locator is given; the square's side."""
+    return reference.arrays["face"].astype(np.int32, copy=False)
 
 
 class VideoSpace:
@@ -80,32 +124,19 @@ class VideoSpace:
         ``features`` are the square's latent; the reference UNet's bank is derived from it where it
         is used (`ReferenceEncoder`), so a kept avatar is 64 KB of it and not 23 MB.
         """
-        kept = _at_most(picture, MAX_KEPT_SIDE)
-        face = self._tracker.find(kept)
-        person = self._tracker.person(kept, face).whole
+        tracked = TrackedPortrait.of(picture, self._tracker)
+        kept, landmarks = tracked.picture, tracked.face.landmarks
         height, width = kept.shape[:2]
-        portrait = frame("portrait", MAX_SIZE, width, height, face.landmarks, person)
+        portrait = frame("portrait", MAX_SIZE, width, height, landmarks, tracked.person.whole)
         square = Frame(portrait.corner, portrait.scale * self.side / MAX_SIZE, self.side, self.side)
         if self._view == "face":
-            square = face_square(face.landmarks, self.side)
+            square = face_square(landmarks, self.side)
         with torch.inference_mode():
             latent = self._codec.encode(self._pixels(square.cut(kept, 0)))[0]
-        scale = picture.shape[1] / width
-        x0, y0, x1, y1 = (float(v * scale) for v in face.box)
-        return Reference(
-            latent_space=self.name,
-            width=picture.shape[1],
-            height=picture.shape[0],
-            face_box=(x0, y0, x1, y1),
-            face_confidence=face.confidence,
-            features=latent.float().cpu().numpy().reshape(-1),
-            arrays={
-                "picture": kept,
-                "portrait": np.array([*portrait.corner, portrait.scale], np.float32),
-                "square": np.array([*square.corner, square.scale], np.float32),
-                "face": _face_box(square.place(face.landmarks), self.side),
-            },
-        )
+        face = _face_box(square.place(landmarks), self.side)
+        prepared = PreparedSquare(kept, portrait, square, face)
+        features = latent.float().cpu().numpy().reshape(-1)
+        return tracked.reference(self.name, features, prepared.to_arrays())
 
     def rest_prefix(self, frames: int) -> Floats:
         """(frames, D) zeros: no past is known yet."""
@@ -114,13 +145,11 @@ class VideoSpace:
     def decoder(self, reference: Reference, size: int, framing: str) -> VideoDecoder:
         """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""
         reference.expect(self.name)
-        picture = reference.arrays["picture"].astype(np.uint8, copy=False)
-        target = _target(reference, picture, size, framing)
-        x, y, scale = (float(v) for v in reference.arrays["square"])
-        square = Frame((x, y), scale, self.side, self.side)
+        prepared = PreparedSquare.from_arrays(reference.arrays)
+        target = _target(prepared, size, framing)
         around = None
         if framing == "full" or self._view == "face":
-            around = _Around(picture, target, square)
+            around = _Around(prepared.picture, target, prepared.square)
         return VideoDecoder(self._codec, self._device, self.latent_shape, target, around)
 
     def _pixels(self, square: NDArray[np.generic]) -> Tensor:
@@ -138,14 +167,15 @@ def face_square(landmarks: Floats, side: int) -> Frame:
     return Frame((x, y - FACE_ABOVE * wide), side / wide, side, side)
 
 
-def _target(reference: Reference, picture: Picture, size: int, framing: str) -> Frame:
+def _target(prepared: PreparedSquare, size: int, framing: str) -> Frame:
     """The frame to draw. The portrait's square was chosen when the person was seen."""
-    height, width = picture.shape[:2]
+    height, width = prepared.picture.shape[:2]
     nobody, everywhere = np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32)
     if framing == "portrait":
-        x, y, scale = (float(v) for v in reference.arrays["portrait"])
         checked = frame("full", size, size, size, nobody, everywhere)  # raises for a bad size
-        return Frame((x, y), scale * size / MAX_SIZE, checked.width, checked.height)
+        portrait = prepared.portrait
+        scale = portrait.scale * size / MAX_SIZE
+        return Frame(portrait.corner, scale, checked.width, checked.height)
     return frame(framing, size, width, height, nobody, everywhere)
 
 
@@ -258,7 +288,7 @@ class ReferenceEncoder:
         """``face`` (1, C_0, h, w) and ``reference.PLACE`` (1, L, C), see `DenoisingUNet`."""
         device = _device(self._unet)
         latent = torch.from_numpy(reference.features).reshape(1, *self._latent_shape).to(device)
-        x0, y0, x1, y1, side = (int(v) for v in reference.arrays["face"])
+        x0, y0, x1, y1, side = (int(v) for v in masked_box(reference))
         mask = torch.zeros(1, 1, side, side, device=device)
         mask[:, :, y0:y1, x0:x1] = 1.0
         with torch.no_grad():
@@ -277,11 +307,3 @@ def _face_box(landmarks: Floats, side: int) -> NDArray[np.int32]:
 
 def _device(net: torch.nn.Module) -> torch.device:
     return next(net.parameters()).device
-
-
-def _at_most(picture: Picture, side: int) -> Picture:
-    shrink = side / max(picture.shape[:2])
-    if shrink >= 1.0:
-        return picture
-    size = (max(1, round(picture.shape[1] * shrink)), max(1, round(picture.shape[0] * shrink)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)

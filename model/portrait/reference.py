@@ -1,0 +1,66 @@
+"""From an uploaded picture to the part of a `Reference` that every latent space builds alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.portrait.face_tracker import Face, FaceTracker
+from model.portrait.person_mask import PersonMask
+from model.types import Floats, Picture, Reference
+
+# No video is larger than 1024 pixels, but its crop may take only a part of the picture.
+MAX_KEPT_SIDE = 2048  # pixels
+
+
+@dataclass(frozen=True)
+class TrackedPortrait:
+    """The face and the person found in an uploaded picture of ``width`` x ``height``.
+
+    ``picture`` is what is kept of the upload, at most `MAX_KEPT_SIDE` a side; ``face`` and
+    ``person`` are in its pixels.
+    """
+
+    width: int
+    height: int
+    picture: Picture
+    face: Face
+    person: PersonMask
+
+    @classmethod
+    def of(cls, uploaded: Picture, tracker: FaceTracker) -> TrackedPortrait:
+        """``uploaded`` (H, W, 3) RGB. Raises `NoFaceError`."""
+        picture = _at_most(uploaded, MAX_KEPT_SIDE)
+        face = tracker.find(picture)
+        person = tracker.person(picture, face)
+        return cls(uploaded.shape[1], uploaded.shape[0], picture, face, person)
+
+    def reference(
+        self, latent_space: str, features: Floats, arrays: dict[str, NDArray[np.generic]]
+    ) -> Reference:
+        """The reference of ``latent_space``; its face box is in pixels of the upload."""
+        scale = self.width / self.picture.shape[1]
+        x0, y0, x1, y1 = (float(v * scale) for v in self.face.box)
+        return Reference(
+            latent_space=latent_space,
+            width=self.width,
+            height=self.height,
+            face_box=(x0, y0, x1, y1),
+            face_confidence=self.face.confidence,
+            features=features,
+            arrays=arrays,
+        )
+
+
+def _at_most(picture: Picture, side: int) -> Picture:
+    longest = max(picture.shape[:2])
+    if longest <= side:
+        return picture
+    size = (
+        max(1, round(picture.shape[1] * side / longest)),
+        max(1, round(picture.shape[0] * side / longest)),
+    )
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
