@@ -53,7 +53,7 @@ def dial(url: str, words: bytes = b"") -> socket.socket:
     return sock
 
 
-def crowd(url: str, until_s: float, words: bytes, drip: bytes = b"", most: int = 2000) -> None:
+def crowd(url: str, until_s: float, words: bytes, *, drip: bytes = b"", most: int = 2000) -> None:
     """Open connections that send ``words`` and then nothing, or ``drip`` every half second."""
     held: list[socket.socket] = []
     try:
@@ -85,13 +85,16 @@ def silent(url: str, until_s: float) -> None:
 
 
 def unfinished_headers(url: str, until_s: float) -> None:
-    crowd(url, until_s, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"a")
+    crowd(url, until_s, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", drip=b"a")
 
 
 def unfinished_bodies(url: str, until_s: float) -> None:
     head = b"POST /animate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
     crowd(
-        url, until_s, head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n", b"a"
+        url,
+        until_s,
+        head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n",
+        drip=b"a",
     )
 
 
@@ -273,9 +276,9 @@ async def run(flood: str | None, seconds: float) -> tuple[float, Cost, Cost]:
     voice = Voice.read(EXAMPLES / "speech.wav")
     start = {"portrait": base64_portrait(), "idle": True, "size": 512}
     with serving() as served:
-        await hold(served.url, start, voice, 2.0)  # warms up
+        await hold(served.url, start, voice, seconds=2.0)  # warms up
         before = await asyncio.to_thread(served.cost)
-        talk = asyncio.create_task(hold(served.url, start, voice, SETTLE_S + seconds))
+        talk = asyncio.create_task(hold(served.url, start, voice, seconds=SETTLE_S + seconds))
         await asyncio.sleep(SETTLE_S)
         if flood is not None:
             context = multiprocessing.get_context("spawn")

@@ -146,7 +146,7 @@ def measure(case: Case, batches: tuple[int, ...], out: Path, *, dry: bool) -> li
     device = "cpu" if dry else "cuda"
     torch.set_num_threads(1 if dry else torch.get_num_threads())
     chosen = example_model(case.network, tiny=dry, device=device)
-    programs, parity = _programs(case, chosen, range(1, max(batches) + 1), out, device)
+    programs, parity = _programs(case, chosen, range(1, max(batches) + 1), out=out, device=device)
     # In half precision the network has the same inputs and FLOPs as in FP8.
     net = in_precision(
         chosen.net, case.precision if case.precision != "fp8" else "fp16", chosen.inputs
@@ -173,7 +173,7 @@ def measure(case: Case, batches: tuple[int, ...], out: Path, *, dry: bool) -> li
 
 
 def _programs(
-    case: Case, chosen: ExampleModel, batch: range, out: Path, device: str
+    case: Case, chosen: ExampleModel, batch: range, *, out: Path, device: str
 ) -> tuple[dict[str, Program], float]:
     """The network's functions, and their largest error."""
     if case.backend == "eager":

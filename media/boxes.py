@@ -55,7 +55,7 @@ def box(kind: bytes, *parts: bytes) -> bytes:
 
 
 def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
-    """A box with the version and flags word."""
+    """A box whose payload starts with version and flags."""
     return box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
@@ -115,7 +115,7 @@ def _trex(track: int, flags: int) -> bytes:
     return full_box(b"trex", 0, 0, struct.pack(">5I", track, 1, 0, 0, flags))
 
 
-def _tkhd(track: int, volume: int, width: int, height: int) -> bytes:
+def _tkhd(track: int, *, volume: int, width: int, height: int) -> bytes:
     enabled_in_movie = 3
     return full_box(
         b"tkhd",
@@ -128,7 +128,9 @@ def _tkhd(track: int, volume: int, width: int, height: int) -> bytes:
     )
 
 
-def _mdia(timescale: int, handler: bytes, name: bytes, media_header: bytes, entry: bytes) -> bytes:
+def _mdia(
+    timescale: int, handler: bytes, *, name: bytes, media_header: bytes, entry: bytes
+) -> bytes:
     none = struct.pack(">I", 0)
     tables = box(
         b"stbl",
@@ -167,8 +169,8 @@ def _video_trak(video: VideoTrack) -> bytes:
     header = full_box(b"vmhd", 0, 1, bytes(8))
     return box(
         b"trak",
-        _tkhd(VIDEO_TRACK, 0, video.width, video.height),
-        _mdia(video.timescale, b"vide", b"VideoHandler", header, entry),
+        _tkhd(VIDEO_TRACK, volume=0, width=video.width, height=video.height),
+        _mdia(video.timescale, b"vide", name=b"VideoHandler", media_header=header, entry=entry),
     )
 
 
@@ -193,6 +195,6 @@ def _audio_trak(audio: AudioTrack) -> bytes:
     header = full_box(b"smhd", 0, 0, bytes(4))
     return box(
         b"trak",
-        _tkhd(AUDIO_TRACK, 0x100, 0, 0),
-        _mdia(audio.sample_rate, b"soun", b"SoundHandler", header, entry),
+        _tkhd(AUDIO_TRACK, volume=0x100, width=0, height=0),
+        _mdia(audio.sample_rate, b"soun", name=b"SoundHandler", media_header=header, entry=entry),
     )

@@ -96,18 +96,18 @@ def _resampled(
 ) -> Generator[AudioBlock, None, None]:
     output = soxr.ResampleStream(source.rate, output_rate, 1, dtype="float32")
     model = soxr.ResampleStream(source.rate, MODEL_RATE, 1, dtype="float32")
-    samples = heard = 0
+    samples = model_samples = 0
     for mono in source.blocks:
         samples += len(mono)
         _check_length(samples / source.rate, max_s)
         # A float file may hold anything; one NaN would spread through both resamplers.
         clean = np.clip(np.nan_to_num(mono, posinf=1.0, neginf=-1.0), -1.0, 1.0)
         block = AudioBlock(output.resample_chunk(clean), model.resample_chunk(clean))
-        heard += len(block.model)
+        model_samples += len(block.model)
         yield block
     rest = np.zeros(0, np.float32)
     end = AudioBlock(output.resample_chunk(rest, last=True), model.resample_chunk(rest, last=True))
-    if not heard + len(end.model):
+    if not model_samples + len(end.model):
         raise MediaError(
             "empty_audio", f"the audio holds {samples} samples, less than one at {MODEL_RATE} Hz"
         )

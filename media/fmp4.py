@@ -57,7 +57,7 @@ class FragmentedMP4Muxer:
     keyframe.
     """
 
-    def __init__(self, width: int, height: int, fps: int, state: MuxerState = _AT_START) -> None:
+    def __init__(self, width: int, height: int, fps: int, *, state: MuxerState = _AT_START) -> None:
         self._video = H264Encoder(width, height, fps)
         self._sequence = state.sequence
         self._frames = state.frames
@@ -87,7 +87,7 @@ class FragmentedMP4Muxer:
     def add(self, frames: Iterable[NDArray[np.uint8]], pcm: NDArray[np.float32]) -> bytes:
         """Encode ``frames`` (H, W, 3) RGB with ``pcm`` (N,), their sound, into one fragment.
 
-        A frame is encoded before the next is taken, so the caller may reuse its memory. Raises
+        A frame is encoded before the next is requested, so the caller may reuse its memory. Raises
         ``ValueError`` without frames, or for frames of another shape.
         """
         start, key = self._frames, self._since_key >= KEY_INTERVAL

@@ -132,6 +132,7 @@ def summary(
     records: Sequence[Record],
     begin_s: float,
     end_s: float,
+    *,
     fps: int,
     cpu: dict[str, float] | None = None,
     stages: dict[str, Stage] | None = None,

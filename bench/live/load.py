@@ -58,7 +58,7 @@ async def load(plan: Plan, sessions: int, seconds: float) -> Load:
         await asyncio.sleep(place * _APART_S)
         speak_s = ramp_s + seconds + _SETTLE_S - place * _APART_S
         start = plan.start(seed=place, idle=True)
-        return await hold(plan.service.url, start, plan.voice, speak_s)
+        return await hold(plan.service.url, start, plan.voice, seconds=speak_s)
 
     async def watch() -> None:
         for at_s in (ramp_s, ramp_s + seconds):
@@ -77,7 +77,7 @@ async def load(plan: Plan, sessions: int, seconds: float) -> Load:
         shares = {role: (now - spent.get(role, 0.0)) / seconds for role, now in after.cpu.items()}
     stages = stages_between(before.stages, after.stages, seconds)
     records = [t.result() for t in talks]
-    return summary(records, begin_s, begin_s + seconds, FPS, shares, stages)
+    return summary(records, begin_s, begin_s + seconds, fps=FPS, cpu=shares, stages=stages)
 
 
 async def search(plan: Plan, seconds: float, most: int) -> list[Load]:

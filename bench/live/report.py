@@ -22,7 +22,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def as_json(size: int, first: dict[str, float], runs: list[Load], largest: int | None) -> str:
+def as_json(size: int, first: dict[str, float], runs: list[Load], *, largest: int | None) -> str:
     """All of it; times in seconds, processor time in cores."""
     return json.dumps(
         {

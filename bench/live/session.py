@@ -91,18 +91,18 @@ def check_fragment(blob: bytes) -> None:
         raise BrokenFragmentError(f"a fragment of {len(blob)} bytes has the boxes {kinds}")
 
 
-async def hold(url: str, start: dict[str, Any], voice: Voice, seconds: float) -> Record:
+async def hold(url: str, start: dict[str, Any], voice: Voice, *, seconds: float) -> Record:
     """A conversation: speak for ``seconds`` in real time from `Ready` on, then end.
 
     ``url``: of the service, ``http://…``; ``start``: fields of the message of that name.
     """
     record = Record()
-    async with _opened(url, start, voice, record) as stream:
+    async with _opened(url, start, voice, record=record) as stream:
         speaking: asyncio.Task[None] | None = None
         try:
             async for _ in _received(stream, record):
                 if speaking is None and record.ready_s is not None:
-                    speaking = asyncio.create_task(_speak(stream, voice, seconds, record))
+                    speaking = asyncio.create_task(_speak(stream, voice, seconds, record=record))
         finally:
             if speaking is not None:
                 speaking.cancel()
@@ -116,7 +116,7 @@ async def first_fragment(url: str, start: dict[str, Any], voice: Voice) -> float
     Raises ``RuntimeError`` when the session fails.
     """
     record = Record()
-    async with _opened(url, start, voice, record) as stream:
+    async with _opened(url, start, voice, record=record) as stream:
         for chunk in voice.chunks(1.0, 0.25):
             await stream.push_audio(chunk)
         await stream.end()
@@ -129,7 +129,7 @@ async def first_fragment(url: str, start: dict[str, Any], voice: Voice) -> float
 
 @asynccontextmanager
 async def _opened(
-    url: str, start: dict[str, Any], voice: Voice, record: Record
+    url: str, start: dict[str, Any], voice: Voice, *, record: Record
 ) -> AsyncIterator[AsyncStream]:
     """A session that was asked for; `AsyncClient.stream` would wait until it is ready."""
     async with connect(stream_url(url), max_size=None, compression=None) as socket:
@@ -138,10 +138,10 @@ async def _opened(
         yield AsyncStream(socket)
 
 
-async def _speak(stream: AsyncStream, voice: Voice, seconds: float, record: Record) -> None:
+async def _speak(stream: AsyncStream, voice: Voice, seconds: float, *, record: Record) -> None:
     began_s = record.spoke_s = time.monotonic()
     for count, chunk in enumerate(voice.chunks(seconds, CHUNK_S), 1):
-        due_s = began_s + count * CHUNK_S  # a chunk can be sent once it was spoken
+        due_s = began_s + count * CHUNK_S  # a chunk can be sent once it was recorded
         await asyncio.sleep(due_s - time.monotonic())
         record.lag_s = max(record.lag_s, time.monotonic() - due_s)
         await stream.push_audio(chunk)

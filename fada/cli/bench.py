@@ -91,7 +91,7 @@ async def _run(plan: load.Plan, options: argparse.Namespace) -> int:
     if found is not None:
         print(f"largest number that keeps real time: {found} (of at most {options.sessions})")
     if options.json is not None:
-        options.json.write_text(report.as_json(options.size, first, runs, found))
+        options.json.write_text(report.as_json(options.size, first, runs, largest=found))
     if options.plot is not None:
         report.plot(options.plot, runs)
     return 0 if (found == options.sessions if options.search else runs[0].real_time) else 1

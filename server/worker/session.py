@@ -390,7 +390,7 @@ def mp4_muxer(decoder: FrameDecoder, state: MuxerState | None) -> FragmentedMP4M
     """Encodes ``decoder``'s frames, going on from ``state`` if there is one."""
     if state is None:
         return FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
-    return FragmentedMP4Muxer(decoder.width, decoder.height, FPS, state)
+    return FragmentedMP4Muxer(decoder.width, decoder.height, FPS, state=state)
 
 
 class _Timed(Iterator[T]):

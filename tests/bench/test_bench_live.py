@@ -30,14 +30,14 @@ def test_it_brings_its_own_service_and_writes_what_it_saw(tmp_path: Path) -> Non
     )
     assert done.returncode in (0, 1), done.stderr  # 1: this machine was too busy to keep up
     assert "first fragment, alone" in done.stdout
-    said = json.loads(figures.read_text())
-    assert said["largest_real_time"] is None
-    assert 0 < said["first_fragment_s"]["p50"] <= said["first_fragment_s"]["p95"]
-    (run,) = said["runs"]
+    report = json.loads(figures.read_text())
+    assert report["largest_real_time"] is None
+    assert 0 < report["first_fragment_s"]["p50"] <= report["first_fragment_s"]["p95"]
+    (run,) = report["runs"]
     assert run["sessions"] == 2
     assert run["refused"] == run["broken"] == 0
     assert run["frames_per_s"] > 10
-    # A window and its look-ahead are heard before its first frame is made; the sound of its second
+    # A window and its look-ahead arrive before its first frame is made; the sound of its second
     # fragment waits half a window less.
     assert run["mic_to_fragment_s"]["p95"] > 0.48
     assert run["mic_to_fragment_s"]["p50"] > 0.32
@@ -65,7 +65,7 @@ def test_the_largest_number_is_looked_for(tmp_path: Path) -> None:
     figures = tmp_path / "live.json"
     done = bench("--search", "--sessions", "2", "--seconds", "1", "--json", str(figures))
     assert done.returncode in (0, 1), done.stderr
-    said = json.loads(figures.read_text())
-    kept = [run["sessions"] for run in said["runs"] if run["real_time"]]
-    assert said["largest_real_time"] == max(kept, default=0)
-    assert (said["largest_real_time"] == 2) == (done.returncode == 0)
+    report = json.loads(figures.read_text())
+    kept = [run["sessions"] for run in report["runs"] if run["real_time"]]
+    assert report["largest_real_time"] == max(kept, default=0)
+    assert (report["largest_real_time"] == 2) == (done.returncode == 0)

@@ -72,20 +72,20 @@ def test_a_gap_in_the_video_is_seen() -> None:
 def test_sessions_in_time_keep_real_time_and_others_do_not() -> None:
     times = [0.6 + i * STEP_S for i in range(100)]
     good = record(times)
-    assert summary([good, good], 1.0, 11.0, 25).real_time
+    assert summary([good, good], 1.0, 11.0, fps=25).real_time
     for bad in (
         record([t + 0.15 * (i > 20) for i, t in enumerate(times)]),  # late
         record([1.03 * t for t in times]),  # slow
         record(times, trouble="internal_error"),
         Record(trouble="busy"),
     ):
-        run = summary([good, bad], 1.0, 11.0, 25)
+        run = summary([good, bad], 1.0, 11.0, fps=25)
         assert not run.real_time, run
-    assert largest([summary([good], 1.0, 11.0, 25)]) == 1
+    assert largest([summary([good], 1.0, 11.0, fps=25)]) == 1
 
 
 def test_figures_are_those_of_the_time_asked_for() -> None:
-    run = summary([record([0.6 + i * STEP_S for i in range(100)])], 5.0, 9.0, 25)
+    run = summary([record([0.6 + i * STEP_S for i in range(100)])], 5.0, 9.0, fps=25)
     assert run.frames_per_s == pytest.approx(25.0)
     assert run.pace == pytest.approx(1.0)
     assert run.fragments == 25

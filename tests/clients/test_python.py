@@ -120,7 +120,7 @@ def test_a_session_is_interrupted(client: Client) -> None:
         assert event.at_s < 10.0
 
 
-def test_the_awaited_client_is_the_same(service: Service, tmp_path: Path) -> None:
+def test_the_async_client_behaves_like_the_blocking_one(service: Service, tmp_path: Path) -> None:
     async def work(client: AsyncClient) -> None:
         units = [u async for u in await client.animate(picture(), sound(0.4), size=128, seed=7)]
         assert probe(b"".join(units)).video_s == pytest.approx(0.4)
@@ -147,7 +147,7 @@ def test_the_awaited_client_is_the_same(service: Service, tmp_path: Path) -> Non
     awaited(service, work)
 
 
-def test_errors_are_the_services(client: Client, service: Service) -> None:
+def test_service_errors_raise_the_clients_exceptions(client: Client, service: Service) -> None:
     with pytest.raises(fada_client.NoFace) as no_face:
         client.animate(picture(NO_FACE), sound(0.2), size=128)
     assert (no_face.value.code, no_face.value.status) == ("no_face", 422)
@@ -160,21 +160,21 @@ def test_errors_are_the_services(client: Client, service: Service) -> None:
         client.stream(portrait=picture(), steps=0),
     ):
         pass
-    with Client(service.url) as stranger, pytest.raises(fada_client.Unauthorized):
-        stranger.models()
-    with Client("http://127.0.0.1:1", timeout_s=2.0) as nobody:
+    with Client(service.url) as keyless, pytest.raises(fada_client.Unauthorized):
+        keyless.models()
+    with Client("http://127.0.0.1:1", timeout_s=2.0) as unreachable:
         with pytest.raises(fada_client.ConnectionLost):
-            nobody.models()
-        with pytest.raises(fada_client.ConnectionLost), nobody.stream("x"):
+            unreachable.models()
+        with pytest.raises(fada_client.ConnectionLost), unreachable.stream("x"):
             pass
 
 
-def test_a_video_that_breaks_off_is_told_from_a_whole_one(client: Client, tmp_path: Path) -> None:
+def test_a_video_that_breaks_off_raises(client: Client, tmp_path: Path) -> None:
     with pytest.raises(fada_client.ConnectionLost):
         client.animate(picture(POISON), sound(3.0), tmp_path / "out.mp4", size=128)
 
 
-def test_every_code_of_the_service_has_its_error() -> None:
+def test_every_error_code_has_an_exception() -> None:
     for code, kind in KINDS.items():
         error = error_of({"code": code, "detail": "x", "status": kind.status}, "5")
         assert type(error) is not fada_client.FadaError and error.code == code
@@ -184,7 +184,7 @@ def test_every_code_of_the_service_has_its_error() -> None:
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5), st.integers(1, 60))
-def test_boxes_are_cut_the_same_in_any_pieces(bodies: list[bytes], step: int) -> None:
+def test_box_parsing_does_not_depend_on_chunking(bodies: list[bytes], step: int) -> None:
     def box(kind: bytes, body: bytes) -> bytes:
         return (8 + len(body)).to_bytes(4, "big") + kind + body
 
@@ -201,7 +201,7 @@ def test_boxes_are_cut_the_same_in_any_pieces(bodies: list[bytes], step: int) ->
         reader.end()
 
 
-def test_the_client_needs_nothing_of_the_service() -> None:
+def test_the_client_imports_without_the_service() -> None:
     code = "import sys, fada_client; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"

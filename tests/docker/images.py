@@ -1,4 +1,4 @@
-"""What a Dockerfile says, and its installing stages carried out for real under a directory.
+"""Parses Dockerfiles, and runs their installing stages under a directory.
 
 There is no container engine in the tests: absolute paths are put under a root of their own, and
 the base image's Python is the one that runs the tests.
@@ -86,7 +86,7 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=path)
 
 
-def install(dockerfile: Path, stage: str, root: Path, arguments: Mapping[str, str]) -> None:
+def install(dockerfile: Path, stage: str, root: Path, *, arguments: Mapping[str, str]) -> None:
     """Carry out COPY and RUN of the stage and of those before it, under ``root``."""
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(root)}
     environment |= {n: v for n, v in os.environ.items() if n.startswith("PIP_")}

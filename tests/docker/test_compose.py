@@ -72,7 +72,10 @@ def test_every_service_is_hardened_and_limited(services: dict[str, Any]) -> None
         assert "privileged" not in one, name
         for port in one.get("ports", []):
             assert port["host_ip"] == "127.0.0.1", name
-    assert services["redis"]["user"].split(":")[0] not in ("0", "root")  # the others' images say
+    assert services["redis"]["user"].split(":")[0] not in (
+        "0",
+        "root",
+    )  # as other images do
 
 
 def test_images_are_built_here_or_pinned(services: dict[str, Any]) -> None:
@@ -167,10 +170,10 @@ def test_the_line_that_starts_redis_starts_one_with_a_password(tmp_path: Path) -
                 time.sleep(0.02)
             assert client.config_get("maxmemory")["maxmemory"] == str(1 << 30)
         with (
-            redis.Redis(unix_socket_path=str(path)) as stranger,
+            redis.Redis(unix_socket_path=str(path)) as client,
             pytest.raises(redis.AuthenticationError),
         ):
-            stranger.ping()
+            client.ping()
     finally:
         server.terminate()
         server.wait(10)

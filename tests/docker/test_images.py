@@ -137,7 +137,7 @@ def test_the_constraints_pin_what_the_images_need() -> None:
         assert need.specifier.contains(str(pin.specifier).removeprefix("==")), text
 
 
-# From here on: installed and run, exactly as the Dockerfiles say.
+# From here on: installed and run exactly as in the Dockerfiles.
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def installed(dockerfile: Path, build: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fada-image-") as directory:
         root = Path(directory)
         root.chmod(0o755)
-        install(dockerfile, build, root, {"TORCH_INDEX": ""})
+        install(dockerfile, build, root, arguments={"TORCH_INDEX": ""})
         (root / "var/cache/fada").mkdir(parents=True)
         yield root
 
@@ -187,8 +187,8 @@ def test_the_workers_libraries_are_all_there(worker: Path) -> None:
     for file in files:
         if UNUSED.search(str(file)):
             continue
-        said = subprocess.run(["objdump", "-p", file], capture_output=True, text=True).stdout
-        needed |= {line.split()[1] for line in said.splitlines() if line.startswith("  NEEDED")}
+        headers = subprocess.run(["objdump", "-p", file], capture_output=True, text=True).stdout
+        needed |= {line.split()[1] for line in headers.splitlines() if line.startswith("  NEEDED")}
     assert not needed - own - SLIM
 
 
@@ -208,7 +208,7 @@ def settings_of(dockerfile: Path, name: str, root: Path) -> dict[str, str]:
 class Role:
     """One container's command, with nothing but its own environment."""
 
-    def __init__(self, dockerfile: Path, name: str, root: Path, redis_url: str) -> None:
+    def __init__(self, dockerfile: Path, name: str, root: Path, *, redis_url: str) -> None:
         self._stages, self._name, self._root = read(dockerfile), name, root
         self._environment = {**settings_of(dockerfile, name, root), "FADA_REDIS_URL": redis_url}
         # As where the root cannot be written.
@@ -240,7 +240,10 @@ def test_both_roles_work_from_their_installs_over_a_real_redis(
     with ExitStack() as stack:
         server = ["redis-server", "--port", str(redis_port), "--save", "", "--maxmemory", "1gb"]
         stack.enter_context(started(subprocess.Popen(server, stdout=subprocess.DEVNULL)))
-        front, back = Role(API, "final", api, url), Role(WORKER, "cpu", worker, url)
+        front, back = (
+            Role(API, "final", api, redis_url=url),
+            Role(WORKER, "cpu", worker, redis_url=url),
+        )
         until(lambda: accepts(redis_port))
         assert front.health("--port", str(port)) == 1
         assert back.health() == 1

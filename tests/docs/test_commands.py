@@ -1,4 +1,4 @@
-"""Every `sh` and `python` block of the README and the guides runs, or says why not.
+"""Every `sh` and `python` block of the README and the guides runs, or states why not.
 
 Python blocks, curl and the commands in `RUN` run over a pipeline that draws colours; tests/e2e has
 the real models. Other `fada` commands are parsed by the command's own parser; make targets, extras
@@ -36,7 +36,7 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """Fenced code; ``exempt`` says why it is not run."""
+    """Fenced code; ``exempt`` is why it is not run."""
 
     page: str
     language: str

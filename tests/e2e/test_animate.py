@@ -47,9 +47,9 @@ def test_a_portrait_talks(client: httpx.Client, examples: Path, speech: Path, na
     assert seen.video_s == pytest.approx(seconds, abs=0.041)
     assert seen.sound_s == pytest.approx(seconds, abs=0.001)
     assert np.ptp(seen.pictures, axis=0).max() > 0.3  # the picture moves
-    said, rate = soundfile.read(speech, dtype="float32")
-    heard = seen.sound[:: seen.rate // rate][: len(said)]
-    assert np.corrcoef(heard, said[: len(heard)])[0, 1] > 0.9
+    sent, rate = soundfile.read(speech, dtype="float32")
+    received = seen.sound[:: seen.rate // rate][: len(sent)]
+    assert np.corrcoef(received, sent[: len(received)])[0, 1] > 0.9
 
 
 def test_full_framing_keeps_the_whole_picture(client: httpx.Client, examples: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_option_changes_the_video(
     assert other.content != plain.content
 
 
-def test_sessions_side_by_side_do_not_change_each_other(
+def test_concurrent_sessions_do_not_change_each_other(
     service: Service, client: httpx.Client, examples: Path, speech: Path
 ) -> None:
     portrait = examples / "astronaut.jpg"
@@ -109,7 +109,7 @@ def test_sessions_side_by_side_do_not_change_each_other(
     assert difference.max() < 1.0
 
 
-def test_pictures_that_cannot_be_animated(client: httpx.Client, test_data: Path) -> None:
+def test_unusable_portraits_are_rejected(client: httpx.Client, test_data: Path) -> None:
     bad = test_data / "portraits" / "bad_inputs"
     for name, code in [
         ("noface_chelsea.jpg", "no_face"), ("noface_dogs.jpg", "no_face"),

@@ -1,7 +1,7 @@
-"""Real processes that die under load, a real Redis that stands still or forgets, rude clients.
+"""Killed processes, a suspended or emptied Redis, and misbehaving clients under load.
 
-Each session speaks in a tone of its own and has a seed that colours its pictures: what comes out
-at the far end tells whether anything was lost, doubled, reordered, or another session's.
+Each session has a tone and a seed of its own, and its pictures take their colour from the seed. So
+its video shows whether anything was lost, repeated, reordered or mixed up with another session.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class World:
     path: Path
 
     def keys(self) -> set[bytes]:
-        """What is left of jobs, but for the status of asynchronous ones."""
+        """The keys of jobs, without the status of asynchronous ones."""
         with redis.Redis(unix_socket_path=str(self.path)) as client:
             found = set(client.keys("fada:job:*"))
             hashes = {key for key in found if client.type(key) == b"hash"}
@@ -159,14 +159,14 @@ class Talker(threading.Thread):
                 time.sleep(max(0.0, began_s + (n + 1) * CHUNK_S - time.monotonic()))
             stream.send("end")
         except ConnectionClosed:
-            return  # how it ended, the listener knows
+            return  # the reading thread knows how it ended
 
     def longest_stall_s(self) -> float:
         assert self.stream is not None
         return max(np.diff(self.stream.times_s))
 
     def check(self) -> None:
-        """All that was said came back, once, in order, and nobody else's."""
+        """All that was sent came back once, in order, without anything of another session."""
         assert self.failure is None, self.failure
         stream = self.stream
         assert stream is not None and self.ended == 1000, stream and stream.texts[-1]
@@ -178,16 +178,16 @@ class Talker(threading.Thread):
         assert seen.video_s == pytest.approx(stream.texts[-1]["duration_s"], abs=0.041)
         assert seen.sound_s == pytest.approx(stream.texts[-1]["duration_s"], abs=0.001)
         assert np.abs(seen.pictures[:, 1] - self.number * GREEN_STEP).max() < 12
-        spoken_s = sum(f["duration_s"] for f in fragments if f["kind"] == "speech")
-        assert spoken_s == pytest.approx(self.seconds, abs=0.041)
+        speech_s = sum(f["duration_s"] for f in fragments if f["kind"] == "speech")
+        assert speech_s == pytest.approx(self.seconds, abs=0.041)
         self._check_tone(seen.sound, seen.rate)
 
-    def _check_tone(self, heard: np.ndarray, rate: int) -> None:
+    def _check_tone(self, samples: np.ndarray, rate: int) -> None:
         """Every eighth of a second is silent or its own tone, with nothing else a tenth as loud."""
         block = rate // 8
         tones = 0
-        for start in range(block, len(heard) - 2 * block, block):
-            part = heard[start : start + block]
+        for start in range(block, len(samples) - 2 * block, block):
+            part = samples[start : start + block]
             if np.sqrt((part**2).mean()) < 0.15:  # rest, or the edge of speech
                 continue
             tones += 1
@@ -206,7 +206,7 @@ def party(world: World, count: int, seconds: float) -> list[Talker]:
 
 
 def kill_one(world: World, chance: random.Random) -> None:
-    """Once two workers live, one of them dies; returns when that is known."""
+    """Kill one of two live workers; returns once its key has expired."""
     world.ready()
     worker = chance.choice(world.service.workers())
     os.kill(worker, signal.SIGKILL)
@@ -223,7 +223,7 @@ def finish(world: World, talkers: list[Talker], seconds: float) -> None:
         talker.check()
 
 
-def test_sessions_and_jobs_outlive_their_workers(world: World) -> None:
+def test_sessions_and_jobs_survive_killed_workers(world: World) -> None:
     world.ready()
     talkers = party(world, 3, seconds=9.0)
     files = {"portrait": ("p.png", picture()), "audio": ("a.flac", sound(9.0))}
@@ -243,8 +243,8 @@ def test_sessions_and_jobs_outlive_their_workers(world: World) -> None:
     assert max(stalls) <= STALL_S, stalls
 
 
-def let_in(world: World, stack: ExitStack) -> Stream:
-    """A resting session, once there is room: who left without a word holds a place a while."""
+def admitted(world: World, stack: ExitStack) -> Stream:
+    """A resting session, once there is room: a lost connection keeps its place for a while."""
     deadline = time.monotonic() + 20.0
     while True:
         stream = stack.enter_context(stream_to(world.service.url))
@@ -254,33 +254,33 @@ def let_in(world: World, stack: ExitStack) -> Stream:
             return stream
         except ConnectionClosed as closed:
             assert closed.rcvd is not None and closed.rcvd.code == 1013
-            assert time.monotonic() < deadline, "never let in"
+            assert time.monotonic() < deadline, "no place became free"
             time.sleep(0.2)
 
 
-def test_rude_clients_disturb_nobody(world: World) -> None:
+def test_misbehaving_clients_do_not_affect_other_sessions(world: World) -> None:
     world.ready(1)
     talkers = party(world, 2, seconds=4.0)
     slow = Talker(world.service.url, 3, 4.0, idle=False, slow_s=0.4)
     slow.start()
-    # All are in before the rude ones come: this machine may have room for no more than three.
+    # All are admitted before the misbehaving ones: this machine may hold no more than three.
     patiently(lambda: all(t.stream and "fragment" in t.stream.kinds for t in [*talkers, slow]))
     for n in range(4):
         with ExitStack() as stack:
-            rude = let_in(world, stack)
+            bad = admitted(world, stack)
             if n % 2:
-                rude.socket.send(
+                bad.socket.send(
                     ["\x00{", os.urandom(50).hex(), '{"type":"update","steps":-1}'][n - 1]
                 )
-                assert rude.close_code() == 1008
+                assert bad.close_code() == 1008
             else:
-                rude.socket.socket.shutdown(2)  # gone without a word
+                bad.socket.socket.shutdown(2)  # without a close frame
     finish(world, [*talkers, slow], 40.0)
     patiently(lambda: not world.keys())
 
 
 @pytest.mark.slow
-def test_workers_that_are_told_to_stop_hand_over(world: World) -> None:
+def test_stopping_workers_hand_their_sessions_over(world: World) -> None:
     world.ready()
     talkers = party(world, 2, seconds=5.0)
     time.sleep(1.5)
@@ -293,7 +293,7 @@ def test_workers_that_are_told_to_stop_hand_over(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_were_only_asleep_do_no_harm(world: World) -> None:
+def test_suspended_workers_do_no_harm_when_they_resume(world: World) -> None:
     world.ready()
     talkers = party(world, 3, seconds=9.0)
     for worker in world.service.workers():
@@ -305,20 +305,20 @@ def test_workers_that_were_only_asleep_do_no_harm(world: World) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("still_s", [2.5, 8.0])  # below and above what a call waits for an answer
-def test_a_redis_that_stands_still_for_a_while_is_waited_for(world: World, still_s: float) -> None:
+@pytest.mark.parametrize("paused_s", [2.5, 8.0])  # below and above the time-out of a call
+def test_sessions_survive_a_suspended_redis(world: World, paused_s: float) -> None:
     world.ready()
     talkers = party(world, 2, seconds=6.0)
     time.sleep(2.0)
     with redis.Redis(unix_socket_path=str(world.path)) as client:
         server = client.info("server")["process_id"]
     os.kill(server, signal.SIGSTOP)
-    time.sleep(still_s)
+    time.sleep(paused_s)
     os.kill(server, signal.SIGCONT)
     finish(world, talkers, 40.0)
 
 
-def test_a_redis_that_forgets_ends_sessions_with_an_error_and_the_service_heals() -> None:
+def test_a_redis_that_loses_its_data_ends_sessions_with_an_error() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "redis.sock"
         with redis_at(path), running(settings(path)) as service:
@@ -341,7 +341,7 @@ def test_a_redis_that_forgets_ends_sessions_with_an_error_and_the_service_heals(
 
 
 @pytest.mark.slow
-def test_a_redis_that_remembers_ends_no_session() -> None:
+def test_sessions_survive_a_redis_that_restores_its_data() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "redis.sock"
         durable = ("--appendonly", "yes", "--appendfsync", "always")
@@ -363,7 +363,7 @@ def running_over(path: Path, *options: str) -> Iterator[World]:
 
 
 @pytest.mark.slow
-def test_fifty_kills(world: World) -> None:
+def test_sessions_survive_fifty_killed_workers(world: World) -> None:
     chance = random.Random(2)
     kills, stalls = 0, list[float]()
     while kills < 50:

@@ -1,4 +1,4 @@
-"""The student that ships, whose workers die: the same motion, in the same sound, without a wait."""
+"""Sessions of the shipped student whose workers die: the same motion and sound, without a stall."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def real() -> AvatarPipeline:
 def live(examples: Path, deaths: Deaths) -> Tape:
     sound, rate = soundfile.read(examples / "speech.wav", dtype="int16")
     tape = Tape({"portrait": (examples / "astronaut.jpg").read_bytes()})
-    said = sound[: 2 * rate].tobytes()
-    for start in range(0, len(said), 7_001):
-        tape.send_command(messages.AudioChunk(data=said[start : start + 7_001]))
+    pcm = sound[: 2 * rate].tobytes()
+    for start in range(0, len(pcm), 7_001):
+        tape.send_command(messages.AudioChunk(data=pcm[start : start + 7_001]))
     tape.send_command(messages.End())
     request = messages.LiveRequest(
         options=OPTIONS, model="motion-fast", seed=3, sample_rate=rate, idle=False
     )
-    play(tape, request, deaths, real)
+    play(tape, request, deaths, load=real)
     return tape
 
 
@@ -53,14 +53,12 @@ def offline(examples: Path, deaths: Deaths) -> Tape:
     parts = {"portrait": "astronaut.jpg", "audio": "speech.wav"}
     tape = Tape({part: (examples / name).read_bytes() for part, name in parts.items()})
     request = messages.AnimateRequest(options=OPTIONS, model="motion-fast", seed=3)
-    play(tape, request, deaths, real)
+    play(tape, request, deaths, load=real)
     return tape
 
 
 @pytest.mark.parametrize("make", [live, offline])
-def test_the_video_is_the_one_that_an_undisturbed_worker_makes(
-    examples: Path, make: object
-) -> None:
+def test_a_recovered_video_equals_an_undisturbed_one(examples: Path, make: object) -> None:
     assert callable(make)
     whole, broken = make(examples, []), make(examples, [(2, False), (3, True), (4, False)])
     seen, alone = broken.video(), whole.video()
@@ -73,12 +71,12 @@ def test_the_video_is_the_one_that_an_undisturbed_worker_makes(
 
 def live_workers(service: Service) -> float:
     with service.client() as client:
-        told = re.search(r"^fada_workers (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return float(told[1]) if told else 0.0
+        match = re.search(r"^fada_workers (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(match[1]) if match else 0.0
 
 
 def watch(stream: Stream, until: Callable[[], bool], seconds: float) -> None:
-    """Take what comes until that is so."""
+    """Receive fragments until the condition holds."""
     give_up_s = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < give_up_s
@@ -88,7 +86,7 @@ def watch(stream: Stream, until: Callable[[], bool], seconds: float) -> None:
 @pytest.mark.realtime
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("settings", [FAKE_ALONE, pytest.param({}, marks=pytest.mark.slow)])
-def test_unless_told_otherwise_a_service_has_workers_to_spare(
+def test_by_default_a_session_survives_killed_workers(
     settings: dict[str, str], examples: Path
 ) -> None:
     portrait = (examples / "astronaut.jpg").read_bytes()

@@ -1,4 +1,4 @@
-"""Half an hour of sessions that come and go, in every way they can: nothing piles up.
+"""Half an hour of sessions that begin and end in every way: nothing accumulates.
 
 What is judged is the trend after the first half, in which caches fill: the median slope between
 any two looks, times the half's length, so that neither a peak nor a session more at one look
@@ -74,7 +74,7 @@ def growth(seen: list[Footprint], what: str) -> float:
 
 
 class Refused(Exception):
-    """There was no place just then: an answer like any other."""
+    """There was no free place, which is a valid answer."""
 
 
 def finishes(stream: Stream) -> None:
@@ -193,13 +193,13 @@ def left_in_the_broker(service: Service) -> float:
 
 
 @pytest.mark.slow
-def test_churning_sessions_leave_nothing_behind() -> None:
+def test_resources_stay_flat_while_sessions_come_and_go() -> None:
     with running({}) as service:
         workers = service.workers()
         with visiting(service) as crowd:
             first, second = looks(crowd, 1), looks(crowd, 2)
         assert not crowd.failures, (crowd.failures, service.log.read_text()[-5000:])
-        assert service.workers() == workers  # none died, and took what it had piled up along
+        assert service.workers() == workers  # no worker died and freed what it had accumulated
         give_up_s = time.monotonic() + PATIENCE_S
         while left := left_in_the_broker(service):
             assert time.monotonic() < give_up_s, f"{left} jobs are left"

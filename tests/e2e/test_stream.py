@@ -62,7 +62,7 @@ def test_a_live_session_shows_what_animate_shows(
     assert np.abs(live.pictures - offline.pictures).max() < 1.0
 
 
-def test_an_interrupted_face_comes_to_rest_and_speaks_again(
+def test_an_interrupted_session_rests_and_can_speak_again(
     service: Service, portrait: bytes, speech: bytes
 ) -> None:
     with stream_to(service.url) as stream:

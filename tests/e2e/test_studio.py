@@ -48,10 +48,10 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Studio:
-    """The page, and what the browser has complained of."""
+    """The page, and the errors that the browser reported."""
 
     page: Page
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def until(self, condition: str) -> None:
         """Wait for a JavaScript expression to hold (the page's policy forbids eval within it)."""
@@ -77,19 +77,19 @@ class Studio:
     def download(self) -> bytes:
         """Wait for the finished video and take it."""
         self.page.wait_for_selector("#download", timeout=_WAIT_S * 1000)
-        with self.page.expect_download() as taken:
+        with self.page.expect_download() as download:
             self.page.click("#download")
-        return Path(taken.value.path()).read_bytes()
+        return Path(download.value.path()).read_bytes()
 
 
 @pytest.fixture
 def studio(browser: Browser, service: Service) -> Iterator[Studio]:
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         studio = Studio(context.new_page())
-        studio.page.on("pageerror", lambda error: studio.complaints.append(str(error)))
+        studio.page.on("pageerror", lambda error: studio.errors.append(str(error)))
         studio.page.on(
             "console",
-            lambda said: studio.complaints.append(said.text) if said.type == "error" else None,
+            lambda message: studio.errors.append(message.text) if message.type == "error" else None,
         )
         studio.page.goto(service.url)
         studio.page.wait_for_selector("#speak:enabled")
@@ -119,7 +119,7 @@ def test_a_portrait_speaks_and_its_video_can_be_kept(studio: Studio, examples: P
     assert seen.video_s == pytest.approx(seconds, abs=0.041)
     assert seen.sound_s == pytest.approx(seconds, abs=0.001)
     assert max(seen.width, seen.height) == 256
-    assert studio.complaints == []
+    assert studio.errors == []
 
 
 def test_a_kept_seed_gives_the_same_video(studio: Studio, short_speech: Path) -> None:
@@ -133,19 +133,17 @@ def test_a_kept_seed_gives_the_same_video(studio: Studio, short_speech: Path) ->
     assert studio.download() == first
 
 
-def test_a_recording_is_spoken(studio: Studio) -> None:
+def test_a_recording_is_animated(studio: Studio) -> None:
     studio.page.click("#record")
     studio.until("document.querySelector('#record').textContent.includes('1 s')")
     studio.page.click("#record")
     studio.page.wait_for_selector("#own-voice")
     studio.page.click("#speak")
     assert probe(studio.download()).video_s > 0.5
-    assert studio.complaints == []
+    assert studio.errors == []
 
 
-def test_a_dropped_picture_and_sound_are_taken(
-    studio: Studio, examples: Path, short_speech: Path
-) -> None:
+def test_dropped_files_are_used(studio: Studio, examples: Path, short_speech: Path) -> None:
     for path, kind in ((examples / "monalisa.jpg", "image/jpeg"), (short_speech, "audio/wav")):
         studio.page.evaluate(
             """([name, type, text]) => {
@@ -160,10 +158,10 @@ def test_a_dropped_picture_and_sound_are_taken(
     assert studio.page.inner_text("#own-voice") == short_speech.name
     studio.page.click("#speak")
     assert probe(studio.download()).video_s == pytest.approx(2.0, abs=0.041)
-    assert studio.complaints == []
+    assert studio.errors == []
 
 
-def test_escape_stops_and_keeps_what_has_come(studio: Studio) -> None:
+def test_escape_stops_and_keeps_the_video_so_far(studio: Studio) -> None:
     studio.page.select_option("[name=size]", "1024")
     studio.page.press("#speak", "Enter")
     studio.until("document.querySelector('video').currentTime > 0.1")
@@ -175,7 +173,7 @@ def test_escape_stops_and_keeps_what_has_come(studio: Studio) -> None:
     assert studio.page.is_hidden("#problem")
 
 
-def test_a_picture_without_a_face_is_told_and_the_next_works(
+def test_a_picture_without_a_face_shows_an_error_and_the_next_works(
     studio: Studio, examples: Path, tmp_path: Path, short_speech: Path
 ) -> None:
     no_picture = tmp_path / "portrait.png"
@@ -192,7 +190,7 @@ def test_a_picture_without_a_face_is_told_and_the_next_works(
     assert probe(studio.download()).video_s == pytest.approx(2.0, abs=0.041)
 
 
-def test_an_avatar_that_the_service_forgot_is_made_again(
+def test_an_evicted_avatar_is_created_again(
     studio: Studio, service: Service, short_speech: Path
 ) -> None:
     studio.page.set_input_files("#voice-file", short_speech)
@@ -208,7 +206,7 @@ def test_an_avatar_that_the_service_forgot_is_made_again(
     assert studio.page.is_hidden("#problem")
 
 
-def test_a_video_is_cut_alike_in_any_chunking(studio: Studio, short_speech: Path) -> None:
+def test_video_parsing_does_not_depend_on_chunking(studio: Studio, short_speech: Path) -> None:
     cuts = studio.page.evaluate(
         """async () => {
             const { FragmentSplitter, mimeOf } = await import("/static/mp4.js");
@@ -265,11 +263,11 @@ def go_live(studio: Studio) -> Wire:
     return wire
 
 
-def badge(word: str) -> str:
-    return f"document.querySelector('#badge').textContent.includes('{word}')"
+def badge(text: str) -> str:
+    return f"document.querySelector('#badge').textContent.includes('{text}')"
 
 
-def test_live_it_rests_speaks_is_interrupted_and_ends(studio: Studio) -> None:
+def test_a_live_session_rests_speaks_is_interrupted_and_ends(studio: Studio) -> None:
     wire = go_live(studio)
     studio.until(badge("resting"))
     at_rest = studio.picture()
@@ -291,10 +289,10 @@ def test_live_it_rests_speaks_is_interrupted_and_ends(studio: Studio) -> None:
     indices = [fragment["index"] for fragment in wire.got("fragment")]
     assert indices == list(range(len(indices)))
     assert np.abs(seen.sound).max() > 0.05
-    assert studio.complaints == []
+    assert studio.errors == []
 
 
-def test_live_it_repeats_the_microphone_without_an_echo(studio: Studio) -> None:
+def test_a_live_session_repeats_the_microphone_without_an_echo(studio: Studio) -> None:
     go_live(studio)
     studio.page.click("#microphone")
     studio.until(badge("speaking"))
@@ -305,10 +303,10 @@ def test_live_it_repeats_the_microphone_without_an_echo(studio: Studio) -> None:
     assert not studio.read("document.querySelector('video').muted")
     studio.page.click("#end")
     assert np.abs(probe(studio.download()).sound).max() > 0.01  # the fake device beeps
-    assert studio.complaints == []
+    assert studio.errors == []
 
 
-def test_live_it_returns_to_the_edge_after_a_stall(studio: Studio) -> None:
+def test_a_live_session_returns_to_the_live_edge_after_a_stall(studio: Studio) -> None:
     go_live(studio)
     studio.until("document.querySelector('video').currentTime > 2.5")
     studio.page.evaluate("() => { document.querySelector('video').currentTime = 0.1; }")
@@ -316,11 +314,11 @@ def test_live_it_returns_to_the_edge_after_a_stall(studio: Studio) -> None:
     studio.until("parseFloat(document.querySelector('#lead').textContent) < 1")
     studio.page.click("#end")
     studio.download()
-    assert studio.complaints == []
+    assert studio.errors == []
 
 
 @pytest.mark.slow
-def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
+def test_a_busy_service_shows_an_error(browser: Browser, examples: Path) -> None:
     with (
         running({"FADA_SESSIONS_PER_WORKER": "1", "FADA_WORKERS": "1"}) as service,
         browser.new_context() as first,
@@ -348,9 +346,7 @@ def test_a_full_service_says_so(browser: Browser, examples: Path) -> None:
 
 
 @pytest.mark.slow
-def test_students_of_two_kinds_each_get_their_own_avatar(
-    browser: Browser, short_speech: Path
-) -> None:
+def test_each_latent_space_gets_its_own_avatar(browser: Browser, short_speech: Path) -> None:
     settings = {"FADA_MODELS": "motion-fast,video-tiny", "FADA_WORKERS": "1"}
     with running(settings) as service, browser.new_context() as context:
         studio = Studio(context.new_page())
@@ -365,7 +361,7 @@ def test_students_of_two_kinds_each_get_their_own_avatar(
             assert studio.page.is_hidden("#problem")
 
 
-def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None:
+def test_the_page_asks_for_an_api_key_and_keeps_it(browser: Browser) -> None:
     with (
         running({**FAKE, "FADA_API_KEYS": "o/ther+key-of-16"}) as service,
         browser.new_context() as context,
@@ -383,14 +379,14 @@ def test_a_service_with_keys_asks_for_one_and_keeps_it(browser: Browser) -> None
         page.wait_for_selector("#speak:enabled")
         assert page.is_hidden("#key-form") and page.is_hidden("#problem")
         page.select_option("[name=size]", "256")
-        go_live(studio)  # the WebSocket takes the key, too
+        go_live(studio)  # the WebSocket takes the key as well
         page.reload()
         page.wait_for_selector("#speak:enabled")
         assert page.is_hidden("#key-form")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(browser: Browser, service: Service, scheme: Any) -> None:
+def test_the_page_fits_a_phone(browser: Browser, service: Service, scheme: Any) -> None:
     with browser.new_context(
         viewport={"width": 360, "height": 740}, has_touch=True, color_scheme=scheme
     ) as context:
@@ -403,7 +399,7 @@ def test_it_fits_a_phone(browser: Browser, service: Service, scheme: Any) -> Non
         assert (int(lightness[4:].split(",")[0]) < 128) == (scheme == "dark")
 
 
-def test_nothing_is_loaded_from_elsewhere(browser: Browser, service: Service) -> None:
+def test_the_page_loads_nothing_from_other_origins(browser: Browser, service: Service) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         asked: list[str] = []

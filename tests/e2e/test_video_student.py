@@ -1,5 +1,4 @@
-"""A video student with random parameters in the real service: what is proved is the way, not the
-picture."""
+"""A video student with random parameters in the real service: its picture means nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def portrait(examples: Path) -> bytes:
     return (examples / "presenter.jpg").read_bytes()
 
 
-def test_it_says_what_it_is(service: Service) -> None:
+def test_the_model_is_listed(service: Service) -> None:
     with service.client() as client:
         (model,) = client.get("/models").json()["models"]
     assert (model["name"], model["latent_space"]) == ("small", "video-tiny")

@@ -1,4 +1,4 @@
-"""An engine is loaded only where everything that identifies it is equal; refusals say why."""
+"""An engine is loaded only where everything that identifies it is equal; refusals state why."""
 
 from __future__ import annotations
 

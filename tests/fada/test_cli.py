@@ -18,11 +18,11 @@ Fada = Callable[..., "Result"]
 
 @dataclass(frozen=True)
 class Result:
-    """``error`` is what the process would say before it exits with 1."""
+    """``error`` is the message of the process before it exits with 1."""
 
     status: int
     error: str
-    said: str
+    output: str
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def fada(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         if isinstance(ended.value.code, str):
-            return Result(1, ended.value.code, said)
-        return Result(ended.value.code or 0, "", said)
+            return Result(1, ended.value.code, output)
+        return Result(ended.value.code or 0, "", output)
 
     return call
 
@@ -55,7 +55,7 @@ def test_a_video_is_made(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
     done = fada("animate", portrait, audio, "-o", out, "--size", "128", "--seed", "4",
                 "--audio-cfg", "2.5", "--framing", "portrait")  # fmt: skip
     assert done.status == 0
-    assert "seed 4" in done.said and "50 frames" in done.said
+    assert "seed 4" in done.output and "50 frames" in done.output
     seen = probe(out.read_bytes())
     assert len(seen.times_s) == 50
     assert (seen.width, seen.height) == (128, 128)
@@ -66,7 +66,7 @@ def test_a_video_is_made(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("colour", "flags", "says"),
+    ("colour", "flags", "expected"),
     [
         (NO_FACE, [], "no_face"),
         (None, ["--size", "127"], "invalid_option: size"),
@@ -79,7 +79,7 @@ def test_failures_say_why_and_leave_the_old_file(
     inputs: tuple[Path, Path, Path],
     colour: tuple[int, int, int] | None,
     flags: list[str],
-    says: str,
+    expected: str,
 ) -> None:
     portrait, audio, out = inputs
     if colour is not None:
@@ -87,7 +87,7 @@ def test_failures_say_why_and_leave_the_old_file(
     out.write_bytes(b"what was here")
     done = fada("animate", portrait, audio, "-o", out, *flags)
     assert done.status == 1
-    assert says in done.error
+    assert expected in done.error
     assert len(done.error.splitlines()) == 1
     assert out.read_bytes() == b"what was here"
     assert sorted(path.name for path in out.parent.iterdir()) == ["a.flac", "out.mp4", "p.png"]
@@ -116,7 +116,7 @@ def test_files_that_are_not_there(fada: Fada, inputs: tuple[Path, Path, Path]) -
 
 def test_settings_are_listed_and_checked(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
     portrait, audio, out = inputs
-    listed = fada("serve", "--help").said
+    listed = fada("serve", "--help").output
     assert "FADA_REDIS_URL" in listed and "FADA_MAX_AUDIO_S" in listed
     wrong = fada("animate", portrait, audio, "-o", out, FADA_MAX_AUDIO_S="never")
     assert wrong.status == 1
@@ -140,14 +140,14 @@ def test_a_service_makes_the_video(
     remote = ("--url", service.url, "--api-key", KEY)
     done = fada(*words, *remote, "-o", out)
     assert done.status == 0, done.error
-    assert "seed 4" in done.said and service.url in done.said
+    assert "seed 4" in done.output and service.url in done.output
     assert len(probe(out.read_bytes()).times_s) == 50
     assert fada(*words, "-o", out.with_name("local.mp4")).status == 0
     assert out.with_name("local.mp4").read_bytes() == out.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "expected"),
     [
         (("--api-key", KEY, "--size", "127"), "invalid_option: size = '127'"),
         ((), "unauthorized"),
@@ -159,13 +159,13 @@ def test_failures_of_a_service_leave_the_old_file(
     inputs: tuple[Path, Path, Path],
     service: Service,
     flags: tuple[str, ...],
-    says: str,
+    expected: str,
 ) -> None:
     portrait, audio, out = inputs
     out.write_bytes(b"what was here")
     done = fada("animate", portrait, audio, "-o", out, "--url", service.url, *flags)
     assert done.status == 1
-    assert says in done.error
+    assert expected in done.error
     assert len(done.error.splitlines()) == 1
     assert out.read_bytes() == b"what was here"
     assert sorted(path.name for path in out.parent.iterdir()) == ["a.flac", "out.mp4", "p.png"]

@@ -1,4 +1,4 @@
-"""Every command's help, and what each says when its extra is not installed."""
+"""Every command's help, and its error when its extra is not installed."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from training.video.losses import mouths
 
 
 def build(*words: str | Path) -> int | str | None:
-    """Its exit status, or what it says before it exits with 1."""
+    """Its exit status, or its message before it exits with 1."""
     with pytest.raises(SystemExit) as ended:
         main(["dataset", "build", *(str(word) for word in words)])
     return ended.value.code
@@ -31,9 +31,9 @@ def videos(tmp_path: Path, examples: Path) -> Path:
     small = np.asarray(cv2.resize(portrait, (256, 256)), np.uint8)
     folder = tmp_path / "videos"
     (folder / "more").mkdir(parents=True)
-    write_video(folder / "talk.mp4", small, 30, 2.4)
+    write_video(folder / "talk.mp4", small, 30, seconds=2.4)
     (folder / "talk.srt").write_text("1\n00:00:00,200 --> 00:00:02,300\nHello.\n")
-    write_video(folder / "more" / "wall.mp4", np.full_like(small, 90), 25, 2.4)
+    write_video(folder / "more" / "wall.mp4", np.full_like(small, 90), 25, seconds=2.4)
     (folder / "more" / "broken.mp4").write_bytes(b"no video at all")
     return folder
 
@@ -63,7 +63,7 @@ def test_videos_become_clips_and_are_prepared_once(
     loud = np.abs(clips.sound(clip).reshape(60, SAMPLES_PER_FRAME)).mean(1)
     assert np.argmax(loud > 0.1) == round(CLICK_S * 25)
     assert {"sync_r", "sync_lag_ms", "sharpness", "pixels"} <= clip.scores.keys()
-    assert clip.confidence < 0.2  # a mouth that stands still does not say this
+    assert clip.confidence < 0.2  # the mouth is still while this is spoken
 
     made = {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("frames.npy")}
     assert build(videos, "--out", out, *encoders) == 0

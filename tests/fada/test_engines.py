@@ -1,4 +1,4 @@
-"""`fada engines` builds, lists, and says what is missing."""
+"""`fada engines` builds, lists, and reports what is missing."""
 
 from __future__ import annotations
 

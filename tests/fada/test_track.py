@@ -18,7 +18,7 @@ from training.data.corpus import grid_corpus, load_grid
 
 
 def track(*words: str | Path) -> int | str | None:
-    """Its exit status, or what it says before it exits with 1."""
+    """Its exit status, or its message before it exits with 1."""
     with pytest.raises(SystemExit) as ended:
         main(["track", *(str(word) for word in words)])
     return ended.value.code
@@ -29,7 +29,7 @@ def test_footage_becomes_data_and_is_tracked_once(
 ) -> None:
     portrait = cv2.cvtColor(cv2.imread(str(examples / "astronaut.jpg")), cv2.COLOR_BGR2RGB)
     small = np.asarray(cv2.resize(portrait, (256, 256)), np.uint8)
-    video = write_video(tmp_path / "talk.mp4", small, 30, 2.4)
+    video = write_video(tmp_path / "talk.mp4", small, 30, seconds=2.4)
     text = tmp_path / "talk.srt"
     text.write_text("1\n00:00:00,200 --> 00:00:02,300\nHello.\n")
     out = tmp_path / "out"
@@ -69,7 +69,7 @@ def test_a_capture_with_its_sound_becomes_data(tmp_path: Path) -> None:
 def test_what_cannot_be_tracked_is_said(tmp_path: Path) -> None:
     out = tmp_path / "out"
     grey = np.full((96, 96, 3), 128, np.uint8)
-    faceless = write_video(tmp_path / "grey.mp4", grey, 25, 1.0)
+    faceless = write_video(tmp_path / "grey.mp4", grey, 25, seconds=1.0)
     said = track(faceless, "--out", out)
     assert isinstance(said, str) and "a face is seen in 0 % of 25 frames" in said
     sound, capture = tmp_path / "a.wav", tmp_path / "a.json"

@@ -172,14 +172,14 @@ def test_audio_and_interrupts_in_turn_evict_no_avatars(service: Service) -> None
     with service.client() as client:
         made = client.post("/avatars", files={"portrait": ("p.png", noise_picture(300))})
         before = broker_bytes(service)
-        with undisturbed(service), stream_to(service.url) as rude:
-            rude.start(sample_rate=48_000)
-            rude.until("ready")
+        with undisturbed(service), stream_to(service.url) as attacker:
+            attacker.start(sample_rate=48_000)
+            attacker.until("ready")
             with suppress(ConnectionClosed):  # the connection may be cut at any moment
                 for _ in range(400):  # 2 GB in total, if it were accepted
-                    rude.send_audio(pcm(50.0, 48_000))
-                    rude.send("interrupt")
-            assert rude.close_code() in (1009, 1006, 1000)
+                    attacker.send_audio(pcm(50.0, 48_000))
+                    attacker.send("interrupt")
+            assert attacker.close_code() in (1009, 1006, 1000)
         assert client.get(f"/avatars/{made.json()['avatar_id']}").status_code == 200
         assert broker_bytes(service) - before < 100 << 20
 

@@ -34,7 +34,7 @@ def bt709(rgb: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
 @given(
     height=st.integers(1, 20), width=st.integers(1, 40), seed=st.integers(0, 99), flat=st.booleans()
 )
-def test_planes_are_those_of_the_standard(height: int, width: int, seed: int, flat: bool) -> None:
+def test_planes_match_bt709(height: int, width: int, seed: int, flat: bool) -> None:
     rng = np.random.default_rng(seed)
     size = (1, 1, 3) if flat else (2 * height, 2 * width, 3)
     rgb = np.ascontiguousarray(

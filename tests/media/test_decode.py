@@ -24,13 +24,13 @@ def tone(seconds: float, rate: int, hertz: float = 440.0) -> Samples:
     return (0.5 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 
 
-def with_soundfile(pcm: Samples, rate: int, kind: str, subtype: str | None = None) -> bytes:
+def with_soundfile(pcm: Samples, rate: int, kind: str, *, subtype: str | None = None) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, pcm, rate, format=kind, subtype=subtype)
     return file.getvalue()
 
 
-def with_av(pcm: Samples, rate: int, kind: str, codec: str) -> bytes:
+def with_av(pcm: Samples, rate: int, kind: str, *, codec: str) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
@@ -57,19 +57,19 @@ def code_of(blob: bytes, max_s: float = 100.0) -> str:
 
 FILES = {
     "wav": lambda: with_soundfile(tone(1.3, 22_050), 22_050, "WAV"),
-    "wav-8-bit": lambda: with_soundfile(tone(1.3, 8_000), 8_000, "WAV", "PCM_U8"),
-    "wav-float": lambda: with_soundfile(tone(1.3, 96_000), 96_000, "WAV", "FLOAT"),
+    "wav-8-bit": lambda: with_soundfile(tone(1.3, 8_000), 8_000, "WAV", subtype="PCM_U8"),
+    "wav-float": lambda: with_soundfile(tone(1.3, 96_000), 96_000, "WAV", subtype="FLOAT"),
     "flac": lambda: with_soundfile(tone(1.3, 44_100), 44_100, "FLAC"),
     "mp3": lambda: with_soundfile(tone(1.3, 44_100), 44_100, "MP3"),
-    "ogg": lambda: with_soundfile(tone(1.3, 32_000), 32_000, "OGG", "VORBIS"),
-    "opus": lambda: with_soundfile(tone(1.3, 48_000), 48_000, "OGG", "OPUS"),
-    "m4a": lambda: with_av(tone(1.3, 44_100), 44_100, "ipod", "aac"),
-    "webm": lambda: with_av(tone(1.3, 48_000), 48_000, "webm", "libopus"),
+    "ogg": lambda: with_soundfile(tone(1.3, 32_000), 32_000, "OGG", subtype="VORBIS"),
+    "opus": lambda: with_soundfile(tone(1.3, 48_000), 48_000, "OGG", subtype="OPUS"),
+    "m4a": lambda: with_av(tone(1.3, 44_100), 44_100, "ipod", codec="aac"),
+    "webm": lambda: with_av(tone(1.3, 48_000), 48_000, "webm", codec="libopus"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_format_comes_out_in_time_and_in_tune(name: str) -> None:
+def test_every_format_keeps_its_timing_and_pitch(name: str) -> None:
     output, model = decode(FILES[name]())
     # Lossy coders may add up to one frame of their own.
     assert len(output) / SAMPLE_RATE == pytest.approx(1.3, abs=0.03)
@@ -134,7 +134,7 @@ NOISE = np.random.default_rng(0).bytes(20_000)
     ids=["text", "noise", "zeros", "mp3-ish", "mp4-ish", "webm-ish", "png", "playlist", "cut m4a",
          "cut wav"],
 )  # fmt: skip
-def test_what_is_no_sound_is_unsupported_media(blob: bytes) -> None:
+def test_other_files_are_unsupported_media(blob: bytes) -> None:
     assert code_of(blob) == "unsupported_media"
 
 
@@ -156,30 +156,30 @@ def test_absurd_rates_are_unsupported_media(rate: int) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_too_long_is_told_before_decoding(name: str) -> None:
+def test_a_stated_length_beyond_the_limit_fails_before_decoding(name: str) -> None:
     with pytest.raises(MediaError) as caught:
         decode_audio(FILES[name](), SAMPLE_RATE, 1.0)
     assert caught.value.code == "too_large"
     assert "1 s" in caught.value.detail
 
 
-def test_a_cut_wav_is_read_as_far_as_it_goes() -> None:
+def test_a_truncated_wav_is_read_to_its_end() -> None:
     blob = FILES["wav"]()
     output, _ = decode(blob[: len(blob) // 2])
     assert len(output) / SAMPLE_RATE == pytest.approx(0.65, abs=0.01)
 
 
-def test_samples_that_are_no_numbers_are_silenced() -> None:
+def test_samples_that_are_not_finite_are_silenced() -> None:
     pcm = tone(0.5, 16_000)
     pcm[100:200] = np.nan
     pcm[200] = np.inf
     pcm[201] = -1e30
-    output, model = decode(with_soundfile(pcm, 16_000, "WAV", "FLOAT"))
+    output, model = decode(with_soundfile(pcm, 16_000, "WAV", subtype="FLOAT"))
     assert np.isfinite(output).all() and np.isfinite(model).all()
     assert np.abs(model).max() < 2
 
 
-def test_a_long_file_is_not_held_decoded() -> None:
+def test_a_long_file_is_decoded_incrementally() -> None:
     minutes = 10
     header = struct.pack(
         "<4sI4s4sIHHIIHH4sI",

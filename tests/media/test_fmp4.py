@@ -22,7 +22,7 @@ def grey(levels: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
         yield frame
 
 
-def mux(levels: NDArray[np.uint8], pcm: NDArray[np.float32], hop: int, size: int = 64) -> bytes:
+def mux(levels: NDArray[np.uint8], pcm: NDArray[np.float32], hop: int, *, size: int = 64) -> bytes:
     muxer = FragmentedMP4Muxer(size, size, FPS)
     parts = [muxer.init_segment()]
     for start in range(0, len(levels), hop):
@@ -43,7 +43,7 @@ def clicks_and_flashes(seconds: int) -> tuple[NDArray[np.uint8], NDArray[np.floa
     return levels, pcm
 
 
-def test_sound_and_picture_stay_together_for_a_minute() -> None:
+def test_sound_and_pictures_stay_in_sync_for_a_minute() -> None:
     seen = probe(mux(*clicks_and_flashes(60), hop=8))
     flashes = np.flatnonzero(seen.pictures[:, 0] > 128)
     loud = np.flatnonzero(np.abs(seen.sound) > 0.3)
@@ -88,7 +88,7 @@ def test_a_keyframe_begins_the_first_fragment_and_then_about_one_a_second(hop: i
     assert len(probe(late).times_s) == len(parts) * hop - apart
 
 
-def test_a_fragment_is_complete_when_it_leaves() -> None:
+def test_a_fragment_plays_without_later_ones() -> None:
     muxer = FragmentedMP4Muxer(64, 64, FPS)
     pcm = np.zeros(8 * SAMPLES_PER_FRAME, np.float32)
     first = muxer.add(grey(np.zeros(8, np.uint8), 64), pcm)
@@ -97,7 +97,7 @@ def test_a_fragment_is_complete_when_it_leaves() -> None:
     assert seen.sound_s > 0.32 - 0.065
 
 
-def test_colours_survive() -> None:
+def test_colours_are_preserved() -> None:
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [255, 255, 255], [0, 0, 0]])
     muxer = FragmentedMP4Muxer(64, 64, FPS)
     frames = [np.full((64, 64, 3), colour, np.uint8) for colour in colours]
@@ -106,7 +106,7 @@ def test_colours_survive() -> None:
     assert np.abs(probe(blob).pictures - colours).max() < 6
 
 
-def test_sound_survives() -> None:
+def test_sound_is_preserved() -> None:
     time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     pcm = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
     seen = probe(mux(np.zeros(FPS, np.uint8), pcm, hop=8))
@@ -126,12 +126,12 @@ def test_the_codec_string_names_what_was_encoded() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(63, 64), (64, 63), (0, 64)])
-def test_odd_sizes_are_refused(width: int, height: int) -> None:
+def test_odd_sizes_are_rejected(width: int, height: int) -> None:
     with pytest.raises(ValueError, match=f"{width}x{height}"):
         FragmentedMP4Muxer(width, height, FPS)
 
 
-def test_wrong_frames_are_refused() -> None:
+def test_frames_of_another_size_are_rejected() -> None:
     muxer = FragmentedMP4Muxer(64, 64, FPS)
     with pytest.raises(ValueError, match="shape"):
         muxer.add([np.zeros((32, 64, 3), np.uint8)], np.zeros(1920, np.float32))
@@ -146,10 +146,10 @@ def test_wrong_frames_are_refused() -> None:
     extra=st.integers(-1900, 0),
     again=st.integers(0, 3),
 )
-def test_a_video_goes_on_in_another_muxer_as_if_nothing_had_happened(
+def test_another_muxer_continues_a_video_seamlessly(
     hop: int, cut: int, extra: int, again: int
 ) -> None:
-    """Left at any fragment, and once more some fragments later."""
+    """The muxer changes after any fragment, and again some fragments later."""
     hops = cut + again + 3
     levels = (np.arange(hops * hop) * 16 % 256).astype(np.uint8)
     count = len(levels) * SAMPLES_PER_FRAME + extra
@@ -158,7 +158,7 @@ def test_a_video_goes_on_in_another_muxer_as_if_nothing_had_happened(
     init, parts = muxer.init_segment(), []
     for n in range(hops):
         if n in (cut, cut + again):
-            muxer = FragmentedMP4Muxer(64, 64, FPS, muxer.state())
+            muxer = FragmentedMP4Muxer(64, 64, FPS, state=muxer.state())
             assert muxer.init_segment() == init
         sound = slice(n * hop * SAMPLES_PER_FRAME, (n + 1) * hop * SAMPLES_PER_FRAME)
         parts.append(muxer.add(grey(levels[n * hop : (n + 1) * hop], 64), pcm[sound]))

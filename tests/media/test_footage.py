@@ -1,4 +1,4 @@
-"""Real small videos: times, sound in place, turned pixels, and what is no footage."""
+"""Real small videos: times, sound in place, turned pixels, and other files."""
 
 from __future__ import annotations
 
@@ -29,46 +29,52 @@ def onset_s(samples: NDArray[np.float32]) -> float:
 def test_pictures_come_with_their_times(
     tmp_path: Path, picture: NDArray[np.uint8], rate: int
 ) -> None:
-    footage = open_footage(write_video(tmp_path / "a.mp4", picture, rate, 2.0))
+    footage = open_footage(write_video(tmp_path / "a.mp4", picture, rate, seconds=2.0))
     found = list(footage.pictures())
     np.testing.assert_allclose([t for t, _ in found], np.arange(2 * rate) / rate, atol=0.002)
     assert found[0][1].shape == picture.shape
     assert np.abs(found[5][1].astype(int) - picture).mean() < 8
 
 
-def test_of_fast_video_some_pictures_are_passed_over(
+def test_pictures_beyond_30_a_second_are_skipped(
     tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
-    footage = open_footage(write_video(tmp_path / "a.mp4", picture, 60, 1.0))
+    footage = open_footage(write_video(tmp_path / "a.mp4", picture, 60, seconds=1.0))
     assert len(list(footage.pictures())) == 30
 
 
 @pytest.mark.parametrize("starts_s", [0.0, 0.4])
 @pytest.mark.parametrize("container", ["a.mp4", "a.mkv"])
-def test_sound_lies_where_it_was_beside_the_pictures(
+def test_sound_keeps_its_offset_from_the_pictures(
     tmp_path: Path, picture: NDArray[np.uint8], starts_s: float, container: str
 ) -> None:
-    footage = open_footage(write_video(tmp_path / container, picture, 25, 2.0, starts_s))
+    footage = open_footage(
+        write_video(tmp_path / container, picture, 25, seconds=2.0, sound_starts_s=starts_s)
+    )
     samples = np.concatenate(list(footage.sound()))
     assert onset_s(samples) == pytest.approx(CLICK_S, abs=0.01)
     assert len(samples) == pytest.approx(2 * SAMPLE_RATE, abs=SAMPLE_RATE // 10)
 
 
-def test_sound_before_the_start_is_left_out(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
-    path = write_video(tmp_path / "a.mp4", picture, 25, 2.0)
+def test_sound_before_the_start_is_dropped(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    path = write_video(tmp_path / "a.mp4", picture, 25, seconds=2.0)
     assert onset_s(np.concatenate(list(sound_of(path, 0.7)))) == pytest.approx(0.3, abs=0.01)
 
 
-def test_oblong_pixels_are_made_square(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
-    path = write_video(tmp_path / "a.mkv", picture, 25, 0.2, aspect=Fraction(2, 1))
+def test_pixels_that_are_not_square_are_resampled(
+    tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    path = write_video(tmp_path / "a.mkv", picture, 25, seconds=0.2, aspect=Fraction(2, 1))
     assert next(open_footage(path).pictures())[1].shape == (128, 384, 3)
 
 
-def test_what_is_no_footage_is_said(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+def test_other_files_are_rejected(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="not a file"):
         open_footage(tmp_path / "none.mp4")
     (tmp_path / "text.mp4").write_text("no video at all")
     with pytest.raises(ValueError, match="not a video"):
         open_footage(tmp_path / "text.mp4")
     with pytest.raises(ValueError, match="has no sound"):
-        open_footage(write_video(tmp_path / "mute.mp4", picture, 25, 0.2, None))
+        open_footage(
+            write_video(tmp_path / "mute.mp4", picture, 25, seconds=0.2, sound_starts_s=None)
+        )

@@ -17,6 +17,7 @@ def write_video(
     path: Path,
     picture: NDArray[np.uint8],
     rate: int,
+    *,
     seconds: float,
     sound_starts_s: float | None = 0.0,
     aspect: Fraction | None = None,

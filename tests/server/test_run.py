@@ -213,10 +213,10 @@ def test_a_model_that_fails_to_load_stops_the_service_with_the_reason() -> None:
 
 
 def test_a_port_in_use_fails_at_once() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        done = fada(FAKE, "serve", port=taken.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        done = fada(FAKE, "serve", port=listener.getsockname()[1])
     assert done.returncode == 1
     assert "in use" in done.stderr and "Traceback" not in done.stderr
 

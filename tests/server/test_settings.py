@@ -73,9 +73,9 @@ def test_misspelt_settings_are_rejected(name: str, real: str) -> None:
 
 
 def test_unknown_variables_are_only_reported() -> None:
-    strange = ["FADA_SERVICE_HOST", "FADA_PORT_8000_TCP", "FADA_API_SERVICE_PORT"]
+    unknown = ["FADA_SERVICE_HOST", "FADA_PORT_8000_TCP", "FADA_API_SERVICE_PORT"]
     known = ["FADA_API_KEYS", "FADA_ENGINES", "FADA_TEST_DATA", "PATH"]
-    assert check_names(dict.fromkeys([*strange, *known], "x")) == strange
+    assert check_names(dict.fromkeys([*unknown, *known], "x")) == unknown
 
 
 @given(st.sampled_from(sorted(Settings.model_fields)), st.data())

@@ -36,7 +36,7 @@ async def test_no_task_outlives_a_cancelled_caller() -> None:
                 await asyncio.sleep(0.05)
             finally:
                 ended.set()
-                raise ArithmeticError("which nobody looks at")
+                raise ArithmeticError("never retrieved")
 
     inner = asyncio.create_task(slow())
     await asyncio.sleep(0)

@@ -37,7 +37,7 @@ def hesitant(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
 
 
 def objective(
-    student: Forward, former: Forward, loss: SquaredLoss, confidence: float = 0.6
+    student: Forward, former: Forward, loss: SquaredLoss, *, confidence: float = 0.6
 ) -> StepDistillationObjective:
     return StepDistillationObjective(
         student,
@@ -90,6 +90,7 @@ def test_tracked_mouths_are_part_of_the_target() -> None:
         return torch.where(mouth(), 1 - RECORDING_SHARE, 1.0).expand_as(x_t)
 
     tracked, inferred = (
-        objective(student, constant, SquaredLoss(), confidence) for confidence in (1.0, 0.6)
+        objective(student, constant, SquaredLoss(), confidence=confidence)
+        for confidence in (1.0, 0.6)
     )
     assert float(tracked.losses()["plain"]) < 1e-10 < float(inferred.losses()["plain"])

@@ -153,7 +153,7 @@ def test_allowed_origins_may_call(guarded: Service) -> None:
         assert client.options("/animate", headers={"Origin": "https://c.example", **asks}).is_error
         answer = client.get("/models", headers={"Origin": ORIGIN, "X-API-Key": KEYS[0]})
         assert "X-Seed" in answer.headers["access-control-expose-headers"]
-        refused = client.get("/models", headers={"Origin": ORIGIN})  # the page reads why
+        refused = client.get("/models", headers={"Origin": ORIGIN})  # the page can read the reason
         assert refused.headers["access-control-allow-origin"] == ORIGIN
 
 
@@ -255,7 +255,7 @@ def test_without_keys_limits_apply_to_addresses() -> None:
         settings = {"FADA_REDIS_URL": broker.url, "FADA_REQUESTS_PER_MINUTE": "2"}
         service = stack.enter_context(running(settings, "api"))
         assert [ask(service, {}).status_code for _ in range(3)] == [200, 200, 429]
-        assert ask(service, {"X-Forwarded-For": "203.0.113.9"}).status_code == 429  # by anybody
+        assert ask(service, {"X-Forwarded-For": "203.0.113.9"}).status_code == 429  # of any address
         with service.client() as client:
             assert client.get("/healthz").status_code == 200
 

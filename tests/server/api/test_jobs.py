@@ -83,7 +83,7 @@ def test_a_video_can_be_followed_while_it_is_made(narrow: httpx.Client) -> None:
         job = narrow.get(address).json()
         assert job["status"] == "running" and 0 < job["progress"] < 0.9
         assert narrow.delete(address).status_code == 204
-        with pytest.raises(httpx.RemoteProtocolError):  # cut, and so told from a whole one
+        with pytest.raises(httpx.RemoteProtocolError):  # cut off, so that a client notices
             for _ in pieces:
                 pass
     assert narrow.get(address).json()["status"] == "cancelled"

@@ -268,8 +268,8 @@ def test_each_model_is_chosen_by_name() -> None:
         assert "fake, other" in refused.json()["detail"]
         portrait = {"portrait": ("p.png", picture())}
         assert client.post("/avatars", files=portrait, data={"model": "other"}).status_code == 201
-        nobody = client.post("/avatars", files=portrait, data={"model": "none"})
-        assert problem(nobody) == (422, "invalid_option")
+        unknown = client.post("/avatars", files=portrait, data={"model": "none"})
+        assert problem(unknown) == (422, "invalid_option")
 
 
 def test_health_models_and_openapi(client: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""Decoders that do what their upload says; with `confined`, in the sandbox that the real ones have.
+"""Decoders that obey their upload; with `confined`, in the sandbox of the real ones.
 
 Run as a program by `Sandbox`.
 """

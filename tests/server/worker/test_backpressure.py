@@ -9,7 +9,7 @@ from server.worker.backpressure import Backpressure, JobAborted
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_worker_waits_for_its_reader_and_goes_on_with_it() -> None:
+async def test_a_worker_waits_for_its_reader() -> None:
     pressure = Backpressure(ahead=2, patience_s=10.0)
     pressure.published(0)
     await pressure.wait_for_reader()
@@ -21,14 +21,14 @@ async def test_a_worker_waits_for_its_reader_and_goes_on_with_it() -> None:
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_reader_that_stands_still_loses_the_job() -> None:
+async def test_a_stalled_reader_loses_its_job() -> None:
     pressure = Backpressure(ahead=1, patience_s=0.01)
     pressure.published(0)
     with pytest.raises(JobAborted, match=r"0\.01 s"):
         await pressure.wait_for_reader()
 
 
-async def test_news_out_of_order_never_go_back() -> None:
+async def test_acknowledgements_out_of_order_never_go_back() -> None:
     pressure = Backpressure(ahead=2, patience_s=0.01)
     pressure.published(5)
     pressure.read(5)

@@ -1,4 +1,4 @@
-"""How many live sessions a worker says that it can hold."""
+"""How many live sessions a worker can hold."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.server.fake_pipeline import FakePipeline
 WINDOW_S = 2 * HOP_S * CPU_SHARE / 8.5  # eight on two cores
 
 
-def test_places_follow_from_what_a_window_costs() -> None:
+def test_places_follow_from_the_cost_of_a_window() -> None:
     assert Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64).places(0) == 8
     assert Capacity(cores=1.0, window_s=WINDOW_S, max_sessions=64).places(0) == 4
     assert Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=5).places(0) == 5
     assert Capacity(cores=2.0, window_s=10.0, max_sessions=8).places(0) == 1  # late, but not never
 
 
-def test_when_sessions_are_about_to_fall_behind_no_more_are_taken() -> None:
+def test_no_session_is_admitted_near_full_load() -> None:
     capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64)
     for pace, places, spare in [(0.3, 8, True), (0.7, 8, False), (0.95, 5, False), (0.5, 8, True)]:
         for _ in range(40):
@@ -28,7 +28,7 @@ def test_when_sessions_are_about_to_fall_behind_no_more_are_taken() -> None:
         assert (capacity.places(5), capacity.has_spare) == (places, spare)
 
 
-def test_offline_jobs_wait_for_the_live_sessions_next_door_too() -> None:
+def test_offline_jobs_wait_for_live_sessions_of_other_workers() -> None:
     capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64)
     assert capacity.has_spare
     capacity.set_neighbours_busy(True)
@@ -37,7 +37,7 @@ def test_offline_jobs_wait_for_the_live_sessions_next_door_too() -> None:
     assert capacity.has_spare
 
 
-def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting() -> None:
+def test_light_load_admits_one_session_beyond_the_estimate() -> None:
     capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=9)
     assert capacity.places(8) == 8  # nothing was seen yet
     capacity.record_window(0.2 * HOP_S, HOP_S)
@@ -46,7 +46,7 @@ def test_where_it_is_easy_one_more_than_was_reckoned_may_come_up_to_the_setting(
     assert capacity.places(9) == 9
 
 
-def test_sessions_that_fell_silent_need_nothing() -> None:
+def test_silent_sessions_cost_nothing() -> None:
     now_s = 100.0
     capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64, clock=lambda: now_s)
     for _ in range(40):
@@ -59,9 +59,7 @@ def test_sessions_that_fell_silent_need_nothing() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.0, 5.0), max_size=50), st.integers(0, 80))
-def test_there_never_are_more_places_than_the_setting_says(
-    paces: list[float], running: int
-) -> None:
+def test_places_never_exceed_the_setting(paces: list[float], running: int) -> None:
     capacity = Capacity(cores=4.0, window_s=0.01, max_sessions=16)
     for pace in paces:
         capacity.record_window(pace, 1.0)
@@ -72,14 +70,14 @@ def test_a_window_is_measured() -> None:
     assert 0 < window_cost_s(FakePipeline("fake")) < 1
 
 
-def test_a_hopelessly_slow_student_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_very_slow_student_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = FakePipeline("slow")
     monkeypatch.setattr("server.worker.calibration._TOO_SLOW", 0.0)
     assert window_cost_s(slow) > 0
     assert slow.batches == [1]
 
 
-def test_a_session_of_a_dearer_student_takes_several_places() -> None:
+def test_a_session_of_a_costlier_student_takes_several_places() -> None:
     costs = {"fast": 1.1, "balanced": 2.4}
     capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64, relative_costs=costs)
     assert capacity.places_taken([]) == 0

@@ -20,7 +20,7 @@ HOP_S = LOG_MEL.hop_s
 
 
 class Player:
-    """Plays a session's turns as they may be made, in no time at all."""
+    """Plays the turns of a session as they become due, on a simulated clock."""
 
     def __init__(self, idle: bool, rate: int = 16_000) -> None:
         self.now_s = 100.0
@@ -48,7 +48,7 @@ class Player:
             left -= frames
 
     def run(self, until_s: float) -> None:
-        """Until that moment, or for as long as there is anything to do."""
+        """Play until that moment, or while there is anything to do."""
         while self.now_s < until_s:
             step = self.planner.next(self.now_s)
             if isinstance(step, NextWindow):
@@ -113,7 +113,7 @@ def test_speech_at_any_time_is_shown_whole_and_without_a_gap(
     assert player.made[first][0] - (100.0 + arrive_s) <= longest_s
 
 
-def test_late_sound_is_waited_for_and_then_counts_as_ended() -> None:
+def test_late_sound_is_awaited_for_a_while_and_then_counts_as_ended() -> None:
     player = Player(idle=True)
     player.push(0.6)
     turn = player.planner.next(player.now_s)
@@ -139,10 +139,12 @@ def test_rest_does_not_catch_up_after_a_stall() -> None:
     assert again_s <= 1.0 + HOP_S + 1e-9
 
 
-def spoken_to(player: Player, seconds: float, stall_at_s: float, stall_s: float) -> list[float]:
-    """A microphone that never pauses, and a worker that stands still once.
+def response_delays(
+    player: Player, seconds: float, *, stall_at_s: float, stall_s: float
+) -> list[float]:
+    """Stream a microphone that never pauses to a worker that stalls once.
 
-    Returns how long each fragment of speech came after the first sample of its sound.
+    Returns the seconds from each speech fragment's first sample of sound to the fragment.
     """
     began_s, shown_s, waits = player.now_s, 0.0, []
     sound, step = pcm(seconds), round(0.02 * 16_000) * 2
@@ -161,11 +163,11 @@ def spoken_to(player: Player, seconds: float, stall_at_s: float, stall_s: float)
     return waits
 
 
-def test_speech_is_begun_as_soon_as_it_is_there() -> None:
+def test_speech_starts_as_soon_as_it_arrives() -> None:
     for offset_s in np.arange(0.0, 0.32, 0.04):
         player = Player(idle=True)
         player.run(101.0 + offset_s)
-        waits = spoken_to(player, 4.0, 99.0, 0.0)
+        waits = response_delays(player, 4.0, stall_at_s=99.0, stall_s=0.0)
         # A window with its look-ahead, what the resamplers hold back, and one chunk.
         assert max(waits) <= HOP_S + 0.16 + 0.05, offset_s
 
@@ -173,14 +175,14 @@ def test_speech_is_begun_as_soon_as_it_is_there() -> None:
 def test_speech_catches_up_after_a_stall() -> None:
     for stall_s in (0.1, 0.5, 2.0):
         player = Player(idle=True)
-        waits = spoken_to(player, 8.0, 3.0, stall_s)
+        waits = response_delays(player, 8.0, stall_at_s=3.0, stall_s=stall_s)
         assert max(waits) >= stall_s
         assert max(waits[-10:]) <= HOP_S + 0.16 + 0.05
         kinds = [speech for _, speech, _ in player.made]
         assert all(kinds[kinds.index(True) :])  # no rest was put into it
 
 
-def test_an_interrupt_drops_all_that_waits_and_rests_once() -> None:
+def test_an_interrupt_drops_pending_sound_and_rests_once() -> None:
     player = Player(idle=False)
     player.push(3.0)
     player.make(NextWindow(True, 8))
@@ -232,8 +234,8 @@ def test_sound_for_a_frame_is_a_frame_long() -> None:
 
 
 @pytest.mark.parametrize(("passed_s", "late_s"), [(0.1, 0.1), (1.5, 1.5), (-7.0, 0.0), (1e6, 5.0)])
-def test_a_resumed_planner_knows_how_late_it_is(passed_s: float, late_s: float) -> None:
-    """Also by a clock that is wrong, and on a machine whose own begins anywhere."""
+def test_a_resumed_planner_keeps_its_lateness(passed_s: float, late_s: float) -> None:
+    """Even if the clock is wrong, or the new machine's monotonic clock starts elsewhere."""
     player = Player(idle=True)
     player.run(103.0)
     state = player.planner.state(player.now_s)

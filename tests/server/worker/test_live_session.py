@@ -1,4 +1,4 @@
-"""A live session over a real batcher and muxer: what an interrupt in its midst undoes."""
+"""A live session over a real batcher and muxer: what an interrupt drops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's memory stays what it needs at a time."""
+"""A worker's memory stays at what it needs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ print(full - resident_mb())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own trouble")
-def test_pictures_between_what_is_kept_are_given_back() -> None:
-    told = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, check=True, text=True)
-    assert float(told.stdout) > 180  # of 200 MB
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps the memory")
+def test_freed_pictures_return_their_memory_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, check=True, text=True)
+    assert float(done.stdout) > 180  # of 200 MB
 
 
-def test_what_was_loaded_is_not_looked_at_again() -> None:
+def test_the_loaded_heap_is_frozen() -> None:
     ring: list[object] = []
     ring.append(ring)
     memory.freeze_gc_heap()

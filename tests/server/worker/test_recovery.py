@@ -1,4 +1,4 @@
-"""Jobs whose worker dies at any moment, and others that go on: nothing lost, doubled or changed."""
+"""Jobs whose workers die at any moment: others resume them, and nothing is lost or repeated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EASY = Capacity(cores=2.0, window_s=0.01, max_sessions=8)
 
 
 class Killed(BaseException):
-    """As a signal that no code can catch."""
+    """Ends a worker as SIGKILL does: no code of a job catches it."""
 
 
 @cache
@@ -51,13 +51,13 @@ def sandbox() -> Sandbox:
 class Tape:
     """The broker's side of one job, in memory; the next worker dies at its ``dies_at``-th event.
 
-    Half of those events get out before the worker dies, half do not. ``say`` are commands that
-    come right after the event of that number.
+    With ``dies_before`` that event is lost. ``sent_after`` holds the commands that are sent right
+    after the event of that number.
     """
 
     parts: dict[str, bytes]
     commands_: list[Entry] = field(default_factory=list)
-    say: dict[int, list[messages.LiveCommand]] = field(default_factory=dict)
+    sent_after: dict[int, list[messages.LiveCommand]] = field(default_factory=dict)
     events: list[messages.Progress] = field(default_factory=list)
     saved: bytes | None = None
     dies_at: int = 10_000
@@ -102,7 +102,7 @@ class Tape:
         self.saved, self.longest = snapshot, max(self.longest, len(snapshot))
         last = int(last_command.split("-")[0])
         self.commands_ = [e for e in self.commands_ if int(e[0].split("-")[0]) > last]
-        for command in self.say.pop(number, []):
+        for command in self.sent_after.pop(number, []):
             self.send_command(command)
         if isinstance(event, messages.Fragment):
             self.send_command(messages.Ack(index=event.index))
@@ -136,9 +136,10 @@ def play(
     tape: Tape,
     request: messages.AnyRequest,
     deaths: Deaths,
+    *,
     load: Callable[[], AvatarPipeline] = lambda: FakePipeline("fake"),
 ) -> messages.Done:
-    """The whole job by as many workers as it takes."""
+    """Run the whole job with as many workers as it takes."""
 
     async def one() -> messages.Done:
         resources = resources_of(tape, {request.model: load()})
@@ -170,7 +171,7 @@ def play(
 
 
 def speech(seconds: float) -> np.ndarray:
-    """Two tones, whose mixture tells at each moment how far the speech is."""
+    """Two tones, whose mixture shows the position in the speech."""
     time = np.arange(round(seconds * RATE)) / RATE
     place = time / seconds
     tones = np.sin(2 * np.pi * 300 * time) * (1 - place) + np.sin(2 * np.pi * 1000 * time) * place
@@ -186,16 +187,16 @@ def animate(deaths: Deaths) -> tuple[Tape, messages.Done]:
     return tape, play(tape, request, deaths)
 
 
-def converse(deaths: Deaths) -> tuple[Tape, messages.Done]:
-    """Speech in uneven pieces, a change of mind, an interrupt within a window, more speech."""
+def talk(deaths: Deaths) -> tuple[Tape, messages.Done]:
+    """Speech in uneven chunks, an update, an interrupt within a window, more speech."""
     tape = Tape({"portrait": picture()})
     sound = speech(2.9).tobytes()
     cuts = [0, 1, 3_333, 30_001, 60_000, len(sound)]
     for start, end in itertools.pairwise(cuts):
         tape.send_command(messages.AudioChunk(data=sound[start:end]))
     tape.send_command(messages.Update(steps=3))
-    tape.say[9] = [messages.Interrupt(), messages.AudioChunk(data=speech(0.9).tobytes())]
-    tape.say[12] = [messages.End()]
+    tape.sent_after[9] = [messages.Interrupt(), messages.AudioChunk(data=speech(0.9).tobytes())]
+    tape.sent_after[12] = [messages.End()]
     options = AnimationOptions(size=128)
     request = messages.LiveRequest(
         options=options, model="fake", seed=5, sample_rate=RATE, idle=False
@@ -212,8 +213,8 @@ def check(make: Callable[[Deaths], tuple[Tape, messages.Done]], deaths: Deaths) 
     whole, expected = undisturbed(make)
     tape, done = make(deaths)
     assert done == expected
-    facts = [event.model_dump() for event in tape.events]
-    assert facts == [event.model_dump() for event in whole.events]
+    models = [event.model_dump() for event in tape.events]
+    assert models == [event.model_dump() for event in whole.events]
     assert [f.index for f in tape.fragments()] == list(range(len(tape.fragments())))
     seen, alone = tape.video(), whole.video()
     assert seen.times_s == alone.times_s
@@ -228,18 +229,18 @@ DEATHS = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_s
 
 @settings(max_examples=8, deadline=None)
 @given(deaths=DEATHS)
-def test_an_animation_goes_on_wherever_its_workers_die(deaths: Deaths) -> None:
+def test_an_animation_resumes_wherever_its_workers_die(deaths: Deaths) -> None:
     check(animate, deaths)
 
 
 @settings(max_examples=10, deadline=None)
 @given(deaths=DEATHS)
-def test_a_conversation_goes_on_wherever_its_workers_die(deaths: Deaths) -> None:
-    check(converse, deaths)
+def test_a_live_session_resumes_wherever_its_workers_die(deaths: Deaths) -> None:
+    check(talk, deaths)
 
 
-@pytest.mark.parametrize("make", [animate, converse])
-def test_deaths_at_every_single_event(
+@pytest.mark.parametrize("make", [animate, talk])
+def test_jobs_survive_a_death_at_every_event(
     make: Callable[[Deaths], tuple[Tape, messages.Done]],
 ) -> None:
     events = len(undisturbed(make)[0].events)
@@ -247,15 +248,13 @@ def test_deaths_at_every_single_event(
     check(make, [death for _ in range(events) for death in ((1, True), (1, False))])
 
 
-def test_what_a_snapshot_holds_is_taken_off_the_tape() -> None:
-    tape, _ = undisturbed(converse)
+def test_commands_that_a_snapshot_includes_are_trimmed() -> None:
+    tape, _ = undisturbed(talk)
     assert [c for _, c in tape.commands_ if not isinstance(c, messages.Ack)] == []
 
 
 @pytest.mark.parametrize(("attempts", "lease_timeouts"), [(3, 0), (1, 101)])
-def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
-    attempts: int, lease_timeouts: int
-) -> None:
+def test_a_job_that_kills_or_stalls_its_workers_fails(attempts: int, lease_timeouts: int) -> None:
     async def once() -> None:
         resources = resources_of(Tape({}), {"fake": FakePipeline("fake")})
         request = messages.AvatarRequest(model="fake", avatar_id="a")
@@ -278,7 +277,7 @@ def test_a_job_that_kills_its_workers_or_holds_them_up_is_given_up(
         asyncio.run(once())
 
 
-def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
+def test_suspected_poison_runs_in_quarantine_or_not_at_all() -> None:
     async def once(*, quarantined: bool) -> None:
         resources = resources_of(Tape({}), {"fake": FakePipeline("fake")})
         if quarantined:
@@ -292,7 +291,7 @@ def test_a_suspect_is_tried_alone_or_not_at_all() -> None:
 
     with pytest.raises(ServiceError, match="none was free to try again"):
         asyncio.run(once(quarantined=False))
-    with pytest.raises(ServiceError, match="portrait has expired"):  # it gets as far as its inputs
+    with pytest.raises(ServiceError, match="portrait has expired"):  # it reads its inputs
         asyncio.run(once(quarantined=True))
 
 

@@ -1,4 +1,4 @@
-"""What strangers send is decoded elsewhere: with the same result, and whatever becomes of it."""
+"""Uploads are decoded in other processes, with the same result, and cannot harm the worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def rogue() -> Iterator[Sandbox]:
-    """Its decoders do what the upload says."""
+    """A sandbox whose decoders obey their upload."""
     with closing(Sandbox(ROGUE)) as sandbox:
         yield sandbox
 
@@ -46,13 +46,13 @@ def samples(sandbox: Sandbox, blob: bytes, max_s: float = 100.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_pictures_are_what_they_are(sandbox: Sandbox, kind: str) -> None:
+def test_pictures_equal_those_decoded_in_process(sandbox: Sandbox, kind: str) -> None:
     blob = picture(kind=kind, size=(640, 480))
     assert (sandbox.picture(blob) == load_picture(blob)).all()
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg", "m4a", "webm"])
-def test_sound_is_what_it_is(sandbox: Sandbox, kind: str) -> None:
+def test_sound_equals_that_decoded_in_process(sandbox: Sandbox, kind: str) -> None:
     blob = encoded_sound(2.0, kind)
     here = decode_audio(blob, SAMPLE_RATE, 100.0)
     there = sandbox.speech(blob, SAMPLE_RATE, 100.0)
@@ -65,20 +65,20 @@ def test_sound_is_what_it_is(sandbox: Sandbox, kind: str) -> None:
     ("blob", "code"),
     [(b"", "empty_audio"), (b"no sound", "unsupported_media"), (sound(3.0), "too_large")],
 )
-def test_errors_are_the_decoders(sandbox: Sandbox, blob: bytes, code: str) -> None:
+def test_decoder_errors_keep_their_codes(sandbox: Sandbox, blob: bytes, code: str) -> None:
     with pytest.raises(ServiceError) as raised:
         samples(sandbox, blob, max_s=2.0)
     assert raised.value.code == code
     assert samples(sandbox, sound(1.0)).size == SAMPLE_RATE
 
 
-def test_no_picture_is_unsupported(sandbox: Sandbox) -> None:
+def test_other_files_are_not_pictures(sandbox: Sandbox) -> None:
     with pytest.raises(ServiceError, match="not a readable picture") as raised:
         sandbox.picture(b"no picture")
     assert raised.value.code == "unsupported_media"
 
 
-def test_many_at_once_do_not_mix(sandbox: Sandbox) -> None:
+def test_concurrent_speeches_do_not_mix(sandbox: Sandbox) -> None:
     speeches = [sandbox.speech(sound(1.0 + n), SAMPLE_RATE, 100.0) for n in range(6)]
     lengths = [sum(len(b.output) for b in speech.blocks) for speech in speeches]
     assert lengths == [(1 + n) * SAMPLE_RATE for n in range(6)]
@@ -100,7 +100,7 @@ def test_dropping_a_speech_leaves_no_decoder(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     "deed", ["abort", "exit", "hang up", "garbage", "endless", "pickle", "wrong size", "cut short"]
 )
-def test_whatever_a_decoder_does_only_its_upload_is_refused(rogue: Sandbox, deed: str) -> None:
+def test_a_misbehaving_decoder_fails_its_own_upload_only(rogue: Sandbox, deed: str) -> None:
     with pytest.raises(ServiceError) as raised:
         rogue.picture(deed.encode())
     assert raised.value.code == "unsupported_media"
@@ -110,14 +110,14 @@ def test_whatever_a_decoder_does_only_its_upload_is_refused(rogue: Sandbox, deed
     assert rogue.picture(b"good").shape == (1, 1, 3)
 
 
-def test_a_bug_of_ours_is_an_internal_error(rogue: Sandbox) -> None:
+def test_a_bug_in_the_decoder_is_an_internal_error(rogue: Sandbox) -> None:
     with pytest.raises(ServiceError) as raised:
         rogue.picture(b"bug")
     assert raised.value.code == "internal_error"
     assert "secret" not in raised.value.detail
 
 
-def test_a_template_that_ended_is_started_again(sandbox: Sandbox) -> None:
+def test_a_killed_template_process_is_restarted(sandbox: Sandbox) -> None:
     psutil.Process(sandbox.process_id).kill()
     psutil.Process(sandbox.process_id).wait(10)
     assert sandbox.picture(picture()).shape == (96, 64, 3)
@@ -140,13 +140,13 @@ def test_a_decoder_can_do_nothing_but_decode(confined: Sandbox, deed: str, refus
     assert refused in raised.value.detail
 
 
-def test_a_decoder_that_never_ends_is_ended(confined: Sandbox) -> None:
+def test_a_decoder_that_never_ends_is_killed(confined: Sandbox) -> None:
     with pytest.raises(ServiceError) as raised:
         confined.picture(b"spin")
     assert raised.value.code == "unsupported_media"
 
 
-def test_a_worker_that_dies_takes_its_decoders_along(sandbox: Sandbox) -> None:
+def test_decoders_die_with_their_worker(sandbox: Sandbox) -> None:
     other = Sandbox()
     family = [psutil.Process(other.process_id)]
     other.picture(picture())

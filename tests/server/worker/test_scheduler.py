@@ -22,14 +22,14 @@ def drained(scheduler: BatchScheduler[str]) -> list[list[str]]:
     return batches
 
 
-def test_the_most_urgent_go_first_in_batches_of_limited_size() -> None:
+def test_the_earliest_deadlines_go_first_in_batches_of_limited_size() -> None:
     scheduler: BatchScheduler[str] = BatchScheduler(2)
     for session, deadline_s in [("late", 9.0), ("soon", 1.0), ("never", float("inf")), ("mid", 5)]:
         scheduler.add(turn(session, deadline_s))
     assert drained(scheduler) == [["soon", "mid"], ["late", "never"]]
 
 
-def test_equals_take_turns() -> None:
+def test_equal_deadlines_take_turns() -> None:
     scheduler: BatchScheduler[str] = BatchScheduler(1)
     served = []
     scheduler.add(turn("a"))
@@ -42,7 +42,7 @@ def test_equals_take_turns() -> None:
     assert served == ["a", "b", "a", "b", "a", "b"]
 
 
-def test_a_session_has_one_window_under_way_at_most() -> None:
+def test_a_session_has_at_most_one_window_in_flight() -> None:
     scheduler: BatchScheduler[str] = BatchScheduler(2)
     scheduler.add(turn("a"))
     with pytest.raises(ValueError, match="'a'"):
@@ -54,7 +54,7 @@ def test_a_session_has_one_window_under_way_at_most() -> None:
     scheduler.add(turn("a"))
 
 
-def test_a_batch_needs_a_place() -> None:
+def test_a_batch_holds_at_least_one_window() -> None:
     with pytest.raises(ValueError, match="max_batch = 0, expected at least 1"):
         BatchScheduler(0)
 

@@ -1,4 +1,4 @@
-"""Sessions whose speech is all there, over a real batcher and muxer."""
+"""Sessions whose speech is complete, over a real batcher and muxer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Events = list[VideoStarted | VideoFragment]
 
 
 def speech_of(samples: int, block: int = 4000) -> DecodedSpeech:
-    """``samples`` at 16 kHz of a ramp that says at each place how far the speech is."""
+    """``samples`` at 16 kHz of a ramp that shows the position in the speech."""
 
     def blocks() -> Iterator[AudioBlock]:
         for start in range(0, samples, block):
@@ -51,7 +51,7 @@ def animate(
     *,
     raw: bool = False,
 ) -> list[tuple[Events, VideoSession]]:
-    """All at once over one batcher, as the worker does."""
+    """Make all at once over one batcher, as the worker does."""
     picture = np.zeros((48, 32, 3), np.uint8)
 
     async def one(
@@ -99,7 +99,7 @@ def test_pieces_cover_the_sound_once_and_in_step(samples: int, block: int) -> No
         assert len(piece.pcm) == piece.window.frames * SAMPLE_RATE // 25
 
 
-def test_a_video_from_start_to_end() -> None:
+def test_a_video_has_all_its_events_and_frames() -> None:
     (events, session), = animate(
         [FakePipeline("fake")], [speech_of(MODEL_RATE)], AnimationOptions(size=128)
     )  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_video_from_start_to_end() -> None:
     assert np.abs(seen.pictures - expected).max() < 12
 
 
-def test_videos_made_together_equal_those_made_alone() -> None:
+def test_batched_videos_equal_those_made_alone() -> None:
     together = FakePipeline("fake")
     options = AnimationOptions(size=128)
     both = animate([together], [speech_of(30_000), speech_of(20_000)], options)
@@ -127,7 +127,7 @@ def test_videos_made_together_equal_those_made_alone() -> None:
     assert both[1][1].frames == 32
 
 
-def test_the_first_failure_ends_the_video_and_is_raised_as_it_is() -> None:
+def test_the_first_failure_ends_the_video_and_is_raised_unchanged() -> None:
     def broken() -> Iterator[AudioBlock]:
         yield from speech_of(20_000).blocks
         raise ServiceError("unsupported_media", "the audio is broken")
@@ -157,7 +157,7 @@ def test_a_poisoned_window_ends_the_video_after_those_before_it() -> None:
     assert made == [0, 1]
 
 
-def test_a_failure_of_the_caller_ends_the_video_even_where_a_cancellation_gets_lost() -> None:
+def test_a_failing_caller_ends_the_video_despite_a_swallowed_cancellation() -> None:
     pipeline = FakePipeline("fake")
     reference = pipeline.space.encode_reference(np.zeros((48, 32, 3), np.uint8))
     lost: list[asyncio.CancelledError] = []

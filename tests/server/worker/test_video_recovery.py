@@ -1,4 +1,4 @@
-"""Video students under workers that die: whoever goes on thinks the very same latents."""
+"""Video students whose workers die: the next worker makes the same latents."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def recorder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Recorder(pipeline)
 
 
-def spoken(examples: Path) -> np.ndarray:
+def speech(examples: Path) -> np.ndarray:
     sound, rate = soundfile.read(examples / "speech.wav", dtype="int16")
     assert rate == RATE
     return np.asarray(sound[: round(1.3 * RATE)])
@@ -57,24 +57,24 @@ def spoken(examples: Path) -> np.ndarray:
 
 def live(examples: Path, deaths: Deaths, pipeline: AvatarPipeline) -> Tape:
     tape = Tape({"portrait": (examples / "astronaut.jpg").read_bytes()})
-    said = spoken(examples).tobytes()
-    for start in range(0, len(said), 7_001):
-        tape.send_command(messages.AudioChunk(data=said[start : start + 7_001]))
+    pcm = speech(examples).tobytes()
+    for start in range(0, len(pcm), 7_001):
+        tape.send_command(messages.AudioChunk(data=pcm[start : start + 7_001]))
     tape.send_command(messages.End())
     request = messages.LiveRequest(
         options=OPTIONS, model=pipeline.name, seed=3, sample_rate=RATE, idle=False
     )
-    play(tape, request, deaths, lambda: pipeline)
+    play(tape, request, deaths, load=lambda: pipeline)
     return tape
 
 
 def offline(examples: Path, deaths: Deaths, pipeline: AvatarPipeline) -> Tape:
     file = io.BytesIO()
-    soundfile.write(file, spoken(examples), RATE, format="FLAC")
+    soundfile.write(file, speech(examples), RATE, format="FLAC")
     portrait = (examples / "astronaut.jpg").read_bytes()
     tape = Tape({"portrait": portrait, "audio": file.getvalue()})
     request = messages.AnimateRequest(options=OPTIONS, model=pipeline.name, seed=3)
-    play(tape, request, deaths, lambda: pipeline)
+    play(tape, request, deaths, load=lambda: pipeline)
     return tape
 
 

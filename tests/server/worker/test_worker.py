@@ -1,4 +1,4 @@
-"""Workers side by side over a real broker, in this process: who takes what, and who lets it go."""
+"""Several workers over a real broker, in this process: which claims a job and which releases it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.server.media_files import picture, sound
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_S = 60.0  # not how long it takes, but when nobody would wait any more
+PATIENCE_S = 60.0  # a bound, not an expected duration
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ async def working(
     client: JobProducer,
     name: str,
     places: int = 8,
+    *,
     drain_s: float = 5.0,
     kind: type[JobConsumer] = JobConsumer,
 ) -> AsyncIterator[asyncio.Event]:
@@ -71,7 +72,7 @@ async def working(
 async def until(
     client: JobProducer, true: Callable[[list[str]], bool], living: str | None = None
 ) -> None:
-    """Wait until the holders of live sessions are as wanted, and that worker lives."""
+    """Wait until ``true`` holds for the holders of live sessions, and worker ``living`` lives."""
     queue = redis.queue_key("live")
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
@@ -84,7 +85,7 @@ async def until(
             if true(sorted(one["consumer"].decode() for one in held)):
                 return
         await asyncio.sleep(0.02)
-    pytest.fail(f"it did not come about within {PATIENCE_S:g} seconds")
+    pytest.fail(f"the condition did not hold within {PATIENCE_S:g} s")
 
 
 def live(seed: int) -> messages.LiveRequest:
@@ -120,7 +121,7 @@ async def test_a_stopping_worker_hands_its_sessions_over(url: str) -> None:
             check(await watching)
 
 
-async def test_the_last_worker_finishes_what_it_can(url: str) -> None:
+async def test_the_last_worker_finishes_its_sessions(url: str) -> None:
     async with clients(url) as client, working(client, "w1") as stop:
         job_id = await talk(client, 1)
         watching = asyncio.create_task(watch(client, job_id))
@@ -130,7 +131,7 @@ async def test_the_last_worker_finishes_what_it_can(url: str) -> None:
         check(await watching)
 
 
-async def test_what_cannot_be_finished_in_the_drain_time_ends_with_an_error(url: str) -> None:
+async def test_sessions_beyond_the_drain_time_end_with_an_error(url: str) -> None:
     async with clients(url) as client, working(client, "w1", drain_s=0.3) as stop:
         watching = asyncio.create_task(watch(client, await talk(client, 1)))
         await until(client, lambda holders: holders == ["w1"])
@@ -142,7 +143,7 @@ async def test_what_cannot_be_finished_in_the_drain_time_ends_with_an_error(url:
 async def test_reclaimed_sessions_beyond_capacity_go_to_a_new_worker(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All are handed over; on a busy machine others would take what is only late.
+    # All are handed over; on a busy machine late jobs would be claimed as well.
     monkeypatch.setattr("server.broker.consumer.LEASE_S", 60.0)
     async with clients(url) as client, working(client, "w0", places=3) as stop:
         jobs = [await talk(client, seed) for seed in range(3)]
@@ -184,7 +185,7 @@ async def test_cancelling_frees_the_worker_soon(url: str) -> None:
             await until(client, lambda holders: holders == [])
 
 
-async def test_a_session_whose_reader_died_ends_though_it_waits_for_speech(
+async def test_a_session_that_waits_for_speech_ends_when_its_reader_dies(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.worker.jobs._READER_POLL_S", 0.05)
@@ -205,16 +206,16 @@ async def test_a_session_whose_reader_died_ends_though_it_waits_for_speech(
 
 
 class Forgetful(JobConsumer):
-    """Whose leases end in its hands, as those of a process that was held up."""
+    """Its leases expire while it works, as those of a stalled process."""
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
         return [True] * len(claims)
 
 
-async def test_nothing_of_a_job_outlives_its_worker_though_it_was_claimed_again(
+async def test_no_task_outlives_its_worker_after_a_second_claim(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first claim's job loses its cancellation, and is at work still when all has to stop."""
+    """The first claim's job swallows its cancellation and still runs when the worker stops."""
     at_work: list[int] = []
     asked: list[int] = []
 

@@ -27,7 +27,7 @@ EYES = [f"{s}Eye{t}" for s in ("Left", "Right") for t in ("Yaw", "Pitch", "Roll"
 NAMES = [a[0].upper() + a[1:] for a in sorted(ACTIONS)]
 
 
-def write_csv(path: Path, rate: int, frames: int, names: list[str], second: int = 0) -> Path:
+def write_csv(path: Path, rate: int, frames: int, *, names: list[str], second: int = 0) -> Path:
     """A jaw that opens by a tenth a second, a head that turns as much."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
@@ -43,7 +43,9 @@ def write_csv(path: Path, rate: int, frames: int, names: list[str], second: int 
 
 @pytest.mark.parametrize(("rate", "second"), [(60, 0), (30, 86_397), (24, 40)])
 def test_live_link_rows_become_25_frames_a_second(tmp_path: Path, rate: int, second: int) -> None:
-    capture = read_arkit(write_csv(tmp_path / "take.csv", rate, 5 * rate, NAMES, second))
+    capture = read_arkit(
+        write_csv(tmp_path / "take.csv", rate, 5 * rate, names=NAMES, second=second)
+    )
     take = arkit_motion(capture)
     assert abs(len(take) - 5 * FPS) <= 1
     np.testing.assert_allclose(take.coefficients[:, JAW], np.arange(len(take)) / 250, atol=1e-4)
@@ -53,7 +55,7 @@ def test_live_link_rows_become_25_frames_a_second(tmp_path: Path, rate: int, sec
 
 
 def test_rows_that_are_missing_for_long_are_lost_frames(tmp_path: Path) -> None:
-    capture = read_arkit(write_csv(tmp_path / "take.csv", 60, 300, NAMES))
+    capture = read_arkit(write_csv(tmp_path / "take.csv", 60, 300, names=NAMES))
     kept = (capture.time_s < 2) | (capture.time_s > 3)
     shorter = ARKitRecording(
         capture.time_s[kept], capture.coefficients[kept], capture.rotation[kept]
@@ -66,9 +68,9 @@ def test_rows_that_are_missing_for_long_are_lost_frames(tmp_path: Path) -> None:
 def test_missing_and_unknown_names_are_named(tmp_path: Path) -> None:
     without = [n for n in NAMES if n not in ("TongueOut", "JawOpen")]
     with pytest.raises(ValueError, match="lacks JawOpen, TongueOut"):
-        read_arkit(write_csv(tmp_path / "take.csv", 60, 9, without))
+        read_arkit(write_csv(tmp_path / "take.csv", 60, 9, names=without))
     with pytest.raises(ValueError, match="unknown names: JawBone"):
-        read_arkit(write_csv(tmp_path / "take.csv", 60, 9, [*NAMES, "JawBone"]))
+        read_arkit(write_csv(tmp_path / "take.csv", 60, 9, names=[*NAMES, "JawBone"]))
     rows = json_rows(9)
     del rows[4]["coefficients"]["mouthClose"]  # type: ignore[attr-defined]
     (tmp_path / "take.json").write_text(json.dumps(rows))
@@ -131,7 +133,7 @@ def test_files_that_are_no_captures_are_refused(tmp_path: Path, text: str) -> No
 
 
 def test_degrees_and_broken_timecodes_are_refused(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "take.csv", 60, 9, NAMES)
+    path = write_csv(tmp_path / "take.csv", 60, 9, names=NAMES)
     text = path.read_text()
     path.write_text(text.replace("0.001667,0,0,0.3", "12.5,0,0,0.3"))
     with pytest.raises(ValueError, match="expected radians"):

@@ -185,7 +185,7 @@ def test_subtitles_say_where_clips_begin_and_what_is_said(tmp_path: Path) -> Non
         read_cues(path)
 
 
-def recording(folder: Path, name: str, frames: int, seed: int) -> Recording:
+def recording(folder: Path, name: str, frames: int, *, seed: int) -> Recording:
     """A hum whose level opens a jaw; its tenth second is lost."""
     random = np.random.default_rng(seed)
     level = np.clip(np.sin(np.arange(frames) / 2), 0, 1)
@@ -205,7 +205,7 @@ def recording(folder: Path, name: str, frames: int, seed: int) -> Recording:
 
 
 def test_training_reads_what_tracking_wrote(tmp_path: Path) -> None:
-    recordings = [recording(tmp_path, "one", 700, 0), recording(tmp_path, "two", 260, 1)]
+    recordings = [recording(tmp_path, "one", 700, seed=0), recording(tmp_path, "two", 260, seed=1)]
     clips = write_folder(recordings, tmp_path / "out")
     grid = load_grid(tmp_path / "out")
     assert [len(c) for c in grid.coefficients] == [c.stop - c.first for c in clips]
@@ -220,7 +220,7 @@ def test_training_reads_what_tracking_wrote(tmp_path: Path) -> None:
 
 
 def test_a_take_is_kept_as_it_is(tmp_path: Path) -> None:
-    take = recording(tmp_path, "one", 100, 0).motion
+    take = recording(tmp_path, "one", 100, seed=0).motion
     save_motion(tmp_path / "one.npz", take)
     again = load_motion(tmp_path / "one.npz")
     for name, array in vars(take).items():
@@ -228,7 +228,7 @@ def test_a_take_is_kept_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
-    short = recording(tmp_path, "one", MIN_CLIP_FRAMES - 1, 0)
+    short = recording(tmp_path, "one", MIN_CLIP_FRAMES - 1, seed=0)
     with pytest.raises(ValueError, match="no clip is left"):
         write_folder([short], tmp_path / "out")
     lips = TrackedMotion(np.zeros((9, 52), np.float32), np.zeros((9, 3, 4)), np.ones(9, bool),
