@@ -118,7 +118,7 @@ def test_a_student_without_tokens_starts_as_its_teacher(teacher: TinyNet) -> Non
 
 def test_a_window_without_new_frames_or_without_a_past_is_refused(teacher: TinyNet) -> None:
     x_t, t, cond = inputs_of(SMALL)
-    with pytest.raises(ValueError, match="16 rows of sound and 1 frames before"):
+    with pytest.raises(ValueError, match="16 rows of audio and 1 frames before"):
         teacher(x_t, t, cond | {"audio": cond["audio"][:, :16], "prefix": cond["prefix"][:, :1]})
 
 

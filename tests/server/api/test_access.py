@@ -209,10 +209,12 @@ def test_limits_hold_across_api_processes(two_apis: tuple[Service, Service]) -> 
         other.finish()
     until_free(two, key_a)
 
+    began_s = time.monotonic()
     answers = [ask(service, key_a) for _ in range(20) for service in two_apis]
+    refill = (time.monotonic() - began_s) * 20 / 60  # of 20 requests a minute
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
-    assert len(answers) - len(refused) <= 20
+    assert len(answers) - len(refused) <= 20 + refill
     assert refused[0].json()["code"] == "busy"
     assert 1 <= int(refused[0].headers["retry-after"]) <= 4
     assert ask(two, key_b).status_code == 200
