@@ -1,4 +1,4 @@
-"""Several processes that train one network: the same as one process with all their batches."""
+"""Several processes that train one network learn what one process learns of all their batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batches() -> torch.Tensor:
 
 
 def trained(folder: Path, world: World, steps: int) -> nn.Module:
-    """The average after ``steps``, each process with its part of every batch."""
+    """Parameters averaged after ``steps``; each process has its part of every batch."""
     net, parts = a_net(), batches().chunk(world.size, dim=1)[world.rank]
     options = RunOptions(folder, minutes=60.0, steps=steps, warm_up_steps=1)
     random = torch.Generator().manual_seed(world.seed(3))
@@ -43,7 +43,7 @@ def trained(folder: Path, world: World, steps: int) -> nn.Module:
 
 
 def main(folder: Path) -> None:
-    """Of each process: half of the steps, then, as after an interruption, the others."""
+    """In each process: half of the steps, then the rest, as after an interruption."""
     with join_world(torch.device("cpu")) as (world, _):
         trained(folder, world, STEPS // 2)
         trained(folder, world, STEPS)
@@ -60,7 +60,7 @@ def run_team(*words: str, processes: int = 2) -> subprocess.CompletedProcess[str
     )
 
 
-def test_two_processes_learn_what_one_learns_of_both_their_batches(tmp_path: Path) -> None:
+def test_two_processes_train_like_one_with_both_batches(tmp_path: Path) -> None:
     run = run_team("-m", "tests.training.test_distributed", str(tmp_path / "two"))
     assert run.returncode == 0, run.stderr
     two = torch.load(tmp_path / "two" / "net.pt", weights_only=True)

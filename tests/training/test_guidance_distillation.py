@@ -1,4 +1,4 @@
-"""Where a student's training starts: at noised recordings, and where its own steps lead."""
+"""Where a student's updates start: at noised recordings, or on-policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PREDICTED, RECORDED = 1.0, -1.0
 
 def run(updates: int, **options: object) -> tuple[list[float], list[tuple[float, float]]]:
     """The data's weight in each update, and of the teacher's first call in each the time and the
-    mean of x_t over α, which tells whose frames x_t holds."""
+    mean of x_t / α, which shows whose frames x_t holds."""
     asked: list[list[tuple[float, float]]] = []
 
     def teacher(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
@@ -46,7 +46,7 @@ def run(updates: int, **options: object) -> tuple[list[float], list[tuple[float,
     return weights, [calls[0] for calls in asked]
 
 
-def test_every_other_update_starts_where_the_students_own_steps_lead() -> None:
+def test_every_other_update_starts_on_policy() -> None:
     weights, asked = run(2 * STEPS)
     assert all(weight >= 0 for weight in weights[::2]) and max(weights) > 0
     assert not any(weights[1::2])  # no data there
@@ -59,7 +59,7 @@ def test_every_other_update_starts_where_the_students_own_steps_lead() -> None:
 
 
 @pytest.mark.parametrize("options", [{"on_policy": False}, {"guided": False}])
-def test_without_it_every_update_starts_at_a_recording(options: dict[str, object]) -> None:
+def test_without_rollouts_every_update_starts_at_a_recording(options: dict[str, object]) -> None:
     weights, asked = run(4, **options)
     assert all(weight > 0 for weight in weights)
     recorded = [mean for t, mean in asked if t < 0.9]

@@ -142,7 +142,7 @@ def test_a_teacher_continues_with_whispers_encoder(grid_folder: Path, tmp_path: 
         fada_train("teacher", *data, "--start", start, "--out", tmp_path / "none")
 
 
-def test_flags_that_do_not_fit_are_refused(grid_folder: Path, tmp_path: Path) -> None:
+def test_incompatible_flags_are_rejected(grid_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--temperature is for a motion student, not teacher"):
         fada_train("teacher", "--data", grid_folder, "--out", tmp_path, "--temperature", 1, 1.2)
     with pytest.raises(ValueError, match="needs --teacher"):

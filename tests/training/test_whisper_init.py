@@ -1,4 +1,4 @@
-"""An encoder that begins as Whisper's hears what Whisper hears, from our own rows."""
+"""An encoder initialised from Whisper gives Whisper's features from our own log-mel rows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def babble(seed: int, frames: int) -> Floats:
     return (samples + 1e-3 * random.standard_normal(len(samples))).astype(np.float32)
 
 
-def test_it_begins_as_whisper(model_bin: Path) -> None:
+def test_the_encoder_starts_as_whisper(model_bin: Path) -> None:
     encoder = WhisperBlocks(32, BLOCKS).eval().requires_grad_(False)
     init_from_whisper(encoder, model_bin, [babble(seed, 200) for seed in range(8)])
     sound = babble(100, WINDOW_FRAMES)
@@ -94,7 +94,7 @@ def test_it_begins_as_whisper(model_bin: Path) -> None:
     assert away < 0.15
 
 
-def test_a_file_that_is_no_whisper_is_refused(tmp_path: Path, model_bin: Path) -> None:
+def test_a_file_that_is_not_whisper_is_rejected(tmp_path: Path, model_bin: Path) -> None:
     encoder = WhisperBlocks(32, BLOCKS)
     with pytest.raises(ValueError, match="no file"):
         init_from_whisper(encoder, tmp_path / "none.bin", [babble(0, 50)])

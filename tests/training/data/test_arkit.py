@@ -46,22 +46,22 @@ def test_live_link_rows_become_25_frames_a_second(tmp_path: Path, rate: int, sec
     capture = read_arkit(
         write_csv(tmp_path / "take.csv", rate, 5 * rate, names=NAMES, second=second)
     )
-    take = arkit_motion(capture)
-    assert abs(len(take) - 5 * FPS) <= 1
-    np.testing.assert_allclose(take.coefficients[:, JAW], np.arange(len(take)) / 250, atol=1e-4)
-    turned = rotation_vectors(take.pose[:, :, :3])
-    np.testing.assert_allclose(turned[:, 1], np.arange(len(take)) / 250, atol=1e-4)
-    assert take.ok.all()
+    motion = arkit_motion(capture)
+    assert abs(len(motion) - 5 * FPS) <= 1
+    np.testing.assert_allclose(motion.coefficients[:, JAW], np.arange(len(motion)) / 250, atol=1e-4)
+    turned = rotation_vectors(motion.pose[:, :, :3])
+    np.testing.assert_allclose(turned[:, 1], np.arange(len(motion)) / 250, atol=1e-4)
+    assert motion.ok.all()
 
 
-def test_rows_that_are_missing_for_long_are_lost_frames(tmp_path: Path) -> None:
+def test_long_gaps_become_lost_frames(tmp_path: Path) -> None:
     capture = read_arkit(write_csv(tmp_path / "take.csv", 60, 300, names=NAMES))
     kept = (capture.time_s < 2) | (capture.time_s > 3)
     shorter = ARKitRecording(
         capture.time_s[kept], capture.coefficients[kept], capture.rotation[kept]
     )
-    take = arkit_motion(shorter)
-    lost = np.flatnonzero(~take.ok)
+    motion = arkit_motion(shorter)
+    lost = np.flatnonzero(~motion.ok)
     assert abs(lost[0] - 50) <= 1 and abs(lost[-1] - 75) <= 1
 
 
@@ -89,14 +89,14 @@ def json_rows(count: int) -> list[dict[str, object]]:
     ]
 
 
-def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
+def test_json_recordings_are_read(tmp_path: Path) -> None:
     path = tmp_path / "take.json"
     path.write_text(json.dumps(json_rows(90)))
-    take = arkit_motion(read_arkit(path))
-    assert abs(len(take) - 75) <= 1
-    np.testing.assert_allclose(take.coefficients[:, 7], np.arange(len(take)) / 250, atol=1e-4)
-    turned = rotation_vectors(take.pose[:, :, :3])[:, 1]
-    np.testing.assert_allclose(turned, 0.012 * np.arange(len(take)), atol=1e-3)
+    motion = arkit_motion(read_arkit(path))
+    assert abs(len(motion) - 75) <= 1
+    np.testing.assert_allclose(motion.coefficients[:, 7], np.arange(len(motion)) / 250, atol=1e-4)
+    turned = rotation_vectors(motion.pose[:, :, :3])[:, 1]
+    np.testing.assert_allclose(turned, 0.012 * np.arange(len(motion)), atol=1e-3)
     rows = [{k: v for k, v in row.items() if k != "rotation"} for row in json_rows(9)]
     path.write_text(json.dumps(rows))
     np.testing.assert_array_equal(read_arkit(path).rotation, np.tile(np.eye(3), (9, 1, 1)))
@@ -112,9 +112,7 @@ def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
         ({"speed": 1}, "unknown names: speed"),
     ],
 )
-def test_rows_that_mean_nothing_are_refused(
-    tmp_path: Path, change: dict[str, object], message: str
-) -> None:
+def test_invalid_rows_are_rejected(tmp_path: Path, change: dict[str, object], message: str) -> None:
     rows = json_rows(9)
     rows[4] |= change
     path = tmp_path / "take.json"
@@ -124,7 +122,7 @@ def test_rows_that_mean_nothing_are_refused(
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1, 2]", "no json"])
-def test_files_that_are_no_captures_are_refused(tmp_path: Path, text: str) -> None:
+def test_other_files_are_rejected(tmp_path: Path, text: str) -> None:
     for name in ("take.json", "take.csv", "take.txt"):
         path = tmp_path / name
         path.write_text(text)

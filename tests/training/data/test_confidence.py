@@ -1,4 +1,4 @@
-"""What a sample's confidence rises and falls with, and where it is kept."""
+"""A sample's confidence: what it depends on, and how it is written."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from training.data.confidence import (
 
 
 @given(a=st.floats(0, 500), b=st.floats(0, 500))
-def test_the_further_borders_are_apart_the_less_is_believed(a: float, b: float) -> None:
+def test_confidence_falls_with_the_distance_of_borders(a: float, b: float) -> None:
     near, far = sorted((a, b))
     assert 0 <= synthetic_confidence(far) <= synthetic_confidence(near) <= INFERRED < TRACKED
 
 
 @given(a=st.floats(-90, 0), b=st.floats(-90, 0))
-def test_the_louder_a_silence_the_less_is_believed(a: float, b: float) -> None:
+def test_confidence_falls_with_the_level_of_silences(a: float, b: float) -> None:
     quiet, loud = sorted((a, b))
     assert 0 <= recorded_confidence(loud) <= recorded_confidence(quiet) <= INFERRED
 
 
-def test_what_is_not_known_is_neither_best_nor_worthless() -> None:
+def test_unknown_measures_give_a_middling_confidence() -> None:
     assert 0.3 < synthetic_confidence(None) < synthetic_confidence(5.0)
     assert recorded_confidence(-math.inf) == INFERRED
 
 
-def test_qualities_are_kept_a_line_a_sample(tmp_path: Path) -> None:
+def test_confidences_are_written_one_row_per_sample(tmp_path: Path) -> None:
     path = tmp_path / "run" / "confidence.csv"
     write_confidences(path, [SampleConfidence("a,b.flac", "recorded", 2.0, 0.51234)])
     rows = list(csv.DictReader(path.read_text().splitlines()))

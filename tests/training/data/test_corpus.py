@@ -1,4 +1,4 @@
-"""From the tracked folder to windows: nothing held out, nothing shifted, nothing infinite."""
+"""From the tracked folder to training windows: held-out clips, alignment, finite values."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_tenth_clip_is_held_out(corpus: Corpus) -> None:
     assert len(corpus) == 18
 
 
-def test_sound_and_motion_lie_side_by_side(corpus: Corpus) -> None:
+def test_sound_and_motion_are_aligned(corpus: Corpus) -> None:
     frames = len(corpus.motion)
     assert corpus.log_power.shape == (frames * HOPS_PER_FRAME, SPECTRUM_BINS)
     loudness = corpus.log_power.float().mean(1).reshape(frames, HOPS_PER_FRAME).mean(1)
@@ -90,7 +90,7 @@ def test_the_rest_of_a_clip_is_its_silence_with_open_eyes() -> None:
     assert rest[JAW] < 0.02 and rest[blink] == pytest.approx(0.1)
 
 
-def test_statistics_floor_what_never_moves(corpus: Corpus) -> None:
+def test_standard_deviations_have_a_floor(corpus: Corpus) -> None:
     _, std = motion_statistics(corpus)
     assert std[ACTIONS.index("tongueOut")] == pytest.approx(0.01)
     assert std.min() >= 0.004
@@ -120,17 +120,17 @@ def test_the_same_generator_gives_the_same_batch(corpus: Corpus) -> None:
 
 
 @torch.no_grad()
-def test_sound_that_is_heard_beforehand_says_the_same(corpus: Corpus) -> None:
+def test_audio_encoded_beforehand_gives_the_same_predictions(corpus: Corpus) -> None:
     net = MotionNet(NetConfig(width=32, blocks=1, whisper_blocks=1))
     bare = sampler(corpus).draw_run(3, 2)
-    heard = EncodedWindows(sampler(corpus), net.audio_encoder).draw_run(3, 2)
-    for without, with_it in zip(bare, heard, strict=True):
+    encoded = EncodedWindows(sampler(corpus), net.audio_encoder).draw_run(3, 2)
+    for without, with_it in zip(bare, encoded, strict=True):
         x_t, t = torch.randn(without.x0.shape), torch.tensor([0.2, 0.5, 1.0])
         on = {"has_audio": torch.tensor([1.0, 0.0, 1.0])}
         expected = net(x_t, t, without.conditions() | on)
         assert torch.equal(net(x_t, t, with_it.conditions() | on), expected)
         gone = {**with_it.conditions(), **on, "audio": torch.full_like(with_it.audio, torch.nan)}
-        assert torch.equal(net(x_t, t, gone), expected)  # and is not encoded again
+        assert torch.equal(net(x_t, t, gone), expected)  # the audio is not encoded again
 
 
 def test_windows_of_inferred_mouths_borrow_real_eyes_and_heads(corpus: Corpus) -> None:
@@ -145,7 +145,7 @@ def test_windows_of_inferred_mouths_borrow_real_eyes_and_heads(corpus: Corpus) -
     assert mouths_only[:, :, 55:].std() > 0.3
 
 
-def test_an_unchanged_voice_is_what_the_live_front_end_hears(corpus: Corpus) -> None:
+def test_an_unchanged_voice_matches_the_live_front_end(corpus: Corpus) -> None:
     spectra = corpus.log_power[: 75 * HOPS_PER_FRAME].float()
     copies = spectra.expand(64, -1, -1)
     sounding = torch.ones(copies.shape[:2], dtype=torch.bool)
@@ -160,7 +160,7 @@ def test_an_unchanged_voice_is_what_the_live_front_end_hears(corpus: Corpus) -> 
     assert rows.shape == (64, 75, HOPS_PER_FRAME * MEL_BINS)
 
 
-def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_data_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no motion"):
         load_grid(tmp_path)
 
@@ -192,7 +192,7 @@ def test_clips_of_different_lengths_keep_their_own_sound(grid_folder: Path, tmp_
     assert len(grid_corpus(grid, np.ones(len(starts), bool)).motion) == len(kept)
 
 
-def test_where_nobody_speaks_some_hear_music_and_most_hear_nothing() -> None:
+def test_silent_windows_get_music_sometimes_and_mostly_silence() -> None:
     size, random = 400, torch.Generator().manual_seed(0)
     nothing = torch.full((size, 80, SPECTRUM_BINS), MIN_LOG_POWER)
     rows = VoiceAugmenter()(
@@ -207,6 +207,6 @@ def test_music_holds_its_tones_and_then_jumps() -> None:
     piece = Music()(50, 200, torch.Generator().manual_seed(0))
     assert piece.mean((1, 2)) == pytest.approx(torch.ones(50), abs=1e-4)
     change = (piece + 1e-3).log().diff(dim=1).abs().mean(2)  # (50, hops) of a hop to the next
-    heard = power_spectrum(synthesise_music(2.0, seed=0)).sum(1)
-    assert heard.max() > 3 * np.median(heard) > 0
+    encoded = power_spectrum(synthesise_music(2.0, seed=0)).sum(1)
+    assert encoded.max() > 3 * np.median(encoded) > 0
     assert change.median() < 0.2 < 5 * change.median() < change.amax(1).median()

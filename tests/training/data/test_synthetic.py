@@ -1,4 +1,4 @@
-"""Synthetic speech: phones that fill the sound, a plan without leaks, a folder to go on with."""
+"""Synthetic speech: phones fill the sound, the plan does not leak, and the folder resumes."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def assert_fills(phones: list[Phone], seconds: float) -> None:
     assert set(names(phones)) <= set(OPENNESS)
 
 
-def test_every_sound_has_a_name_that_mouths_know() -> None:
+def test_every_phoneme_has_a_known_openness() -> None:
     assert set(IPA.values()) <= set(OPENNESS)
 
 
-def test_a_word_of_tokens_becomes_arpabet_at_the_time_that_is_heard() -> None:
+def test_tokens_become_arpabet_with_the_times_of_the_sound() -> None:
     # "my bird": stress joins the vowel, the vowel and its /r/ are one, the space is shared
     tokens = [PAD, *"mˈI bˈɜɹd.", PAD]
     units = [4.0] * len(tokens)
@@ -83,14 +83,14 @@ def test_a_word_of_tokens_becomes_arpabet_at_the_time_that_is_heard() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoken", "expected"),
+    ("tokens", "expected"),
     [("hɜɹ", ["HH", "ER"]), ("fˈɜɹi", ["F", "ER", "IY"]), ("ðəɹ", ["DH", "ER"]),
      ("əɹˈWnd", ["AH", "R", "AW", "N", "D"]), ("lˈɛTəɹ", ["L", "EH", "D", "ER"]),
      ("ʤˈYʧ", ["JH", "OY", "CH"])],
 )  # fmt: skip
-def test_an_r_joins_the_vowel_that_it_colours(spoken: str, expected: list[str]) -> None:
-    units = [3.0] * len(spoken)
-    assert names(phones_of(list(spoken), units, hum(len(spoken) * 3 * UNIT_S))) == expected
+def test_an_r_joins_the_vowel_that_it_colours(tokens: str, expected: list[str]) -> None:
+    units = [3.0] * len(tokens)
+    assert names(phones_of(list(tokens), units, hum(len(tokens) * 3 * UNIT_S))) == expected
 
 
 def test_a_comma_is_silence_only_where_the_sound_is_silent() -> None:
@@ -105,7 +105,7 @@ def test_a_comma_is_silence_only_where_the_sound_is_silent() -> None:
     assert "SIL" not in names(phones_of(tokens, units, hum(seconds)))
 
 
-def test_unknown_tokens_and_sentences_without_sounds_are_refused() -> None:
+def test_unknown_tokens_and_sentences_without_sounds_are_rejected() -> None:
     with pytest.raises(ValueError, match="token 'ß', expected one of"):
         phones_of(["ß"], [4.0], hum(0.1))
     with pytest.raises(ValueError, match="expected at least one sound"):
@@ -119,7 +119,7 @@ def test_unknown_tokens_and_sentences_without_sounds_are_refused() -> None:
     ).filter(lambda rows: any(token in IPA for token, _ in rows)),
     st.integers(0, 1000),
 )
-def test_phones_fill_the_sound_whatever_is_said(rows: list[tuple[str, int]], seed: int) -> None:
+def test_phones_fill_the_sound_of_any_sentence(rows: list[tuple[str, int]], seed: int) -> None:
     tokens = [PAD, *(t for t, _ in rows), PAD]
     units = [10.0, *(float(u) for _, u in rows), 10.0]
     random = np.random.default_rng(seed)
@@ -129,26 +129,26 @@ def test_phones_fill_the_sound_whatever_is_said(rows: list[tuple[str, int]], see
     assert_fills(phones, len(sound) / SAMPLE_RATE)
 
 
-def test_flites_list_is_cut_or_held_to_the_length_of_its_sound() -> None:
-    said = "pau:0.2 m:0.3 ax:0.4 pau:0.6 pau:0.7 b:0.8 pau:1.0"
+def test_flites_phones_are_cut_or_extended_to_the_length_of_the_sound() -> None:
+    segments = "pau:0.2 m:0.3 ax:0.4 pau:0.6 pau:0.7 b:0.8 pau:1.0"
     for seconds in (0.9, 1.1):
-        phones = flite_phones(said, seconds)
+        phones = flite_phones(segments, seconds)
         assert names(phones) == ["SIL", "M", "AH", "SIL", "B", "SIL"]
         assert (phones[3].start_s, phones[3].end_s) == (0.4, 0.7)
         assert_fills(phones, seconds)
-    assert_fills(flite_phones(said, 0.5), 0.5)
+    assert_fills(flite_phones(segments, 0.5), 0.5)
     with pytest.raises(ValueError, match="flite's segment 'zzz', expected one of"):
         flite_phones("zzz:0.2", 0.2)
 
 
 @given(st.integers(0, 999_999))
-def test_numbers_are_read_in_words_of_the_dictionary(number: int) -> None:
+def test_numbers_become_alphabetic_words(number: int) -> None:
     words = in_words(number).split()
     assert words and all(w.isalpha() for w in words)
     assert in_words(number) != in_words((number + 1) % 1_000_000)
 
 
-def test_numbers_as_people_say_them() -> None:
+def test_numbers_are_spelled_out() -> None:
     assert in_words(0) == "zero"
     assert in_words(119) == "one hundred and nineteen"
     assert in_words(40_300) == "forty thousand three hundred"
@@ -172,19 +172,19 @@ def test_the_bank_is_varied_and_always_the_same(tmp_path: Path) -> None:
     assert set(bank(manifest)) - set(sentences) == {"A free sentence."}
 
 
-def test_the_split_parts_voices_and_sentences() -> None:
+def test_the_split_shares_no_voices_or_sentences() -> None:
     sentences = bank()
-    takes = [*plan("flite", FLITE_VOICES, sentences)]
-    takes += plan("kokoro", ("af_bella", "am_michael", "bf_isabella"), sentences)
-    sides = {s: [t for t in takes if t.split == s] for s in ("train", "held_out")}
+    utterances = [*plan("flite", FLITE_VOICES, sentences)]
+    utterances += plan("kokoro", ("af_bella", "am_michael", "bf_isabella"), sentences)
+    sides = {s: [t for t in utterances if t.split == s] for s in ("train", "held_out")}
     assert {t.voice for t in sides["held_out"]} == HELD_OUT_VOICES
     assert not {t.voice for t in sides["train"]} & HELD_OUT_VOICES
     assert not {t.text for t in sides["train"]} & {t.text for t in sides["held_out"]}
-    assert all(held_out_sentence(t.number) == (t.split == "held_out") for t in takes)
-    assert len({t.file for t in takes}) == len(takes)
+    assert all(held_out_sentence(t.number) == (t.split == "held_out") for t in utterances)
+    assert len({t.file for t in utterances}) == len(utterances)
 
 
-def test_any_beginning_of_the_plan_has_all_voices_with_different_sentences() -> None:
+def test_any_start_of_the_plan_has_all_voices_with_different_sentences() -> None:
     beginning = plan("flite", FLITE_VOICES, bank())[:40]
     assert {v: sum(t.voice == v for t in beginning) for v in FLITE_VOICES} == dict.fromkeys(
         FLITE_VOICES, 10
@@ -192,7 +192,7 @@ def test_any_beginning_of_the_plan_has_all_voices_with_different_sentences() -> 
     assert len({t.text for t in beginning}) == 40
 
 
-def test_the_distance_of_borders_ignores_what_only_one_side_has() -> None:
+def test_the_distance_of_borders_ignores_phones_of_one_side_only() -> None:
     ours = [
         Phone(n, 0.1 * i, 0.1 * (i + 1)) for i, n in enumerate(("P", "AA", "T", "AH", "M", "IY"))
     ]
@@ -204,16 +204,16 @@ def test_the_distance_of_borders_ignores_what_only_one_side_has() -> None:
 
 
 class Speaker:
-    """Speaks half a second of /m/ for every sentence; stops like a killed process after some."""
+    """Speaks half a second of /m/ per sentence; is interrupted after ``until`` sentences."""
 
     def __init__(self, until: int = 1_000) -> None:
-        self.spoken: list[tuple[str, str]] = []
+        self.utterances: list[tuple[str, str]] = []
         self._until = until
 
     def __call__(self, text: str, voice: str, rate: float) -> TimedSpeech:
-        if len(self.spoken) == self._until:
+        if len(self.utterances) == self._until:
             raise KeyboardInterrupt
-        self.spoken.append((voice, text))
+        self.utterances.append((voice, text))
         return TimedSpeech(hum(0.5) * 4, [Phone("M", 0.0, 0.25), Phone("SIL", 0.25, 0.5)])
 
 
@@ -233,7 +233,7 @@ def small_plan() -> dict[str, list[SyntheticUtterance]]:
     }
 
 
-def test_a_corpus_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+def test_an_interrupted_corpus_resumes(tmp_path: Path) -> None:
     cut, fresh = Speaker(until=5), Speaker()
     with pytest.raises(KeyboardInterrupt):
         build(
@@ -252,8 +252,10 @@ def test_a_corpus_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         align=no_alignment,
         minutes=0.1,
     )
-    assert not set(cut.spoken) & set(fresh.spoken)
-    assert len(rows) == len(cut.spoken) + len(fresh.spoken) == 12  # half a second each: 0.1 min
+    assert not set(cut.utterances) & set(fresh.utterances)
+    assert (
+        len(rows) == len(cut.utterances) + len(fresh.utterances) == 12
+    )  # half a second each: 0.1 min
     assert read_rows(tmp_path) == rows
     again = Speaker()
     build(
@@ -263,10 +265,10 @@ def test_a_corpus_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         align=no_alignment,
         minutes=0.1,
     )
-    assert again.spoken == []
+    assert again.utterances == []
 
 
-def test_what_is_kept_can_be_read_as_training_does(tmp_path: Path) -> None:
+def test_training_reads_the_written_corpus(tmp_path: Path) -> None:
     speakers = both(Speaker())
     rows = build(tmp_path, small_plan(), speakers, align=no_alignment, minutes=0.1)
     with (tmp_path / "manifest.csv").open(newline="") as file:
@@ -277,11 +279,11 @@ def test_what_is_kept_can_be_read_as_training_does(tmp_path: Path) -> None:
         samples, rate = soundfile.read(tmp_path / row["file"], dtype="float32")
         assert rate == SAMPLE_RATE and samples.ndim == 1
         assert len(samples) / rate == pytest.approx(float(row["seconds"]), abs=1e-3)
-        assert np.abs(samples).max() < 0.99  # what was too loud is turned down, not clipped
+        assert np.abs(samples).max() < 0.99  # loud sound is scaled down, not clipped
         assert_fills(read_phones(tmp_path, row["file"]), float(row["seconds"]))
 
 
-def test_a_clip_whose_sound_is_gone_is_made_again(tmp_path: Path) -> None:
+def test_a_clip_whose_sound_is_missing_is_made_again(tmp_path: Path) -> None:
     speakers = both(Speaker())
     rows = build(tmp_path, small_plan(), speakers, align=no_alignment, minutes=0.05)
     (tmp_path / rows[0]["file"]).unlink()
@@ -290,14 +292,14 @@ def test_a_clip_whose_sound_is_gone_is_made_again(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path)) == len(rows)
 
 
-def test_no_minutes_are_refused(tmp_path: Path) -> None:
+def test_zero_minutes_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="minutes 0, expected more than 0"):
         build(tmp_path, {}, {}, align=no_alignment, minutes=0)
 
 
-def assert_true_to_the_sound(spoken: TimedSpeech, text: str) -> None:
-    assert_fills(spoken.phones, len(spoken.samples) / SAMPLE_RATE)
-    distance = border_distance_ms(spoken.phones, Aligner()(spoken.samples, text))
+def assert_true_to_the_sound(speech: TimedSpeech, text: str) -> None:
+    assert_fills(speech.phones, len(speech.samples) / SAMPLE_RATE)
+    distance = border_distance_ms(speech.phones, Aligner()(speech.samples, text))
     assert distance is not None and distance < 30
 
 
@@ -310,23 +312,23 @@ def test_flites_times_agree_with_forced_alignment(voice: str) -> None:
     pytest.importorskip("hibari", reason="hibari-tts is not installed: extra corpus")
     from training.data.synthetic.engines import Flite
 
-    spoken = Flite()(TEXT, voice, 1.0)
-    assert_true_to_the_sound(spoken, TEXT)
+    speech = Flite()(TEXT, voice, 1.0)
+    assert_true_to_the_sound(speech, TEXT)
     slow = Flite()(TEXT, voice, 0.8)
-    assert len(slow.samples) > 1.1 * len(spoken.samples)
+    assert len(slow.samples) > 1.1 * len(speech.samples)
 
 
 @needs_hibari
 def test_hibaris_times_agree_with_forced_alignment() -> None:
     from training.data.synthetic.engines import HibariVoice
 
-    spoken = HibariVoice()(TEXT, "heart", 1.0)
-    assert_true_to_the_sound(spoken, TEXT)
-    # lips meet where the phones say so: /p/ is far quieter than the vowels
+    speech = HibariVoice()(TEXT, "heart", 1.0)
+    assert_true_to_the_sound(speech, TEXT)
+    # lips meet at the phones: /p/ is far quieter than the vowels
     level = {"P": [0.0], "AE": [0.0]}
-    for p in spoken.phones:
+    for p in speech.phones:
         if p.name in level:
-            part = spoken.samples[int(p.start_s * SAMPLE_RATE) : int(p.end_s * SAMPLE_RATE)]
+            part = speech.samples[int(p.start_s * SAMPLE_RATE) : int(p.end_s * SAMPLE_RATE)]
             level[p.name].append(float(np.sqrt(np.mean(part**2))))
     assert np.mean(level["P"][1:]) < 0.3 * np.mean(level["AE"][1:])
-    assert np.array_equal(HibariVoice()(TEXT, "heart", 1.0).samples, spoken.samples)
+    assert np.array_equal(HibariVoice()(TEXT, "heart", 1.0).samples, speech.samples)

@@ -1,4 +1,4 @@
-"""Looks at any rate as 25 a second, head poses, clips, and the folder that training reads."""
+"""Resampling to 25 frames per second, head poses, clips, and the folder that training reads."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def seen_at(rate: float, frames: int) -> list[TimedFrame]:
 
 
 @given(rate=st.floats(10, 60), seconds=st.floats(0.2, 20))
-def test_any_rate_becomes_25_a_second_of_the_same_length_and_time(
-    rate: float, seconds: float
-) -> None:
+def test_any_frame_rate_is_resampled_to_25_per_second(rate: float, seconds: float) -> None:
     frames = max(2, round(rate * seconds))
     found = list(at_video_rate(seen_at(rate, frames)))
     assert abs(len(found) - frames / rate * FPS) <= 1 + FPS / rate
@@ -68,7 +66,7 @@ def test_any_rate_becomes_25_a_second_of_the_same_length_and_time(
     np.testing.assert_allclose(jaws, np.arange(len(found)) / FPS, atol=0.003)
 
 
-def test_pictures_at_25_a_second_are_taken_as_they_are() -> None:
+def test_25_frames_per_second_are_not_resampled() -> None:
     seen = seen_at(25, 40)
     assert list(at_video_rate(seen)) == [s[1] for s in seen]
 
@@ -88,7 +86,7 @@ def test_lost_faces_and_missing_pictures_are_not_bridged() -> None:
     depth=st.floats(30, 120),
 )
 @settings(deadline=None)
-def test_a_head_that_is_placed_somewhere_is_found_there(
+def test_a_known_head_pose_is_recovered(
     vector: tuple[float, float, float], x: float, y: float, depth: float
 ) -> None:
     width, height = 640, 480
@@ -125,7 +123,7 @@ def test_a_face_is_followed_and_found_again(examples: Path) -> None:
     assert np.abs(followed.coefficients - first.coefficients).max() < 0.1
 
 
-def test_what_drove_a_portrait_is_tracked_from_its_pixels(examples: Path) -> None:
+def test_the_motion_of_a_rendered_portrait_is_tracked(examples: Path) -> None:
     portrait = cv2.cvtColor(cv2.imread(str(examples / "presenter.jpg")), cv2.COLOR_BGR2RGB)
     space = MotionSpace()
     renderer = space.decoder(
@@ -142,16 +140,16 @@ def test_what_drove_a_portrait_is_tracked_from_its_pixels(examples: Path) -> Non
             pose = np.array([0, yaw[i], 0, 0, 0, 0], np.float32)
             yield i / FPS, renderer.render(actions, pose)
 
-    take = collect_motion(at_video_rate(track(pictures(), FaceTracker())))
-    assert len(take) == 50 and take.ok.all()
-    assert np.corrcoef(take.coefficients[:, JAW], jaw)[0, 1] > 0.8
-    turned = rotation_vectors(take.pose[:, :, :3])[:, 1]
+    motion = collect_motion(at_video_rate(track(pictures(), FaceTracker())))
+    assert len(motion) == 50 and motion.ok.all()
+    assert np.corrcoef(motion.coefficients[:, JAW], jaw)[0, 1] > 0.8
+    turned = rotation_vectors(motion.pose[:, :, :3])[:, 1]
     assert np.corrcoef(turned, yaw)[0, 1] > 0.98
     assert 0.5 < np.ptp(turned) / np.ptp(yaw) < 1.5
 
 
 @given(st.lists(st.booleans(), max_size=1200).map(lambda b: np.repeat(np.array(b, bool), 7)))
-def test_clips_are_tracked_wholly_apart_and_not_too_long(ok: NDArray[np.bool_]) -> None:
+def test_clips_are_fully_tracked_disjoint_and_of_bounded_length(ok: NDArray[np.bool_]) -> None:
     clips = cut_clips(ok, None)
     for clip in clips:
         assert MIN_CLIP_FRAMES <= clip.stop - clip.first <= MAX_CLIP_FRAMES
@@ -161,7 +159,7 @@ def test_clips_are_tracked_wholly_apart_and_not_too_long(ok: NDArray[np.bool_]) 
         assert sum(c.stop - c.first for c in clips) == len(ok)
 
 
-def test_subtitles_say_where_clips_begin_and_what_is_said(tmp_path: Path) -> None:
+def test_subtitles_give_the_bounds_and_texts_of_clips(tmp_path: Path) -> None:
     path = tmp_path / "talk.srt"
     path.write_text(
         "1\r\n00:00:01,000 --> 00:00:04,000\r\nBin <i>blue</i> at\r\nF two now\r\n\r\n"
@@ -214,20 +212,20 @@ def test_training_reads_what_tracking_wrote(tmp_path: Path) -> None:
         level = (coefficients[:, JAW] - 0.02) / 0.4
         np.testing.assert_allclose(gap, 0.1 * level, atol=1e-3)
         loud = np.sqrt((sound.reshape(len(level), -1) ** 2).mean(1)) * np.sqrt(2) / 0.3
-        # the coded sound lies frame by frame beside its motion
+        # the coded sound is aligned with its motion
         assert np.corrcoef(loud, level)[0, 1] > 0.99
     assert len(grid_corpus(grid, np.ones(4, bool))) == 4
 
 
-def test_a_take_is_kept_as_it_is(tmp_path: Path) -> None:
-    take = recording(tmp_path, "one", 100, seed=0).motion
-    save_motion(tmp_path / "one.npz", take)
+def test_motion_is_stored_unchanged(tmp_path: Path) -> None:
+    motion = recording(tmp_path, "one", 100, seed=0).motion
+    save_motion(tmp_path / "one.npz", motion)
     again = load_motion(tmp_path / "one.npz")
-    for name, array in vars(take).items():
+    for name, array in vars(motion).items():
         np.testing.assert_array_equal(getattr(again, name), array)
 
 
-def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+def test_recordings_without_clips_or_of_different_kinds_are_rejected(tmp_path: Path) -> None:
     short = recording(tmp_path, "one", MIN_CLIP_FRAMES - 1, seed=0)
     with pytest.raises(ValueError, match="no clip is left"):
         write_folder([short], tmp_path / "out")

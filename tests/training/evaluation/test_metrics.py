@@ -1,4 +1,4 @@
-"""What judges the motion is right about motions whose faults are known."""
+"""Metrics of motions whose faults are known."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def test_phones_fall_on_their_frames() -> None:
     assert sorted(p for group in VISEMES for p in group) == sorted(OPENNESS)
 
 
-def test_what_lies_before_the_first_word_can_be_left_out() -> None:
-    nobody = np.zeros(0, np.float32)
+def test_frames_before_the_first_word_can_be_excluded() -> None:
+    empty = np.zeros(0, np.float32)
     at_once = [Phone("B", 0.0, 0.1), Phone("SIL", 0.1, 0.5)]
-    both = [Utterance(nobody, phones, nobody) for phones in (WORD, at_once)]
+    both = [Utterance(empty, phones, empty) for phones in (WORD, at_once)]
     kept = from_first_phone(both, [50, 10])
     assert np.flatnonzero(~kept).tolist() == list(range(20))  # 0.8 s, none of the second speech
 
 
-def test_a_good_mouth_scores_full_and_a_lazy_one_does_not() -> None:
+def test_accurate_mouths_score_one_and_constant_ones_zero() -> None:
     good = 0.1 * openness(WORD, 50)
     lazy = np.full(50, 0.1, np.float32)
-    for judge in (closed_share, silence_share):
-        assert judge([good], [WORD]) == 1.0 and judge([lazy], [WORD]) == 0.0
+    for share in (closed_share, silence_share):
+        assert share([good], [WORD]) == 1.0 and share([lazy], [WORD]) == 0.0
     assert open_share([good], [WORD]) == 1.0
     assert open_share([np.zeros(50, np.float32)], [WORD]) == 0.0
 
@@ -70,7 +70,7 @@ def test_a_silence_too_short_to_settle_in_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("late", [-2, 0, 3])
-def test_lag_is_found(late: int) -> None:
+def test_lag_is_recovered(late: int) -> None:
     truth = np.random.default_rng(0).random(400).astype(np.float32)
     assert best_lag([np.roll(truth, late)], [truth])[0] == late
 
@@ -82,7 +82,7 @@ def test_blinks_are_counted_once_each() -> None:
     assert blinks_per_minute([motion]) == 14
 
 
-def test_a_jump_at_every_border_shows() -> None:
+def test_jumps_at_window_borders_raise_border_jerk() -> None:
     random = np.random.default_rng(0)
     smooth = random.normal(0, 0.01, (400, MOTION_DIM)).astype(np.float32)
     assert border_jerk([smooth], [0]) == pytest.approx(1.0, abs=0.15)

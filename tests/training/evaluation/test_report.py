@@ -1,4 +1,4 @@
-"""The comparison table: its distances obey their laws, its rows are what they say."""
+"""The comparison table: its distances, its baselines and its rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.evaluation.metrics import (
 from training.evaluation.report import interval, markdown, ridge_baseline, write_report
 
 
-def test_frechet_distance_is_that_of_gaussians() -> None:
+def test_frechet_distance_matches_gaussians() -> None:
     random = np.random.default_rng(0)
     a = random.standard_normal((4000, 6))
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
@@ -31,7 +31,7 @@ def test_frechet_distance_is_that_of_gaussians() -> None:
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
 
 
-def test_stiff_motion_is_far_from_real_motion_and_other_real_motion_near() -> None:
+def test_damped_motion_is_farther_from_real_motion_than_other_real_motion() -> None:
     random = np.random.default_rng(0)
     shapes = random.standard_normal((6, MOTION_DIM))
     phase = np.arange(1000)[:, None] / (3 + np.arange(6))
@@ -42,12 +42,12 @@ def test_stiff_motion_is_far_from_real_motion_and_other_real_motion_near() -> No
     assert frechet_distance(features([r / np.float32(2) for r in real[4:]]), truth) > 3 * other
 
 
-def test_diversity_is_nothing_without_and_one_with_the_speaker_s_spread() -> None:
+def test_diversity_is_zero_for_equal_motion_and_one_at_the_speakers_spread() -> None:
     random = np.random.default_rng(0)
-    takes = [[random.standard_normal((50, MOTION_DIM)).astype(np.float32)] for _ in range(50)]
+    motions = [[random.standard_normal((50, MOTION_DIM)).astype(np.float32)] for _ in range(50)]
     std = np.ones(MOTION_DIM, np.float32)
-    assert diversity([takes[0]] * 5, std) == pytest.approx(0, abs=1e-6)
-    assert diversity(takes, std) == pytest.approx(1, abs=0.05)
+    assert diversity([motions[0]] * 5, std) == pytest.approx(0, abs=1e-6)
+    assert diversity(motions, std) == pytest.approx(1, abs=0.05)
 
 
 def test_intervals_and_empty_cells_are_written() -> None:
@@ -64,11 +64,11 @@ def test_ridge_follows_the_sound(grid_folder: Path) -> None:
     grid = load_grid(grid_folder)
     kept = held_out(len(grid.texts))
     training, tests = grid_corpus(grid, ~kept), grid_corpus(grid, kept)
-    spoken = [
+    utterances = [
         Utterance(grid.samples[c], [], tests.reference[0].numpy()) for c in np.flatnonzero(kept)
     ]
-    made = ridge_baseline(training)(spoken, 0)
-    truth = tests.motion.numpy().reshape(len(spoken), -1, MOTION_DIM)
+    made = ridge_baseline(training)(utterances, 0)
+    truth = tests.motion.numpy().reshape(len(utterances), -1, MOTION_DIM)
     assert [m.shape for m in made] == [t.shape for t in truth]
     jaws = np.concatenate([m[:, JAW] for m in made])
     assert np.corrcoef(jaws, truth[:, :, JAW].reshape(-1))[0, 1] > 0.9
@@ -78,7 +78,9 @@ def test_a_row_must_name_its_weights(grid_folder: Path, tmp_path: Path) -> None:
     grid = load_grid(grid_folder)
     corpus = grid_corpus(grid, ~held_out(len(grid.texts)))
     phones = [Phone("SIL", 0.0, 3.0)]
-    spoken = [Utterance(grid.samples[0], phones, corpus.reference[0].numpy())]
-    tests = HeldOut(spoken, [corpus.motion[:75].numpy()], spoken, corpus, fit_lip_gap(corpus))
+    utterances = [Utterance(grid.samples[0], phones, corpus.reference[0].numpy())]
+    tests = HeldOut(
+        utterances, [corpus.motion[:75].numpy()], utterances, corpus, fit_lip_gap(corpus)
+    )
     with pytest.raises(ValueError, match="NAME=WEIGHTS"):
         write_report(tests, ["teacher"], 1, path=tmp_path / "table.md")

@@ -27,7 +27,7 @@ GRID_SQUARE = 160  # pixels of the picture
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small only lose by more."""
+    """Networks this small are slower with more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

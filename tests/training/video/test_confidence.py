@@ -1,4 +1,4 @@
-"""What makes a clip believed, and what does not."""
+"""What a clip's confidence depends on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from training.video.confidence import clip_confidence, score_clips, sharpness
 LATE = 3  # frames
 
 
-def test_dubbed_and_still_clips_are_told_from_spoken_ones(
+def test_dubbed_and_still_clips_have_a_low_correlation(
     make_piece: Callable[..., ClipPiece], tmp_path: Path
 ) -> None:
     scores = {"sharpness": 1.0, "pixels": 1.0}
     pieces = [replace(make_piece(k, 75), scores=scores) for k in range(10)]
     other = make_piece(11, 75).samples[::-1].copy()
-    pieces[4] = replace(pieces[4], samples=other)  # somebody else speaks
+    pieces[4] = replace(pieces[4], samples=other)  # another voice
     pieces[6] = replace(pieces[6], marks=np.repeat(pieces[6].marks[:1], 75, axis=0))
     late = np.roll(pieces[8].marks, LATE, axis=0)
     pieces[8] = replace(pieces[8], marks=late)
@@ -35,7 +35,7 @@ def test_dubbed_and_still_clips_are_told_from_spoken_ones(
     assert (confidence[spoken] == 1).all() and confidence[6] == 0
 
 
-def test_blur_takes_sharpness_away_and_contrast_does_not(examples: Path) -> None:
+def test_sharpness_falls_with_blur_but_not_with_contrast(examples: Path) -> None:
     picture = cv2.resize(cv2.imread(str(examples / "astronaut.jpg")), (96, 96))
     frames = np.stack([np.asarray(picture, np.uint8)] * 2)
     blurred = np.stack([np.asarray(cv2.GaussianBlur(p, (0, 0), 2), np.uint8) for p in frames])
@@ -44,7 +44,7 @@ def test_blur_takes_sharpness_away_and_contrast_does_not(examples: Path) -> None
     assert sharpness(faint) == pytest.approx(sharpness(frames), rel=0.1)
 
 
-def test_one_fault_is_enough_to_be_believed_less() -> None:
+def test_one_fault_lowers_the_confidence() -> None:
     good = {"sync_r": 0.6, "sharpness": 2.0, "pixels": 3.0}
     assert clip_confidence(good, 2.0) == 1.0
     assert clip_confidence(good | {"pixels": 0.5}, 2.0) == 0.5

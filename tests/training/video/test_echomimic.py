@@ -1,4 +1,4 @@
-"""The real size's student, distilled from networks of its kind that are not of its size."""
+"""The full-size student's distillation, with small networks of the same kind."""
 
 from __future__ import annotations
 
@@ -58,23 +58,23 @@ def encoded(make_piece: Callable[..., ClipPiece], tmp_path: Path) -> VideoClips:
 
 # TensorBoard's writer thread outlives the test by a moment
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_distilled_student_is_one_that_is_served(
+def test_a_distilled_student_can_be_served(
     encoded: VideoClips, teacher: Path, tmp_path: Path
 ) -> None:
     options = RunOptions(tmp_path / "run", 5.0, 2, peak_rate=1e-3)
     before = load_teacher(teacher).denoiser.conv_in.weight
     path = train_student(encoded, teacher, options, compute=Compute(CPU), seed=0, batch=2, hop=HOP)
-    student, facts = load_net(path, torch.float32)
+    student, metadata = load_net(path, torch.float32)
     assert isinstance(student, DenoisingUNet)
     assert student.config.guided and student.config.prefix_frames == PREFIX
-    assert facts["hop"] == HOP and facts["side"] == 16 and facts["steps"] == 6
+    assert metadata["hop"] == HOP and metadata["side"] == 16 and metadata["steps"] == 6
     assert not torch.equal(student.conv_in.weight, before)
     (teacher / "student.safetensors").write_bytes(path.read_bytes())
     pipeline = video_pipeline("own", teacher, device=CPU)
     assert pipeline.window_spec.hop == HOP and pipeline.metadata.nfe_per_window == 6
 
 
-def test_beyond_a_clip_its_ends_are_repeated(encoded: VideoClips) -> None:
+def test_features_beyond_a_clip_repeat_its_ends(encoded: VideoClips) -> None:
     assert encoded.tokens is not None
     chosen = training_clips(encoded)
     source = WhisperTokens(encoded, chosen, PREFIX)
@@ -98,7 +98,7 @@ def test_a_portrait_is_encoded_once_for_both_networks(encoded: VideoClips, teach
     assert names <= conditions.keys()
 
 
-def test_clips_that_were_not_encoded_are_refused(
+def test_clips_that_were_not_encoded_are_rejected(
     clips: VideoClips, teacher: Path, tmp_path: Path
 ) -> None:
     options = RunOptions(tmp_path / "run", 5.0, 1)

@@ -1,4 +1,4 @@
-"""Figures of videos, and the table that they make."""
+"""Metrics of videos, and their table."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def face(examples: Path) -> Pictures:
     return np.asarray(face_square(found.landmarks, 64).cut(portrait, 0), np.uint8)
 
 
-def test_likeness_falls_with_noise(face: Pictures) -> None:
+def test_psnr_and_ssim_fall_with_noise(face: Pictures) -> None:
     true = np.stack([face] * 3)
     noise = np.random.default_rng(0).normal(0, 10, true.shape)
     noisy = (true + noise).clip(0, 255).astype(np.uint8)
@@ -57,7 +57,7 @@ def test_likeness_falls_with_noise(face: Pictures) -> None:
     assert psnr(noisy, true, corner) > 70 > psnr(noisy, true)
 
 
-def test_flicker_is_what_does_not_move_steadily() -> None:
+def test_flicker_ignores_steady_change() -> None:
     steady = np.arange(0, 120, 5, np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
     trembling = steady.copy()
     trembling[::2] += 6
@@ -76,7 +76,7 @@ def opened(gap: float) -> TrackedFrame:
     )
 
 
-def test_lips_that_run_late_are_found_out() -> None:
+def test_late_lips_are_detected() -> None:
     gaps = 0.1 + 0.1 * np.random.default_rng(0).random(60)
     true = [opened(gap) for gap in gaps]
     late = [opened(gap) for gap in np.concatenate([[0.1, 0.1], gaps[:-2]])]
@@ -89,16 +89,17 @@ def test_lips_that_run_late_are_found_out() -> None:
     assert mouth_figures([[None] * 60], [true]) == {"face found": 0.0}
 
 
-def test_a_mouth_ajar_at_rest_says_nothing_of_what_is_said() -> None:
-    said = 0.02 * np.random.default_rng(0).random((2, 60))
+def test_a_constant_lip_gap_does_not_correlate() -> None:
+    openness = 0.02 * np.random.default_rng(0).random((2, 60))
     true = [
-        [opened(rest + gap) for gap in gaps] for rest, gaps in zip((0.0, 0.2), said, strict=True)
+        [opened(rest + gap) for gap in gaps]
+        for rest, gaps in zip((0.0, 0.2), openness, strict=True)
     ]
     still = [[opened(rest)] * 60 for rest in (0.0, 0.2)]
     assert mouth_figures(still, true)["lip gap r"] == 0
 
 
-def test_a_sheet_has_a_row_a_video(face: Pictures) -> None:
+def test_a_contact_sheet_has_one_row_per_video(face: Pictures) -> None:
     video = np.stack([face] * 9)
     assert contact_sheet(4, 2, [video, video]).shape == (2 * 128, 4 * 128, 3)
     with pytest.raises(ValueError, match="one length"):
@@ -111,7 +112,7 @@ def folder(face: Pictures, make_piece: Callable[..., ClipPiece], tmp_path: Path)
     return write_clips(tmp_path / "clips", pieces, frames=600, side=64).folder
 
 
-def test_all_rows_stand_in_one_table(folder: Path, tmp_path: Path) -> None:
+def test_all_rows_are_in_one_table(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = TinyNet(tiny_config())
     save_net(tmp_path / "teacher.safetensors", teacher, weights_metadata("teacher", 25, 1))
@@ -148,7 +149,7 @@ def test_all_rows_stand_in_one_table(folder: Path, tmp_path: Path) -> None:
             run(parser.parse_args(["--data", str(folder), "--out", str(out), "--row", row]))
 
 
-def test_a_file_without_mobilenet_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_mobilenet_is_rejected(tmp_path: Path) -> None:
     torch.save({"features.0.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="these weights do not fit"):
         load_mobilenet(tmp_path / "other.pth")

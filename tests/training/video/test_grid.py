@@ -11,7 +11,7 @@ import pytest
 from training.video.grid import grid_clips, open_clips
 
 
-def test_squares_are_decoded_once_and_know_where_the_mouth_is(grid_folder: Path) -> None:
+def test_squares_are_decoded_once_with_mouth_positions(grid_folder: Path) -> None:
     cache = grid_folder / "cache"
     clips = grid_clips(grid_folder, cache, 64)
     unused = grid_folder / "unused"
@@ -32,7 +32,7 @@ def test_squares_are_decoded_once_and_know_where_the_mouth_is(grid_folder: Path)
         grid_clips(grid_folder, cache, 96)
 
 
-def test_files_that_disagree_are_refused(grid_folder: Path) -> None:
+def test_inconsistent_files_are_rejected(grid_folder: Path) -> None:
     (grid_folder / "face96_index.json").write_text(json.dumps([["a", 0, 22]]))
     with pytest.raises(ValueError, match="list other clips"):
         grid_clips(grid_folder, grid_folder / "cache", 64)

@@ -1,4 +1,4 @@
-"""What counts in a frame: the mouth, and that nothing trembles."""
+"""The video loss weights the mouth, and penalises trembling."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def mouth_loss() -> VideoLoss:
     return VideoLoss(mouth_weights(marks(0.5, 0.75, 0.2)[None], 16, 16))
 
 
-def test_each_mouth_counts_where_it_is() -> None:
+def test_mouth_weights_peak_at_each_mouth() -> None:
     there = torch.stack([marks(0.525, 0.775, 0.2), marks(0.275, 0.575, 0.1)])
     weights = mouth_weights(there, 20, 20)
     assert weights.mean((1, 2)).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
     assert [divmod(int(each.argmax()), 20) for each in weights] == [(15, 10), (11, 5)]
 
 
-def test_an_error_at_the_mouth_costs_many_times_one_elsewhere() -> None:
+def test_an_error_at_the_mouth_costs_more_than_elsewhere() -> None:
     loss, target = mouth_loss(), torch.zeros(1, 8, 3, 16, 16)
     at_mouth, at_corner = target.clone(), target.clone()
     at_mouth[..., 12, 8], at_corner[..., 0, 0] = 1.0, 1.0

@@ -1,4 +1,4 @@
-"""Portraits drawn with tracked motion: who says what, and do pictures and points agree."""
+"""Portraits rendered with tracked motion: texts, sound, and pictures that match the landmarks."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def _blank() -> bytes:
     return cv2.imencode(".png", np.full((64, 64, 3), 200, np.uint8))[1].tobytes()
 
 
-def test_each_clip_is_said_once_more_by_a_portrait(grid_folder: Path, portraits: Path) -> None:
+def test_each_clip_is_rendered_once_with_a_portrait(grid_folder: Path, portraits: Path) -> None:
     clips = render_clips(grid_folder, portraits, grid_folder / "out", side=64)
     assert [clip.frames for clip in clips.clips] == [12, 10, 12, 10]
     assert [clip.confidence for clip in clips.clips] == [1.0, 1.0, 0.5, 0.5]
-    for real, said in zip(clips.clips[:2], clips.clips[2:], strict=True):
-        assert said.name.startswith("rendered/") and said.name.endswith(real.name)
-        assert said.text == real.text
-        np.testing.assert_array_equal(clips.sound(said), clips.sound(real))
+    for real, rendered in zip(clips.clips[:2], clips.clips[2:], strict=True):
+        assert rendered.name.startswith("rendered/") and rendered.name.endswith(real.name)
+        assert rendered.text == real.text
+        np.testing.assert_array_equal(clips.sound(rendered), clips.sound(real))
     # where the tracker lost the speaker's face, there is no motion to learn from
     assert [clip.name for clip in training_clips(clips)] == []  # shorter than a training window
     assert clips.clips[2].scores["seen"] == 1.0 > clips.clips[3].scores["seen"]
@@ -49,7 +49,7 @@ def test_each_clip_is_said_once_more_by_a_portrait(grid_folder: Path, portraits:
     np.testing.assert_array_equal(again.frames, clips.frames)
 
 
-def test_a_drawn_mouth_is_where_the_points_say(portraits: Path) -> None:
+def test_a_rendered_mouth_is_at_its_landmarks(portraits: Path) -> None:
     found = load_portraits(portraits, 64)
     assert len(found) == 10  # the wall is left out
     motion = np.zeros((8, MOTION_DIM), np.float32)
@@ -65,13 +65,13 @@ def test_a_drawn_mouth_is_where_the_points_say(portraits: Path) -> None:
         assert np.linalg.norm(seen - marks[-1], axis=1).mean() < 0.03
 
 
-def test_who_is_held_out_says_only_what_is_held_out(portraits: Path) -> None:
+def test_held_out_portraits_get_held_out_clips_only(portraits: Path) -> None:
     found = load_portraits(portraits, 64)
     held, others = portraits_for(found, True), portraits_for(found, False)
     assert held == found[9:10] and others == found[:9]
 
 
-def test_too_few_portraits_are_refused(grid_folder: Path, portraits: Path) -> None:
+def test_too_few_portraits_are_rejected(grid_folder: Path, portraits: Path) -> None:
     for path in sorted(portraits.iterdir())[:3]:
         path.unlink()
     with pytest.raises(ValueError, match="holds 7 portraits, expected at least 10"):

@@ -73,7 +73,7 @@ def test_two_processes_train_teacher_and_student(clips_folder: Path, tmp_path: P
         command = ("-m", "fada.cli", "train", role, *data, *words)
         done = run_team(*(str(word) for word in command))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("safetensors") == 1  # the leader alone speaks
+        assert done.stdout.count("safetensors") == 1  # only the leader prints
 
     train("video-teacher", "--out", tmp_path / "teacher")
     weights = tmp_path / "teacher" / "teacher.safetensors"
@@ -84,7 +84,7 @@ def test_two_processes_train_teacher_and_student(clips_folder: Path, tmp_path: P
     assert isinstance(student, TinyNet) and student.config.guided
 
 
-def test_flags_that_do_not_fit_are_refused(clips_folder: Path, tmp_path: Path) -> None:
+def test_incompatible_flags_are_rejected(clips_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs --teacher"):
         fada_train("video-student", "--data", clips_folder, "--out", tmp_path)
     with pytest.raises(ValueError, match=r"holds no clips\.json"):
@@ -103,7 +103,7 @@ def objective_of(clips: VideoClips, compute: Compute) -> tuple[TinyNet, VideoTea
     return net, VideoTeacherObjective(net, windows, random, compute=compute, batch=2)
 
 
-def test_layers_computed_again_give_the_same_gradients(clips: VideoClips) -> None:
+def test_checkpointed_layers_give_the_same_gradients(clips: VideoClips) -> None:
     gradients = []
     for compute in (Compute(CPU), Compute(CPU, recompute=True)):
         net, objective = objective_of(clips, compute)
@@ -122,7 +122,7 @@ def test_bfloat16_is_about_the_same(clips: VideoClips) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_an_encoder_learns_to_hear_a_mouth(clips: VideoClips, tmp_path: Path) -> None:
+def test_an_audio_encoder_learns_mouth_openness(clips: VideoClips, tmp_path: Path) -> None:
     from training.trainer import Trainer
 
     compute = Compute(CPU)

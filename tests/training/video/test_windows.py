@@ -36,7 +36,7 @@ def windows_of(clips: VideoClips, seed: int = 0) -> VideoWindows:
     )
 
 
-def test_a_folder_gives_back_what_was_laid_down(
+def test_a_folder_returns_the_stored_clips(
     clips: VideoClips, make_piece: Callable[..., ClipPiece]
 ) -> None:
     piece, clip = make_piece(3), clips.clips[3]
@@ -48,7 +48,7 @@ def test_a_folder_gives_back_what_was_laid_down(
     np.testing.assert_allclose(gaps, (piece.marks[:, 5, 1] - piece.marks[:, 4, 1]) / 0.4, atol=1e-5)
 
 
-def test_an_unfinished_folder_is_no_folder(
+def test_an_unfinished_folder_is_rejected(
     tmp_path: Path, make_piece: Callable[..., ClipPiece]
 ) -> None:
     def pieces() -> Iterator[ClipPiece]:
@@ -67,7 +67,7 @@ def test_an_unfinished_folder_is_no_folder(
         load_clips(tmp_path)
 
 
-def test_nothing_held_out_or_badly_tracked_is_learned_from(clips: VideoClips) -> None:
+def test_held_out_and_badly_tracked_clips_are_not_drawn(clips: VideoClips) -> None:
     learned = {clip.name for clip in training_clips(clips)}
     assert [clip.name for clip in held_out_clips(clips, 5)] == ["clip9"]
     assert [clip.name for clip in held_out_clips(clips, 5, "clip")] == ["clip9"]
@@ -77,7 +77,7 @@ def test_nothing_held_out_or_badly_tracked_is_learned_from(clips: VideoClips) ->
     assert index["side"] == 16 and len(index["clips"]) == 12
 
 
-def test_a_run_of_windows_goes_on_where_the_last_one_ended(clips: VideoClips) -> None:
+def test_windows_of_a_run_are_consecutive(clips: VideoClips) -> None:
     first, second = windows_of(clips).draw_run(16, 2)
     torch.testing.assert_close(first.x0[:, -KEPT:], second.clean_prefix)
     torch.testing.assert_close(first.reference, second.reference)
@@ -87,7 +87,7 @@ def test_a_run_of_windows_goes_on_where_the_last_one_ended(clips: VideoClips) ->
     torch.testing.assert_close(second.audio, again.audio, rtol=0, atol=0)
 
 
-def test_a_session_starts_as_its_portrait_looks(clips: VideoClips) -> None:
+def test_a_session_starts_from_its_portrait(clips: VideoClips) -> None:
     batch = windows_of(clips).draw(64)
     fresh = (batch.prefix == 0).flatten(1).all(1)
     assert 0 < fresh.sum() < 32
@@ -99,7 +99,7 @@ def test_a_session_starts_as_its_portrait_looks(clips: VideoClips) -> None:
         assert float(batch.audio[i, : PREFIX - 2].mean()) < float(batch.audio[i].mean())
 
 
-def test_a_heard_mouth_is_that_of_its_sound(clips: VideoClips) -> None:
+def test_mouth_openness_targets_follow_the_sound(clips: VideoClips) -> None:
     batch = windows_of(clips).draw_audio(256)
     assert batch.known.any() and not batch.known.all()
     assert batch.mouth.shape[2] == windows_of(clips).mouth_dim
