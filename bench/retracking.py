@@ -92,7 +92,9 @@ def generated_mouth(
     features = pipeline.space.encode_reference(load_picture(portrait.read_bytes())).features
     samples = soundfile.read(sound, dtype="float32")[0]
     known = pipeline.metadata
-    motion = roll_out(pipeline, [samples], [features], [SEED], known.guidance, known.steps)
+    motion = roll_out(
+        pipeline, [samples], [features], seeds=[SEED], guidance=known.guidance, steps=known.steps
+    )
     mouth = np.stack([gaps_of(motion, lip_gap)[0], motion[0][:, JAW]], axis=1)
     return mouth.clip(0)  # rendered lips do not overlap
 

@@ -40,7 +40,13 @@ def _motion(weights: MotionWeights, forward: Forward | None) -> Floats:
     rest = [np.zeros(REFERENCE_DIM, np.float32)] * len(_SEEDS)
     known = pipeline.metadata
     motion = roll_out(
-        pipeline, sounds, rest, list(_SEEDS), known.guidance, known.steps, progress=False
+        pipeline,
+        sounds,
+        rest,
+        seeds=list(_SEEDS),
+        guidance=known.guidance,
+        steps=known.steps,
+        progress=False,
     )
     return np.stack(motion)
 

@@ -155,7 +155,7 @@ def _video_pipeline(
     from model.video import pipeline  # slow to import
 
     if kind == VIDEO:
-        return pipeline.video_pipeline(name, path, engine)
+        return pipeline.video_pipeline(name, path, engine=engine)
     return pipeline.tiny_pipeline(name, path, engine, licence=licence)
 
 

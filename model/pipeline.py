@@ -150,8 +150,8 @@ class StudentPipeline:
                 student.denoiser,
                 student.temperature * self._shaped(noise),
                 uniform_timesteps(steps),
-                self._conditions(tasks),
-                student.schedule,
+                cond=self._conditions(tasks),
+                schedule=student.schedule,
             )
             physical = (latents * student.std + student.mean).flatten(2)
             sampled = np.asarray(physical.cpu().numpy(), np.float32)

@@ -160,7 +160,9 @@ def generated_prefix(
     """
     noise = temperature * torch.randn(batch.x0.shape, generator=random)
     cond = before.conditions() | scales
-    made = sample(X0Denoiser(net), noise, uniform_timesteps(PREFIX_STEPS), cond, schedule)
+    made = sample(
+        X0Denoiser(net), noise, uniform_timesteps(PREFIX_STEPS), cond=cond, schedule=schedule
+    )
     own = torch.cat([before.prefix, made], dim=1)[:, -batch.prefix.shape[1] :]
     chosen = like(torch.rand(len(own), generator=random) < GENERATED_PREFIX_SHARE, own)
     off = torch.where(chosen[:, 0], (own - batch.clean_prefix)[:, -1], 0.0)
@@ -219,7 +221,7 @@ class StudentObjective(Generic[Batch]):
             cond["has_audio"], cond["has_reference"] = drop_conditions(self._batch, self._random)
         t = self._draw_times()
         eps = torch.randn(batch.x0.shape, generator=self._random)
-        x_t = add_noise(self._schedule, batch.x0, eps, t)
+        x_t = add_noise(self._schedule, batch.x0, eps, t=t)
         self._updates += 1
         on_policy = self._on_policy and self._updates % ON_POLICY_EVERY == 0
         if on_policy:
@@ -260,7 +262,7 @@ class StudentObjective(Generic[Batch]):
         x = noise
         for step in range(STEPS, left, -1):
             now, then = (torch.full((len(x),), i / STEPS) for i in (step, step - 1))
-            x = ddim_step(x, self._student(x, now, cond), now, then, self._schedule)
+            x = ddim_step(x, self._student(x, now, cond), t=now, s=then, schedule=self._schedule)
         return x, torch.full((len(x),), left / STEPS)
 
     @torch.no_grad()
@@ -270,9 +272,9 @@ class StudentObjective(Generic[Batch]):
         x, now = x_t, t
         for i in range(1, TEACHER_STEPS_PER_STEP + 1):
             then = torch.lerp(t, end, i / TEACHER_STEPS_PER_STEP)
-            x = ddim_step(x, self._teacher(x, now, cond), now, then, self._schedule)
+            x = ddim_step(x, self._teacher(x, now, cond), t=now, s=then, schedule=self._schedule)
             now = then
-        return ddim_target(x_t, x, t, end, self._schedule)
+        return ddim_target(x_t, x, t=t, s=end, schedule=self._schedule)
 
     def _draw_guidance(self) -> Tensor:
         """(B, 2) scales: the defaults, or uniform within the limits."""

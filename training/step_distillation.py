@@ -161,11 +161,11 @@ class StepDistillationObjective:
         noise = torch.randn(batch.x0.shape, generator=self._random)
         if done is None:
             t = torch.rand(BATCH, generator=self._random).clamp(min=1e-2)
-            return add_noise(self._schedule, batch.x0, noise, t), t
+            return add_noise(self._schedule, batch.x0, noise, t=t), t
         x_t, t = self._temperature * noise, torch.ones(BATCH)
         for _ in range(done):
             then = t - 1 / STEPS
-            x_t = ddim_step(x_t, self._student(x_t, t, cond), t, then, self._schedule)
+            x_t = ddim_step(x_t, self._student(x_t, t, cond), t=t, s=then, schedule=self._schedule)
             t = then
         return x_t, t
 
@@ -187,8 +187,8 @@ class StepDistillationObjective:
         for i in range(1, FORMER_STEPS_PER_STEP + 1):
             then = torch.lerp(t, end, i / FORMER_STEPS_PER_STEP)
             x0_hat = at_once if i == 1 else self._former(x, now, cond)
-            x, now = ddim_step(x, x0_hat, now, then, self._schedule), then
-        stepwise = ddim_target(x_t, x, t, end, self._schedule)
+            x, now = ddim_step(x, x0_hat, t=now, s=then, schedule=self._schedule), then
+        stepwise = ddim_target(x_t, x, t=t, s=end, schedule=self._schedule)
         share = RECORDING_SHARE * like((batch.confidence == 1).to(t), x_t)
         mouth = torch.lerp(at_once, batch.x0, share)
         return torch.where(self._mouth, mouth, stepwise)

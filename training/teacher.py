@@ -128,7 +128,7 @@ class TeacherObjective:
         cond["has_audio"], cond["has_reference"] = drop_conditions(BATCH, self._random)
         t = draw_timesteps(BATCH, self._random)
         eps = torch.randn(batch.x0.shape, generator=self._random)
-        x_t = add_noise(self._schedule, batch.x0, eps, t)
+        x_t = add_noise(self._schedule, batch.x0, eps, t=t)
         denoising = (self._loss(self._denoiser(x_t, t, cond), batch.x0) * batch.confidence).mean()
         tokens = self._net.audio_tokens(cond)
         motion, visemes = audio_encoder_losses(self._net, self._loss, batch, tokens=tokens)

@@ -314,7 +314,9 @@ def _portrait(picture: Pictures, points: Floats, side: int, tracker: FaceTracker
     face = Face(landmarks, np.zeros(ACTION_COUNT, np.float32), box, 1.0)
     height, width = picture.shape[:2]
     person = tracker.person(picture, face).whole
-    view = frame("portrait", MAX_SIZE, width, height, landmarks, person)
+    view = frame(
+        "portrait", MAX_SIZE, width=width, height=height, landmarks=landmarks, person=person
+    )
     return Frame(view.corner, view.scale * side / MAX_SIZE, side, side)
 
 

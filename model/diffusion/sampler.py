@@ -30,7 +30,9 @@ def trailing_steps(steps: int, train_steps: int) -> Tensor:
     return (torch.stack([starts, ends], dim=1) / train_steps).float()
 
 
-def ddim_step(x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
+def ddim_step(
+    x_t: Tensor, x0_hat: Tensor, *, t: Tensor, s: Tensor, schedule: NoiseSchedule
+) -> Tensor:
     """From time ``t`` (B,) to the earlier ``s`` (B,), without noise.
 
     DDIM (Song et al. 2021, arXiv 2010.02502, equation 12 with η = 0) written with
@@ -41,7 +43,9 @@ def ddim_step(x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor, schedule: Noise
     return alpha_s * x0_hat + sigma_s / sigma_t * (x_t - alpha_t * x0_hat)
 
 
-def ddim_target(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
+def ddim_target(
+    x_t: Tensor, x_s: Tensor, *, t: Tensor, s: Tensor, schedule: NoiseSchedule
+) -> Tensor:
     """The x0_hat with which one `ddim_step` goes from ``x_t`` to exactly ``x_s``.
 
     Progressive distillation's target (Salimans & Ho 2022, arXiv 2202.00512, appendix G).
@@ -56,6 +60,7 @@ def sample(
     denoiser: Denoiser,
     noise: Tensor,
     timesteps: Tensor,
+    *,
     cond: Conditions,
     schedule: NoiseSchedule,
 ) -> Tensor:
@@ -66,12 +71,16 @@ def sample(
     if timesteps.ndim != 1 or len(timesteps) < 2 or bool(torch.any(timesteps.diff() >= 0)):
         raise ValueError(f"timesteps = {timesteps.tolist()}, expected two or more, falling")
     return sample_steps(
-        denoiser, noise, torch.stack([timesteps[:-1], timesteps[1:]], dim=1), cond, schedule
+        denoiser,
+        noise,
+        torch.stack([timesteps[:-1], timesteps[1:]], dim=1),
+        cond=cond,
+        schedule=schedule,
     )
 
 
 def sample_steps(
-    denoiser: Denoiser, noise: Tensor, steps: Tensor, cond: Conditions, schedule: NoiseSchedule
+    denoiser: Denoiser, noise: Tensor, steps: Tensor, *, cond: Conditions, schedule: NoiseSchedule
 ) -> Tensor:
     """`sample` along ``steps`` (N, 2), the times at which each step begins and ends.
 
@@ -82,5 +91,5 @@ def sample_steps(
     x = noise
     for now, then in steps:
         t, s = now.to(x).expand(len(x)), then.to(x).expand(len(x))
-        x = ddim_step(x, denoiser(x, t, cond), t, s, schedule)
+        x = ddim_step(x, denoiser(x, t, cond), t=t, s=s, schedule=schedule)
     return x

@@ -41,7 +41,7 @@ class LinearBetaSchedule:
     0 is clean data; between them α is interpolated, so any t may be asked for.
     """
 
-    def __init__(self, steps: int, first: float, last: float, zero_terminal_snr: bool) -> None:
+    def __init__(self, steps: int, *, first: float, last: float, zero_terminal_snr: bool) -> None:
         if steps < 2 or not 0.0 < first <= last < 1.0:
             raise ValueError(
                 f"steps = {steps}, betas = {first} to {last}, "
@@ -63,7 +63,7 @@ class LinearBetaSchedule:
         return alpha.to(t.dtype), (1.0 - alpha * alpha).sqrt().to(t.dtype)
 
 
-def add_noise(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+def add_noise(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, *, t: Tensor) -> Tensor:
     """x_t = α·x0 + σ·ε for ``x0``, ``eps`` (B, ...) and ``t`` (B,)."""
     alpha, sigma = (like(a, x0) for a in schedule.alpha_sigma(t))
     return alpha * x0 + sigma * eps

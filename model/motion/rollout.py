@@ -38,10 +38,10 @@ def roll_out(
     pipeline: StudentPipeline,
     sounds: list[Floats],
     features: list[Floats],
+    *,
     seeds: list[int],
     guidance: Guidance,
     steps: int,
-    *,
     progress: bool = True,
 ) -> list[Floats]:
     """The motion (T, 58) of each speech, all sessions stepped side by side.

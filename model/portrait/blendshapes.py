@@ -158,7 +158,7 @@ def rotation_vectors(matrices: NDArray[np.float64]) -> Floats:
     return np.stack([cv2.Rodrigues(m)[0][:, 0] for m in matrices]).astype(np.float32)
 
 
-def to_motion(coefficients: Floats, pose: Floats, rest: Floats, rest_pose: Floats) -> Floats:
+def to_motion(coefficients: Floats, pose: Floats, *, rest: Floats, rest_pose: Floats) -> Floats:
     """Tracked values as motion latents (T, 58).
 
     ``coefficients`` (T, 52) in [0, 1]; ``pose`` (T, 6) rotation vector and translation;

@@ -113,7 +113,14 @@ class FaceTracker:
         """Where the person is: in the whole picture, and more finely around head and shoulders."""
         height, width = picture.shape[:2]
         whole = self._segment(picture)
-        view = frame("portrait", MASK_SIDE, width, height, face.landmarks, whole)
+        view = frame(
+            "portrait",
+            MASK_SIDE,
+            width=width,
+            height=height,
+            landmarks=face.landmarks,
+            person=whole,
+        )
         close = self._segment(np.asarray(view.cut(picture, 0), np.uint8))
         square = (*view.corner, MASK_SIDE / view.scale)
         return PersonMask(whole, close, square, width, height)
@@ -164,7 +171,7 @@ class FaceTracker:
         angle = float(np.arctan2(left[1] - right[1], left[0] - right[0]))
         side = BOX_GROWTH * max(box[2] - box[0], box[3] - box[1])
         centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        return self._mesh_in(picture, centre, side, angle)
+        return self._mesh_in(picture, centre=centre, side=side, angle=angle)
 
     def _refit_mesh(self, picture: NDArray[np.uint8], landmarks: Floats) -> tuple[Floats, float]:
         """A second look, framed by the mesh itself: steadier than the detector's box."""
@@ -174,11 +181,14 @@ class FaceTracker:
         low, high = upright.min(axis=0), upright.max(axis=0)
         centre = ((low + high) / 2) @ turn
         side = BOX_GROWTH * float(max(high - low))
-        return self._mesh_in(picture, (float(centre[0]), float(centre[1])), side, angle)
+        return self._mesh_in(
+            picture, centre=(float(centre[0]), float(centre[1])), side=side, angle=angle
+        )
 
     def _mesh_in(
         self,
         picture: NDArray[np.uint8],
+        *,
         centre: tuple[float, float],
         side: float,
         angle: float,

@@ -61,7 +61,7 @@ class Frame:
 
 
 def frame(
-    framing: str, size: int, width: int, height: int, landmarks: Floats, person: Floats
+    framing: str, size: int, *, width: int, height: int, landmarks: Floats, person: Floats
 ) -> Frame:
     """The frame of a ``width`` x ``height`` picture for a video whose long side is ``size``.
 
@@ -75,18 +75,18 @@ def frame(
     if framing == "full":
         scale = size / max(width, height)
         return Frame((0.0, 0.0), scale, _even(width * scale), _even(height * scale))
-    left, top, side = _portrait_square(width, height, landmarks, person)
+    left, top, side = _portrait_square(width, height, landmarks=landmarks, person=person)
     return Frame((left, top), size / side, size, size)
 
 
 def _portrait_square(
-    width: int, height: int, landmarks: Floats, person: Floats
+    width: int, height: int, *, landmarks: Floats, person: Floats
 ) -> tuple[float, float, float]:
     face = landmarks[:FACE_LANDMARKS, :2]
     low, high = face.min(axis=0), face.max(axis=0)
     tall = float(max(high[1] - low[1], 0.9 * (high[0] - low[0])))
     middle = float((low[0] + high[0]) / 2)
-    hair = _highest_hair(width, height, low, high, person)
+    hair = _highest_hair(width, height, low=low, high=high, person=person)
     need = (float(high[1]) + BELOW_CHIN * tall) - (hair - ABOVE_HAIR * tall)
     side = max(WANTED_SIDE * tall, need)
     # Stay inside the picture as far as hair and neck allow; beyond that the border is mirrored.
@@ -97,7 +97,7 @@ def _portrait_square(
     return _inside(left, side, width), _inside(top, side, height), side
 
 
-def _highest_hair(width: int, height: int, low: Floats, high: Floats, person: Floats) -> float:
+def _highest_hair(width: int, height: int, *, low: Floats, high: Floats, person: Floats) -> float:
     """The top of the hair: upwards from the face, as long as the mask still holds the person."""
     rows, columns = person.shape
     x0, x1 = (np.array([low[0], high[0]]) / width * columns).astype(int)

@@ -61,7 +61,13 @@ class Eyeball:
         )
 
     def draw(
-        self, target: Floats, rigid: RigidMotion, now: Floats, rest: Floats, out: NDArray[np.uint8]
+        self,
+        target: Floats,
+        rigid: RigidMotion,
+        *,
+        now: Floats,
+        rest: Floats,
+        out: NDArray[np.uint8],
     ) -> None:
         ring = np.ascontiguousarray(target[self.eye.ring])
         matrix = rigid.from_frame(self.depth)

@@ -214,7 +214,7 @@ class FaceShape:
         moved = self.points + np.tensordot(change, self._linear, axes=1)
         self._close_lips(moved, coefficients, change)
         for eye, lids in zip(EYES, self._lids, strict=True):
-            self._close_lids(moved, coefficients, eye, lids)
+            self._close_lids(moved, coefficients, eye=eye, weights=lids)
         return moved.astype(np.float32)
 
     def _close_lips(self, moved: Floats, coefficients: Floats, change: Floats) -> None:
@@ -245,7 +245,7 @@ class FaceShape:
                 moved[outer, 1] = moved[inner, 1] + sign * thick
 
     def _close_lids(
-        self, moved: Floats, coefficients: Floats, eye: Eye, weights: NDArray[np.float64]
+        self, moved: Floats, coefficients: Floats, *, eye: Eye, weights: NDArray[np.float64]
     ) -> None:
         index = ACTIONS.index(f"eyeBlink{eye.side}")
         rest, now = float(self.rest[index]), float(coefficients[index])

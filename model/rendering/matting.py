@@ -28,7 +28,7 @@ class Layers:
     plate: NDArray[np.uint8]
 
 
-def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, eye_distance: float) -> Layers:
+def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, *, eye_distance: float) -> Layers:
     """``picture`` (H, W, 3); ``mask`` (H, W) 0..1; ``face`` (N, 2): an outline full of person."""
     radius = max(2, round(0.05 * eye_distance))
     # The filter finds edges far from the person, too: there the mask has the last word.

@@ -93,7 +93,7 @@ class FoldGuard:
         )
 
 
-def build_mesh(landmarks: Floats, eye_distance: float, person: Floats, pad: int) -> PortraitMesh:
+def build_mesh(landmarks: Floats, *, eye_distance: float, person: Floats, pad: int) -> PortraitMesh:
     """Cover a (H, W) framed picture, padded by ``pad`` pixels on each side, with a mesh.
 
     ``landmarks`` (478, 3) and ``person`` (H + 2 pad, W + 2 pad) 0..1 are in padded pixels.
@@ -103,15 +103,21 @@ def build_mesh(landmarks: Floats, eye_distance: float, person: Floats, pad: int)
     triangles = face_basis().triangles.astype(np.int64)
     triangles = _counter_oriented(triangles)
     face[:, :2] = _unfold(face[:, :2], triangles)
-    around = _points_around(face[OVAL, :2], width, height, GRID_STEP * eye_distance)
+    around = _points_around(
+        face[OVAL, :2], width=width, height=height, step=GRID_STEP * eye_distance
+    )
     points = np.concatenate([face[:, :2], around])
     outer = _triangulate_outside(points, width, height)
     distance, pull = _pull(around, face[OVAL, :2], EXPRESSION_REACH * eye_distance)
-    depth = np.concatenate([face[:, 2], _depth_around(around, face, distance, eye_distance)])
+    depth = np.concatenate(
+        [face[:, 2], _depth_around(around, face, distance=distance, eye_distance=eye_distance)]
+    )
     triangles = np.concatenate([triangles, outer])
     depth = _relax_depth(points, depth, triangles)
     follow = np.ones(len(points))
-    follow[FACE_LANDMARKS:] = _follow(around, face, distance, person, eye_distance, pad)
+    follow[FACE_LANDMARKS:] = _follow(
+        around, face, distance=distance, person=person, eye_distance=eye_distance, pad=pad
+    )
     order = np.argsort(-depth[triangles].mean(axis=1), kind="stable")
     return PortraitMesh(
         rest=np.column_stack([points, depth]).astype(np.float32),
@@ -247,7 +253,7 @@ def _mean_value_weights(
 
 
 def _points_around(
-    oval: NDArray[np.float64], width: int, height: int, step: float
+    oval: NDArray[np.float64], *, width: int, height: int, step: float
 ) -> NDArray[np.float64]:
     """A jittered-row grid outside the oval, denser next to it, and the padded picture's border."""
     columns = max(2, round((width - 1) / step)) + 1
@@ -310,6 +316,7 @@ def _pull(
 def _depth_around(
     around: NDArray[np.float64],
     face: NDArray[np.float64],
+    *,
     distance: NDArray[np.float64],
     eye_distance: float,
 ) -> NDArray[np.float64]:
@@ -354,6 +361,7 @@ def _relax_depth(
 def _follow(
     around: NDArray[np.float64],
     face: NDArray[np.float64],
+    *,
     distance: NDArray[np.float64],
     person: Floats,
     eye_distance: float,

@@ -86,6 +86,7 @@ class Mouth:
         face: Floats,
         target: Floats,
         rigid: RigidMotion,
+        *,
         out: NDArray[np.uint8],
     ) -> None:
         ring = np.ascontiguousarray(target[MOUTH_RING])

@@ -101,7 +101,14 @@ class PortraitRenderer:
     ) -> None:
         """Raises ``ValueError`` for a size or framing that is not allowed."""
         picture, landmarks, person = source.picture, source.landmarks, source.person
-        view = frame(framing, size, picture.shape[1], picture.shape[0], landmarks, person.whole)
+        view = frame(
+            framing,
+            size,
+            width=picture.shape[1],
+            height=picture.shape[0],
+            landmarks=landmarks,
+            person=person.whole,
+        )
         self.width, self.height = view.width, view.height
         self.pad = _padding(view, landmarks)
         padded = view.cut(picture, self.pad).astype(np.uint8)
@@ -111,10 +118,10 @@ class PortraitRenderer:
         self._turn_share = _turn_share(self._shape.rotation)
         placed[:, :2] += self.pad
         mask = person.framed(view, self.pad)
-        self.mesh = build_mesh(placed, self._eye_distance, mask, self.pad)
+        self.mesh = build_mesh(placed, eye_distance=self._eye_distance, person=mask, pad=self.pad)
         self._rest3 = self.mesh.rest.astype(np.float64)
         self._origin = self._shape.origin + (self.pad, self.pad, 0.0)
-        layers = split(padded, mask, self.mesh.rest[OVAL, :2], self._eye_distance)
+        layers = split(padded, mask, self.mesh.rest[OVAL, :2], eye_distance=self._eye_distance)
         self.texture = drawable(layers.person)
         self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
         inner = slice(self.pad, -self.pad) if self.pad else slice(None)
@@ -142,13 +149,13 @@ class PortraitRenderer:
             out = np.empty_like(self.portrait)
         face = self._shape.deform(np.asarray(coefficients, np.float32))
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
-        target = self.project(face, turn, shift, grow)
+        target = self.project(face, turn=turn, shift=shift, grow=grow)
         out[...] = self._still
         draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
         rigid = self._rigid(turn, shift, grow)
-        self._mouth.draw(face, target, rigid, out)
+        self._mouth.draw(face, target, rigid, out=out)
         for eyeball in self._eyes:
-            eyeball.draw(target, rigid, np.asarray(coefficients), self.rest, out)
+            eyeball.draw(target, rigid, now=np.asarray(coefficients), rest=self.rest, out=out)
         return out
 
     def decode(self, latents: Floats) -> Iterator[NDArray[np.uint8]]:
@@ -170,10 +177,10 @@ class PortraitRenderer:
     def _moved(self, coefficients: Floats, pose: Floats) -> Floats:
         turn, shift, grow = _bounded(np.asarray(pose, np.float64), self._turn_share)
         face = self._shape.deform(np.asarray(coefficients, np.float32))
-        return self.project(face, turn, shift, grow)
+        return self.project(face, turn=turn, shift=shift, grow=grow)
 
     def project(
-        self, face: Floats, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float
+        self, face: Floats, *, turn: NDArray[np.float64], shift: NDArray[np.float64], grow: float
     ) -> Floats:
         """Head-frame points (478, 3) → (V + 10, 2) pixels: the mesh's, then the irises'."""
         shape = self._shape

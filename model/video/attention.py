@@ -84,6 +84,7 @@ class SpatialTransformer(nn.Module):
         self,
         width: int,
         heads: int,
+        *,
         groups: int,
         place: str,
         audio_width: int | None,

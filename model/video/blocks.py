@@ -19,7 +19,7 @@ class ResnetBlock(nn.Module):
     """Two convolutions with a residual (arXiv 1512.03385); ``time_width`` None: no time is told."""
 
     def __init__(
-        self, width_in: int, width: int, groups: int, eps: float, time_width: int | None
+        self, width_in: int, width: int, *, groups: int, eps: float, time_width: int | None
     ) -> None:
         super().__init__()
         self.norm_1 = nn.GroupNorm(groups, width_in, eps=eps)
@@ -44,6 +44,7 @@ class Layer(nn.Module):
     def __init__(
         self,
         config: UNetConfig,
+        *,
         width_in: int,
         width: int,
         heads: int | None,
@@ -51,11 +52,18 @@ class Layer(nn.Module):
         place: str,
     ) -> None:
         super().__init__()
-        self.resnet = ResnetBlock(width_in, width, config.groups, config.eps, config.time_width)
+        self.resnet = ResnetBlock(
+            width_in, width, groups=config.groups, eps=config.eps, time_width=config.time_width
+        )
         self.spatial = self.temporal = None
         if heads is not None:
             self.spatial = SpatialTransformer(
-                width, heads, config.groups, place, config.audio_width, config.audio_gain
+                width,
+                heads,
+                groups=config.groups,
+                place=place,
+                audio_width=config.audio_width,
+                audio_gain=config.audio_gain,
             )
         if temporal and config.motion is not None:
             self.temporal = TemporalTransformer(width, config.motion, place)
@@ -131,7 +139,16 @@ def _down_levels(config: UNetConfig) -> list[Level]:
         temporal = config.motion is not None and config.motion.down[i]
         layers = []
         for j in range(config.layers):
-            layers.append(Layer(config, width, wide, heads, temporal, f"down.{i}.{j}"))
+            layers.append(
+                Layer(
+                    config,
+                    width_in=width,
+                    width=wide,
+                    heads=heads,
+                    temporal=temporal,
+                    place=f"down.{i}.{j}",
+                )
+            )
             width = wide
         last = i == len(config.channels) - 1
         levels.append(
@@ -144,8 +161,8 @@ def _mid_layers(config: UNetConfig) -> list[Layer]:
     wide, heads = config.channels[-1], config.heads[-1]
     temporal = config.motion is not None and config.motion.mid
     return [
-        Layer(config, wide, wide, heads, temporal, "mid"),
-        Layer(config, wide, wide, None, False, ""),
+        Layer(config, width_in=wide, width=wide, heads=heads, temporal=temporal, place="mid"),
+        Layer(config, width_in=wide, width=wide, heads=None, temporal=False, place=""),
     ]
 
 
@@ -161,7 +178,16 @@ def _up_levels(config: UNetConfig) -> list[Level]:
         temporal = config.motion is not None and config.motion.up[i]
         layers = []
         for j in range(config.layers + 1):
-            layers.append(Layer(config, width + skips.pop(), wide, heads, temporal, f"up.{i}.{j}"))
+            layers.append(
+                Layer(
+                    config,
+                    width_in=width + skips.pop(),
+                    width=wide,
+                    heads=heads,
+                    temporal=temporal,
+                    place=f"up.{i}.{j}",
+                )
+            )
             width = wide
         levels.append(Level(layers, nn.Conv2d(wide, wide, 3, padding=1) if mirrored else None))
     return levels

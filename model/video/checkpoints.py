@@ -307,6 +307,7 @@ class EchoMimic:
 def load_echomimic(
     directory: Path,
     dtype: torch.dtype | None = None,
+    *,
     reference: UNetConfig | None = None,
     denoising: UNetConfig | None = None,
     face_locator: FaceLocatorConfig | None = None,
@@ -324,9 +325,9 @@ def load_echomimic(
         name: joined([read_tensors(directory / file) for file in files])
         for name, files in ECHOMIMIC_FILES.items()
     }
-    load(nets.reference, files["reference_unet"], UNET, dtype)
-    load(nets.denoiser, files["denoising_unet"], UNET, dtype)
-    load(nets.face_locator, files["face_locator"], FACE_LOCATOR, dtype)
+    load(nets.reference, files["reference_unet"], UNET, dtype=dtype)
+    load(nets.denoiser, files["denoising_unet"], UNET, dtype=dtype)
+    load(nets.face_locator, files["face_locator"], FACE_LOCATOR, dtype=dtype)
     return nets
 
 
@@ -344,7 +345,7 @@ def load_vae(path: Path, config: VAEConfig | None = None, dtype: torch.dtype | N
     net = on_meta(lambda: VAE(config or VAEConfig()))
     tensors = read_tensors(path)
     old = any(key.endswith(".proj_attn.weight") for key in tensors)
-    load(net, tensors, VAE_OLD if old else VAE_NEW, dtype)
+    load(net, tensors, VAE_OLD if old else VAE_NEW, dtype=dtype)
     return net
 
 
@@ -362,12 +363,12 @@ def load_whisper(
         if not key.removeprefix(WHISPER_PREFIX).startswith(WHISPER_UNUSED)
     }
     net = on_meta(lambda: WhisperEncoder(config or WhisperConfig()))
-    load(net, {name: tensors[key] for name, key in encoder.items()}, WHISPER, dtype)
+    load(net, {name: tensors[key] for name, key in encoder.items()}, WHISPER, dtype=dtype)
     return net
 
 
 def load(
-    net: nn.Module, tensors: Mapping[str, Tensor], rules: Rules, dtype: torch.dtype | None = None
+    net: nn.Module, tensors: Mapping[str, Tensor], rules: Rules, *, dtype: torch.dtype | None = None
 ) -> None:
     """Fills ``net`` from ``tensors`` with foreign names; see `model.video.weights.fill`."""
-    fill(net, tensors, Renamer(rules), dtype)
+    fill(net, tensors, Renamer(rules), dtype=dtype)

@@ -15,7 +15,7 @@ SHIFT = 2  # frames that the windows move on each step, so that no seam stays in
 NOISE_LIMIT = 1.5  # EchoMimic clamps its first noise
 
 
-def windows(frames: int, size: int, overlap: int, step: int) -> list[Tensor]:
+def windows(frames: int, *, size: int, overlap: int, step: int) -> list[Tensor]:
     """Frame numbers of each window of a clip: they overlap and wrap round its end.
 
     A clip of no more than ``size`` frames is one window.
@@ -36,7 +36,7 @@ class ClipDenoiser:
     ``starts`` (N,) are the times at which the sampler's steps begin: they tell the step's number.
     """
 
-    def __init__(self, denoiser: Denoiser, starts: Tensor, size: int, overlap: int) -> None:
+    def __init__(self, denoiser: Denoiser, starts: Tensor, *, size: int, overlap: int) -> None:
         self._denoiser, self._starts = denoiser, starts
         self._size, self._overlap = size, overlap
 
@@ -45,7 +45,7 @@ class ClipDenoiser:
         step = int((self._starts - t[0].cpu()).abs().argmin())
         total = torch.zeros_like(x_t)
         count = torch.zeros(x_t.shape[1], device=x_t.device)
-        for window in windows(x_t.shape[1], self._size, self._overlap, step):
+        for window in windows(x_t.shape[1], size=self._size, overlap=self._overlap, step=step):
             chosen = window.to(x_t.device)
             part = {k: v[:, chosen] if k in PER_FRAME else v for k, v in cond.items()}
             total.index_add_(1, chosen, self._denoiser(x_t[:, chosen], t, part))

@@ -19,7 +19,7 @@ class TimeAttention(nn.Module):
     it nor on the sampler's step, and are computed once a window.
     """
 
-    def __init__(self, width: int, heads: int, positions: int | None, place: str) -> None:
+    def __init__(self, width: int, heads: int, *, positions: int | None, place: str) -> None:
         super().__init__()
         self.place = place
         self.norm = nn.LayerNorm(width)
@@ -51,7 +51,7 @@ class TimeBlock(nn.Module):
     def __init__(self, width: int, config: MotionConfig, place: str) -> None:
         super().__init__()
         self.attentions = nn.ModuleList(
-            TimeAttention(width, config.heads, config.positions, f"{place}.{i}")
+            TimeAttention(width, config.heads, positions=config.positions, place=f"{place}.{i}")
             for i in range(config.attentions)
         )
         self.feed_norm = nn.LayerNorm(width)

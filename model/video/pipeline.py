@@ -38,7 +38,7 @@ MAKE_TINY = "fada train video-student"
 SIDE = 512  # pixels of the square, of the real size
 HOP = 12  # new frames a window, of the real size
 # EchoMimic's.
-SCHEDULE = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
+SCHEDULE = LinearBetaSchedule(1000, first=0.00085, last=0.012, zero_terminal_snr=True)
 STUDENT = "student.safetensors"
 VAE_FOLDER = "sd-vae-ft-mse"
 # Of each network the file of this project's own, which tells its sizes, and those of the release.
@@ -66,7 +66,7 @@ def tiny_pipeline(
     refuse_teacher(metadata, str(path), command=MAKE_TINY)
     config = net.config
     known = ModelMetadata.parse(metadata, guided=config.guided, licence=licence)
-    space = VideoSpace(PatchCodec(config.patch), config.side, TINY_SPACE, "face")
+    space = VideoSpace(PatchCodec(config.patch), config.side, TINY_SPACE, view="face")
 
     def conditions(references: Sequence[Reference]) -> Conditions:
         features = np.stack([r.features.reshape(config.latent_shape) for r in references])
@@ -76,12 +76,12 @@ def tiny_pipeline(
         name,
         space,
         known,
-        X0Denoiser(net if engine is None else engine(net, LOG_MEL, config.latent_shape)),
-        CosineSchedule(),
-        LOG_MEL,
-        config.unet.prefix_frames,
-        conditions,
-        torch.device("cpu"),
+        denoiser=X0Denoiser(net if engine is None else engine(net, LOG_MEL, config.latent_shape)),
+        schedule=CosineSchedule(),
+        window_spec=LOG_MEL,
+        prefix=config.unet.prefix_frames,
+        conditions=conditions,
+        device=torch.device("cpu"),
     )
 
 
@@ -114,9 +114,9 @@ def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoN
     whisper = checkpoints.load_whisper(found["whisper"], dtype=torch.float32)
     nets = VideoNets(
         denoiser=student,
-        reference=_load(found["reference_unet"], dtype, ReferenceUNet, _release_reference),
-        face_locator=_load(found["face_locator"], dtype, FaceLocator, _release_locator),
-        vae=_load(found["vae"], dtype, VAE, _release_vae),
+        reference=_load(found["reference_unet"], dtype, ReferenceUNet, release=_release_reference),
+        face_locator=_load(found["face_locator"], dtype, FaceLocator, release=_release_locator),
+        vae=_load(found["vae"], dtype, VAE, release=_release_vae),
         whisper=whisper,
         metadata=metadata,
     )
@@ -126,7 +126,7 @@ def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoN
 
 
 def video_pipeline(
-    name: str, folder: Path, engine: Engine | None = None, device: torch.device | None = None
+    name: str, folder: Path, *, engine: Engine | None = None, device: torch.device | None = None
 ) -> StudentPipeline:
     """The real size from its folder, see `FILES`; on a GPU in half precision, where there is one.
 
@@ -148,12 +148,12 @@ def video_pipeline(
         name,
         space,
         known,
-        VDenoiser(forward, SCHEDULE),
-        SCHEDULE,
-        window_spec,
-        prefix,
-        KeptReferences(encode, KEPT_PORTRAITS),
-        device,
+        denoiser=VDenoiser(forward, SCHEDULE),
+        schedule=SCHEDULE,
+        window_spec=window_spec,
+        prefix=prefix,
+        conditions=KeptReferences(encode, KEPT_PORTRAITS),
+        device=device,
     )
 
 
@@ -161,6 +161,7 @@ def _pipeline(
     name: str,
     space: VideoSpace,
     metadata: ModelMetadata,
+    *,
     denoiser: Denoiser,
     schedule: NoiseSchedule,
     window_spec: AudioWindowSpec,
@@ -218,7 +219,7 @@ def _found(folder: Path) -> dict[str, Path]:
     return {net: path for net, path in found.items() if path is not None}
 
 
-def _load(path: Path, dtype: torch.dtype, kind: type[Any], release: Callable[..., Any]) -> Any:
+def _load(path: Path, dtype: torch.dtype, kind: type[Any], *, release: Callable[..., Any]) -> Any:
     """One network of ``kind``, from this project's own file or from one of the release."""
     if path.name not in {names[0] for names in FILES.values()}:
         return release(path, dtype)
@@ -230,13 +231,13 @@ def _load(path: Path, dtype: torch.dtype, kind: type[Any], release: Callable[...
 
 def _release_reference(path: Path, dtype: torch.dtype) -> ReferenceUNet:
     net = on_meta(lambda: ReferenceUNet(UNetConfig(audio_width=None, motion=None)))
-    checkpoints.load(net, read_tensors(path), checkpoints.UNET, dtype)
+    checkpoints.load(net, read_tensors(path), checkpoints.UNET, dtype=dtype)
     return net
 
 
 def _release_locator(path: Path, dtype: torch.dtype) -> FaceLocator:
     net = on_meta(lambda: FaceLocator(FaceLocatorConfig()))
-    checkpoints.load(net, read_tensors(path), checkpoints.FACE_LOCATOR, dtype)
+    checkpoints.load(net, read_tensors(path), checkpoints.FACE_LOCATOR, dtype=dtype)
     return net
 
 

@@ -99,6 +99,7 @@ class VideoSpace:
         codec: Codec,
         side: int,
         name: str = "video",
+        *,
         view: View = "portrait",
         device: torch.device | None = None,
         threads: int = 1,
@@ -127,7 +128,14 @@ class VideoSpace:
         tracked = TrackedPortrait.of(picture, self._tracker)
         kept, landmarks = tracked.picture, tracked.face.landmarks
         height, width = kept.shape[:2]
-        portrait = frame("portrait", MAX_SIZE, width, height, landmarks, tracked.person.whole)
+        portrait = frame(
+            "portrait",
+            MAX_SIZE,
+            width=width,
+            height=height,
+            landmarks=landmarks,
+            person=tracked.person.whole,
+        )
         square = Frame(portrait.corner, portrait.scale * self.side / MAX_SIZE, self.side, self.side)
         if self._view == "face":
             square = face_square(landmarks, self.side)
@@ -150,7 +158,9 @@ class VideoSpace:
         around = None
         if framing == "full" or self._view == "face":
             around = _Around(prepared.picture, target, prepared.square)
-        return VideoDecoder(self._codec, self._device, self.latent_shape, target, around)
+        return VideoDecoder(
+            self._codec, target, around, latent_shape=self.latent_shape, device=self._device
+        )
 
     def _pixels(self, square: NDArray[np.generic]) -> Tensor:
         """(H, W, 3) 0 … 255 → (1, 3, H, W), -1 … 1."""
@@ -172,11 +182,13 @@ def _target(prepared: PreparedSquare, size: int, framing: str) -> Frame:
     height, width = prepared.picture.shape[:2]
     nobody, everywhere = np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32)
     if framing == "portrait":
-        checked = frame("full", size, size, size, nobody, everywhere)  # raises for a bad size
+        checked = frame(
+            "full", size, width=size, height=size, landmarks=nobody, person=everywhere
+        )  # raises for a bad size
         portrait = prepared.portrait
         scale = portrait.scale * size / MAX_SIZE
         return Frame(portrait.corner, scale, checked.width, checked.height)
-    return frame(framing, size, width, height, nobody, everywhere)
+    return frame(framing, size, width=width, height=height, landmarks=nobody, person=everywhere)
 
 
 class VideoDecoder:
@@ -185,10 +197,11 @@ class VideoDecoder:
     def __init__(
         self,
         codec: Codec,
-        device: torch.device,
-        latent_shape: tuple[int, int, int],
         target: Frame,
         around: _Around | None,
+        *,
+        latent_shape: tuple[int, int, int],
+        device: torch.device,
     ) -> None:
         self.width, self.height = target.width, target.height
         self._codec, self._device, self._latent_shape = codec, device, latent_shape

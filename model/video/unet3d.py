@@ -106,7 +106,7 @@ class DenoisingUNet(Backbone):
             kept: Notes = {}
             # Clean frames get the cleanest trained step, 0.
             step = torch.zeros(clean.shape[0], device=clean.device)
-            self._features(clean, step, before, kept)
+            self._features(clean, step, before, kept=kept)
             parts |= {f"past.{place}": seen for place, seen in kept.items()}
             parts["audio"] = parts["audio"].index_select(1, places[prefix:])
         return tuple(parts[name] for name in self._parts)
@@ -126,7 +126,7 @@ class DenoisingUNet(Backbone):
         return x.reshape(x_t.shape[0], x_t.shape[1], *x.shape[1:]).to(x_t.dtype)
 
     def _features(
-        self, x: Tensor, index: Tensor, parts: Notes, kept: Notes | None = None
+        self, x: Tensor, index: Tensor, parts: Notes, *, kept: Notes | None = None
     ) -> Tensor:
         """``x`` (B, T, C, H, W) at diffusion step ``index`` (B,) → (B · T, C_0, H, W)."""
         frames = x.shape[1]

@@ -40,9 +40,9 @@ class PixelAttention(nn.Module):
 class Middle(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.first = ResnetBlock(width, width, groups, EPS, None)
+        self.first = ResnetBlock(width, width, groups=groups, eps=EPS, time_width=None)
         self.attention = PixelAttention(width, groups)
-        self.second = ResnetBlock(width, width, groups, EPS, None)
+        self.second = ResnetBlock(width, width, groups=groups, eps=EPS, time_width=None)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.second(self.attention(self.first(x))))
@@ -52,11 +52,12 @@ class VAELevel(nn.Module):
     """The residual blocks of one resolution, and the convolution to the next, if any."""
 
     def __init__(
-        self, width_in: int, width: int, blocks: int, groups: int, resize: nn.Conv2d | None
+        self, width_in: int, width: int, *, blocks: int, groups: int, resize: nn.Conv2d | None
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResnetBlock(width if j else width_in, width, groups, EPS, None) for j in range(blocks)
+            ResnetBlock(width if j else width_in, width, groups=groups, eps=EPS, time_width=None)
+            for j in range(blocks)
         )
         self.resize = resize
 
@@ -70,7 +71,9 @@ class Encoder(nn.Module):
         width = widths[0]
         for i, wide in enumerate(widths):
             resize = nn.Conv2d(wide, wide, 3, stride=2) if i < len(widths) - 1 else None
-            self.levels.append(VAELevel(width, wide, config.layers, groups, resize))
+            self.levels.append(
+                VAELevel(width, wide, blocks=config.layers, groups=groups, resize=resize)
+            )
             width = wide
         self.mid = Middle(width, groups)
         self.norm_out = nn.GroupNorm(groups, width, eps=EPS)
@@ -96,7 +99,9 @@ class Decoder(nn.Module):
         width = widths[0]
         for i, wide in enumerate(widths):
             resize = nn.Conv2d(wide, wide, 3, padding=1) if i < len(widths) - 1 else None
-            self.levels.append(VAELevel(width, wide, config.layers + 1, groups, resize))
+            self.levels.append(
+                VAELevel(width, wide, blocks=config.layers + 1, groups=groups, resize=resize)
+            )
             width = wide
         self.norm_out = nn.GroupNorm(groups, width, eps=EPS)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)

@@ -164,6 +164,7 @@ def fill(
     net: nn.Module,
     tensors: Mapping[str, Tensor],
     renamer: Renamer | None = None,
+    *,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Makes ``tensors`` the parameters of ``net``, which is then in evaluation mode and frozen.

@@ -178,9 +178,9 @@ def speech_motion(
         pipeline,
         [samples[: 2 * rate]] * 2,
         [rest] * 2,
-        [1, 2],
-        pipeline.metadata.guidance,
-        pipeline.metadata.steps,
+        seeds=[1, 2],
+        guidance=pipeline.metadata.guidance,
+        steps=pipeline.metadata.steps,
         progress=False,
     )
 

@@ -83,7 +83,12 @@ def test_a_session_goes_on_from_its_bytes(pipeline: StudentPipeline) -> None:
 
 def test_the_last_window_gives_only_its_real_frames(pipeline: StudentPipeline) -> None:
     motion = roll_out(
-        pipeline, [np.zeros(700, np.float32)], [features()], [0], Guidance(1.5, 1.0), 6
+        pipeline,
+        [np.zeros(700, np.float32)],
+        [features()],
+        seeds=[0],
+        guidance=Guidance(1.5, 1.0),
+        steps=6,
     )
     assert motion[0].shape == (2, MOTION_DIM)
 
@@ -114,9 +119,9 @@ def test_silence_rests_with_closed_lips_for_a_minute(compiled: StudentPipeline) 
         compiled,
         [np.zeros(60 * SAMPLE_RATE, np.float32)],
         [features()],
-        [3],
-        compiled.metadata.guidance,
-        6,
+        seeds=[3],
+        guidance=compiled.metadata.guidance,
+        steps=6,
     )[0]
     assert np.quantile(motion[:, JAW], 0.95) < 0.08
     assert np.abs(motion[:, 52:]).max() < 0.3

@@ -189,7 +189,9 @@ def clip_motion(grid: Grid, clip: int) -> tuple[Floats, Floats]:
     """Motion latents (T, 58) of one clip, and the rest (52,) that they are relative to."""
     rest = clip_rest(grid.coefficients[clip])
     pose = smooth_pose(grid.pose[clip])
-    return to_motion(grid.coefficients[clip], pose, rest, np.median(pose, axis=0)), rest
+    return to_motion(
+        grid.coefficients[clip], pose, rest=rest, rest_pose=np.median(pose, axis=0)
+    ), rest
 
 
 def grid_corpus(

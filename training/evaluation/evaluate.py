@@ -103,7 +103,7 @@ def generate(
     """The motion (T, 58) of each utterance, with seeds counted from ``first_seed``."""
     sounds, features = [u.samples for u in utterances], [u.features for u in utterances]
     seeds = list(range(first_seed, first_seed + len(utterances)))
-    return roll_out(pipeline, sounds, features, seeds, guidance, steps)
+    return roll_out(pipeline, sounds, features, seeds=seeds, guidance=guidance, steps=steps)
 
 
 def describe(title: str, values: dict[str, float]) -> None:
@@ -146,7 +146,9 @@ def evaluate_long(pipeline: StudentPipeline, utterances: list[Utterance], lip_ga
     known = pipeline.metadata
     sound = np.concatenate(parts)
     face = utterances[0].features
-    motion = roll_out(pipeline, [sound], [face], [7], known.guidance, known.steps)[0]
+    motion = roll_out(
+        pipeline, [sound], [face], seeds=[7], guidance=known.guidance, steps=known.steps
+    )[0]
     quiet = np.concatenate(silent)[: len(motion)]
     inner = quiet & np.roll(quiet, 8)
     gap = gaps_of([motion], lip_gap)[0]
@@ -165,7 +167,9 @@ def evaluate_music(pipeline: StudentPipeline, utterances: list[Utterance], lip_g
     known = pipeline.metadata
     pieces = [synthesise_music(10.0, seed) for seed in range(10)]
     faces = [utterances[0].features] * len(pieces)
-    motion = roll_out(pipeline, pieces, faces, list(range(10)), known.guidance, known.steps)
+    motion = roll_out(
+        pipeline, pieces, faces, seeds=list(range(10)), guidance=known.guidance, steps=known.steps
+    )
     shut = np.mean([(gap < CLOSED_GAP).mean() for gap in gaps_of(motion, lip_gap)])
     describe("music alone", {"closed": float(shut)})
     accompanied = []

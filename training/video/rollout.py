@@ -117,7 +117,7 @@ def _sample(
     }
     grid = uniform_timesteps(model.steps)
     with torch.inference_mode():
-        return sample(model.denoiser(), noise, grid, cond, CosineSchedule())
+        return sample(model.denoiser(), noise, grid, cond=cond, schedule=CosineSchedule())
 
 
 def _windows(samples: Floats) -> list[Floats]:

@@ -113,7 +113,7 @@ class VideoTeacherObjective:
         cond["has_audio"], cond["has_reference"] = drop_conditions(self._batch, self._random)
         t = draw_timesteps(self._batch, self._random)
         eps = torch.randn(batch.x0.shape, generator=self._random)
-        x_t = add_noise(self._schedule, batch.x0, eps, t)
+        x_t = add_noise(self._schedule, batch.x0, eps, t=t)
         distance = loss_of(batch)(self._net(x_t, t, cond), batch.x0)
         _, sigma = self._schedule.alpha_sigma(t)
         loss = (distance * noise_weight(sigma) * batch.confidence).mean()

@@ -35,8 +35,8 @@ def test_a_window_has_one_context_and_the_next_one_another() -> None:
     noise = torch.randn(2, 3)
     for k in range(2):
         cond = {"audio": torch.full((2, 3), float(k)), "guidance": torch.full((2, 2), 2.0)}
-        made = sample(cached, noise, grid, cond, schedule)
-        torch.testing.assert_close(made, sample(plain, noise, grid, cond, schedule))
+        made = sample(cached, noise, grid, cond=cond, schedule=schedule)
+        torch.testing.assert_close(made, sample(plain, noise, grid, cond=cond, schedule=schedule))
         assert net.contexts == k + 1
 
 

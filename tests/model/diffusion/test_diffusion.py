@@ -66,7 +66,9 @@ def test_ddim_converges_to_the_exact_flow_at_first_order() -> None:
     exact = 0.4 + 0.6 * start
 
     def error(steps: int) -> float:
-        made = sample(Gaussian(0.4, 0.6), start, uniform_timesteps(steps).double(), {}, SCHEDULE)
+        made = sample(
+            Gaussian(0.4, 0.6), start, uniform_timesteps(steps).double(), cond={}, schedule=SCHEDULE
+        )
         return float((made - exact).abs().max())
 
     errors = [error(n) for n in (50, 100, 200, 400)]
@@ -76,7 +78,9 @@ def test_ddim_converges_to_the_exact_flow_at_first_order() -> None:
 
 
 def test_one_step_gives_the_mean_as_nothing_else_is_known_at_full_noise() -> None:
-    made = sample(Gaussian(0.4, 0.6), noise(), uniform_timesteps(1).double(), {}, SCHEDULE)
+    made = sample(
+        Gaussian(0.4, 0.6), noise(), uniform_timesteps(1).double(), cond={}, schedule=SCHEDULE
+    )
     torch.testing.assert_close(made, torch.full_like(made, 0.4))
 
 
@@ -109,16 +113,16 @@ def test_eps_says_so_where_there_is_no_signal() -> None:
 def test_a_step_with_its_target_lands_where_the_target_was_made(t: float, share: float) -> None:
     x_t, x_s = noise(seed=1), noise(seed=2)
     now, then = (torch.full((4,), v, dtype=DOUBLE) for v in (t, t * share))
-    x0 = ddim_target(x_t, x_s, now, then, SCHEDULE)
-    torch.testing.assert_close(ddim_step(x_t, x0, now, then, SCHEDULE), x_s)
+    x0 = ddim_target(x_t, x_s, t=now, s=then, schedule=SCHEDULE)
+    torch.testing.assert_close(ddim_step(x_t, x0, t=now, s=then, schedule=SCHEDULE), x_s)
 
 
 def test_a_walk_along_the_true_noise_stays_on_its_line() -> None:
     x0, eps = noise(seed=3), noise(seed=4)
     now, then = (torch.full((4,), v, dtype=DOUBLE) for v in (0.8, 0.3))
-    x_t = add_noise(SCHEDULE, x0, eps, now)
+    x_t = add_noise(SCHEDULE, x0, eps, t=now)
     torch.testing.assert_close(
-        ddim_step(x_t, x0, now, then, SCHEDULE), add_noise(SCHEDULE, x0, eps, then)
+        ddim_step(x_t, x0, t=now, s=then, schedule=SCHEDULE), add_noise(SCHEDULE, x0, eps, t=then)
     )
 
 
@@ -152,9 +156,11 @@ def test_sampling_in_a_batch_equals_alone() -> None:
     grid = uniform_timesteps(25).double()
     scales = torch.tensor([[1.0, 1.0], [2, 1], [1, 3], [4, 2], [0, 0]], dtype=DOUBLE)
     guided = MultiCFGDenoiser(Switched())
-    batched = sample(guided, start, grid, {"guidance": scales}, SCHEDULE)
+    batched = sample(guided, start, grid, cond={"guidance": scales}, schedule=SCHEDULE)
     for i in range(5):
-        alone = sample(guided, start[i : i + 1], grid, {"guidance": scales[i : i + 1]}, SCHEDULE)
+        alone = sample(
+            guided, start[i : i + 1], grid, cond={"guidance": scales[i : i + 1]}, schedule=SCHEDULE
+        )
         torch.testing.assert_close(batched[i : i + 1], alone)
 
 
@@ -176,7 +182,7 @@ def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="steps = 0"):
         uniform_timesteps(0)
     with pytest.raises(ValueError, match="falling"):
-        sample(Gaussian(0, 1), noise(), torch.tensor([0.5, 1.0]), {}, SCHEDULE)
+        sample(Gaussian(0, 1), noise(), torch.tensor([0.5, 1.0]), cond={}, schedule=SCHEDULE)
     with pytest.raises(ValueError, match="guidance has shape"):
         MultiCFGDenoiser(Switched())(
             noise(), torch.ones(4, dtype=DOUBLE), {"guidance": torch.ones(4, 3)}

@@ -12,8 +12,8 @@ from model.diffusion.denoiser import Conditions
 from model.diffusion.sampler import sample, sample_steps, trailing_steps, uniform_timesteps
 from model.diffusion.schedule import LinearBetaSchedule
 
-SCHEDULE = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
-PLAIN = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=False)
+SCHEDULE = LinearBetaSchedule(1000, first=0.00085, last=0.012, zero_terminal_snr=True)
+PLAIN = LinearBetaSchedule(1000, first=0.00085, last=0.012, zero_terminal_snr=False)
 
 
 def nothing(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
@@ -55,14 +55,16 @@ def test_trailing_steps_end_a_whole_number_of_trained_times_earlier() -> None:
 def test_a_chain_of_steps_is_the_plain_walk() -> None:
     noise, grid = torch.randn(2, 3), uniform_timesteps(4)
     steps = torch.stack([grid[:-1], grid[1:]], dim=1)
-    walked = sample_steps(nothing, noise, steps, {}, SCHEDULE)
-    assert torch.equal(walked, sample(nothing, noise, grid, {}, SCHEDULE))
+    walked = sample_steps(nothing, noise, steps, cond={}, schedule=SCHEDULE)
+    assert torch.equal(walked, sample(nothing, noise, grid, cond={}, schedule=SCHEDULE))
 
 
 def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="steps = 0, expected 1 to 1000"):
         trailing_steps(0, 1000)
     with pytest.raises(ValueError, match="pairs of falling times"):
-        sample_steps(nothing, torch.ones(1, 1), torch.tensor([[0.5, 0.5]]), {}, SCHEDULE)
+        sample_steps(
+            nothing, torch.ones(1, 1), torch.tensor([[0.5, 0.5]]), cond={}, schedule=SCHEDULE
+        )
     with pytest.raises(ValueError, match="betas = 0.5 to 0.1"):
-        LinearBetaSchedule(10, 0.5, 0.1, zero_terminal_snr=True)
+        LinearBetaSchedule(10, first=0.5, last=0.1, zero_terminal_snr=True)

@@ -36,7 +36,7 @@ def drawn(seed: int, frames: int = 5) -> tuple[Floats, Floats, Floats, Floats]:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_what_was_tracked_comes_back(seed: int) -> None:
     coefficients, pose, rest, rest_pose = drawn(seed)
-    motion = to_motion(coefficients, pose, rest, rest_pose)
+    motion = to_motion(coefficients, pose, rest=rest, rest_pose=rest_pose)
     back, relative = from_motion(motion, rest)
     np.testing.assert_allclose(back, coefficients, atol=1e-5)
     turned = rotation_matrices(relative[:, :3]) @ rotation_matrices(rest_pose[None, :3])
@@ -48,7 +48,7 @@ def test_what_was_tracked_comes_back(seed: int) -> None:
 @settings(max_examples=20, deadline=None)
 def test_rest_is_zero_but_for_the_lips(seed: int) -> None:
     _, _, rest, rest_pose = drawn(seed)
-    motion = to_motion(rest[None], rest_pose[None], rest, rest_pose)[0]
+    motion = to_motion(rest[None], rest_pose[None], rest=rest, rest_pose=rest_pose)[0]
     np.testing.assert_allclose(motion[:ACTION_COUNT][~ABSOLUTE], 0, atol=1e-6)
     np.testing.assert_allclose(motion[ACTION_COUNT:], 0, atol=1e-6)
     np.testing.assert_array_equal(motion[:ACTION_COUNT][ABSOLUTE], rest[ABSOLUTE])
@@ -75,7 +75,7 @@ def test_closed_eyes_at_rest_stay_finite() -> None:
     rest = np.ones(ACTION_COUNT, np.float32)
     ones = np.ones((1, ACTION_COUNT), np.float32)
     pose = np.zeros((1, 6), np.float32)
-    assert np.isfinite(to_motion(ones, pose, rest, pose[0])).all()
+    assert np.isfinite(to_motion(ones, pose, rest=rest, rest_pose=pose[0])).all()
 
 
 def test_rotation_vectors_turn_by_the_right_hand() -> None:
@@ -106,7 +106,7 @@ def test_reference_features_see_shape_not_size_or_place() -> None:
 def test_wrong_shapes_are_refused() -> None:
     coefficients, pose, rest, rest_pose = drawn(0)
     with pytest.raises(ValueError, match="coefficients has shape"):
-        to_motion(coefficients[:, :51], pose, rest, rest_pose)
+        to_motion(coefficients[:, :51], pose, rest=rest, rest_pose=rest_pose)
     with pytest.raises(ValueError, match="motion has shape"):
         from_motion(np.zeros((3, 52), np.float32), rest)
     with pytest.raises(ValueError, match="landmarks have shape"):

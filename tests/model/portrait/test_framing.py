@@ -26,7 +26,14 @@ def tracked(examples: Path) -> dict[str, tuple]:
 @pytest.mark.parametrize("name", ["astronaut", "monalisa", "presenter"])
 def test_portrait_is_a_square_with_the_whole_head(tracked: dict, name: str) -> None:
     picture, landmarks, person = tracked[name]
-    view = frame("portrait", 512, picture.shape[1], picture.shape[0], landmarks, person)
+    view = frame(
+        "portrait",
+        512,
+        width=picture.shape[1],
+        height=picture.shape[0],
+        landmarks=landmarks,
+        person=person,
+    )
     assert (view.width, view.height) == (512, 512)
     placed = view.place(landmarks)
     assert placed[:, :2].min() > 20 and placed[:, :2].max() < 492
@@ -37,7 +44,14 @@ def test_portrait_is_a_square_with_the_whole_head(tracked: dict, name: str) -> N
 @pytest.mark.parametrize("size", [128, 512, 1024])
 def test_full_keeps_the_picture_and_its_aspect(tracked: dict, size: int) -> None:
     picture, landmarks, person = tracked["monalisa"]
-    view = frame("full", size, picture.shape[1], picture.shape[0], landmarks, person)
+    view = frame(
+        "full",
+        size,
+        width=picture.shape[1],
+        height=picture.shape[0],
+        landmarks=landmarks,
+        person=person,
+    )
     assert max(view.width, view.height) == size
     assert view.width % 2 == 0 and view.height % 2 == 0
     assert view.width / view.height == pytest.approx(300 / 447, abs=2 / size)
@@ -49,7 +63,14 @@ def test_a_face_at_the_border_stays_in_frame(tracked: dict) -> None:
     cut = picture[:, left:]
     moved = landmarks - np.array([left, 0, 0], np.float32)
     columns = round(left / picture.shape[1] * person.shape[1])
-    view = frame("portrait", 256, cut.shape[1], cut.shape[0], moved, person[:, columns:])
+    view = frame(
+        "portrait",
+        256,
+        width=cut.shape[1],
+        height=cut.shape[0],
+        landmarks=moved,
+        person=person[:, columns:],
+    )
     assert view.place(moved)[:, 0].min() >= 0
     assert view.corner[0] >= 0
 
@@ -62,7 +83,7 @@ def test_what_is_not_allowed_is_named(tracked: dict) -> None:
         ("full", 2000, "128 to 1024"),
     ]:
         with pytest.raises(ValueError, match=says):
-            frame(framing, size, 512, 512, landmarks, person)
+            frame(framing, size, width=512, height=512, landmarks=landmarks, person=person)
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,20 +126,26 @@ def release(place: Path, config: UNetConfig, shake: Shake) -> checkpoints.EchoMi
 def test_the_four_files_of_a_release(tmp_path: Path, make_config: MakeConfig, shake: Shake) -> None:
     config = make_config()
     nets = release(tmp_path, config, shake)
-    sizes = (nets.reference.config, config, nets.face_locator.config)
-    loaded = checkpoints.load_echomimic(tmp_path, None, *sizes)
+    load = partial(
+        checkpoints.load_echomimic,
+        tmp_path,
+        reference=nets.reference.config,
+        denoising=config,
+        face_locator=nets.face_locator.config,
+    )
+    loaded = load()
     assert same(loaded.reference, nets.reference)
     assert same(loaded.denoiser, nets.denoiser)
     assert same(loaded.face_locator, nets.face_locator)
-    half = checkpoints.load_echomimic(tmp_path, torch.float16, *sizes)
+    half = load(torch.float16)
     assert {p.dtype for p in half.denoiser.parameters()} == {torch.float16}
 
     torch.save({"conv_in.bias": torch.zeros(12)}, tmp_path / "motion_module.pth")
     with pytest.raises(ValueError, match="conv_in.bias"):
-        checkpoints.load_echomimic(tmp_path, None, *sizes)
+        load()
     (tmp_path / "motion_module.pth").unlink()
     with pytest.raises(ValueError, match=r"no weights at .*motion_module.pth"):
-        checkpoints.load_echomimic(tmp_path, None, *sizes)
+        load()
 
 
 @pytest.mark.parametrize("style", ["vae", "vae, old"])

@@ -246,21 +246,24 @@ def test_sampling_by_the_projects_own_sampler_and_guidance(echomimic: Golden, ba
         "guidance": torch.full((1, 2), config["guidance_scale"]),
     }
     schedule = LinearBetaSchedule(
-        scheduler["num_train_timesteps"], scheduler["beta_start"], scheduler["beta_end"], True
+        scheduler["num_train_timesteps"],
+        first=scheduler["beta_start"],
+        last=scheduler["beta_end"],
+        zero_terminal_snr=True,
     )
     steps = trailing_steps(config["steps"], schedule.steps)
     denoiser = ClipDenoiser(
         MultiCFGDenoiser(VDenoiser(echomimic.nets.denoiser, schedule)),
         steps[:, 0],
-        config["context_frames"],
-        config["context_overlap"],
+        size=config["context_frames"],
+        overlap=config["context_overlap"],
     )
     x = start["mid.initial_latents"].transpose(1, 2)
     assert float(x.abs().max()) <= NOISE_LIMIT
     limit = SAMPLED if bank == "fp32bank" else SAMPLED_HALF_BANK
     for k in range(config["steps"]):
         assert round(float(steps[k, 0]) * schedule.steps) - 1 == int(io[f"step{k}.timestep"])
-        x = sample_steps(denoiser, x, steps[k : k + 1], cond, schedule)
+        x = sample_steps(denoiser, x, steps[k : k + 1], cond=cond, schedule=schedule)
         assert worst(x.transpose(1, 2), io[f"step{k}.latents"]) < limit
     if bank == "fp32bank":
         frame = (echomimic.vae.decode(x[:, -1]) / 2 + 0.5).clamp(0, 1)

@@ -24,7 +24,7 @@ Inputs = tuple[Tensor, Tensor, dict[str, Tensor]]
 MakeNet = Callable[..., DenoisingUNet]
 MakeInputs = Callable[..., Inputs]
 MakeConfig = Callable[..., UNetConfig]
-SCHEDULE = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
+SCHEDULE = LinearBetaSchedule(1000, first=0.00085, last=0.012, zero_terminal_snr=True)
 CLOSE = 1e-5
 
 
@@ -255,7 +255,7 @@ def test_the_projects_sampler_and_guidance_drive_it(
     noise, _, cond = make_inputs(net.config, 2)
     inner = VDenoiser(forward, SCHEDULE)
     denoiser = CFGTokenDenoiser(inner, ((1, 4), (1, 3))) if guided else MultiCFGDenoiser(inner)
-    made = sample(denoiser, noise, uniform_timesteps(3), cond, SCHEDULE)
+    made = sample(denoiser, noise, uniform_timesteps(3), cond=cond, schedule=SCHEDULE)
     assert made.shape == noise.shape and bool(torch.isfinite(made).all())
     assert calls == [2 if guided else 6] * 3
 

@@ -137,7 +137,7 @@ def test_wrong_options_are_named(space: VideoSpace, reference: Reference) -> Non
 
 
 def test_a_close_square_sits_in_the_portrait(picture: np.ndarray) -> None:
-    space = VideoSpace(Exact(), 64, "close", "face")
+    space = VideoSpace(Exact(), 64, "close", view="face")
     reference = space.encode_reference(picture)
     assert reference.latent_space == "close"
     for framing in ("portrait", "full"):

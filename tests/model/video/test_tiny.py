@@ -101,9 +101,11 @@ def test_both_ways_of_guidance_drive_it(teacher: TinyNet) -> None:
     student = tiny_student_of(teacher, True)
     one = CFGTokenDenoiser(X0Denoiser(student), ((1.0, 4.0), (1.0, 3.0)))
     with torch.no_grad():
-        guided = sample(three, x_t, grid, cond, schedule)
-        together = sample(one, x_t, grid, cond, schedule)
-        alone = sample(one, x_t[1:], grid, {k: v[1:] for k, v in cond.items()}, schedule)
+        guided = sample(three, x_t, grid, cond=cond, schedule=schedule)
+        together = sample(one, x_t, grid, cond=cond, schedule=schedule)
+        alone = sample(
+            one, x_t[1:], grid, cond={k: v[1:] for k, v in cond.items()}, schedule=schedule
+        )
     assert guided.shape == x_t.shape
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="takes guidance scales"):

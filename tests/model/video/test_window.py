@@ -25,7 +25,7 @@ from model.video.unet3d import DenoisingUNet
 from model.video.vae import VAE
 
 NEW, PREFIX, WINDOWS = 4, 2, 3
-SCHEDULE = LinearBetaSchedule(1000, 0.00085, 0.012, zero_terminal_snr=True)
+SCHEDULE = LinearBetaSchedule(1000, first=0.00085, last=0.012, zero_terminal_snr=True)
 
 
 def test_speech_and_a_portrait_become_frames_window_by_window(
@@ -68,7 +68,8 @@ def test_speech_and_a_portrait_become_frames_window_by_window(
             guidance = torch.tensor([[2.0, 1.0]]).expand(len(made), 2)
             cond = {**kept, "audio": heard, "prefix": made[:, -PREFIX:], "guidance": guidance}
             made = torch.cat(
-                [made, sample(denoiser, noise, uniform_timesteps(2), cond, SCHEDULE)], dim=1
+                [made, sample(denoiser, noise, uniform_timesteps(2), cond=cond, schedule=SCHEDULE)],
+                dim=1,
             )
         return made[:, PREFIX:]
 
