@@ -1,4 +1,4 @@
-"""A student run as it is in service: streaming windows, its own frames as the next prefix."""
+"""Run a student as in service: streaming windows, its own frames as the next prefix."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class MotionOnly:
     dim = MOTION_DIM
 
     def encode_reference(self, picture: Picture) -> Reference:
-        raise ValueError(f"motion without pictures was given a picture of shape {picture.shape}")
+        raise ValueError(f"picture has shape {picture.shape}, expected none")
 
     def rest_prefix(self, frames: int) -> Floats:
         return np.zeros((frames, MOTION_DIM), np.float32)
 
     def decoder(self, reference: Reference, size: int, framing: str) -> FrameDecoder:
-        raise ValueError(f"motion without pictures cannot be drawn at size {size}, {framing}")
+        raise ValueError(f"size = {size}, framing = {framing!r}: this space cannot be drawn")
 
 
 def reference_of(features: Floats) -> Reference:
-    """A reference that holds only what the network is told: ``features`` (64,)."""
+    """A reference that holds only the network's ``features`` (64,)."""
     return Reference("motion", 0, 0, (0.0, 0.0, 0.0, 0.0), 1.0, features, {})
 
 
@@ -44,7 +44,7 @@ def roll_out(
     steps: int,
     progress: bool = True,
 ) -> list[Floats]:
-    """The motion (T, 58) of each speech, all sessions stepped side by side.
+    """The motion (T, 58) of each speech, with all sessions in one batch.
 
     ``sounds``: (N,) samples each; ``features``: (64,) of each one's reference; ``progress`` shows
     a bar.

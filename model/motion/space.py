@@ -1,6 +1,6 @@
 """The motion latent space: a portrait as a reference, motion latents as frames.
 
-Joins the tracker, what the network is told of a face, and the renderer behind `LatentSpace`.
+Joins the tracker, the network's reference features and the renderer behind `LatentSpace`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class MotionSpace:
     dim = MOTION_DIM
 
     def __init__(self, threads: int = 1) -> None:
-        """Loads the tracker and compiles the drawing kernels: seconds on a machine's first time."""
+        """Load the tracker and compile the drawing kernels: seconds on a machine's first run."""
         self._tracker = FaceTracker(threads)
         self._renderers = LRUCache[_RendererKey, PortraitRenderer](KEPT_RENDERERS)
         _draw_once()
 
     def encode_reference(self, picture: Picture) -> Reference:
-        """``picture`` (H, W, 3) RGB → what is kept of it. Raises `NoFaceError`."""
+        """``picture`` (H, W, 3) RGB → its reference. Raises `NoFaceError`."""
         tracked = TrackedPortrait.of(picture, self._tracker)
         face = tracked.face
         rest = FaceShape(hide_teeth(face.landmarks), face.coefficients).rest
@@ -66,7 +66,7 @@ class MotionSpace:
 
 
 def _digest(reference: Reference) -> bytes:
-    """SHA-256 of everything that a renderer is made from."""
+    """SHA-256 of what a renderer is made from."""
     digest = hashlib.sha256()
     for name, array in sorted(reference.arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
@@ -79,7 +79,7 @@ def _prepare(reference: Reference, size: int, framing: str) -> PortraitRenderer:
 
 
 def _draw_once() -> None:
-    """Draw a faceless face, so that no portrait has to wait for the kernels to be compiled."""
+    """Draw a grey face, so that no portrait waits for the kernels to be compiled."""
     points = np.zeros((LANDMARKS, 3), np.float32)
     points[:FACE_LANDMARKS] = face_basis().canonical * 32.0 + (64.0, 64.0, 0.0)
     for eye in EYES:

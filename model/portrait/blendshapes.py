@@ -1,4 +1,4 @@
-"""What a motion latent means: 52 facial actions, 3 of head rotation, 3 of head translation.
+"""The layout of a motion latent: 52 facial actions, head rotation (3), head translation (3).
 
 Layout of a latent (58,), in physical units:
     0..51   facial actions, `ACTIONS`
@@ -95,13 +95,13 @@ _ABSOLUTE_STEMS = (
 
 # Absolute actions shape the lips in speech: their latent is the coefficient itself, so that lips
 # that are parted in the portrait still close on a /p/. Every other action is relative: its latent
-# is what is added to the portrait's rest, so that the portrait keeps its own look.
+# is added to the portrait's rest, so that the portrait keeps its look.
 ABSOLUTE: NDArray[np.bool_] = np.array([name.startswith(_ABSOLUTE_STEMS) for name in ACTIONS])
 BLINK: NDArray[np.bool_] = np.array([name.startswith("eyeBlink") for name in ACTIONS])
 _OFFSET = ~ABSOLUTE & ~BLINK
 # Lids and gaze.
 EYES: NDArray[np.bool_] = np.array([name.startswith("eye") for name in ACTIONS])
-# What speech moves; eyes, brows and nose go their own way.
+# What speech moves; eyes, brows and nose move independently.
 MOUTH: NDArray[np.bool_] = np.array(
     [name.startswith(("jaw", "mouth", "cheekPuff", "tongue")) for name in ACTIONS]
 )
@@ -179,7 +179,7 @@ def to_motion(coefficients: Floats, pose: Floats, *, rest: Floats, rest_pose: Fl
 
 
 def from_motion(motion: Floats, rest: Floats) -> tuple[Floats, Floats]:
-    """Motion latents as what a face with ``rest`` (52,) shows: the inverse of `to_motion`.
+    """Motion latents as tracked values of a face with ``rest`` (52,): the inverse of `to_motion`.
 
     Returns coefficients (T, 52), clipped to [0, 1], and head pose (T, 6) relative to the
     reference. Raises ``ValueError`` for other shapes.
@@ -194,7 +194,7 @@ def from_motion(motion: Floats, rest: Floats) -> tuple[Floats, Floats]:
 
 
 def reference_features(rest: Floats, landmarks: Floats | None) -> Floats:
-    """What the network is told of a portrait: (64,) = 52 rest coefficients + 12 face ratios.
+    """The network's features of a portrait: (64,) = 52 rest coefficients + 12 face ratios.
 
     ``rest`` (52,) in [0, 1]; ``landmarks`` (478, 3) in one isotropic unit (pixels), or ``None``
     where only the rest is known: the ratios are then those of a common face. A ratio is a

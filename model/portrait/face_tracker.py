@@ -1,4 +1,4 @@
-"""Where the face is and how it stands: detector, 478-point mesh, ARKit-style coefficients, mask.
+"""Face tracking: detector, 478-point mesh, ARKit-style coefficients, person mask.
 
 Runs Google's MediaPipe networks (Apache-2.0 tflite files in `model/weights/`, see NOTICE) with
 LiteRT.
@@ -25,7 +25,7 @@ DETECTOR_SIDE = 256
 MESH_SIDE = 256
 MASK_SIDE = 256
 MIN_DETECTION = 0.5
-# A dog reaches 0.58 at the first look, the least clear human portrait tried 0.99.
+# A dog reaches 0.58 in the first pass, the least clear human portrait tried 0.99.
 MIN_PRESENCE = 0.75
 # A face box narrower than this has too few pixels to track or to animate.
 MIN_FACE_PIXELS = 24
@@ -48,7 +48,7 @@ BLENDSHAPE_POINTS = np.array([
 
 
 class NoFaceError(ValueError):
-    """There is no face in the picture, or none large and clear enough to animate."""
+    """The picture shows no face that is large and clear enough to animate."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class FaceTracker:
         """The largest face of ``picture`` (H, W, 3) RGB. Raises `NoFaceError`."""
         with self._lock:
             boxes = self._detect(picture)
-            # The largest first; a box whose mesh is not a face (a hand, a pattern) is passed over.
+            # The largest first. Skip a box whose mesh is not a face (a hand, a pattern).
             for eyes, box, score in sorted(boxes, key=lambda found: -_area(found[1])):
                 if box[2] - box[0] < MIN_FACE_PIXELS:
                     raise NoFaceError(
@@ -97,9 +97,8 @@ class FaceTracker:
     def follow(self, picture: NDArray[np.uint8], previous: Face) -> Face:
         """The face that was ``previous`` a moment earlier in a video, (H, W, 3) RGB.
 
-        Its mesh frames the next look, so the detector runs only when the face is no longer there;
-        the largest face is then looked for. ``confidence`` is the mesh's own. Raises
-        `NoFaceError`.
+        Its mesh frames the next pass, so the detector runs only when the face is lost, and then
+        finds the largest face. ``confidence`` is the mesh's. Raises `NoFaceError`.
         """
         with self._lock:
             landmarks, presence = self._refit_mesh(picture, previous.landmarks)
@@ -110,7 +109,7 @@ class FaceTracker:
         return self.find(picture)
 
     def person(self, picture: NDArray[np.uint8], face: Face) -> PersonMask:
-        """Where the person is: in the whole picture, and more finely around head and shoulders."""
+        """The mask of the whole picture, and a finer one around head and shoulders."""
         height, width = picture.shape[:2]
         whole = self._segment(picture)
         view = frame(
@@ -174,7 +173,7 @@ class FaceTracker:
         return self._mesh_in(picture, centre=centre, side=side, angle=angle)
 
     def _refit_mesh(self, picture: NDArray[np.uint8], landmarks: Floats) -> tuple[Floats, float]:
-        """A second look, framed by the mesh itself: steadier than the detector's box."""
+        """A second pass, framed by the mesh: steadier than one framed by the detector's box."""
         angle = float(np.arctan2(*(landmarks[263, :2] - landmarks[33, :2])[::-1]))
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         upright = landmarks[:, :2] @ turn.T
@@ -202,7 +201,7 @@ class FaceTracker:
                 [-sin, cos, half + sin * centre[0] - cos * centre[1]],
             ]
         )
-        # Far minification aliases under plain bilinear sampling: shrink by area first.
+        # Strong minification aliases under bilinear sampling: shrink by area first.
         shrink = min(1.0, 2.0 * scale)
         small = picture
         if shrink < 0.9:

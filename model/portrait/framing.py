@@ -1,4 +1,4 @@
-"""Which part of a picture the video shows, and the map from the picture's pixels to the video's."""
+"""The part of a picture that the video shows, and the map from its pixels to the video's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_SIZE, MAX_SIZE = 128, 1024
 # In heights of the face (forehead to chin, as the mesh sees it), for `portrait`:
 WANTED_SIDE = 2.1
 ABOVE_HAIR = 0.14  # free room above the highest hair
-BELOW_CHIN = 0.42  # neck and collar that must be in the picture
+BELOW_CHIN = 0.42  # neck and collar that the frame must show
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def frame(
     for an unknown framing or a size that is odd or out of range.
     """
     if framing not in FRAMINGS:
-        raise ValueError(f"framing is {framing!r}; allowed: {', '.join(FRAMINGS)}")
+        raise ValueError(f"framing = {framing!r}, expected one of {', '.join(FRAMINGS)}")
     if not MIN_SIZE <= size <= MAX_SIZE or size % 2:
-        raise ValueError(f"size is {size}; allowed: even numbers {MIN_SIZE} to {MAX_SIZE}")
+        raise ValueError(f"size = {size}, expected an even number, {MIN_SIZE} to {MAX_SIZE}")
     if framing == "full":
         scale = size / max(width, height)
         return Frame((0.0, 0.0), scale, _even(width * scale), _even(height * scale))
@@ -98,14 +98,14 @@ def _portrait_square(
 
 
 def _highest_hair(width: int, height: int, *, low: Floats, high: Floats, person: Floats) -> float:
-    """The top of the hair: upwards from the face, as long as the mask still holds the person."""
+    """The top of the hair, in pixels: from the face upwards as far as the mask holds the person."""
     rows, columns = person.shape
     x0, x1 = (np.array([low[0], high[0]]) / width * columns).astype(int)
     band = person[:, max(0, x0) : max(x1, x0 + 1)].max(axis=1, initial=0.0) > 0.5
     row = int(np.clip(low[1] / height * rows, 0, rows - 1))
     while row > 0 and band[row - 1]:
         row -= 1
-    # Never less than a bald head above the mesh's forehead, never an endless column of mask.
+    # At least a bald head above the mesh's forehead, and no endless column of mask.
     tall = float(high[1] - low[1])
     hair = row / rows * height
     return float(np.clip(hair, low[1] - 1.1 * tall, low[1] - 0.22 * tall))

@@ -1,4 +1,4 @@
-"""Bytes of an uploaded picture → RGB pixels."""
+"""Decode an uploaded picture to RGB pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_SIDE = 32
 
 
 class PictureError(ValueError):
-    """The bytes are not a picture that can be used; the message says why."""
+    """The bytes are no usable picture; the message gives the reason."""
 
 
 def load_picture(blob: bytes) -> NDArray[np.uint8]:
@@ -26,8 +26,8 @@ def load_picture(blob: bytes) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of "decompression bombs" far below what is allowed here; the size is
-            # checked from the header before any pixel is decoded.
+            # Pillow warns of "decompression bombs" far below our limit. The size is checked from
+            # the header before any pixel is decoded.
             warnings.simplefilter("ignore")
             picture: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
             width, height = picture.size
@@ -43,7 +43,7 @@ def load_picture(blob: bytes) -> NDArray[np.uint8]:
             return _flatten(picture)
     except PictureError:
         raise
-    except Exception as error:  # Pillow raises many kinds for a broken file
+    except Exception as error:  # Pillow raises many types for a broken file
         raise PictureError(
             f"not a readable picture ({', '.join(FORMATS)} are allowed): {error}"
         ) from error

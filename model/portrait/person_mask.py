@@ -1,4 +1,4 @@
-"""Which pixels are the person: a mask of the whole picture and a finer one around the head."""
+"""The person mask: one of the whole picture and a finer one around the head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PersonMask:
     height: int
 
     def framed(self, view: Frame, pad: int) -> Floats:
-        """The mask as the padded frame sees it: (H + 2 pad, W + 2 pad), the finer one on top."""
+        """The mask of the padded frame: (H + 2 pad, W + 2 pad), the finer one on top."""
         big = cv2.resize(self.whole, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         far = np.asarray(view.cut(big, pad), np.float32)
         left, top, side = self.square
@@ -39,7 +39,7 @@ class PersonMask:
             ]
         )
         size = (far.shape[1], far.shape[0])
-        # The finer mask fades out towards its own border, where it saw no more than the other.
+        # Confidence in the finer mask falls towards its border, where it had no more context.
         ramp = np.minimum(np.arange(self.close.shape[0]) + 1, 12) / 12.0
         confidence = np.minimum(ramp, ramp[::-1]).astype(np.float32)
         near = cv2.warpAffine(self.close, matrix, size, flags=cv2.INTER_LINEAR)

@@ -23,7 +23,11 @@ GAZE_ACROSS, GAZE_UPDOWN = 0.26, 0.11
 
 @dataclass(frozen=True)
 class Eyeball:
-    """One eye of the portrait, carried on under the lids."""
+    """One eye of the portrait, inpainted under the lids.
+
+    ``texture`` is a patch of the portrait with its upper left pixel at ``corner`` (2,); ``iris`` is
+    (x, y, radius) in it. ``width`` and ``depth`` of the eye are in pixels.
+    """
 
     eye: Eye
     texture: Packed
@@ -42,8 +46,8 @@ class Eyeball:
         high = np.minimum(np.ceil(ring.max(axis=0) + margin), (full, height)).astype(int)
         patch = np.ascontiguousarray(padded[low[1] : high[1], low[0] : high[0]])
         open_ = distance_map(ring - low, patch.shape[:2])
-        # What the lids hide is not in the picture: continue the eye's own colours. The rim is left
-        # out of what is continued, for lashes and lid colour would smear.
+        # The lids hide part of the eyeball: inpaint it from the visible part, without its rim, or
+        # lashes and lid colour would smear.
         hidden = (open_ < 1.0).astype(np.uint8)
         continued = cv2.inpaint(patch, hidden, 3, cv2.INPAINT_TELEA) if hidden.min() == 0 else patch
         keep = np.clip(open_ + 1.0, 0.0, 1.0)[..., None]
@@ -78,11 +82,11 @@ class Eyeball:
 
 
 def _gaze(actions: Floats, side: str) -> NDArray[np.float64]:
-    """(2,): where an eye looks, picture axes: right and down positive, about -1..1."""
+    """(2,): an eye's gaze in picture axes (right and down positive), about -1..1."""
     value = {
         way: float(actions[ACTIONS.index(f"eyeLook{way}{side}")])
         for way in ("In", "Out", "Up", "Down")
     }
-    # The subject's left eye lies right in the picture: outwards is to the right.
+    # The subject's left eye is on the picture's right, so outwards is to the right.
     across = value["Out"] - value["In"]
     return np.array([across if side == "Left" else -across, value["Down"] - value["Up"]])

@@ -27,7 +27,7 @@ from model.types import Floats
 
 BASIS_FILE = Path(__file__).parents[1] / "weights" / "face_basis.safetensors"
 
-# Points that expressions hardly move: they tell how the head is turned.
+# Points that expressions hardly move: head rotation is fitted to them.
 STABLE = [33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 10, 151, 9, 8, 70, 300, 234, 454, 127, 356]
 
 # The lips as nine columns from the subject's right to left; rows from the inner edge outwards.
@@ -97,7 +97,7 @@ LIP_SOFTNESS = 0.006
 LIP_PARTING = 0.018 * np.array([0.5, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0, 0.7, 0.5])
 LIP_PARTED = 0.01
 SHUT_GAP = 0.01  # below about this opening lips count as closed
-# What of each row of a lip's height is left at the least.
+# The smallest share of each lip row's height that may be left.
 THINNEST_LIP = 0.15
 # How far into the lips, as a share of their first row, the edge of parted lips is moved.
 TEETH_RIM = 0.8
@@ -123,7 +123,7 @@ class FaceBasis:
 
 @cache
 def face_basis() -> FaceBasis:
-    """The shipped basis, read once a process."""
+    """The shipped basis, read once per process."""
     tensors = load_file(BASIS_FILE)
     basis = np.zeros((ACTION_COUNT, LANDMARKS, 3), np.float32)
     basis[:, :FACE_LANDMARKS] = tensors["basis"]
@@ -133,7 +133,7 @@ def face_basis() -> FaceBasis:
 
 @dataclass(frozen=True)
 class RigidMotion:
-    """The head's own movement: padded resting pixels (x, y, z) → pixels of the frame."""
+    """The head's rigid motion: padded resting pixels (x, y, z) → pixels of the frame."""
 
     turn: NDArray[np.float64]
     origin: NDArray[np.float64]
@@ -173,7 +173,7 @@ def hide_teeth(landmarks: Floats) -> Floats:
     """Move the inner edge of parted lips a little into the lips: (478, 3) pixels, a copy.
 
     The tracker's inner contour runs along the teeth, not along the lips: closed on it, a smile
-    would keep a rim of teeth. The wider the lips are parted, the surer that rim is teeth.
+    would keep a rim of teeth. The wider the lips are parted, the more likely that rim is teeth.
     """
     moved = landmarks.copy()
     eyes = float(np.linalg.norm(landmarks[33] - landmarks[263]))
@@ -187,10 +187,10 @@ def hide_teeth(landmarks: Floats) -> Floats:
 
 
 class FaceShape:
-    """One portrait's face: where it stands, its rest, and where actions carry its 478 points.
+    """One portrait's face: its pose, its resting actions, and how actions move its 478 points.
 
     ``landmarks`` (478, 3) in pixels, ``coefficients`` (52,) as tracked. ``rest`` (52,) is the
-    tracked reading, refined so that the lips' opening it means is the opening seen.
+    tracked reading, refined so that it gives the lip opening seen in the picture.
     """
 
     def __init__(self, landmarks: Floats, coefficients: Floats) -> None:
@@ -218,10 +218,10 @@ class FaceShape:
         return moved.astype(np.float32)
 
     def _close_lips(self, moved: Floats, coefficients: Floats, change: Floats) -> None:
-        """Make the gap what the coefficients mean in absolute terms: closed lips really meet.
+        """Set the lip gap to the coefficients' own, in absolute terms: closed lips meet.
 
-        What the portrait's lips show beyond their coefficients (``gap_seen - gap_rest``) stays in
-        proportion to the opening: all of it at rest, none of it when the lips close.
+        The gap seen in the portrait beyond that of its rest (``gap_seen - gap_rest``) scales with
+        the opening: all of it at rest, none when the lips close.
         """
         gap = lip_gaps(coefficients)
         rest_mean = max(float(self._gap_rest.mean()), 1e-3)
@@ -231,12 +231,12 @@ class FaceShape:
         wanted = np.maximum(gap + kept * (self._gap_seen - self._gap_rest), 0.0)
         extra = wanted - (moved[LOWER_ROWS[0], 1] - moved[UPPER_ROWS[0], 1])
         moved[:, 1] += self._lower @ (LOWER_SHARE * extra) - self._upper @ (UPPER_SHARE * extra)
-        # Closed lips are one line in depth, too, or a nod of the head would part them.
+        # Closed lips share their depth, or a nod of the head would part them.
         shut = np.exp(-wanted / SHUT_GAP)
         deep = shut * (moved[LOWER_ROWS[0], 2] - moved[UPPER_ROWS[0], 2])
         moved[UPPER_ROWS[0], 2] += (0.5 * deep).astype(np.float32)
         moved[LOWER_ROWS[0], 2] -= (0.5 * deep).astype(np.float32)
-        # A lip that rolls in grows thin; its outline never passes its own inner edge.
+        # A lip that rolls in gets thinner, but its outline never crosses its inner edge.
         for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
             for inner, outer in pairwise(rows):
                 seen = sign * (self.points[outer, 1] - self.points[inner, 1])
@@ -249,7 +249,7 @@ class FaceShape:
     ) -> None:
         index = ACTIONS.index(f"eyeBlink{eye.side}")
         rest, now = float(self.rest[index]), float(coefficients[index])
-        # Above rest the lids close, below they open further by what rest had closed them.
+        # Above rest the lids close; below rest they open by as much as rest had closed them.
         travel = (now - rest) / max(1.0 - rest, 0.05)
         blink = float(smoothstep(travel / LIDS_MEET_AT)) if now >= rest else (now - rest) * 0.6
         upper, lower = moved[eye.upper], moved[eye.lower]
@@ -257,8 +257,8 @@ class FaceShape:
         drop = np.clip(blink, -0.25, 1.0) * gap
         moved[:, 1] += weights @ ((1.0 - LID_MEETING) * drop)
         lifted = lower[:, 1] - LID_MEETING * np.maximum(drop, 0.0)
-        # Lids may touch, never cross; where they touch they are one line, in depth and sideways
-        # too, or a turn of the head would open them again.
+        # Lids may touch but not cross. Where they touch they share depth and sideways position, or
+        # a turn of the head would open them again.
         moved[eye.lower, 1] = np.maximum(lifted, moved[eye.upper, 1])
         apart = moved[eye.lower] - moved[eye.upper]
         met = max(0.0, blink) * np.array([1.0, 0.0, 1.0], np.float32)
@@ -273,15 +273,17 @@ def smoothstep(x: float | NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _without_lids(basis: Floats) -> Floats:
-    """The basis less its blinks: lids close by meeting each other, not by a fixed travel."""
+    """The basis without its blinks: lids close by meeting, not by a fixed distance."""
     linear = basis.copy()
     linear[[ACTIONS.index("eyeBlinkLeft"), ACTIONS.index("eyeBlinkRight")]] = 0.0
     return linear
 
 
 def lip_gaps(coefficients: Floats) -> NDArray[np.float64]:
-    """(..., 52) actions → (..., 9) the openings of the lips' columns that they mean, ≥ 0, head
-    units. The middle one is a tracked speaker's to 0.002 (GRID s1, any opening up to 0.2)."""
+    """(..., 52) actions → (..., 9) openings of the lips' columns, ≥ 0, in head units.
+
+    The middle one is a tracked speaker's to 0.002 (GRID s1, any opening up to 0.2).
+    """
     linear = coefficients @ _lip_rows() - LIP_DEADZONE
     opened = 0.5 * (linear + np.sqrt(linear**2 + LIP_SOFTNESS**2)) - _SOFT_ZERO
     return np.maximum(opened + LIP_PARTING * (1.0 - np.exp(-opened / LIP_PARTED)), 0.0)
@@ -289,7 +291,7 @@ def lip_gaps(coefficients: Floats) -> NDArray[np.float64]:
 
 @cache
 def _lip_rows() -> Floats:
-    """(52, 9) how each action opens the lips' columns, by the basis."""
+    """(52, 9): how far each action opens the lips' columns in the linear basis."""
     basis = _without_lids(face_basis().basis)
     return np.asarray(basis[:, LOWER_ROWS[0], 1] - basis[:, UPPER_ROWS[0], 1])
 
@@ -298,7 +300,7 @@ _SOFT_ZERO = 0.5 * (-LIP_DEADZONE + np.sqrt(LIP_DEADZONE**2 + LIP_SOFTNESS**2))
 
 
 def _refine_rest(coefficients: Floats, seen: NDArray[np.float64]) -> Floats:
-    """The least change of the parting actions that explains the lip opening in the picture."""
+    """The smallest change of the parting actions that gives the lip opening ``seen``."""
     parting = [
         ACTIONS.index(name)
         for name in (
@@ -345,8 +347,8 @@ def _lip_weights(points: Floats) -> tuple[Floats, Floats]:
 def _lid_weights(points: Floats, eye: Eye, basis: Floats) -> NDArray[np.float64]:
     """(478, 7): how much every point follows the fall of each upper-lid column.
 
-    The lid's own contour follows wholly; the skin above as far as the blink of the basis carries
-    it in proportion, so that the lid unrolls evenly from below the brow.
+    The lid's contour follows fully, the skin above it in proportion to the basis's blink, so that
+    the lid unrolls evenly from below the brow.
     """
     weights = np.zeros((LANDMARKS, 7))
     blink = basis[ACTIONS.index(f"eyeBlink{eye.side}"), :, 1].astype(np.float64)

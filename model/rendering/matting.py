@@ -1,4 +1,4 @@
-"""A framed portrait in two layers: the person, who moves, over a background that stands still."""
+"""Split a framed portrait into two layers: the moving person over a still background."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.rendering.raster import Packed, pack_rgba
 from model.types import Floats
 
-# The mask is blurry: what it is surer or less sure of than this counts as person or background.
+# The mask is blurry: below the first value a pixel is background, above the second person.
 SURELY_NOT, SURELY = 0.15, 0.85
 
 
@@ -19,8 +19,8 @@ SURELY_NOT, SURELY = 0.15, 0.85
 class Layers:
     """``person`` (H, W) packed, premultiplied by its alpha; ``plate`` (H, W, 3) RGB behind it.
 
-    Over the plate, the unmoved person is the picture again, whatever the mask missed: the person
-    is defined as what the plate lacks.
+    The unmoved person over the plate gives the picture again, whatever the mask missed, because
+    the person is defined as the difference between picture and plate.
     """
 
     person: Packed
@@ -29,9 +29,9 @@ class Layers:
 
 
 def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, *, eye_distance: float) -> Layers:
-    """``picture`` (H, W, 3); ``mask`` (H, W) 0..1; ``face`` (N, 2): an outline full of person."""
+    """``picture`` (H, W, 3) RGB; ``mask`` (H, W) 0..1; ``face`` (N, 2): its outline, pixels."""
     radius = max(2, round(0.05 * eye_distance))
-    # The filter finds edges far from the person, too: there the mask has the last word.
+    # The filter also finds edges far from the person; the mask rules them out.
     near = cv2.dilate(mask, np.ones((2 * radius + 1, 2 * radius + 1))) > SURELY_NOT
     alpha = _sharpen(_guided(picture, mask, radius)) * near
     within = np.zeros(mask.shape, np.float32)
@@ -39,7 +39,7 @@ def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, *, eye_distanc
     soft = max(1, round(0.05 * eye_distance)) * 2 + 1
     alpha = np.maximum(alpha, cv2.GaussianBlur(cv2.erode(within, np.ones((soft, soft))), (0, 0), 2))
     alpha = np.where(alpha > 0.995, 1.0, np.where(alpha < 0.005, 0.0, alpha)).astype(np.float32)
-    # Hair that the mask missed must not stay behind on the plate: keep a distance from it.
+    # Keep a distance from the person, or hair that the mask missed would stay on the plate.
     margin = max(1, round(0.04 * eye_distance)) * 2 + 1
     known = (cv2.dilate(alpha, np.ones((margin, margin))) < 0.01).astype(np.float32)
     plate = _behind(picture, known)
@@ -54,7 +54,7 @@ def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, *, eye_distanc
 
 
 def _behind(picture: NDArray[np.uint8], known: Floats) -> Floats:
-    """The picture where ``known`` is 1, its continuation elsewhere: whole numbers, 0..255."""
+    """The picture where ``known`` is 1, filled in elsewhere: whole numbers, 0..255."""
     half = (picture.shape[1] // 2, picture.shape[0] // 2)
     small = cv2.resize(picture, half, interpolation=cv2.INTER_AREA).astype(np.float32)
     seen = (cv2.resize(known, half, interpolation=cv2.INTER_AREA) > 0.99).astype(np.float32)
@@ -76,7 +76,7 @@ def _sharpen(mask: Floats) -> Floats:
 
 
 def _guided(picture: NDArray[np.uint8], mask: Floats, radius: int) -> Floats:
-    """The mask, drawn to the picture's own edges (guided filter: He, Sun and Tang, ECCV 2010)."""
+    """The mask aligned with the picture's edges (guided filter: He, Sun and Tang, ECCV 2010)."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
     size = (2 * radius + 1, 2 * radius + 1)
 
@@ -91,7 +91,7 @@ def _guided(picture: NDArray[np.uint8], mask: Floats, radius: int) -> Floats:
 
 
 def _fill(picture: Floats, known: Floats) -> Floats:
-    """Continue the known pixels into the unknown, ever more coarsely with distance (push-pull)."""
+    """Fill unknown pixels from known ones, more coarsely with distance (push-pull)."""
     if min(known.shape) <= 2 or known.min() > 0:
         total = max(float(known.sum()), 1e-6)
         mean = (picture * known[..., None]).sum(axis=(0, 1)) / total

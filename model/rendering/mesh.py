@@ -1,4 +1,4 @@
-"""The triangle mesh over a framed portrait: the face's own 468 points, then all around it."""
+"""The triangle mesh over a framed portrait: the face's 468 points, then points around it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ OVAL = np.array([
 # In distances of the outer eye corners:
 GRID_STEP = 0.22  # spacing of the points around the face
 EXPRESSION_REACH = 0.40  # how far out of the oval the jaw and cheeks still pull the skin
-NECK_LENGTH = 1.25  # from the chin down to where the head is hardly followed any more
-HAIR_REACH = 1.7  # beyond the oval, what the person mask holds is head (hair, hats) up to here
-NEARBY = 0.35  # within this distance outside the person the mesh goes along as the person does
-SOFT_EDGE = 0.6  # and over this one it comes to a stop
-SHOULDER_SHARE = 0.10  # what of the head's movement the shoulders take part in
+NECK_LENGTH = 1.25  # from the chin down to where the skin hardly follows the head
+HAIR_REACH = 1.7  # up to here beyond the oval, the person is head (hair, hats)
+NEARBY = 0.35  # within this distance of the person, the mesh follows it fully
+SOFT_EDGE = 0.6  # and stops following over this distance
+SHOULDER_SHARE = 0.10  # share of the head's movement that the shoulders follow
 # A surface steeper than this along z would fold when the head turns by 15 degrees.
 MAX_SLOPE = 3.2
 # A triangle squeezed below this share of its resting area is smoothed before it folds.
@@ -44,10 +44,10 @@ LEAST_AREA = 0.02
 
 @dataclass(frozen=True)
 class PortraitMesh:
-    """``rest`` (V, 3) pixels of the framed picture, the first 468 are the face's.
+    """``rest`` (V, 3) pixels of the framed picture; the first 468 are the face's.
 
-    ``follow`` (V,) share of the head's movement; ``pull`` (V - 468, 36) how the oval's expression
-    offsets carry on outside; ``triangles`` (N, 3), ordered from far to near.
+    ``follow`` (V,): share of the head's movement; ``pull`` (V - 468, 36): weights of the oval's
+    expression offsets outside it; ``triangles`` (N, 3), ordered from far to near.
     """
 
     rest: Floats
@@ -59,13 +59,13 @@ class PortraitMesh:
 
 @dataclass(frozen=True)
 class FoldGuard:
-    """What is needed to notice and smooth away folds: see `model.rendering.raster.untangle`.
+    """What `model.rendering.raster.untangle` needs to find folds and smooth them away.
 
     ``skin`` (N', 3) triangles outside the openings of mouth and eyes; ``least`` (N',) the doubled
     area below which one counts as folded; ``first``, ``neighbours``, ``weights``: adjacency, row by
-    row, empty for the border; ``pinned`` (V,): the contours of lips and lids, which say what is
-    closed. The weights are mean value coordinates (Floater 2003) of the resting mesh: relaxing
-    leaves the portrait's own shape as it is.
+    row, empty for the border; ``pinned`` (V,): the contours of lips and lids, which define what is
+    closed. The weights are mean value coordinates (Floater 2003) of the resting mesh, so relaxing
+    does not change the portrait's shape.
     """
 
     skin: NDArray[np.int32]
@@ -82,7 +82,7 @@ class FoldGuard:
         pinned = np.zeros(len(points), bool)
         for ring in (MOUTH_RING, *(eye.ring for eye in EYES)):
             pinned[ring] = True
-        pinned[list(MOUTH_CORNERS)] = False  # they follow what the lips do
+        pinned[list(MOUTH_CORNERS)] = False  # they follow the lips
         return cls(
             skin=np.ascontiguousarray(skin, np.int32),
             least=(LEAST_AREA * signed_areas(points, skin)).astype(np.float32),
@@ -94,7 +94,7 @@ class FoldGuard:
 
 
 def build_mesh(landmarks: Floats, *, eye_distance: float, person: Floats, pad: int) -> PortraitMesh:
-    """Cover a (H, W) framed picture, padded by ``pad`` pixels on each side, with a mesh.
+    """Cover a framed picture (H, W), padded by ``pad`` pixels on each side, with a mesh.
 
     ``landmarks`` (478, 3) and ``person`` (H + 2 pad, W + 2 pad) 0..1 are in padded pixels.
     """
@@ -149,10 +149,10 @@ def _counter_oriented(triangles: NDArray[np.int64]) -> NDArray[np.int64]:
 def _unfold(points: NDArray[np.float64], triangles: NDArray[np.int64]) -> NDArray[np.float64]:
     """Move as few points as needed until no triangle of the resting face is folded.
 
-    A head in three-quarter view hides part of its far cheek: there the tracker's points overlap.
-    Any placement without folds is a valid texture: the oval is drawn out to the silhouette, and
+    A head in three-quarter view hides part of its far cheek, where the tracker's points overlap.
+    Any placement without folds is a valid texture: the oval is moved out to the silhouette, and
     folded points relax to their neighbours' mean (Tutte 1963: such an embedding has no folds).
-    The contours of lips and lids, which must stay where they are seen, move last.
+    The contours of lips and lids should stay where they are seen, so they move last.
     """
     points = points.copy()
     skin = triangles[~_filling(triangles)]
@@ -186,8 +186,8 @@ def _silhouette(points: NDArray[np.float64]) -> NDArray[np.float64]:
     centre = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
     away = points - centre
     radius, angle = np.hypot(*away.T), np.arctan2(away[:, 1], away[:, 0])
-    # Clockwise in the picture, which is by growing angle; where the tracked outline doubles back,
-    # its points are spread evenly instead.
+    # Clockwise in the picture is by growing angle. Where the tracked outline doubles back, spread
+    # its points evenly.
     count = len(OVAL)
     even = angle[OVAL[0]] + 2 * np.pi * np.arange(count) / count
     offset = (angle[OVAL] - even + np.pi) % (2 * np.pi) - np.pi
@@ -288,12 +288,12 @@ def _triangulate_outside(points: NDArray[np.float64], width: int, height: int) -
         plane.insert(place)
         lookup[place[0], place[1]] = vertex
     corners = np.asarray(plane.getTriangleList()).reshape(-1, 3, 2)
-    # What the Delaunay triangulation lays across the face is the face's own mesh's place.
+    # Drop Delaunay triangles across the face: the face's own mesh covers it.
     corners = corners[signed_distances(points[OVAL], corners.mean(axis=1).astype(np.float64)) < 0]
     found = []
     for corner in corners.tolist():
         vertices = [lookup.get((x, y)) for x, y in corner]
-        if None not in vertices:  # the plane's own outer corners are not ours
+        if None not in vertices:  # the plane's outer corners are no points of the mesh
             found.append(vertices)
     triangles = np.array(found, dtype=np.int64)
     flipped = signed_areas(points, triangles) < 0
@@ -320,7 +320,7 @@ def _depth_around(
     distance: NDArray[np.float64],
     eye_distance: float,
 ) -> NDArray[np.float64]:
-    """The head curves on behind the oval: its depth carries on outwards, flattening."""
+    """(N,) pixels: the head's depth continues outside the oval and flattens."""
     oval = face[OVAL]
     squared = ((around[:, None] - oval[None, :, :2]) ** 2).sum(axis=2)
     blur = (0.12 * eye_distance + 0.5 * distance[:, None]) ** 2
@@ -367,7 +367,7 @@ def _follow(
     eye_distance: float,
     pad: int,
 ) -> NDArray[np.float64]:
-    """How far each outer point goes along with the head: hair wholly, shoulders a little."""
+    """How far each outer point follows the head: hair fully, shoulders a little."""
     down = face[CHIN, :2] - face[FOREHEAD, :2]
     down /= np.linalg.norm(down)
     below = (around - face[CHIN, :2]) @ down / eye_distance
@@ -376,13 +376,13 @@ def _follow(
     follow = np.maximum(neck, body)
     away = distance / eye_distance
     follow *= 1.0 - smoothstep((away - HAIR_REACH) / 1.0) * (below < 0)
-    # Well outside the person there is nothing to carry along.
+    # Points well outside the person do not move.
     outside = cv2.distanceTransform((person < 0.5).astype(np.uint8), cv2.DIST_L2, 5)
     y = np.clip(around[:, 1].round().astype(int), 0, person.shape[0] - 1)
     x = np.clip(around[:, 0].round().astype(int), 0, person.shape[1] - 1)
     beyond = np.minimum(outside[y, x] / eye_distance, away)
     follow *= 1.0 - smoothstep((beyond - NEARBY) / SOFT_EDGE)
-    # The border of the padded picture, which is out of view, stands still.
+    # The border of the padded picture is out of view and stands still.
     to_edge = np.minimum(around, (person.shape[1] - 1, person.shape[0] - 1) - around).min(axis=1)
     follow *= smoothstep(to_edge / max(1.0, 0.8 * pad))
     return np.where(follow < 0.002, 0.0, follow)

@@ -96,7 +96,7 @@ class Mouth:
         shape = self.shape
         x0, x1, y0, y1 = self.window * self.scale
         rows, columns = self.upper.shape
-        # Texels → head frame → frame pixels, for the plane just behind the lips; then inverted.
+        # Texels → head frame → frame pixels, for the plane just behind the lips, then inverted.
         axes = shape.eye_distance * (rigid.turn @ shape.rotation)[:2]
         texel = np.array([(x1 - x0) / columns, (y1 - y0) / rows])
         start = self.centre + (x0, y0, 0.03)
@@ -105,7 +105,7 @@ class Mouth:
         forward[:, 2] = axes @ start + rigid.origin[:2] + rigid.shift[:2] - rigid.pad
         to_own = rigid.from_frame(self.own_depth)
         to_own[:, 2] -= self.own_corner
-        # The jaw carries the lower teeth; turning about its joint, the front goes furthest.
+        # The lower teeth move with the jaw, which turns about its joint: front teeth move furthest.
         drop = max(0.0, float(face[CHIN, 1]) - self.jaw_rest) * 1.1 / texel[1]
         opened = max(0.0, gap - self.own_gap) * shape.eye_distance
         draw_mouth(
@@ -125,7 +125,10 @@ class Mouth:
 
 
 def _own_mouth(padded: NDArray[np.uint8], points: Floats) -> tuple[Packed, NDArray[np.float64]]:
-    """What shows between the portrait's parted lips; alpha is 128 + 16 x the distance to them."""
+    """The portrait's own open mouth and its upper left corner.
+
+    Its alpha is 128 + 16 x the signed distance to the lips, in pixels.
+    """
     ring = points[MOUTH_RING, :2]
     low = np.maximum(np.floor(ring.min(axis=0)) - 4, 0).astype(int)
     high = np.ceil(ring.max(axis=0)).astype(int) + 4
@@ -136,7 +139,7 @@ def _own_mouth(padded: NDArray[np.uint8], points: Floats) -> tuple[Packed, NDArr
 
 
 def _tooth_colour(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:
-    """Teeth are about as light as the whites of the eyes, in the portrait's own light."""
+    """(3,) 0..255: the whites of the eyes show how light teeth are in the portrait's light."""
     whites = []
     for eye in EYES:
         mask = np.zeros(padded.shape[:2], np.uint8)
@@ -146,7 +149,7 @@ def _tooth_colour(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float
     pixels = np.concatenate([*whites, skin[None].round().astype(np.uint8)]).astype(np.float64)
     light = pixels @ (0.299, 0.587, 0.114)
     white = pixels[light >= np.quantile(light, 0.85)].mean(axis=0)
-    # Never darker than the cheeks, and nearly without their colour.
+    # At least as light as the cheeks, with little of their colour.
     level = max(float(white @ (0.299, 0.587, 0.114)), 1.02 * float(skin @ (0.299, 0.587, 0.114)))
     hue = 0.65 * white / max(float(white.mean()), 1.0) + 0.35
     return np.clip(level * 1.04 * hue, 30.0, 245.0)

@@ -64,7 +64,7 @@ def _mix(texture, xi, yi, fx, fy):  # type: ignore[no-untyped-def]
 
 
 def drawable(packed: Packed) -> Packed:
-    """A texture for `draw_triangles`: with two rows of nothing below, for pixels without any."""
+    """A texture for `draw_triangles`: two clear rows below serve pixels outside all triangles."""
     return np.pad(packed, ((0, 2), (0, 0)))
 
 
@@ -77,10 +77,10 @@ def draw_triangles(triangles, target, source, texture, out):  # type: ignore[no-
     are drawn exactly once, so that neighbours neither overlap nor leave a gap; where triangles
     overlap the last one is seen.
 
-    Two passes, for the compiler makes vector code of straight loops only: first each pixel learns
-    its place in the texture, triangle by triangle, then it gets its colour, row by row. Band by
-    band, so that what lies between the passes stays in a core's own cache: other sessions and the
-    network compete for the one behind it.
+    Two passes, because the compiler vectorises only straight loops: the first finds each pixel's
+    place in the texture, triangle by triangle; the second its colour, row by row. They run band by
+    band, so that intermediate values stay in the core's own cache: other sessions and the network
+    compete for the shared one.
     """
     height, width = out.shape[0], out.shape[1]
     texel = np.empty((BAND, width), np.int32)
@@ -96,7 +96,7 @@ def draw_triangles(triangles, target, source, texture, out):  # type: ignore[no-
 
 @njit(cache=True, nogil=True, inline="always")
 def _edge(x1, ya, x2, yb):  # type: ignore[no-untyped-def]
-    """Top, bottom, x at the top and slope: the same for both triangles, whatever its direction."""
+    """Top, bottom, x at the top and slope; the edge's direction does not change them."""
     if ya == yb:
         return 1e9, -1e9, 0.0, 0.0
     if ya < yb:
@@ -173,7 +173,7 @@ def _find_texels(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _paint_texels(texture, texel, share, lefts, rights, out):  # type: ignore[no-untyped-def]
-    """Bilinear colours of `_find_texels`' places over what is in ``out`` (H, W, 3)."""
+    """Draw the bilinear colours at `_find_texels`' places over ``out`` (H, W, 3)."""
     height, width = texel.shape
     flat = texture.reshape(texture.size)
     one, below = np.uint64(1), np.uint64(texture.shape[1])
@@ -210,7 +210,7 @@ def _paint_texels(texture, texel, share, lefts, rights, out):  # type: ignore[no
             r = np.uint32(row[3 * x]) * through + half
             g = np.uint32(row[3 * x + 1]) * through + half
             b = np.uint32(row[3 * x + 2]) * through + half
-            # n // 255, and never over: bilinear weights lose a little of each.
+            # n // 255, clipped: bilinear weights lose a little of each.
             r = (colour & byte) + ((r + unit + (r >> eight)) >> eight)
             g = ((colour >> eight) & byte) + ((g + unit + (g >> eight)) >> eight)
             b = ((colour >> sixteen) & byte) + ((b + unit + (b >> eight)) >> eight)
@@ -304,10 +304,10 @@ def draw_mouth(  # type: ignore[no-untyped-def]
 
     ``upper`` and ``lower`` (packed, straight alpha) are teeth and gums; ``to_window`` (2, 3) maps
     ``out``'s pixels to their texels, ``drop`` texels is how far the lower ones hang with the jaw.
-    ``cavity`` (3,) is the colour of the dark, ``teeth`` (3,) tints 255-white teeth. ``shadow``
-    pixels is how deep the upper lip shades what lies behind. ``own`` (packed) is what the portrait
-    itself shows between its lips: its alpha holds 128 + 16 x the distance to the lips at rest;
-    ``to_own`` maps to its texels; it is drawn where that distance is above ``-own_grow`` pixels.
+    ``cavity`` (3,) is the colour of the dark, ``teeth`` (3,) tints 255-white teeth. The upper lip's
+    shadow reaches ``shadow`` pixels down. ``own`` (packed) is the portrait's own open mouth: its
+    alpha is 128 + 16 x the distance to the lips at rest; ``to_own`` maps to its texels; it is drawn
+    where that distance is above ``-own_grow`` pixels.
     """
     height, width = out.shape[0], out.shape[1]
     x0, x1 = max(0, int(ring[:, 0].min()) - 1), min(width, int(ring[:, 0].max()) + 2)
@@ -323,7 +323,7 @@ def draw_mouth(  # type: ignore[no-untyped-def]
             u = to_window[0, 0] * px + to_window[0, 1] * py + to_window[0, 2] - 0.5
             v = to_window[1, 0] * px + to_window[1, 1] * py + to_window[1, 2] - 0.5
             r, g, b = cavity[0], cavity[1], cavity[2]
-            # Light falls in from the front and is kept out by the upper lip and the corners.
+            # Light comes from the front; the upper lip and the corners shade it.
             side = abs(2.0 * u / upper.shape[1] - 1.0)
             lit = 0.6 + 0.4 * _smoothstep(_below(sides, px, py) / shadow)
             lit *= 1.0 - 0.7 * _smoothstep(side * 1.25 - 0.3)
@@ -358,7 +358,7 @@ def draw_mouth(  # type: ignore[no-untyped-def]
 def draw_eye(ring, eyeball, to_eyeball, iris, gaze, out):  # type: ignore[no-untyped-def]
     """The eyeball, seen through the polygon ``ring`` (N, 2) of the lids.
 
-    ``eyeball`` (packed) is the eye at rest, carried on under the lids; ``to_eyeball`` (2, 3) maps
+    ``eyeball`` (packed) is the eye at rest, inpainted under the lids; ``to_eyeball`` (2, 3) maps
     ``out``'s pixels to its texels. ``iris`` is (x, y, radius) there; ``gaze`` (2,) texels moves it,
     the white stretching between iris and corners.
     """
@@ -396,7 +396,7 @@ def untangle(target, triangles, least, first, neighbours, weights, pinned, round
 
     Folded is a triangle whose doubled area is below ``least`` (N,). Its corners move half way to
     the weighted mean of their neighbours (``neighbours[first[v]:first[v + 1]]``, ``weights``
-    likewise, each point's summing to 1), round by round; those ``pinned`` only join in for the
+    likewise, each point's summing to 1), round by round; the ``pinned`` ones move only in the
     second half of the ``rounds``. Returns how many folds are left.
     """
     count = target.shape[0]

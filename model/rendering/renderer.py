@@ -1,7 +1,7 @@
-"""Motion → pixels: one framed portrait, ready to be drawn with any actions and head pose.
+"""Draw one framed portrait with any facial actions and head pose.
 
-Back to front: the background, which stands still; the person on a mesh of face, hair and shoulders,
-moved; the mouth's interior between the lips; the eyeballs between the lids.
+Back to front: the still background; the person, a mesh over face, hair and shoulders that is moved;
+the mouth's interior between the lips; the eyeballs between the lids.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from model.rendering.mouth import Mouth
 from model.rendering.raster import draw_triangles, drawable, untangle
 from model.types import DEFAULT_SIZE, Floats, Picture
 
-# Beyond the frame the mesh goes on, so that no border is dragged into the picture.
+# The mesh extends beyond the frame, so that no border is dragged into the picture.
 PAD_SHARE = 0.10
-# Head pose is bounded softly: what the picture does not show cannot be turned into view.
+# Head pose is limited softly: the picture does not show the sides of the head.
 MAX_TURN = 0.42  # radians
-# A portrait already turned this far (radians) has less to show: it turns the less for it.
+# A portrait that is already turned (radians) shows less of the head, so it turns less.
 TURNED_FROM, TURNED_TO, TURNED_SHARE = 0.35, 0.9, 0.35
 MAX_SHIFT = 0.6  # outer-eye distances
-# The one speaker whose motion the students learned sits still: his head turns by 0.5 degrees
-# (standard deviation) where people who talk freely turn by one to three. Drawn as it is, a
-# portrait looks pinned to its picture.
+# The students learned the motion of one speaker who sits still: head rotation has a standard
+# deviation of 0.5 degrees, that of free speech one to three. Unscaled, a portrait looks stiff.
 LIVELINESS = np.float32(2.5)
 # A weak perspective: a head this many eye distances away grows as it comes nearer.
 CAMERA_DISTANCE = 12.0
@@ -92,8 +91,8 @@ def _as_bytes(mask: Floats) -> NDArray[np.uint8]:
 class PortraitRenderer:
     """Draws one portrait at one size. Threads may share it: it keeps no buffers.
 
-    ``portrait`` (H, W, 3) is the framed picture; ``rest`` (52,) are the coefficients with which,
-    and no head movement, it is what is drawn.
+    ``portrait`` (H, W, 3) is the framed picture: what the coefficients ``rest`` (52,) give without
+    head movement.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class PortraitRenderer:
         self.portrait = np.ascontiguousarray(padded[inner, inner])
         moving, still = _moving(self.mesh, layers.alpha)
         self._moving = moving
-        # What never moves is drawn once.
+        # Draw once what never moves.
         self._still = np.ascontiguousarray(layers.plate[inner, inner])
         at_rest = self._source - np.float32(self.pad)
         draw_triangles(still, at_rest, self._source, self.texture, self._still)
@@ -166,11 +165,11 @@ class PortraitRenderer:
             yield self.render(actions, pose, out)
 
     def vertices(self, coefficients: Floats, pose: Floats) -> Floats:
-        """(V, 2): where the mesh's vertices come to lie, in pixels of the frame."""
+        """(V, 2): the mesh's moved vertices, in pixels of the frame."""
         return self._moved(coefficients, pose)[: len(self._source)]
 
     def landmarks(self, coefficients: Floats, pose: Floats) -> Floats:
-        """(478, 2): where the tracker's points come to lie, irises last, in pixels of the frame."""
+        """(478, 2): the tracker's moved points, irises last, in pixels of the frame."""
         moved = self._moved(coefficients, pose)
         return np.concatenate([moved[:FACE_LANDMARKS], moved[len(self._source) :]])
 
@@ -219,7 +218,7 @@ class PortraitRenderer:
 
 
 def _padding(view: Frame, landmarks: Floats) -> int:
-    """Pixels to go on with beyond the frame, on each side: a face cut by the border fits in."""
+    """Pixels to add beyond the frame on each side, so that a face cut by the border fits in."""
     placed = view.place(landmarks)[:, :2]
     over = max(0.0, float(-placed.min()), float((placed - (view.width, view.height)).max()))
     least = PAD_SHARE * max(view.width, view.height)
@@ -227,7 +226,7 @@ def _padding(view: Frame, landmarks: Floats) -> int:
 
 
 def _turn_share(rotation: NDArray[np.float64]) -> float:
-    """How much of a head turn a portrait that itself stands at ``rotation`` (3, 3) can bear."""
+    """The share of a head turn to draw for a portrait at ``rotation`` (3, 3)."""
     away = float(np.arccos(np.clip(rotation[2, 2], -1.0, 1.0)))
     return float(np.interp(away, (TURNED_FROM, TURNED_TO), (1.0, TURNED_SHARE)))
 
@@ -248,11 +247,11 @@ def _bounded(
 
 
 def _moving(mesh: PortraitMesh, alpha: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Triangles that may move, and those that never do; without the ones that show nobody."""
+    """Triangles of the person that may move, and those that never do."""
     reach = np.ones(len(mesh.rest), bool)
     follows = mesh.follow[FACE_LANDMARKS:] > 0
     reach[FACE_LANDMARKS:] = follows | (mesh.pull.max(axis=1, initial=0.0) > 0)
-    # A triangle shows somebody if any of a few points inside it, or near them, is not clear.
+    # A triangle shows the person if a few points in it, or pixels near them, are not clear.
     size = max(3, round(alpha.shape[1] / 60)) | 1
     spread = cv2.dilate(alpha, np.ones((size, size)))
     corners = mesh.rest[mesh.triangles, :2]

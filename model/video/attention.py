@@ -14,7 +14,7 @@ Notes = dict[str, Tensor]  # place in the network → what a layer leaves there
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What the layers look at besides their own features; N = B · T rows of frames.
+    """What the layers attend to besides their own features; N = B · T rows of frames.
 
     ``audio`` (N, S, W_audio); ``references``: place → (B, L, C); ``has_reference`` (B,) bool, or
     None: always; ``past``: place → (B, H · W, P, 2 C) keys and values of frames before these.
@@ -73,7 +73,7 @@ class FeedForward(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """One frame's pixels look at each other, at the reference and at the sound.
+    """One frame's pixels attend to each other, to the reference and to the audio.
 
     The features that a reference UNet hands over and those that a denoising UNet joins them to are
     the same: the input of self-attention, after its norm (AnimateAnyone, arXiv 2311.17117).
@@ -125,7 +125,7 @@ class SpatialTransformer(nn.Module):
         seen = attention.keys_values(tokens)
         if context.references is None:
             return torch.as_tensor(attention(tokens, seen))
-        # The reference is the same for all frames of a clip: projected once, not once a frame.
+        # The reference is the same for all frames of a clip: project it once.
         reference = attention.keys_values(context.references[self.place].to(tokens))
         mask = None
         if context.has_reference is not None:

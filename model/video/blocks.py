@@ -16,7 +16,7 @@ from model.video.motion_module import TemporalTransformer
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with a residual (arXiv 1512.03385); ``time_width`` None: no time is told."""
+    """Two convolutions with a residual (arXiv 1512.03385); ``time_width`` None: without time."""
 
     def __init__(
         self, width_in: int, width: int, *, groups: int, eps: float, time_width: int | None
@@ -78,7 +78,7 @@ class Layer(nn.Module):
 
 
 class Level(nn.Module):
-    """The layers at one resolution, and the convolution that goes on to the next, if any."""
+    """The layers at one resolution, and the convolution to the next, if any."""
 
     def __init__(self, layers: list[Layer], resize: nn.Conv2d | None) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
             for layer in level.layers:
                 x = layer(torch.cat([x, skips.pop()], dim=1), time, context)
             if level.resize is not None:
-                # To the size of what it is joined with: an odd side was rounded on the way down.
+                # To the skip connection's size: an odd side was rounded on the way down.
                 x = F.interpolate(x, size=skips[-1].shape[-2:], mode="nearest")
                 x = level.resize(x)
         return x

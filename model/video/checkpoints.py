@@ -255,7 +255,7 @@ def _motion_config(foreign: Mapping[str, Any], levels: int) -> MotionConfig:
         raise ValueError(f"attention_block_types = {sorted(kinds)}, expected Temporal_Self")
     resolutions = foreign["motion_module_resolutions"]
     decoder_only = foreign["motion_module_decoder_only"]
-    told = settings["temporal_position_encoding"]
+    positional = settings["temporal_position_encoding"]
     return MotionConfig(
         down=tuple(2**i in resolutions and not decoder_only for i in range(levels)),
         mid=foreign["motion_module_mid_block"],
@@ -264,7 +264,7 @@ def _motion_config(foreign: Mapping[str, Any], levels: int) -> MotionConfig:
         blocks=settings["num_transformer_block"],
         attentions=len(settings["attention_block_types"]),
         width_divisor=settings["temporal_attention_dim_div"],
-        positions=settings["temporal_position_encoding_max_len"] if told else None,
+        positions=settings["temporal_position_encoding_max_len"] if positional else None,
     )
 
 
@@ -352,7 +352,7 @@ def load_vae(path: Path, config: VAEConfig | None = None, dtype: torch.dtype | N
 def load_whisper(
     path: Path, config: WhisperConfig | None = None, dtype: torch.dtype | None = None
 ) -> WhisperEncoder:
-    """OpenAI's file (its decoder is left out), or its encoder alone, whose sizes must be told."""
+    """OpenAI's file (without its decoder), or its encoder alone, which needs a ``config``."""
     tensors = read_tensors(path)
     if "dims" in tensors:
         config = config or whisper_config(tensors["dims"])

@@ -33,7 +33,7 @@ class ClipDenoiser:
     """``denoiser`` over windows of a clip; where they overlap, their estimates are averaged.
 
     Averaging x0_hat is the same as averaging v or ε: for one x_t they are affine in each other.
-    ``starts`` (N,) are the times at which the sampler's steps begin: they tell the step's number.
+    ``starts`` (N,) are the times at which the sampler's steps begin; they give the step's number.
     """
 
     def __init__(self, denoiser: Denoiser, starts: Tensor, *, size: int, overlap: int) -> None:

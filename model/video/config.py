@@ -20,7 +20,7 @@ TINY_GRID = 16  # latents of video-tiny, each way
 class MotionConfig:
     """The motion modules: which levels have one, and what each is made of.
 
-    ``down`` and ``up`` say it level by level, in the order in which the network runs them.
+    ``down`` and ``up`` are per level, in the order in which the network runs them.
     """
 
     down: tuple[bool, ...] = (True, True, True, True)
@@ -123,7 +123,7 @@ def tiny_unet() -> UNetConfig:
     """video-tiny's UNet: a thousandth of the release's parameters, in the same parts.
 
     Attention only on the coarser of two levels: over 16 × 16 places it would cost more than all
-    the rest. Time is looked along on both, since what is fine comes from the frames before.
+    the rest. Both levels attend along time, since fine detail comes from the frames before.
     """
     return UNetConfig(
         in_channels=48,

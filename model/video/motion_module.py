@@ -12,7 +12,7 @@ from model.video.config import MotionConfig
 
 
 class TimeAttention(nn.Module):
-    """Self-attention over frames, which are told their place in time.
+    """Self-attention over frames, with a positional encoding of time.
 
     Frames attend to each other and to those before them, if any (``AttentionContext.past``), which
     attend to nothing later. So the keys and values of the past depend neither on the frames after
@@ -36,7 +36,7 @@ class TimeAttention(nn.Module):
             first = 0 if past is None else past.shape[2]
             last, longest = first + x.shape[2], self.positions.shape[1]
             if last > longest:
-                raise ValueError(f"{last} frames, this network knows at most {longest}")
+                raise ValueError(f"frames = {last}, expected at most {longest}")
             normed = normed + self.positions[:, first:last]
         normed = normed.flatten(0, 1)
         seen = self.attention.keys_values(normed)

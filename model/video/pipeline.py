@@ -41,7 +41,7 @@ HOP = 12  # new frames a window, of the real size
 SCHEDULE = LinearBetaSchedule(1000, first=0.00085, last=0.012, zero_terminal_snr=True)
 STUDENT = "student.safetensors"
 VAE_FOLDER = "sd-vae-ft-mse"
-# Of each network the file of this project's own, which tells its sizes, and those of the release.
+# Each network's file: this project's own, which holds its sizes, or the release's.
 FILES: dict[str, tuple[str, ...]] = {
     "denoising_unet": (STUDENT,),
     "reference_unet": ("reference_unet.safetensors", "reference_unet.pth"),
@@ -110,7 +110,7 @@ def load_video(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoN
     file = str(found["denoising_unet"])
     refuse_teacher(metadata, file, command="distillation, docs/guide/video.md,")
     if not student.config.prefix_frames:
-        raise ValueError(f"{found['denoising_unet']} looks at no frames before a window")
+        raise ValueError(f"{found['denoising_unet']} has prefix_frames = 0, expected at least 1")
     whisper = checkpoints.load_whisper(found["whisper"], dtype=torch.float32)
     nets = VideoNets(
         denoiser=student,
@@ -185,7 +185,7 @@ def _pipeline(
 class KeptReferences:
     """References → conditions, cached for ``size`` portraits.
 
-    For one thread at a time, as the networks behind it.
+    Not thread-safe, like the networks behind it.
     """
 
     def __init__(self, encode: Callable[[Reference], dict[str, Tensor]], size: int) -> None:
@@ -206,7 +206,7 @@ class KeptReferences:
 def _found(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} is no folder, expected one with EchoMimic's files (docs/guide/video.md)"
+            f"{folder} is not a folder, expected one with EchoMimic's files (docs/guide/video.md)"
         )
     paths = {net: [folder / name for name in names] for net, names in FILES.items()}
     found = {net: next((p for p in some if p.is_file()), None) for net, some in paths.items()}

@@ -1,4 +1,4 @@
-"""The reference UNet: one pass over a portrait's latent gives what the denoising UNet joins in."""
+"""The reference UNet: one pass over a portrait's latent gives features to attend to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The video latent spaces: a portrait as a reference, latents of a square as frames.
 
 Joins the face tracker, the framing and a codec (an autoencoder, or patches of pixels) behind
-`LatentSpace`; `ReferenceEncoder` makes of a reference what the denoising UNet is told.
+`LatentSpace`; `ReferenceEncoder` turns a reference into the denoising UNet's conditions.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class PreparedSquare:
-    """What a square's latents are drawn with.
+    """What latents of a square are drawn with.
 
-    ``picture`` (H, W, 3); ``portrait`` frames it at `MAX_SIZE`; ``square`` is what the networks
-    see; ``face`` (5,) is its face's grown box and its side, see `masked_box`.
+    ``picture`` (H, W, 3) RGB; ``portrait``: its portrait framing at `MAX_SIZE`; ``square``: what
+    the networks see of it; ``face`` (5,): see `masked_box`.
     """
 
     picture: Picture
@@ -87,7 +87,7 @@ def _square_frame(kept: NDArray[np.generic], side: int) -> Frame:
 
 
 def masked_box(reference: Reference) -> NDArray[np.int32]:
-    """(5,): x0, y0, x1, y1 of the face that the face locator is given; the square's side."""
+    """(5,): x0, y0, x1, y1 of the face locator's mask in the square, and the square's side."""
     return reference.arrays["face"].astype(np.int32, copy=False)
 
 
@@ -107,7 +107,7 @@ class VideoSpace:
         """``side``: pixels of the square that the networks see (512 in EchoMimic), on ``device``.
 
         ``view``: the square is that of ``portrait`` framing, or close around the ``face``. ``name``
-        tells spaces apart whose latents are not each other's.
+        distinguishes spaces whose latents are not interchangeable.
         """
         stride = codec.stride
         if side < 1 or side % stride:
@@ -120,10 +120,10 @@ class VideoSpace:
         self._tracker = FaceTracker(threads)
 
     def encode_reference(self, picture: Picture) -> Reference:
-        """``picture`` (H, W, 3) RGB → what is kept of it. Raises `model.portrait.NoFaceError`.
+        """``picture`` (H, W, 3) RGB → its reference. Raises `NoFaceError`.
 
-        ``features`` are the square's latent; the reference UNet's bank is derived from it where it
-        is used (`ReferenceEncoder`), so a kept avatar is 64 KB of it and not 23 MB.
+        ``features`` are the square's latent. `ReferenceEncoder` derives the reference UNet's
+        features from it where they are used, so a stored avatar takes 64 KB and not 23 MB.
         """
         tracked = TrackedPortrait.of(picture, self._tracker)
         kept, landmarks = tracked.picture, tracked.face.landmarks
@@ -178,7 +178,7 @@ def face_square(landmarks: Floats, side: int) -> Frame:
 
 
 def _target(prepared: PreparedSquare, size: int, framing: str) -> Frame:
-    """The frame to draw. The portrait's square was chosen when the person was seen."""
+    """The frame to draw; portrait framing was chosen by `VideoSpace.encode_reference`."""
     height, width = prepared.picture.shape[:2]
     nobody, everywhere = np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32)
     if framing == "portrait":
@@ -192,7 +192,7 @@ def _target(prepared: PreparedSquare, size: int, framing: str) -> Frame:
 
 
 class VideoDecoder:
-    """Draws latents at one size: the square itself, or put back into the picture ``around``."""
+    """Draws latents at one size: the square itself, or within its picture (``around``)."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class _Around:
         self._size = (target.width, target.height)
         side = square.width
         zoom = target.scale / square.scale
-        # What is shrunk is shrunk by area first; the warp then only moves it.
+        # Shrink by area first, so that the warp only translates.
         self._side = max(1, min(side, round(side * zoom)))
         zoom *= side / self._side
         self._grows = zoom > 1.5
@@ -252,7 +252,7 @@ class _Around:
         edge = np.minimum(np.arange(side) + 0.5, np.arange(side)[::-1] + 0.5) / (SEAM * side)
         ramp = np.clip(np.minimum.outer(edge, edge), 0.0, 1.0).astype(np.float32)
         share = self._warp(ramp).clip(0.0, 1.0)
-        # Only where the square is, is there anything to do.
+        # Blend only within the square.
         top, bottom = _extent(share.max(axis=1))
         left, right = _extent(share.max(axis=0))
         self._part = slice(top, bottom), slice(left, right)

@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """`encode` gives the mean of the latents' distribution: a portrait needs no noise of its own.
+    """`encode` gives the mean of the latents' distribution: a portrait needs no sampling noise.
 
     Both directions take and return the caller's precision and run in that of the weights.
     """

@@ -213,7 +213,7 @@ def test_a_reference_survives_its_bytes(
 
 
 def test_what_is_not_allowed_is_named(space: MotionSpace, references: dict[str, Reference]) -> None:
-    with pytest.raises(ValueError, match="even numbers 128 to 1024"):
+    with pytest.raises(ValueError, match="expected an even number, 128 to 1024"):
         space.decoder(references["monalisa"], 100, "portrait")
     renderer = space.decoder(references["monalisa"], 128, "portrait")
     with pytest.raises(ValueError, match="expected \\(6,\\)"):

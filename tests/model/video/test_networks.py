@@ -347,7 +347,7 @@ def test_wrong_inputs_are_named(make_net: MakeNet, make_inputs: MakeInputs) -> N
         net(x_t, t, {k: v for k, v in cond.items() if k not in ("face", "prefix")})
     with pytest.raises(ValueError, match="audio has tokens of 3 frames, expected 5"):
         net(x_t, t, cond | {"audio": cond["audio"][:, :3]})
-    with pytest.raises(ValueError, match="12 frames, this network knows at most 9"):
+    with pytest.raises(ValueError, match="frames = 12, expected at most 9"):
         net(*make_inputs(net.config, 1, frames=10))
 
 

@@ -129,7 +129,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks student.safetensors; vae.safetensors or sd-vae.*; "
                                          "tiny.pt.*cannot be streamed"):  # fmt: skip
         load("video", folder)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load("video", folder / "tiny.pt.away")
     with pytest.raises(ValueError, match="--weights DIR"):
         names(Choice(("video",)))
@@ -150,7 +150,7 @@ def test_who_is_no_student_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder: of kind video-tiny it is a file"):
         load("video-tiny", tmp_path)
     plain = write_video(tmp_path, prefix=0)
-    with pytest.raises(ValueError, match="looks at no frames before a window"):
+    with pytest.raises(ValueError, match="has prefix_frames = 0, expected at least 1"):
         load("video", plain)
     with pytest.raises(ValueError, match="holds a DenoisingUNet, expected a TinyNet"):
         load("video-tiny", plain / "student.safetensors")

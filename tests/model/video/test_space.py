@@ -124,9 +124,9 @@ def test_a_reference_becomes_the_networks_conditions(
 
 
 def test_wrong_options_are_named(space: VideoSpace, reference: Reference) -> None:
-    with pytest.raises(ValueError, match="framing is 'round'"):
+    with pytest.raises(ValueError, match="framing = 'round'"):
         space.decoder(reference, 256, "round")
-    with pytest.raises(ValueError, match="size is 255"):
+    with pytest.raises(ValueError, match="size = 255"):
         space.decoder(reference, 255, "portrait")
     with pytest.raises(ValueError, match="side = 250, expected a multiple of 4"):
         VideoSpace(Exact(), 250)
