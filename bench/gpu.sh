@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that only a GPU can tell of the engines, unattended: bench/gpu.sh [--dry] [OUT]
+# Every measurement of the engines that needs a GPU, unattended: bench/gpu.sh [--dry] [OUT]
 #
 # Builds and compares every video network, times eager, compiled and TensorRT engines with and
 # without CUDA graphs at real size (random weights, 512 x 512, 1 to 8 windows at once), and runs the

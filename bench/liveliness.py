@@ -98,15 +98,15 @@ def print_splines(tests: HeldOut, motions: list[Floats]) -> None:
     print(f"\n| jaw | {heads} | jaw r | /p b m/ closed |\n| --- |" + " ---: |" * 5)
     phones = [s.phones for s in tests.clips]
 
-    def spoken(some: list[Floats]) -> str:
+    def mouth(some: list[Floats]) -> str:
         pairs = [(m[:, JAW], real[:, JAW]) for m, real in zip(some, truth, strict=True)]
         r = correlation(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
         return f"{r:.3f} | {closed_share(gaps_of(some, tests.lip_gap), phones):.3f}"
 
-    print(f"| the real speaker | {rough(truth, [JAW])} | {spoken(truth)} |")
+    print(f"| the real speaker | {rough(truth, [JAW])} | {mouth(truth)} |")
     for by in (None, *MOUTHS):
         moved = [resmoothed(m, LIPS_AT, old=LIPS, new=by) for m in motions]
-        print(f"| {_name(by)} | {rough(moved, [JAW])} | {spoken(moved)} |")
+        print(f"| {_name(by)} | {rough(moved, [JAW])} | {mouth(moved)} |")
 
 
 def _name(by: Smoothing | None) -> str:

@@ -116,7 +116,7 @@ def shares(gaps: list[Floats], phones: list[list[Phone]]) -> str:
 
 
 def real_shares(data: Path, tests: HeldOut) -> str:
-    """`shares` of the held-out clips' real speaker, from his tracked lip gap."""
+    """`shares` of the held-out clips' real speaker, from the tracked lip gap."""
     grid = load_grid(data)
     by_sound = {s.tobytes(): gap for s, gap in zip(grid.samples, grid.lip_gap, strict=True)}
     gaps = [by_sound[clip.samples.tobytes()] for clip in tests.clips]

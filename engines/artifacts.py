@@ -59,7 +59,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What the manifest of an artifact must say for it to run a network here.
+    """What the manifest of an artifact must contain for it to run a network here.
 
     ``machines``: of each backend that can run here.
     """

@@ -1,6 +1,6 @@
 """How far the motion by an engine is from the motion by its network: the measure of its precision.
 
-A single evaluation says little: a student's own frames are its next prefix, guidance subtracts
+A single evaluation shows little: a student's own frames are its next prefix, guidance subtracts
 nearly equal branches, and a blink at another time is a large error. So the motion of whole
 sentences is compared, in closed loop.
 """

@@ -257,7 +257,7 @@ def _seed(options: AnimationOptions) -> int:
 class LocalAnimation(Iterator[Any]):
     """A video while it is being made: bytes as in `fada_client.Animation`, or `RawFrame`s.
 
-    ``total_s``: length of the sound, where its container says so; ``began_s``: when the student
+    ``total_s``: length of the sound, where its container states it; ``began_s``: when the student
     began, of ``time.monotonic``.
     """
 
@@ -342,7 +342,7 @@ class LocalStream(Iterator["Event | RawFrame"]):
         self._call(self._session.update, **changed)
 
     def end(self) -> None:
-        """No more sound: the session ends once all is spoken."""
+        """No more sound: the session ends after the last of it."""
         self._call(self._session.end)
 
     def __next__(self) -> Event | RawFrame:

@@ -379,7 +379,7 @@ def write_student(
 ) -> None:
     """Write the trainer's average as a student of ``steps`` in its ``teacher``'s units.
 
-    It is interpolated from ``first`` as ``config.init_interp`` says.
+    It is interpolated from ``first`` by ``config.init_interp``.
     """
     kept = copy.deepcopy(trainer.averaged)
     init_interp(first, kept, config.init_interp)

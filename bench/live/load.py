@@ -48,7 +48,7 @@ async def first_fragments(plan: Plan) -> dict[str, float]:
 async def load(plan: Plan, sessions: int, seconds: float) -> Load:
     """``sessions`` conversations, begun one after another; figures of ``seconds`` with all of them.
 
-    Each says `idle`, as the studio does: the video goes on in real time whatever is said.
+    Each sets `idle`, as the studio does: the video continues in real time during silence.
     """
     ramp_s = sessions * _APART_S + _SETTLE_S
     began_s = time.monotonic()
@@ -83,7 +83,7 @@ async def load(plan: Plan, sessions: int, seconds: float) -> Load:
 async def search(plan: Plan, seconds: float, most: int) -> list[Load]:
     """Runs that find the largest number, up to ``most``, that keeps real time.
 
-    Doubles until a number fails, then halves the gap; `largest` reads the answer off.
+    Doubles until a number fails, then bisects; `largest` extracts the result.
     """
     runs: list[Load] = []
     good, bad, sessions = 0, most + 1, 1

@@ -117,6 +117,6 @@ def _role(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return "ended"
-    if any(word.startswith(b"server.worker") for word in words):  # its decoders, too
+    if any(word.startswith(b"server.worker") for word in words):  # or one of its decoders
         return "worker"
     return "broker" if b"valkey" in words[0] or b"redis" in words[0] else "other"

@@ -98,7 +98,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """argparse's own would want the version, and so the client's imports, before it is asked."""
+    """argparse's own needs the version, and so the client's imports, before the flag is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from fada_client import __version__

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.mp4")
     parser.add_argument("--url", help="a service that makes the video, like http://127.0.0.1:8000")
     parser.add_argument("--api-key", metavar="KEY", help="the service's key, with --url")
-    add_setting_flag(parser, "weights", "weights", "file with a student of your own, without --url")
+    add_setting_flag(
+        parser, "weights", "weights", summary="file with a student of your own, without --url"
+    )
     for name, field in AnimationOptions.model_fields.items():
         default = "" if field.default is None else f" [{field.default}]"
         parser.add_argument(

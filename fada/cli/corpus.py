@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--voices", type=Path, help="folder of Kokoro voice styles (*.bin)")
     parser.add_argument(
-        "--texts", type=Path, help="manifest.csv with public-domain transcripts to say as well"
+        "--texts",
+        type=Path,
+        help="manifest.csv with public-domain transcripts to synthesise as well",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of Kokoro [%(default)s]")
 

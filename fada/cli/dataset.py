@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "build":
         build(args.pictures, args.out, settings, threads=args.threads)
     else:
-        draw(args.pictures, args.grid, args.out, settings)
+        draw(args.pictures, args.grid, args.out, settings=settings)
     return 0
 
 
@@ -164,7 +164,7 @@ def build(videos: Path, out: Path, settings: ClipSettings, *, threads: int) -> V
     return joined(done, out, settings.side)
 
 
-def draw(portraits: Path, grid: Path | None, out: Path, settings: ClipSettings) -> VideoClips:
+def draw(portraits: Path, grid: Path | None, out: Path, *, settings: ClipSettings) -> VideoClips:
     """Write ``out``.
 
     Raises ``ValueError`` for flags that do not fit, and for folders without GRID or with too few
@@ -256,7 +256,7 @@ def _pieces(
                 width = picture.shape[1]
                 points = np.median(motion.points[span], axis=0) * width
                 if settings.view == "portrait":
-                    view = _portrait(picture, points, side, networks.tracker)
+                    view = _portrait(picture, points, side, tracker=networks.tracker)
                 else:
                     view = face_square(points, side)
             squares.append(np.asarray(view.cut(picture, 0), np.uint8))
@@ -306,7 +306,7 @@ def _whole(blocks: Iterable[Floats], frames: int) -> Floats:
     return sound.clip(-1.0, 1.0)
 
 
-def _portrait(picture: Pictures, points: Floats, side: int, tracker: FaceTracker) -> Frame:
+def _portrait(picture: Pictures, points: Floats, side: int, *, tracker: FaceTracker) -> Frame:
     """The square of `VideoSpace`'s ``portrait`` view around ``points`` (62, 2)."""
     landmarks = np.pad(points, ((0, 0), (0, 1))).astype(np.float32)
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)

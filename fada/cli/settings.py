@@ -25,9 +25,9 @@ def list_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_student_flags(parser: argparse.ArgumentParser) -> None:
-    add_setting_flag(parser, "model", "models", "students to load")
-    add_setting_flag(parser, "weights", "weights", "file with a student of your own")
-    add_setting_flag(parser, "model-name", "model_name", "its name")
+    add_setting_flag(parser, "model", "models", summary="students to load")
+    add_setting_flag(parser, "weights", "weights", summary="file with a student of your own")
+    add_setting_flag(parser, "model-name", "model_name", summary="its name")
 
 
 def add_address_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_address_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_setting_flag(
-    parser: argparse.ArgumentParser, flag: str, setting: str, summary: str
+    parser: argparse.ArgumentParser, flag: str, setting: str, *, summary: str
 ) -> None:
     """A flag that takes the place of ``FADA_<setting>``."""
     metavar = flag.rpartition("-")[2].upper()

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_argument(parser: argparse._ActionsContainer) -> None:
-    """Add the flags that say where GRID's frames are decoded to."""
+    """Add the flags that choose where GRID's frames are decoded to."""
     parser.add_argument(
         "--cache", type=Path, help="folder for GRID's decoded frames [grid-video beside --out]"
     )

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     start_logging(settings, "worker")
     from server.worker.pipelines import model_names
 
-    model_names(settings)  # complain of an unknown model before waiting for Redis
+    model_names(settings)  # report an unknown model before waiting for Redis
     wait_for_redis(settings)
     url = required_redis_url(settings, "fada worker")
     from server.worker import worker

@@ -41,7 +41,7 @@ _RESPONSE_HEADERS = [
 def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastAPI:
     """The application; it connects to the broker at ``url`` when it starts.
 
-    ``loopback`` says that it listens where only this machine reaches it.
+    ``loopback``: it listens where only this machine reaches it.
     """
 
     @asynccontextmanager

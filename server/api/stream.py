@@ -232,7 +232,7 @@ class _LiveConnection:
             raise ServiceError("internal_error", f"the session ended as {event.type}")
 
     def _record_latency(self, fragment: messages.Fragment) -> None:
-        if not fragment.speech:  # all audio before it has been spoken
+        if not fragment.speech:  # all audio before it has been played
             self._arrivals.seek(fragment.consumed_bytes)
             return
         arrival_s = self._arrivals.take(fragment.duration_s)

@@ -1,6 +1,6 @@
-"""What both halves of the broker share: connections, key names and atomic steps.
+"""What producer and consumer share: connections, key names and atomic steps.
 
-`server.broker.producer` is the API's half, `server.broker.consumer` the workers'. The atomic steps
+`server.broker.producer` is for the API, `server.broker.consumer` for workers. The atomic steps
 are the Lua scripts in ``lua/``. Every step that changes a job is idempotent, so a step whose reply
 was lost is simply retried.
 
@@ -138,7 +138,7 @@ class Connection:
     ) -> bool:
         """End a job once, with its last event; return whether this call ended it.
 
-        ``token`` is that of the claim that ends it; ``None`` ends the job whoever holds it.
+        ``token`` is that of the claim that ends it; ``None`` ends the job regardless of its claim.
         ``fields`` are added to the job's hash, which expires after ``ttl_s`` seconds.
         """
         keys = [job_key(job_id), out_key(job_id), in_key(job_id), state_key(job_id)]

@@ -14,7 +14,7 @@ HOP_S = LOG_MEL.hop_s
 # keep real time (docs/experiments/performance.md), and this is the share that gives them.
 CPU_SHARE = 0.55
 # Load is the time that making a window takes, by its media time. A session makes one window at a
-# time: at 1 it falls behind. Above _FULL no more sessions are taken; above _BUSY offline jobs wait;
+# time: at 1 it falls behind. Above _FULL no session is admitted; above _BUSY offline jobs wait;
 # below _LIGHT there may be one session more than estimated. (Two sessions a core are at 0.3 where
 # two cores are nearly all in use: with a fifth session there, all five fell behind.)
 _FULL, _BUSY, _LIGHT = 0.8, 0.6, 0.25

@@ -57,7 +57,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class InboxPosition:
-    """What a snapshot has taken in of its job's in-stream.
+    """How much of its job's in-stream a snapshot includes.
 
     Commands up to the stream entry ``entry``, whose sound ended at byte ``edge`` of the session's.
     ``read``: the fragment up to which the reader has all.
@@ -127,7 +127,7 @@ def _bytes(blob: bytes) -> NDArray[np.uint8]:
 class Inbox:
     """The commands that a job has received and no snapshot holds yet.
 
-    A command counts as held once all sound that came before it, its own included, was taken in.
+    A command counts as held once all sound up to its own was consumed.
     """
 
     def __init__(self, entry: str, edge: int) -> None:
@@ -139,9 +139,9 @@ class Inbox:
         self._received += sound_bytes
         self._waiting.append((entry, self._received))
 
-    def held(self, taken: int) -> tuple[str, int]:
-        """For a snapshot by which ``taken`` bytes were taken in: the last entry that it holds, and
-        the byte at which that one's sound ended."""
-        while self._waiting and self._waiting[0][1] <= taken:
+    def held(self, consumed: int) -> tuple[str, int]:
+        """For a snapshot after ``consumed`` bytes of sound: the last entry that it holds, and the
+        byte at which that entry's sound ended."""
+        while self._waiting and self._waiting[0][1] <= consumed:
             self._held, self._edge = self._waiting.popleft()
         return self._held, self._edge

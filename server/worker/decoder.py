@@ -61,19 +61,19 @@ def main(control: socket.socket) -> None:
     mapped = _mapped_bytes()
     gc.collect()
     gc.freeze()  # a collection would touch every object, and so copy every shared page
-    taken, announce = os.pipe()
+    events, announce = os.pipe()
     waiting: set[int] = set()
     while True:
         while len(waiting) < _WAITING:
             child = os.fork()
             if child == 0:
                 try:
-                    _decoder(control, announce, samples, mapped)
+                    _decoder(control, announce, samples, mapped=mapped)
                 finally:
                     os._exit(0)
             waiting.add(child)
-        if select.select([taken], [], [], _LOOK_S)[0]:
-            (child,) = _PID.unpack(os.read(taken, _PID.size))
+        if select.select([events], [], [], _LOOK_S)[0]:
+            (child,) = _PID.unpack(os.read(events, _PID.size))
             if child == _CLOSED:
                 return
             waiting.discard(child)
@@ -82,7 +82,7 @@ def main(control: socket.socket) -> None:
 
 
 def _decoder(
-    control: socket.socket, announce: int, samples: tuple[bytes, bytes], mapped: int
+    control: socket.socket, announce: int, samples: tuple[bytes, bytes], *, mapped: int
 ) -> None:
     """Wait for one upload, and decode it."""
     _give_up_privileges()

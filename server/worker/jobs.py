@@ -189,7 +189,7 @@ class _VideoJob:
 
     @property
     def _consumed_bytes(self) -> int:
-        """How many bytes of pushed sound the state has taken in."""
+        """Bytes of pushed sound that the state includes."""
         return 0
 
 

@@ -65,7 +65,7 @@ def _choice(settings: Settings) -> Choice:
 
 
 def model_view(pipeline: AvatarPipeline) -> ModelView:
-    """What `GET /models` says of a loaded model."""
+    """A loaded model as `GET /models` describes it."""
     metadata = pipeline.metadata
     return ModelView(
         name=pipeline.name,

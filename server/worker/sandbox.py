@@ -60,7 +60,7 @@ class Sandbox:
         """(H, W, 3) RGB, see `load_picture`. Raises `ServiceError` ``unsupported_media``."""
         with _shared_memory(3 * MAX_PIXELS) as memory:
             with self._decoder({"kind": "picture"}, blob, memory) as sock:
-                answer = _answer(sock, wire.PICTURE, 8, "picture")
+                answer = _answer(sock, wire.PICTURE, 8, what="picture")
             try:
                 height, width = struct.unpack("<2I", answer)
                 # Not mapped: if the decoder truncates the file, reading a map of it kills us.
@@ -72,13 +72,13 @@ class Sandbox:
     def speech(self, blob: bytes, output_rate: int, max_s: float) -> DecodedSpeech:
         """See `decode_audio`, whose errors this and the blocks raise.
 
-        Blocks are decoded as they are taken; the decoder lives until the last, or until they are
+        Blocks are decoded on demand; the decoder lives until the last, or until they are
         closed.
         """
         request = {"kind": "speech", "output_rate": output_rate, "max_s": max_s}
         sock = self._decoder(request, blob)
         try:
-            (duration_s,) = struct.unpack("<d", _answer(sock, wire.SPEECH, 8, "sound"))
+            (duration_s,) = struct.unpack("<d", _answer(sock, wire.SPEECH, 8, what="sound"))
         except BaseException as error:
             sock.close()
             if isinstance(error, struct.error):
@@ -150,7 +150,7 @@ class _Blocks(Iterator[AudioBlock]):
 
     def __next__(self) -> AudioBlock:
         try:
-            answer = _answer(self._sock, wire.BLOCK, _BLOCK_BYTES, "sound")
+            answer = _answer(self._sock, wire.BLOCK, _BLOCK_BYTES, what="sound")
             if not answer:
                 raise StopIteration
             return self._block(answer)
@@ -175,7 +175,7 @@ class _Blocks(Iterator[AudioBlock]):
     __del__ = close  # a thread's result may come after its job was cancelled
 
 
-def _answer(sock: socket.socket, expected: bytes, most: int, what: str) -> bytearray:
+def _answer(sock: socket.socket, expected: bytes, most: int, *, what: str) -> bytearray:
     """The body of the next message; empty at the end. Raises `ServiceError`."""
     try:
         kind, body = wire.receive(sock, max(most, _SMALL_BYTES))

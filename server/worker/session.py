@@ -48,7 +48,7 @@ _WINDOWS_AHEAD = 1  # of a file, denoised and waiting to be drawn
 class VideoStarted:
     """The first event: a video of this size will come. ``data`` is its init segment.
 
-    ``total_s`` is the length of a file's speech, where its container says so.
+    ``total_s`` is the length of a file's speech, where its container states it.
     """
 
     seed: int
@@ -63,10 +63,10 @@ class VideoStarted:
 class VideoFragment:
     """Some frames and their sound: one ``moof`` + ``mdat``, or pixels and samples when ``raw``.
 
-    The last fragment of all may hold sound alone (``frames`` 0). ``consumed_bytes`` is how much of
-    a live session's sound waits no more. ``offset`` and ``window_frames`` place the fragment in its
-    window. ``work_s`` is the time it took, without waiting; a window's first fragment includes its
-    denoising. ``draw_s`` and ``encode_s`` are parts of that.
+    The last fragment of all may hold sound alone (``frames`` 0). ``consumed_bytes`` of a live
+    session's sound are no longer pending. ``offset`` and ``window_frames`` place the fragment in
+    its window. ``work_s`` is the time it took, without waiting; a window's first fragment
+    includes its denoising. ``draw_s`` and ``encode_s`` are parts of that.
     """
 
     index: int
@@ -394,7 +394,7 @@ def mp4_muxer(decoder: FrameDecoder, state: MuxerState | None) -> FragmentedMP4M
 
 
 class _Timed(Iterator[T]):
-    """Items that are made as they are taken; ``seconds`` is how long that took."""
+    """Items that are made on demand; ``seconds`` is how long that took."""
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items

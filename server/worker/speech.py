@@ -1,4 +1,4 @@
-"""Where a session's speech comes from: a file that is all there, or a live stream.
+"""The source of a session's speech: a whole file, or a live stream.
 
 Both give a `VideoSession` its next window, and the sound of the frames that are drawn.
 """
@@ -55,7 +55,7 @@ class SpeechWindow:
 
 
 class FileSpeech:
-    """A speech that is there whole; decodes no more of it than the next window needs.
+    """A complete speech; decodes no more of it than the next window needs.
 
     One window is one fragment. ``deadline_s`` is when the first frame is wanted, and each window by
     its media time after it. ``first_window``: what lies before it is decoded, but not cut.
@@ -183,7 +183,7 @@ class LiveSpeech:
         self._stream = SpeechStream(window_spec, rate, output_rate=SAMPLE_RATE)
         self._planner = LivePlanner(self._stream, idle, clock())
         self._interrupted = False  # and not yet reported
-        self._replayed = 0  # bytes that will be pushed again, and were taken in before
+        self._replayed = 0  # bytes that will be pushed again although they were consumed before
         self._changed = asyncio.Event()
 
     @classmethod
@@ -248,7 +248,7 @@ class LiveSpeech:
 
     @property
     def consumed_bytes(self) -> int:
-        """Bytes of sound that wait no more: taken into windows, or dropped."""
+        """Bytes of sound that are no longer pending: used in windows, or dropped."""
         return self._stream.consumed_bytes
 
     async def next_window(self, index: int) -> PlannedWindow | Interruption | None:
@@ -274,7 +274,7 @@ class LiveSpeech:
     async def still_wanted(self, speech: bool, *, begun: bool) -> bool:
         """Whether to draw the next fragment of a window, once it is time for it.
 
-        An interrupt ends any window; speech that is there whole ends a window of rest.
+        An interrupt ends any window; a complete window of speech ends one of rest.
         """
         while not self._interrupted:
             if begun and self._planner.yields_to_speech(speech=speech):

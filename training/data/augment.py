@@ -1,6 +1,6 @@
 """Augment spectra with other voices, rooms and microphones; the result is log-mel rows.
 
-Only one male speaker has tracked motion, and a network trained on his spectra alone would not
+Only one male speaker has tracked motion, and a network trained on those spectra alone would not
 follow other voices. So most windows get another vocal tract (the envelope stretched along
 frequency, Jaitly & Hinton 2013, "Vocal tract length perturbation"), another pitch (the fine
 structure stretched independently and amplified, as higher voices resolve their harmonics), another

@@ -112,7 +112,7 @@ def _marks_in_square(
 ) -> Floats | None:
     """Landmarks ``points`` (T, 62, 2) of the whole picture in sides of the clip's square.
 
-    The files do not say where the square lies, so a few of its frames are tracked again and
+    The files do not state where the square lies, so a few of its frames are tracked again and
     matched by their landmarks. None if no face is found.
     """
     usable = np.flatnonzero(seen)

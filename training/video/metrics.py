@@ -180,7 +180,7 @@ def contact_sheet(columns: int, scale: int, rows: Sequence[Pictures]) -> Picture
     return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
-def _conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
+def _conv(width_in: int, width: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Module:
     padding = (kernel - 1) // 2
     return nn.Sequential(
         nn.Conv2d(width_in, width, kernel, stride, padding, groups=groups, bias=False),
@@ -190,13 +190,13 @@ def _conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int =
 
 
 class _InvertedResidual(nn.Module):
-    def __init__(self, width_in: int, width: int, expansion: int, stride: int) -> None:
+    def __init__(self, width_in: int, width: int, expansion: int, *, stride: int) -> None:
         super().__init__()
         inner = expansion * width_in
         widen = [] if expansion == 1 else [_conv(width_in, inner, 1)]
         self.conv = nn.Sequential(
             *widen,
-            _conv(inner, inner, 3, stride, inner),
+            _conv(inner, inner, 3, stride=stride, groups=inner),
             nn.Conv2d(inner, width, 1, bias=False),
             nn.BatchNorm2d(width),
         )
@@ -211,11 +211,13 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        parts: list[nn.Module] = [_conv(3, 32, 3, 2)]
+        parts: list[nn.Module] = [_conv(3, 32, 3, stride=2)]
         width = 32
         for expansion, wide, blocks, stride in _STAGES:
             for k in range(blocks):
-                parts.append(_InvertedResidual(width, wide, expansion, stride if k == 0 else 1))
+                parts.append(
+                    _InvertedResidual(width, wide, expansion, stride=stride if k == 0 else 1)
+                )
                 width = wide
         self.features = nn.Sequential(*parts, _conv(width, _WIDTH, 1))
 

@@ -60,7 +60,7 @@ class AsyncJobs:
 
     async def submit(self, portrait: Media | None, audio: Media, **options: Any) -> Job:
         with ExitStack() as stack:
-            parts = wire.animation(portrait, audio, options, stack)
+            parts = wire.animation(portrait, audio, options, stack=stack)
             headers = {"Prefer": "respond-async"}
             answer = await _asked(self._http, "POST", "/animate", headers=headers, **parts)
         return known(Job, answer.json())
@@ -162,7 +162,7 @@ class AsyncClient:
     ) -> AsyncIterator[httpx.Response]:
         async with AsyncExitStack() as stack:
             files = stack.enter_context(ExitStack())
-            parts = wire.animation(portrait, audio, options, files)
+            parts = wire.animation(portrait, audio, options, stack=files)
             try:
                 response = await stack.enter_async_context(
                     self._http.stream("POST", "/animate", **parts)

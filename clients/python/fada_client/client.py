@@ -63,7 +63,9 @@ class Jobs:
 
     def submit(self, portrait: Media | None, audio: Media, **options: Any) -> Job:
         """Queue a video, as `Client.animate` would make it."""
-        answer = _posted(self._http, portrait, audio, options, headers={"Prefer": "respond-async"})
+        answer = _posted(
+            self._http, portrait, audio, options=options, headers={"Prefer": "respond-async"}
+        )
         return known(Job, answer.json())
 
     def get(self, job_id: str) -> Job:
@@ -111,7 +113,7 @@ class Stream(Iterator[Event]):
         self._send(wire.message("state", state=state))
 
     def end(self) -> None:
-        """No more sound: the session ends once all is spoken."""
+        """No more sound: the session ends after the last of it."""
         self._send(wire.message("end"))
 
     def __next__(self) -> Event:
@@ -157,7 +159,7 @@ class Client:
         """
         stack = ExitStack()
         try:
-            response = stack.enter_context(_streamed(self._http, portrait, audio, options))
+            response = stack.enter_context(_streamed(self._http, portrait, audio, options=options))
             animation = Animation(response, stack)
             if out is not None:
                 with Path(out).open("wb") as file:
@@ -243,20 +245,21 @@ def _posted(
     http: httpx.Client,
     portrait: Media | None,
     audio: Media,
+    *,
     options: dict[str, Any],
     headers: dict[str, str],
 ) -> httpx.Response:
     with ExitStack() as stack:
-        parts = wire.animation(portrait, audio, options, stack)
+        parts = wire.animation(portrait, audio, options, stack=stack)
         return _asked(http, "POST", "/animate", headers=headers, **parts)
 
 
 @contextmanager
 def _streamed(
-    http: httpx.Client, portrait: Media | None, audio: Media, options: dict[str, Any]
+    http: httpx.Client, portrait: Media | None, audio: Media, *, options: dict[str, Any]
 ) -> Iterator[httpx.Response]:
     with ExitStack() as stack:
-        parts = wire.animation(portrait, audio, options, stack)
+        parts = wire.animation(portrait, audio, options, stack=stack)
         try:
             response = stack.enter_context(http.stream("POST", "/animate", **parts))
             if not response.is_success:

@@ -47,7 +47,7 @@ def form(options: dict[str, Any]) -> dict[str, str]:
 
 
 def animation(
-    portrait: Media | None, audio: Media, options: dict[str, Any], stack: ExitStack
+    portrait: Media | None, audio: Media, options: dict[str, Any], *, stack: ExitStack
 ) -> dict[str, Any]:
     """The form of ``POST /animate``, as arguments for httpx."""
     files = {"audio": opened(audio, stack)}
