@@ -272,7 +272,7 @@ def distance_map(ring: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray[
 
 @njit(cache=True, nogil=True, inline="always")
 def _smoothstep(t):  # type: ignore[no-untyped-def]
-    # `face_model.smoothstep` for kernels: Numba does not compile np.clip of a scalar.
+    # `face_model.smoothstep` for kernels: Numba's cache does not notice changes in other files.
     t = min(1.0, max(0.0, t))
     return t * t * (3.0 - 2.0 * t)
 
