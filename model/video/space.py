@@ -180,15 +180,15 @@ def face_square(landmarks: Floats, side: int) -> Frame:
 def _target(prepared: PreparedSquare, size: int, framing: str) -> Frame:
     """The frame to draw; portrait framing was chosen by `VideoSpace.encode_reference`."""
     height, width = prepared.picture.shape[:2]
-    nobody, everywhere = np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32)
+    no_face, whole = np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32)
     if framing == "portrait":
         checked = frame(
-            "full", size, width=size, height=size, landmarks=nobody, person=everywhere
+            "full", size, width=size, height=size, landmarks=no_face, person=whole
         )  # raises for a bad size
         portrait = prepared.portrait
         scale = portrait.scale * size / MAX_SIZE
         return Frame(portrait.corner, scale, checked.width, checked.height)
-    return frame(framing, size, width=width, height=height, landmarks=nobody, person=everywhere)
+    return frame(framing, size, width=width, height=height, landmarks=no_face, person=whole)
 
 
 class VideoDecoder:

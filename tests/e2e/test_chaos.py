@@ -55,11 +55,11 @@ def redis_at(path: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
         stopping(process),
     ):
         with redis.Redis(unix_socket_path=str(path)) as client:
-            patiently(client.ping)
+            eventually(client.ping)
         yield process
 
 
-def patiently(step: object, seconds: float = 20.0) -> None:
+def eventually(step: object, seconds: float = 20.0) -> None:
     """Call ``step`` until it neither raises a Redis error nor returns something false."""
     deadline = time.monotonic() + seconds
     while True:
@@ -90,7 +90,7 @@ class World:
     def ready(self, count: int = 2) -> None:
         """Wait until so many workers live."""
         with redis.Redis(unix_socket_path=str(self.path)) as client:
-            patiently(lambda: len(client.keys("fada:worker:*")) >= count, 60.0)
+            eventually(lambda: len(client.keys("fada:worker:*")) >= count, 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def kill_one(world: World, chance: random.Random) -> None:
     os.kill(worker, signal.SIGKILL)
     key = worker_key(worker_id(worker))
     with redis.Redis(unix_socket_path=str(world.path)) as client:
-        patiently(lambda: not client.exists(key))
+        eventually(lambda: not client.exists(key))
 
 
 def finish(world: World, talkers: list[Talker], seconds: float) -> None:
@@ -264,7 +264,7 @@ def test_misbehaving_clients_do_not_affect_other_sessions(world: World) -> None:
     slow = Talker(world.service.url, 3, 4.0, idle=False, slow_s=0.4)
     slow.start()
     # All are admitted before the misbehaving ones: this machine may hold no more than three.
-    patiently(lambda: all(t.stream and "fragment" in t.stream.kinds for t in [*talkers, slow]))
+    eventually(lambda: all(t.stream and "fragment" in t.stream.kinds for t in [*talkers, slow]))
     for n in range(4):
         with ExitStack() as stack:
             bad = admitted(world, stack)
@@ -276,7 +276,7 @@ def test_misbehaving_clients_do_not_affect_other_sessions(world: World) -> None:
             else:
                 bad.socket.socket.shutdown(2)  # without a close frame
     finish(world, [*talkers, slow], 40.0)
-    patiently(lambda: not world.keys())
+    eventually(lambda: not world.keys())
 
 
 @pytest.mark.slow
@@ -377,4 +377,4 @@ def test_sessions_survive_fifty_killed_workers(world: World) -> None:
         stalls += [talker.longest_stall_s() for talker in talkers]
     print(json.dumps({"kills": kills, "stalls_s": sorted(round(s, 2) for s in stalls)}))
     assert max(stalls) <= STALL_S, stalls
-    patiently(lambda: not world.keys())
+    eventually(lambda: not world.keys())

@@ -50,8 +50,8 @@ def test_inputs_may_be_contents_paths_or_files(client: LocalClient, tmp_path: Pa
     portrait.write_bytes(picture())
     audio.write_bytes(sound(0.4))
     videos = [
-        b"".join(client.animate(given, heard, size=128, seed=3))
-        for given, heard in (
+        b"".join(client.animate(given, spoken_audio, size=128, seed=3))
+        for given, spoken_audio in (
             (portrait, audio),
             (str(portrait), str(audio)),
             (io.BytesIO(picture()), io.BytesIO(sound(0.4))),
