@@ -66,8 +66,13 @@ def codec_string(sps: bytes) -> str:
     return f"avc1.{sps[1:4].hex()}"
 
 
-def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
-    """``ftyp`` and ``moov``, which a player needs before the first fragment."""
+def init_segment(
+    video: VideoTrack, audio: AudioTrack, *, marks: bytes = b"", user_data: bytes = b""
+) -> bytes:
+    """``ftyp`` and ``moov``, which a player needs before the first fragment.
+
+    ``marks`` are boxes between them, ``user_data`` is the ``udta`` box in ``moov``.
+    """
     brands = b"iso6" + struct.pack(">I", 1) + b"iso6iso5avc1mp41"
     header = struct.pack(">4I", 0, 0, 1000, 0) + struct.pack(">IH10x", 0x10000, 0x100)
     movie = box(
@@ -76,8 +81,9 @@ def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
         _video_trak(video),
         _audio_trak(audio),
         box(b"mvex", _trex(VIDEO_TRACK, _DEPENDENT_SAMPLE), _trex(AUDIO_TRACK, _SYNC_SAMPLE)),
+        user_data,
     )
-    return box(b"ftyp", brands) + movie
+    return box(b"ftyp", brands) + marks + movie
 
 
 def fragment(sequence: int, runs: Sequence[Run]) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 from numpy.typing import NDArray
 
-from media import boxes
+from media import boxes, marks
 from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
 
 AUDIO_CODEC = "mp4a.40.2"
@@ -55,9 +56,20 @@ class FragmentedMP4Muxer:
 
     With the ``state`` of another muxer of the same size it continues that one's timeline, with a
     keyframe.
+
+    The init segment and every keyframe say that a machine made the video (`media.marks`);
+    ``created`` is the day they give, by default today.
     """
 
-    def __init__(self, width: int, height: int, fps: int, *, state: MuxerState = _AT_START) -> None:
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        fps: int,
+        *,
+        state: MuxerState = _AT_START,
+        created: date | None = None,
+    ) -> None:
         self._video = H264Encoder(width, height, fps)
         self._sequence = state.sequence
         self._frames = state.frames
@@ -68,11 +80,14 @@ class FragmentedMP4Muxer:
         self._recent = state.sound.astype(np.float32) / np.float32(_FULL_SCALE)
         self._encoded = first
         self._encode_whole()  # its packets are in fragments already
+        day = created or marks.today()
         self._init = boxes.init_segment(
             boxes.VideoTrack(
                 width, height, fps * _TICKS_PER_FRAME, self._video.sps, self._video.pps
             ),
             boxes.AudioTrack(SAMPLE_RATE, self._audio.bit_rate, self._audio.config),
+            marks=marks.xmp_box(day),
+            user_data=marks.user_data_box(day),
         )
 
     @property
@@ -81,7 +96,7 @@ class FragmentedMP4Muxer:
         return f"{boxes.codec_string(self._video.sps)},{AUDIO_CODEC}"
 
     def init_segment(self) -> bytes:
-        """``ftyp`` and ``moov``, which precede the first fragment."""
+        """``ftyp``, the XMP in a ``uuid`` box, and ``moov``, which precede the first fragment."""
         return self._init
 
     def add(self, frames: Iterable[NDArray[np.uint8]], pcm: NDArray[np.float32]) -> bytes:
@@ -98,6 +113,8 @@ class FragmentedMP4Muxer:
             video.append(self._video.encode(frame, key=key and not video))
         if not video:
             raise ValueError("a fragment needs at least one frame, got 0")
+        if key:
+            video[0] = marks.keyframe_unit() + video[0]
         self._frames += len(video)
         self._since_key += len(video)
         runs = [

@@ -19,7 +19,7 @@ from server.api.dependencies import (
     require_avatar,
 )
 from server.api.problems import PROBLEMS
-from server.api.protocol import ALLOWED, AnimationOptions, parse_options
+from server.api.protocol import ALLOWED, CONTENT_SOURCE, AnimationOptions, parse_options
 from server.api.uploads import Upload, check_portrait, read_upload
 from server.api.video import first_fragment_timed, video_response
 from server.broker import messages
@@ -69,8 +69,14 @@ async def animate(context: Context, request: Request) -> Response:
     if keep:
         view = await context.producer.view(job_id)
         body = None if view is None else view.model_dump()
-        headers = {"Location": f"/jobs/{job_id}", "X-Job-Id": job_id, "X-Seed": str(job.seed)}
-        return JSONResponse(body, 202, headers={**headers, "Preference-Applied": "respond-async"})
+        headers = {
+            "Location": f"/jobs/{job_id}",
+            "X-Job-Id": job_id,
+            "X-Seed": str(job.seed),
+            "Preference-Applied": "respond-async",
+            **CONTENT_SOURCE,
+        }
+        return JSONResponse(body, 202, headers=headers)
     events = context.producer.follow(job_id, consume=True)
     events = first_fragment_timed(events, "animate", start_s)
     abandon = partial(context.producer.abandon, job_id)

@@ -34,7 +34,8 @@ log = logging.getLogger("fada.api")
 # Headers that pages of other origins may send, and may read.
 _REQUEST_HEADERS = ["Authorization", "X-API-Key", "Prefer", "X-Request-Id"]
 _RESPONSE_HEADERS = [
-    "Location", "Preference-Applied", "Retry-After", "X-Job-Id", "X-Request-Id", "X-Seed",
+    "Location", "Preference-Applied", "Retry-After", "X-Content-Source", "X-Job-Id", "X-Request-Id",
+    "X-Seed",
 ]  # fmt: skip
 
 

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import ServiceError
 
+# IPTC's term for what this service makes, as in the videos themselves (`media.marks`).
+AI_GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+CONTENT_SOURCE = {"X-Content-Source": AI_GENERATED}
+
 
 class AnimationOptions(BaseModel):
     """``None`` means the default (``steps``, guidance, ``model``) or a random ``seed``."""

@@ -26,7 +26,7 @@ from server.api.access import subprotocol
 from server.api.connections import SET_MESSAGE_LIMIT
 from server.api.dependencies import RequestContext, admit, choose_model, require_avatar
 from server.api.problems import broker_lost
-from server.api.protocol import LiveStart, parse_options
+from server.api.protocol import AI_GENERATED, LiveStart, parse_options
 from server.api.uploads import check_portrait
 from server.api.video import ClientGone, first_event, first_fragment_timed
 from server.broker import messages
@@ -196,6 +196,7 @@ class _LiveConnection:
                 "fps": started.fps,
                 "width": started.width,
                 "height": started.height,
+                "digital_source_type": AI_GENERATED,
             },
         )
         await self._websocket.send_bytes(started.data)

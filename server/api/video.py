@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server import metrics
+from server.api.protocol import CONTENT_SOURCE
 from server.broker import messages
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
@@ -120,6 +121,7 @@ class VideoResponse(Response):
             headers={
                 "X-Job-Id": job_id,
                 "X-Seed": str(started.seed),
+                **CONTENT_SOURCE,
                 "Cache-Control": "no-store",
                 "Content-Disposition": f'inline; filename="{job_id}.mp4"',
             }

@@ -68,7 +68,7 @@ def test_the_length_is_that_of_the_sound(samples: int, hop: int) -> None:
 def test_every_add_is_one_whole_fragment() -> None:
     muxer = FragmentedMP4Muxer(64, 64, FPS)
     pcm = np.zeros(8 * SAMPLES_PER_FRAME, np.float32)
-    assert [kind for kind, _ in boxes(muxer.init_segment())] == ["ftyp", "moov"]
+    assert [kind for kind, _ in boxes(muxer.init_segment())] == ["ftyp", "uuid", "moov"]
     parts = [muxer.add(grey(np.zeros(8, np.uint8), 64), pcm) for _ in range(3)]
     for part in (*parts, muxer.close()):
         assert [kind for kind, _ in boxes(part)] == ["moof", "mdat"]

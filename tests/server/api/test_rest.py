@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.protocol import AI_GENERATED
 from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.media_files import NO_FACE, POISON, noise_picture, picture, sound
 from tests.server.media_probe import boxes, probe
@@ -22,10 +23,11 @@ def test_a_portrait_is_animated(client: httpx.Client) -> None:
     assert response.headers["content-type"] == "video/mp4"
     assert response.headers["x-seed"] == "3"
     assert response.headers["x-job-id"]
+    assert response.headers["x-content-source"] == AI_GENERATED
     assert response.headers["transfer-encoding"] == "chunked"
     kinds = [kind for kind, _ in boxes(response.content)]
-    assert kinds[:2] == ["ftyp", "moov"]
-    assert kinds[2:] == ["moof", "mdat"] * (len(kinds) // 2 - 1)
+    assert kinds[:3] == ["ftyp", "uuid", "moov"]
+    assert kinds[3:] == ["moof", "mdat"] * ((len(kinds) - 3) // 2)
     seen = probe(response.content)
     assert (seen.width, seen.height) == (128, 128)
     assert seen.sound_s == pytest.approx(1.5, abs=0.001)

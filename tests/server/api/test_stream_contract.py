@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server.api.protocol import AI_GENERATED
 from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.media_files import NO_FACE, POISON, picture
 from tests.server.media_probe import boxes
@@ -46,7 +47,8 @@ def test_messages_arrive_in_order(stream: Stream) -> None:
     assert ready["session_id"]
     assert ready["mime"].startswith('video/mp4; codecs="avc1.')
     assert ready["mime"].endswith(',mp4a.40.2"')
-    assert [kind for kind, _ in boxes(stream.data[0])] == ["ftyp", "moov"]
+    assert [kind for kind, _ in boxes(stream.data[0])] == ["ftyp", "uuid", "moov"]
+    assert ready["digital_source_type"] == AI_GENERATED
     for blob in stream.data[1:]:
         assert [kind for kind, _ in boxes(blob)] == ["moof", "mdat"]
     fragments = stream.of("fragment")
