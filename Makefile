@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-TORCH := torch==2.13.0
+TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml)
+# TensorRT for NVIDIA's cards, as nvidia-smi lists them; not beside a torch for CPUs.
+EXTRA ?= $(if $(filter %/cpu,$(TORCH_INDEX)),serve,$(shell $(PYTHON) fada/machine.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-slow check docs format dist clean
@@ -14,6 +16,8 @@ help: ## list these targets
 	@echo
 	@echo '  PYTHON=python3.12    another interpreter (3.11 to 3.13)'
 	@echo '  TORCH_INDEX=URL      another index for torch, like that of the CPU-only or CUDA wheels'
+	@echo '  EXTRA=serve          nothing for a GPU; by default what nvidia-smi shows: serve,'
+	@echo '                       tensorrt, or tensorrt-datacenter for A100, H100, B200'
 	@echo '  ARGS="--port 9000"   passed on to `fada serve` or pytest'
 
 serve: $(VENV)/.serve ## set up and run the service
@@ -44,7 +48,7 @@ dist: $(VENV)/.serve ## build the wheels into dist/, install each and use it
 	PYTHON=$(PYTHON) BORROW=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') .ci/dist
 
 # torch goes in first and pinned, so that TORCH_INDEX decides which build it is.
-$(VENV)/.torch: Makefile
+$(VENV)/.torch: Makefile pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -52,12 +56,13 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 $(VENV)/.serve: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
-	$(BIN)/python -m pip install --quiet -e clients/python -e '.[serve]'
+	$(BIN)/python -m pip install --quiet -e clients/python -e '.[$(EXTRA)]' || \
+	  { echo 'Not installed. Without a GPU: make serve EXTRA=serve'; exit 1; }
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
 	$(BIN)/python -m pip install --quiet -e clients/python -e '.[dev]'
-	touch $@ $(VENV)/.serve
+	touch $@ $(if $(filter serve,$(EXTRA)),$(VENV)/.serve)
 
 clean: ## remove the environment and the wheels
 	rm -rf $(VENV) dist

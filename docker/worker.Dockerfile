@@ -1,4 +1,4 @@
-# The worker. Two targets: `cpu`, the default, and `gpu`, whose torch includes CUDA.
+# The worker. Two targets: `cpu`, the default, and `gpu`, with CUDA's torch and TensorRT.
 FROM python:3.11.13-slim-bookworm AS needed
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
@@ -22,9 +22,12 @@ COPY model model
 RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
 
 FROM needed AS build-gpu
+# For A100, H100 and B200: tensorrt-datacenter, which TensorRT for RTX leaves out.
+ARG TENSORRT=tensorrt
+RUN python -c "import sys, tomllib; x = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]]; print(*(n for n in x if not n.startswith('fada[')), sep='\n')" "$TENSORRT" > tensorrt.txt
 # PyPI has the CUDA build for x86-64.
 RUN /opt/fada/bin/python -m pip install -r torch.txt
-RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
+RUN /opt/fada/bin/python -m pip install -r needed.txt -r tensorrt.txt -c constraints.txt
 COPY clients/python clients/python
 COPY fada fada
 COPY server server
@@ -35,9 +38,10 @@ RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
 
 FROM python:3.11.13-slim-bookworm AS runtime
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada \
-    && install --directory --owner=10001 --group=10001 /var/cache/fada
-# Compiled kernels are cached here; mount a volume to make the next start faster.
+    && install --directory --owner=10001 --group=10001 /var/cache/fada /var/lib/fada/engines
+# Compiled kernels and engines are kept here; mount volumes to make the next start faster.
 ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/fada
+ENV FADA_ENGINES=/var/lib/fada/engines
 USER 10001:10001
 WORKDIR /opt/fada
 HEALTHCHECK --interval=15s --timeout=10s --start-period=90s --retries=3 CMD ["fada", "health", "worker"]
@@ -45,7 +49,11 @@ ENTRYPOINT ["fada"]
 CMD ["worker"]
 
 FROM runtime AS gpu
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# `video` has NVENC, `utility` nvidia-smi.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
+ENV CUDA_CACHE_PATH=/var/cache/fada/cuda
+# Building an engine may keep a worker busy for minutes.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=15m --retries=8 CMD ["fada", "health", "worker"]
 COPY --from=build-gpu /opt/fada /opt/fada
 
 FROM runtime AS cpu

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PREFIXES = ("/opt/fada", "/src", "/var/cache/fada")
+PREFIXES = ("/opt/fada", "/src", "/var/cache/fada", "/var/lib/fada")
 
 
 @dataclass
@@ -86,8 +86,18 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=path)
 
 
-def install(dockerfile: Path, stage: str, root: Path, *, arguments: Mapping[str, str]) -> None:
-    """Carry out COPY and RUN of the stage and of those before it, under ``root``."""
+def install(
+    dockerfile: Path,
+    stage: str,
+    root: Path,
+    *,
+    arguments: Mapping[str, str],
+    resolve_only: bool = False,
+) -> None:
+    """Carry out COPY and RUN of the stage and of those before it, under ``root``.
+
+    ``resolve_only``: pip finds and checks all versions, but installs nothing.
+    """
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(root)}
     environment |= {n: v for n, v in os.environ.items() if n.startswith("PIP_")}
     work = root
@@ -104,6 +114,8 @@ def install(dockerfile: Path, stage: str, root: Path, *, arguments: Mapping[str,
             elif instruction == "COPY":
                 _copy(value.split(), work)
             elif instruction == "RUN":
+                if resolve_only:
+                    value = value.replace("pip install", "pip install --dry-run")
                 subprocess.run(
                     ["sh", "-e", "-c", under(value, root)], cwd=work, env=environment, check=True
                 )

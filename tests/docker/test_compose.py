@@ -17,7 +17,7 @@ import redis
 from server import metrics
 from server.broker.embedded import valkey_program
 from server.settings import Settings
-from tests.docker.images import ROOT, program, read
+from tests.docker.images import ROOT, chain, program, read
 
 _COMPOSE = program("docker-compose")
 pytestmark = pytest.mark.skipif(_COMPOSE is None, reason="no docker-compose for this platform")
@@ -108,11 +108,15 @@ def test_settings_come_from_the_caller_and_defaults_stay_the_services() -> None:
 
 
 def test_workers_know_how_many_share_the_machine() -> None:
-    for count, model in ((2, compose()), (3, compose(WORKERS="3"))):
-        for role in ("worker", "worker-gpu"):
-            worker = model["services"][role]
-            assert worker["scale"] == count
-            assert worker["environment"]["FADA_WORKERS"] == str(count)
+    for role, count, model in (
+        ("worker", 2, compose()),
+        ("worker", 3, compose(WORKERS="3")),
+        ("worker-gpu", 1, compose()),
+        ("worker-gpu", 2, compose(GPU_WORKERS="2")),
+    ):
+        worker = model["services"][role]
+        assert worker["scale"] == count
+        assert worker["environment"]["FADA_WORKERS"] == str(count)
 
 
 def test_there_is_time_to_drain(services: dict[str, Any]) -> None:
@@ -203,6 +207,51 @@ def test_the_gpu_is_asked_for(services: dict[str, Any]) -> None:
     resources = services["worker-gpu"]["deploy"]["resources"]
     (device,) = resources["reservations"]["devices"]
     assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
+    own = environment_of("gpu")
+    capabilities = set(own["NVIDIA_DRIVER_CAPABILITIES"].split(","))
+    assert capabilities == {"compute", "utility", "video"}  # CUDA, nvidia-smi, NVENC
+    assert own["NVIDIA_VISIBLE_DEVICES"] == "all"
+
+
+@pytest.mark.parametrize("extra", ["tensorrt", "tensorrt-datacenter"])
+def test_the_gpu_image_has_tensorrt(extra: str) -> None:
+    given = {} if extra == "tensorrt" else {"TENSORRT": extra}
+    assert compose(**given)["services"]["worker-gpu"]["build"]["args"] == {"TENSORRT": extra}
+    build = read(ROOT / "docker/worker.Dockerfile")["build-gpu"]
+    assert build.last("ARG").split("=")[0] == "TENSORRT"
+    assert any("-r tensorrt.txt" in value for name, value in build.steps if name == "RUN")
+
+
+@pytest.mark.parametrize(("role", "target"), [("worker", "cpu"), ("worker-gpu", "gpu")])
+def test_what_a_worker_writes_is_a_volume_of_its_user(
+    services: dict[str, Any], role: str, target: str
+) -> None:
+    """On a read-only root, and without a home: engines, compiled kernels, CUDA's cache."""
+    volumes = {v["target"]: v["source"] for v in services[role]["volumes"]
+               if v["type"] == "volume" and not v.get("read_only")}  # fmt: skip
+    assert volumes == {"/var/cache/fada": "cache", "/var/lib/fada/engines": "engines"}
+    own = environment_of(target)
+    for name in ("FADA_ENGINES", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH"):
+        place = own.get(name)
+        assert place is None or any(Path(place).is_relative_to(v) for v in volumes), name
+    assert own["FADA_ENGINES"] == "/var/lib/fada/engines"
+    # A new volume takes owner and mode of the image's folder.
+    runtime = read(ROOT / "docker/worker.Dockerfile")["runtime"]
+    made = next(value for name, value in runtime.steps if name == "RUN")
+    assert f"--owner={runtime.last('USER').split(':')[0]}" in made
+    assert set(volumes) <= set(made.split())
+
+
+def environment_of(target: str) -> dict[str, str]:
+    stages = chain(read(ROOT / "docker/worker.Dockerfile"), target)
+    pairs = [v for stage in stages for name, v in stage.steps if name == "ENV"]
+    return dict(pair.split("=", 1) for pair in " ".join(pairs).split())
+
+
+def test_a_worker_that_builds_engines_is_not_unhealthy() -> None:
+    check = read(ROOT / "docker/worker.Dockerfile")["gpu"].last("HEALTHCHECK")
+    minutes = re.search(r"--start-period=(\d+)m", check)
+    assert minutes is not None and int(minutes[1]) >= 15
 
 
 def test_the_dashboard_asks_for_figures_that_exist() -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import tomllib
@@ -124,7 +125,8 @@ def test_the_constraints_pin_what_the_images_need() -> None:
     lines = (ROOT / "docker/constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines if line}
     assert all(str(pin.specifier).startswith("==") for pin in pins.values())
-    for text in project()[""] + project()["serve"] + project()["otel"]:
+    tensorrt = [text for text in project()["tensorrt"] if not text.startswith("fada")]
+    for text in project()[""] + project()["serve"] + project()["otel"] + tensorrt:
         need = Requirement(text)
         if need.name == "torch":  # its index decides which build it is
             continue
@@ -148,6 +150,20 @@ def installed(dockerfile: Path, build: str) -> Iterator[Path]:
         install(dockerfile, build, root, arguments={"TORCH_INDEX": ""})
         (root / "var/cache/fada").mkdir(parents=True)
         yield root
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="TensorRT for RTX is for Linux and Windows")
+def test_the_gpu_images_install_resolves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every step is carried out, but pip only resolves: CUDA and TensorRT are gigabytes."""
+    install(WORKER, "build-gpu", tmp_path, arguments={}, resolve_only=True)
+    found = {word.replace("_", "-") for line in capfd.readouterr().out.splitlines()
+             if line.startswith("Would install ") for word in line.split()[2:]}  # fmt: skip
+    pins = (ROOT / "docker/constraints.txt").read_text().split()
+    wanted = {pin.replace("==", "-") for pin in pins if "tensorrt" in pin}
+    assert len(wanted) == 5 and wanted <= found
+    assert any(name.startswith("torch-2.13.0") for name in found)
+    assert any(name.startswith("fada-client-") for name in found)
 
 
 @pytest.fixture(scope="module")

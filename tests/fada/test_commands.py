@@ -74,7 +74,9 @@ def test_extras_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = set(project["optional-dependencies"])
     assert {command.extra for command in COMMANDS.values()} <= extras
-    assert extras == {"serve", "train", "tensorrt", "fp8", "otel", "corpus", "docs", "dev"}
+    assert extras == {
+        "serve", "train", "tensorrt", "tensorrt-datacenter", "fp8", "otel", "corpus", "docs", "dev",
+    }  # fmt: skip
 
 
 def test_flags_that_do_not_fit_are_reported_in_a_line() -> None:
