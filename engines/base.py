@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from engines.export import Graph, Program, Rows, Tensors, conditions_of
 from model.diffusion.denoiser import Conditions
 
 Machine = Mapping[str, str]
+_DRIVER = Path("/proc/driver/nvidia/version")  # in containers as well
 
 
 class Compiler(Protocol):
@@ -38,6 +40,7 @@ class Backend:
 
     ``devices``: types of torch's. ``precisions``: the fastest first. ``suffix``: of its files.
     ``host_code``: what it builds depends on the processor, even where a GPU does the work.
+    ``builder``: a module that only building needs.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Backend:
     precisions: tuple[str, ...]
     suffix: str
     host_code: bool = False
+    builder: str = "torch"
 
     def device(self) -> torch.device:
         """Where its engines run here: on a GPU if there is one."""
@@ -56,10 +60,16 @@ class Backend:
     def unavailable(self) -> str | None:
         """Why its engines cannot run here; None: they can."""
         if self.device().type == "cuda" and not torch.cuda.is_available():
-            return "there is no GPU"
+            return gpu_problem()
         if not self._versions():
             return f"none of its packages is installed: {', '.join(self.packages)}"
         return None
+
+    def unbuildable(self) -> str | None:
+        """Why its engines cannot be built here; None: they can."""
+        if find_spec(self.builder) is None:
+            return f"{self.builder} is not installed: pip install 'fada[{self.name}]'"
+        return self.unavailable()
 
     def machine(self) -> Machine:
         """Everything here that its engines depend on: device, abilities, versions."""
@@ -92,6 +102,7 @@ BACKENDS = {
             devices=("cuda",),
             precisions=("fp8", "bf16", "fp16", "fp32"),
             suffix=".plan",
+            builder="torch_tensorrt",
         ),
         Backend(
             name="compiled",
@@ -104,6 +115,24 @@ BACKENDS = {
         ),
     )
 }
+
+
+def gpu_problem() -> str | None:
+    """Why torch cannot use a GPU here, such as a driver that is too old; None: it can."""
+    if torch.cuda.is_available():
+        return None
+    if not _DRIVER.exists():
+        return "there is no GPU"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:  # AssertionError where torch is built without CUDA
+        return f"torch cannot use the GPU: {str(error).splitlines()[0]}"
+    return "torch finds no GPU that it can use"
+
+
+def driver_version() -> str:
+    """The GPU driver's own description of its version; empty without one."""
+    return _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else ""
 
 
 def backend_named(name: str) -> Backend:
@@ -129,8 +158,9 @@ def _version(package: str) -> str | None:
 class ProgramNet:
     """A `SplitNet` of compiled functions, ``context`` and ``denoise``.
 
-    Takes any batch: one of more than ``most`` rows runs in portions. Inputs may be on any device;
-    the prediction is on that of ``x_t``.
+    Takes any batch: one of more than ``most`` rows runs in portions, and with ``sizes`` a portion
+    is padded to the next of them. Inputs may be on any device; the prediction is on that of
+    ``x_t``.
     """
 
     def __init__(
@@ -140,28 +170,38 @@ class ProgramNet:
         *,
         most: int,
         device: torch.device,
+        sizes: Sequence[int] = (),
     ) -> None:
-        """``names``: of the conditions, in the order of the inputs of ``context``."""
-        self._names, self._most, self._device = names, most, device
+        """``names``: of the conditions, in the order of the inputs of ``context``; ``sizes``: of
+        batches, ascending up to ``most``."""
+        self.most, self._names, self._device = most, names, device
+        self._sizes = sizes
         self._context, self._denoise = programs["context"], programs["denoise"]
 
     def context(self, cond: Conditions) -> list[Tensors]:
         """One tuple of tensors a portion."""
         made = (self._context(part) for part in self._portions([cond[n] for n in self._names]))
-        # Lay them out once rather than at every step.
-        return [tuple(x.contiguous() for x in part) for part in made]
+        # Lay them out once rather than at every step; a CUDA graph overwrites its outputs.
+        return [tuple(x.clone(memory_format=torch.contiguous_format) for x in p) for p in made]
 
     def denoise(self, x_t: Tensor, t: Tensor, context: list[Tensors]) -> Tensor:
         made = [
-            self._denoise((*part, *own))[0]
+            self._denoise((*part, *own))[0].to(x_t, copy=True)
             for part, own in zip(self._portions((x_t, t)), context, strict=True)
         ]
-        return torch.cat(made).to(x_t)
+        return torch.cat(made)[: len(x_t)]  # only the last portion is padded
 
     def _portions(self, tensors: Sequence[Tensor]) -> Iterator[Tensors]:
-        for start in range(0, len(tensors[0]), self._most):
-            rows = slice(start, start + self._most)
-            yield tuple(x[rows].to(self._device).contiguous() for x in tensors)
+        for start in range(0, len(tensors[0]), self.most):
+            portion = [x[start : start + self.most] for x in tensors]
+            rows = len(portion[0])
+            padding = next((size for size in self._sizes if size >= rows), rows) - rows
+            yield tuple(
+                torch.cat([x, x[-1:].expand(padding, *x.shape[1:])]).to(self._device)
+                if padding
+                else x.to(self._device).contiguous()
+                for x in portion
+            )
 
 
 def run_programs(programs: Mapping[str, Program], rows: Rows) -> Tensors:

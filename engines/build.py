@@ -57,22 +57,11 @@ def build(model: ExampleModel, spec: BuildSpec, root: Path) -> tuple[Path, Manif
     device = backend.device()
     net = model.net.to(device).float()
     inputs = _on(device, model.inputs)
+    unbuilt = requested(ExampleModel(model.name, net, inputs), spec)
     with artifacts.staging(root) as folder, without_tf32():
         reduced = in_precision(net, spec.precision, inputs)
-        manifest = Manifest(
-            model=model.name,
-            backend=spec.backend,
-            precision=spec.precision,
-            batch=(spec.batch[0], spec.batch[-1]),
-            weights=artifacts.weights_hash(net),
-            code=artifacts.code_hash(net),
-            machine=backend.machine(),
-            shapes=row_shapes(inputs),
-            files=_compile(reduced, inputs, spec, folder=folder),
-            tolerance=TOLERANCES[spec.precision],
-            parity={},
-        )
-        manifest = _measured(manifest, net, inputs, folder=folder)
+        built = replace(unbuilt, files=_compile(reduced, inputs, spec, folder=folder))
+        manifest = _measured(built, net, inputs, folder=folder)
         place = artifacts.publish(folder, root, manifest)
         try:  # what was moved and is read again must still agree
             _measured(manifest, net, inputs, folder=place)
@@ -80,6 +69,23 @@ def build(model: ExampleModel, spec: BuildSpec, root: Path) -> tuple[Path, Manif
             shutil.rmtree(place)
             raise
     return place, manifest
+
+
+def requested(model: ExampleModel, spec: BuildSpec) -> Manifest:
+    """The manifest of ``spec`` for ``model`` here, without files: what identifies the artifact."""
+    return Manifest(
+        model=model.name,
+        backend=spec.backend,
+        precision=spec.precision,
+        batch=(spec.batch[0], spec.batch[-1]),
+        weights=artifacts.weights_hash(model.net),
+        code=artifacts.code_hash(model.net),
+        machine=backend_named(spec.backend).machine(),
+        shapes=row_shapes(model.inputs),
+        files={},
+        tolerance=TOLERANCES[spec.precision],
+        parity={},
+    )
 
 
 def _compile(net: nn.Module, inputs: Inputs, spec: BuildSpec, *, folder: Path) -> dict[str, str]:

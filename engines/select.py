@@ -22,6 +22,7 @@ from engines import artifacts
 from engines.artifacts import Manifest, Requirements
 from engines.base import BACKENDS, ProgramNet, machines
 from engines.build import load, row_shapes
+from engines.cuda_graphs import CapturedProgram, capture_sizes
 from engines.example_inputs import Inputs, motion_inputs, video_inputs
 from engines.export import Tensors, conditions_of
 from engines.motion_error import MAX_MOTION_ERROR, motion_error
@@ -34,6 +35,11 @@ from model.motion.checkpoint import MotionWeights
 # To compile and compare a larger network at the start would keep a CPU busy for hours.
 _MAX_OPENVINO_PARAMETERS = 100_000_000
 _MAX_VIDEO_THREADS = 4  # more were not tried
+# On a GPU. A pass of a video student is bound by arithmetic, so larger batches gain little.
+_MOTION_BATCH, _VIDEO_BATCH = range(1, 65), range(1, 5)
+# CUDA graphs pay where launching takes as long as computing: in small networks. Each graph of a
+# large one would hold gigabytes.
+_MAX_CAPTURED_BYTES = 200_000_000
 # An engine → why it is not accurate enough; None: it is.
 Check = Callable[[Forward], str | None]
 _log = logging.getLogger(__name__)
@@ -49,9 +55,26 @@ class _Candidate:
     make: Callable[[], SplitNet[Any]]
 
 
+@dataclass(frozen=True)
+class StudentNet:
+    """A student's network, with what its engines are made by.
+
+    ``batch``: the sizes that an engine for a GPU takes; ``threads`` and ``check`` as for `best`.
+    """
+
+    net: nn.Module
+    inputs: Inputs
+    batch: range
+    threads: int = 1
+    check: Check | None = None
+
+
 def motion_engine(weights: MotionWeights) -> Forward:
     """The fastest engine here whose motion is the network's, see `motion_error`."""
+    return student_engine(motion_net(weights))
 
+
+def motion_net(weights: MotionWeights) -> StudentNet:
     def inputs(rows: int) -> dict[str, Tensor]:
         return motion_inputs(rows, weights.net.config.guided)
 
@@ -61,17 +84,26 @@ def motion_engine(weights: MotionWeights) -> Forward:
             return None
         return f"motion is off by {error:.1%} of its spread, expected below {MAX_MOTION_ERROR:.0%}"
 
-    return best(weights.net, inputs, artifacts.default_folder(), check=check)
+    return StudentNet(weights.net, inputs, _MOTION_BATCH, check=check)
 
 
 def video_engine(net: nn.Module, window_spec: AudioWindowSpec, latent: tuple[int, ...]) -> Forward:
-    """The fastest engine here of a video student. ``latent``: the shape of a frame's.
+    """The fastest engine here of a video student. ``latent``: the shape of a frame's."""
+    return student_engine(video_net(net, window_spec, latent))
 
-    On several threads: nearly all of a video's time is the network's, so other cores are idle.
-    """
+
+def video_net(net: nn.Module, window_spec: AudioWindowSpec, latent: tuple[int, ...]) -> StudentNet:
+    """On several threads: nearly all of a video's time is the network's, so other cores are
+    idle."""
     inputs = video_inputs(net, window_spec, latent)
     threads = min(os.cpu_count() or 1, _MAX_VIDEO_THREADS)
-    return best(net, inputs, artifacts.default_folder(), threads=threads)
+    return StudentNet(net, inputs, _VIDEO_BATCH, threads=threads)
+
+
+def student_engine(student: StudentNet) -> CachedContext[Any]:
+    """`best` of what is stored in the default folder."""
+    root = artifacts.default_folder()
+    return best(student.net, student.inputs, root, threads=student.threads, check=student.check)
 
 
 def best(
@@ -83,19 +115,31 @@ def best(
     precision. Logs which engine it is and why the others are not used; one that fails is a warning.
     """
     for candidate in _candidates(net, inputs, root, threads=threads):
-        try:
-            engine = CachedContext(candidate.make())
-        except Exception as error:  # backends raise errors of any type
-            _log.warning("engine %s failed: %s: %s", candidate.title, type(error).__name__, error)
-            continue
-        reduced = candidate.precision != "fp32"
-        problem = check(engine) if check is not None and reduced else None
-        if problem is None:
-            _log.info("using engine %s: %s", candidate.title, candidate.reason)
+        if (engine := _checked(candidate, check)) is not None:
             return engine
-        _log.info("not using engine %s: %s", candidate.title, problem)
     _log.warning("using plain torch: no engine works here")
     return CachedContext(cast(SplitNet[Tensors], net.eval()))
+
+
+def stored_engine(student: StudentNet, folder: Path) -> CachedContext[Any] | None:
+    """The artifact in ``folder`` as `best` would take it; None where it is refused, as logged."""
+    manifest = artifacts.read(folder / artifacts.MANIFEST)
+    return _checked(_artifact(folder, manifest, student.inputs), student.check)
+
+
+def _checked(candidate: _Candidate, check: Check | None) -> CachedContext[Any] | None:
+    try:
+        engine = CachedContext(candidate.make())
+    except Exception as error:  # backends raise errors of any type
+        _log.warning("engine %s failed: %s: %s", candidate.title, type(error).__name__, error)
+        return None
+    reduced = candidate.precision != "fp32"
+    problem = check(engine) if check is not None and reduced else None
+    if problem is None:
+        _log.info("using engine %s: %s", candidate.title, candidate.reason)
+        return engine
+    _log.info("not using engine %s: %s", candidate.title, problem)
+    return None
 
 
 def _candidates(
@@ -153,12 +197,18 @@ def _artifact(folder: Path, manifest: Manifest, inputs: Inputs) -> _Candidate:
     def make() -> ProgramNet:
         if problem := artifacts.verify(folder, manifest):
             raise ValueError(problem)
-        return ProgramNet(
-            tuple(conditions_of(inputs(1))),
-            load(folder, manifest),
-            most=manifest.batch[1],
-            device=torch.device(manifest.machine["device"]),
-        )
+        device = torch.device(manifest.machine["device"])
+        names, most = tuple(conditions_of(inputs(1))), manifest.batch[1]
+        programs = load(folder, manifest)
+        size = sum((folder / name).stat().st_size for name in manifest.files)
+        if device.type == "cpu" or size > _MAX_CAPTURED_BYTES:
+            return ProgramNet(names, programs, most=most, device=device)
+        captured = {name: CapturedProgram(program) for name, program in programs.items()}
+        sizes = capture_sizes(most)
+        engine = ProgramNet(names, captured, most=most, device=device, sizes=sizes)
+        for rows in map(inputs, sizes):
+            engine.denoise(rows["x_t"], rows["t"], engine.context(conditions_of(rows)))
+        return engine
 
     where = manifest.machine.get("gpu", manifest.machine["device"])
     return _Candidate(

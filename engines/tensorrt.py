@@ -55,19 +55,20 @@ def _inputs(graph: Graph, batch: range) -> tuple[Any, ...]:
 
 def load(path: Path) -> Program:
     """Raises ``RuntimeError`` where TensorRT refuses the plan: no GPU, or a different one."""
-    return _Plan(path.read_bytes())
+    trt = _runtime()
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise RuntimeError("TensorRT refused the plan; see its log")
+    return _Plan(trt, runtime, engine)
 
 
 class _Plan:
     """Runs on the caller's stream, or on its own where that is the default stream, which TensorRT
     would synchronise."""
 
-    def __init__(self, plan: bytes) -> None:
-        trt = _runtime()
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise RuntimeError("TensorRT refused the plan; see its log")
+    def __init__(self, trt: Any, runtime: Any, engine: Any) -> None:
+        self._trt, self._runtime, self._engine = trt, runtime, engine
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -80,6 +81,10 @@ class _Plan:
             trt.bfloat16: torch.bfloat16,
         }
         self._dtypes = {name: kinds[self._engine.get_tensor_dtype(name)] for name in names}
+
+    def fork(self) -> _Plan:
+        """The same engine with an execution context, and its memory, of its own."""
+        return _Plan(self._trt, self._runtime, self._engine)
 
     def __call__(self, inputs: Tensors) -> Tensors:
         kept = []  # as long as the GPU may read them

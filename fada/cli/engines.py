@@ -19,14 +19,23 @@ from engines.artifacts import (
 from engines.base import BACKENDS, machines
 from engines.build import PRECISIONS, BuildSpec, build
 from engines.example_inputs import example_model, names
+from engines.provision import build_missing
+from fada.cli.settings import read_settings
+from server import logs
+from server.worker.pipelines import model_choice
+
+log = logging.getLogger("fada.engines")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", required=True)
     text = "build an engine, compare it with its network and store it"
     build = commands.add_parser("build", help=text, description=text)
-    build.add_argument("--model", required=True, help="one of `fada engines models`")
-    build.add_argument("--backend", required=True, choices=sorted(BACKENDS))
+    build.add_argument(
+        "--model",
+        help="one of `fada engines models` [what a worker with these settings would build]",
+    )
+    build.add_argument("--backend", choices=sorted(BACKENDS), help="with --model")
     build.add_argument("--precision", default="fp32", choices=PRECISIONS, help="[%(default)s]")
     build.add_argument(
         "--batch",
@@ -57,7 +66,11 @@ def run(options: argparse.Namespace) -> int:
         print(*names(), sep="\n")
         return 0
     root = options.out or default_folder()
-    return _list(root) if options.action == "list" else _build(options, root)
+    if options.action == "list":
+        return _list(root)
+    if (options.model is None) != (options.backend is None):
+        raise ValueError("--model and --backend go together; without both, what a worker builds")
+    return _build_served(options, root) if options.model is None else _build(options, root)
 
 
 def batch_range(text: str) -> range:
@@ -81,6 +94,17 @@ def _build(options: argparse.Namespace, root: Path) -> int:
     place, manifest = build(model, spec, root)
     print(place)
     print(f"{manifest.title}: {_agreement(manifest)}")
+    return 0
+
+
+def _build_served(options: argparse.Namespace, root: Path) -> int:
+    settings = read_settings(options)
+    logs.configure(settings.log_format)
+    if settings.pipeline is not None:
+        raise ValueError("FADA_PIPELINE loads networks that no engine is known for")
+    torch.set_num_threads(1)
+    for built in build_missing(model_choice(settings), root):
+        log.info("%s is in %s", built.title, built.place)
     return 0
 
 

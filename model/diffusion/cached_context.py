@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class CachedContext(Generic[C]):
     def __init__(self, net: SplitNet[C]) -> None:
         self.net = net
         self._cached: tuple[Conditions, C] | None = None
+
+    def replace(self, net: SplitNet[Any]) -> None:
+        """Run on ``net`` from the next call on. Never during a call."""
+        self.net, self._cached = net, None
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:

@@ -14,6 +14,7 @@ from server.errors import ServiceError, SetupError
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    from engines.provision import StudentEngines
     from model.models import Choice
     from model.pipeline import AvatarPipeline
 
@@ -28,17 +29,18 @@ def model_names(settings: Settings) -> tuple[str, ...]:
     from model import models  # torch, which a custom loader may not need
 
     try:
-        return models.names(_choice(settings))
+        return models.names(model_choice(settings))
     except ValueError as error:
         raise SetupError(str(error)) from error
 
 
 def load_pipelines(
-    settings: Settings, only: Sequence[str] | None = None
+    settings: Settings, only: Sequence[str] | None = None, engines: StudentEngines | None = None
 ) -> dict[str, AvatarPipeline]:
     """What ``settings`` choose, by name, the default first; with ``only``, just those.
 
-    Raises `SetupError` for weights that cannot be served, and what a custom loader raises.
+    ``engines`` gives the networks' forwards, by default the best here. Raises `SetupError` for
+    weights that cannot be served, and what a custom loader raises.
     """
     names = model_names(settings) if only is None else tuple(only)
     if settings.pipeline is not None:
@@ -46,19 +48,21 @@ def load_pipelines(
         load = getattr(importlib.import_module(module), function)
         return {name: load(name) for name in names}
     # Compilers take seconds to import.
-    from engines.select import motion_engine, video_engine
+    from engines.provision import StudentEngines
     from model import models
 
-    choice = _choice(settings)
+    choice = model_choice(settings)
     if choice.weights is None:
         choice = replace(choice, models=names)
+    engines = engines or StudentEngines()
     try:
-        return {**models.load(choice, motion_engine=motion_engine, video_engine=video_engine)}
+        return {**models.load(choice, motion_engine=engines.motion, video_engine=engines.video)}
     except ValueError as error:
         raise SetupError(str(error)) from error
 
 
-def _choice(settings: Settings) -> Choice:
+def model_choice(settings: Settings) -> Choice:
+    """The models that ``settings`` name, in the model's own words."""
     from model.models import Choice
 
     return Choice(settings.models, settings.weights, settings.model_name)
