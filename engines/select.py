@@ -26,7 +26,7 @@ from engines.cuda_graphs import CapturedProgram, capture_sizes
 from engines.example_inputs import Inputs, motion_inputs, video_inputs
 from engines.export import Tensors, conditions_of
 from engines.motion_error import MAX_MOTION_ERROR, motion_error
-from engines.openvino import OpenVINONet, precisions
+from engines.openvino import cached, precisions
 from model.audio.frontend import AudioWindowSpec
 from model.diffusion.cached_context import CachedContext, SplitNet
 from model.diffusion.denoiser import Forward
@@ -158,7 +158,7 @@ def _candidates(
                 title=f"openvino {precision}",
                 reason="it is the fastest on a CPU, and no engine for a GPU fits",
                 precision=precision,
-                make=partial(OpenVINONet, net, example, threads=threads, precision=precision),
+                make=partial(cached, net, example, root, threads=threads, precision=precision),
             )
     for folder, manifest in built:
         if (folder, manifest) not in on_gpu:

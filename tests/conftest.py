@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,22 @@ def test_data() -> Path:
     if not place:
         pytest.skip("FADA_TEST_DATA is not set")
     return Path(place)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Engines are built and kept for this run alone, and shared by all of its processes."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="fada-engines-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["FADA_ENGINES"] = folder.name
+    if config.getoption("numprocesses", None):
+        # Drawing code is compiled once, while the test processes collect, and not in each of them.
+        compiling = subprocess.Popen(
+            [sys.executable, "-c", "from model.motion.space import MotionSpace; MotionSpace()"],
+            cwd=config.rootpath,
+            stderr=subprocess.DEVNULL,
+        )
+        config.add_cleanup(lambda: compiling.wait() and None)
 
 
 @pytest.hookimpl(optionalhook=True)

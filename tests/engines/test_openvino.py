@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engines import openvino
 from engines.example_inputs import motion_inputs, video_inputs
-from engines.openvino import Context, OpenVINONet
+from engines.openvino import Context, OpenVINONet, cached
 from model.audio.log_mel import LOG_MEL
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions
@@ -100,6 +102,61 @@ def test_a_network_that_depends_on_its_example_is_refused() -> None:
     example = {"x_t": torch.ones(2, 3), "t": torch.ones(2), "size": torch.ones(2)}
     with pytest.raises(ValueError, match="OpenVINO is off by"):
         OpenVINONet(BatchDependent(), example)
+
+
+@pytest.fixture
+def no_conversion(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and any conversion from then on is an error."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("converted again")
+
+    return lambda: monkeypatch.setattr(openvino, "converted", refuse)
+
+
+def test_a_second_start_reads_what_the_first_converted(
+    tmp_path: Path, no_conversion: Callable[[], None]
+) -> None:
+    net, rows = small(True), motion_inputs(2, True)
+    first = cached(net, rows, tmp_path)
+    no_conversion()
+    for _ in range(2):  # the second reads what OpenVINO has compiled as well
+        again = cached(net, rows, tmp_path)
+        assert torch.equal(predict(CachedContext(again), rows), predict(CachedContext(first), rows))
+
+
+def test_other_weights_are_converted_anew(
+    tmp_path: Path, no_conversion: Callable[[], None]
+) -> None:
+    net, rows = small(True), motion_inputs(2, True)
+    cached(net, rows, tmp_path)
+    with torch.no_grad():
+        net.out.bias += 1e-3
+    cached(net, rows, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_cache_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net, rows = small(True), motion_inputs(2, True)
+    cached(net, rows, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    weights = folder / "denoise.bin"
+    for damaged in (weights.read_bytes()[:1000], b"\x40" * weights.stat().st_size):
+        weights.write_bytes(damaged)
+        caplog.clear()
+        made = cached(net, rows, tmp_path)
+        assert "converting again" in caplog.text
+        assert agree(predict(CachedContext(made), rows), predict(net, rows))
+    caplog.clear()
+    cached(net, rows, tmp_path)
+    assert "converting again" not in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    root = tmp_path / "file"
+    root.write_text("no folder")
+    net, rows = small(True), motion_inputs(2, True)
+    assert agree(predict(CachedContext(cached(net, rows, root)), rows), predict(net, rows))
 
 
 @pytest.mark.parametrize("guided", [True, pytest.param(False, marks=pytest.mark.slow)])

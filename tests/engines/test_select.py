@@ -231,7 +231,7 @@ def test_a_precision_that_changes_the_motion_is_not_used(
     # One evaluation on random inputs would not show it.
     monkeypatch.setattr("engines.openvino._check", lambda *_, **__: None)
     monkeypatch.setattr("engines.select.precisions", lambda: ("bf16", "fp32"))
-    monkeypatch.setattr("engines.select.OpenVINONet", Coarse)
+    monkeypatch.setattr("engines.openvino.OpenVINONet", Coarse)
     weights = shipped("motion-fast")
     with caplog.at_level(logging.INFO):
         forward = motion_engine(weights)

@@ -25,8 +25,15 @@ _STOP_S = 20.0
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment, with ``settings`` instead of its own ``FADA_*``."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("FADA_")}
+    """This process's environment, with ``settings`` instead of its own ``FADA_*``.
+
+    Only the folder of engines is kept.
+    """
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "FADA_ENGINES" or not name.startswith("FADA_")
+    }
     path = os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")])
     return {**own, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **settings}
 

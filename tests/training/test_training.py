@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,22 +13,31 @@ from hypothesis import strategies as st
 
 from model.models import motion_pipeline
 from model.motion.checkpoint import load_weights
+from model.motion.network import NetConfig
 from model.motion.rollout import MotionOnly
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM
 from tests.training.helpers import fada_train
 from tests.training.test_whisper_init import made_up_whisper, write_ctranslate2
-from training.data.corpus import LipGap
+from training.data.corpus import Corpus, LipGap
 from training.guidance_distillation import LIMITS, StudentObjective
 from training.losses import MotionLoss, dimension_weights
 from training.sample_weighting import MAX_DATA_WEIGHT, AdaptiveSampleWeight
-from training.teacher import draw_timesteps, drop_conditions
+from training.teacher import TeacherInit, draw_timesteps, drop_conditions, new_teacher
 
 JAW = ACTIONS.index("jawOpen")
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The size of two updates does not matter, and bfloat16 is slow without hardware support."""
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes of two updates and of a network that learns nothing do not matter.
+
+    bfloat16 is slow without hardware support.
+    """
+
+    def small_teacher(corpus: Corpus, config: NetConfig) -> TeacherInit:
+        return new_teacher(corpus, replace(config, width=48, blocks=2))
+
+    monkeypatch.setattr("fada.cli.train.new_teacher", small_teacher)
     for size in ("teacher.AUDIO_ENCODER_BATCH", "teacher.BATCH", "step_distillation.BATCH"):
         monkeypatch.setattr(f"training.{size}", 6)
     small = partial(StudentObjective, batch=6)
