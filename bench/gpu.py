@@ -1,13 +1,16 @@
-"""Speed of the video networks' engines at full size on this GPU, against the card's peak.
+"""Speed of the motion and video networks' engines on this GPU, against the card's peak.
 
-    python bench/gpu.py [--networks …] [--backends …] [--precisions …] [--batches 1,2,4,8] [--out F]
-    python bench/gpu.py --dry                  # tiny networks on the CPU, to try the program
+    python bench/gpu.py [--networks …] [--backends …] [--precisions …] [--out F]
+                        [--batches 1,2,4,8] [--motion-batches 1,2,4,…,256]
+    python bench/gpu.py --dry          # small batches and video networks on the CPU
 
-Weights are random. Each network, backend and precision is built, compared with its network in
-single precision (see `fada engines build`) and timed in its own process, so that a failure or lack
-of memory only costs its line of the table. Times are the median of repeated calls between CUDA
-events, after as many warm-up calls. FLOPs are torch's count; the card's peak is its maker's,
-dense, in half precision with single-precision sums (`bench/flops.py`).
+Motion models are those that ship, video networks have their full size and random weights. Each
+network, backend and precision is built, compared with its network in single precision (see `fada
+engines build`) and timed in its own process, so that a failure or lack of memory only costs its
+line of the table. Times are the median of repeated calls between CUDA events, after as many warm-up
+calls. FLOPs are torch's count; the card's peak is its maker's, dense, in half precision with
+single-precision sums (`bench/flops.py`). Whole windows are summed up from their parts: the context
+once, the sampler's evaluations, and a video's decoding.
 """
 
 from __future__ import annotations
@@ -30,12 +33,51 @@ from engines.build import BuildSpec, build, in_precision, load, without_tf32
 from engines.cuda_graphs import CapturedProgram
 from engines.example_inputs import VIDEO, ExampleModel, Inputs, example_model
 from engines.export import Graph, Program, Tensors, graphs_of
+from model.audio.log_mel import HOP
+from model.types import FPS
 
-FRAMES = 12  # new frames of a window
-STEPS = (6, 4, 2)
 REPEATS = 20
 ROOT = Path(__file__).parents[1]
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12, "L4": 121e12}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a window of ``frames`` new frames is made. ``branches``: of guidance, in one batch."""
+
+    title: str
+    network: str
+    steps: int
+    frames: int
+    branches: int = 1
+    decoder: str | None = None
+
+
+# A teacher's third branch has weight 1 - s_ref, 0 at the default scales: 25 x 2 = 50 evaluations.
+_VIDEO_FRAMES = 12
+SAMPLINGS = (
+    Sampling("motion-fast, 2 steps", "motion-fast", 2, HOP),
+    Sampling("motion-teacher, 50 evaluations", "motion-teacher", 25, HOP, branches=2),
+    *(
+        Sampling(
+            f"video student, {steps} steps",
+            "video-student",
+            steps,
+            _VIDEO_FRAMES,
+            decoder="video-decoder",
+        )
+        for steps in (6, 4, 2)
+    ),
+    Sampling(
+        "video teacher, 50 evaluations",
+        "video-teacher",
+        25,
+        _VIDEO_FRAMES,
+        branches=2,
+        decoder="video-decoder",
+    ),
+)
+MOTION = ("motion-fast", "motion-teacher")
 
 
 @dataclass(frozen=True)
@@ -61,10 +103,13 @@ class Timing:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", type=_names, default=VIDEO)
+    parser.add_argument("--networks", type=_names, default=(*MOTION, *VIDEO))
     parser.add_argument("--backends", type=_names, default=("eager", "compiled", "tensorrt"))
     parser.add_argument("--precisions", type=_names, default=("fp16",))
-    parser.add_argument("--batches", type=_numbers, default=(1, 2, 4, 8))
+    parser.add_argument("--batches", type=_numbers, default=(1, 2, 4, 8), help="of video networks")
+    parser.add_argument(
+        "--motion-batches", type=_numbers, default=tuple(2**n for n in range(9)), help="[1 to 256]"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="engines, results")
     parser.add_argument("--dry", action="store_true", help="tiny networks, on the CPU")
     parser.add_argument("--case", type=_names, help=argparse.SUPPRESS)
@@ -72,7 +117,8 @@ def main() -> None:
     if not chosen.dry and not torch.cuda.is_available():
         sys.exit("bench/gpu.py: there is no GPU; --dry tries the program without one")
     if chosen.case:
-        timings = measure(Case(*chosen.case), chosen.batches, chosen.out, dry=chosen.dry)
+        case = Case(*chosen.case)
+        timings = measure(case, _batches(case, chosen), chosen.out, dry=chosen.dry)
         print(json.dumps([asdict(timing) for timing in timings]))
         return
     print(f"{_card(chosen.dry)}, torch {torch.__version__}\n")
@@ -87,7 +133,7 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     results = json.dumps([asdict(timing) for timing in timings], indent=1)
     (chosen.out / "timings.json").write_text(results)
-    print_speeds(timings)
+    print_windows(timings)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -96,6 +142,11 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
+
+
+def _batches(case: Case, chosen: argparse.Namespace) -> tuple[int, ...]:
+    """Video networks fill a card with few windows, motion networks with many."""
+    return tuple(chosen.motion_batches if case.network in MOTION else chosen.batches)
 
 
 def _card(dry: bool) -> str:
@@ -109,7 +160,9 @@ def _measured(cases: Iterable[Case], chosen: argparse.Namespace) -> Iterable[Tim
     peak = 0.0 if chosen.dry else _peak(torch.cuda.get_device_name())
     for case in cases:
         words = [sys.executable, __file__, "--case", ",".join(asdict(case).values())]
-        words += ["--batches", ",".join(map(str, chosen.batches)), "--out", str(chosen.out)]
+        for flag in ("batches", "motion_batches"):
+            words += [f"--{flag.replace('_', '-')}", ",".join(map(str, getattr(chosen, flag)))]
+        words += ["--out", str(chosen.out)]
         done = subprocess.run(
             [*words, *(["--dry"] if chosen.dry else [])], capture_output=True, text=True
         )
@@ -223,36 +276,42 @@ def _cpu_ms(program: Callable[[Tensors], Any], rows: Tensors) -> float:
     return statistics.median(spent)
 
 
-def print_speeds(timings: list[Timing]) -> None:
-    """Print frames per second of whole windows: context once, the student's steps, decoding."""
+def print_windows(timings: Iterable[Timing]) -> None:
+    """Print what whole windows of several sessions take, and how many sessions keep real time."""
     best: dict[tuple[str, str, str, int], float] = {}
     for timing in timings:
         engine = f"{timing.case.backend} {timing.case.precision}"
         key = (engine, timing.case.network, timing.function, timing.batch)
         best[key] = min(timing.ms, best.get(key, timing.ms))
-    engines = dict.fromkeys(key[0] for key in best)
-    batches = sorted({key[3] for key in best})
-    print(f"\nFrames a second, {FRAMES} a window, decoded in batches of as many as sessions:\n")
-    print("| engine | sessions | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |")
-    print("| --- | --- |" + " --- |" * len(STEPS))
-    for engine in engines:
-        for batch in batches:
-            parts = [
-                best.get((engine, *part, batch))
-                for part in (
-                    ("video-student", "context"),
-                    ("video-student", "denoise"),
-                    ("video-decoder", "decode"),
-                )
-            ]
-            if None in parts:
-                continue
-            context, denoise, decode = (float(part or 0.0) for part in parts)
-            rates = [
-                1e3 * FRAMES * batch / (context + steps * denoise + FRAMES * decode)
-                for steps in STEPS
-            ]
-            print(f"| {engine} | {batch} | " + " | ".join(f"{rate:.1f}" for rate in rates) + " |")
+    print(f"\nWhole windows, the network alone; real time is {FPS} frames a second:\n")
+    print("| window | engine | at once | ms | frames/s | sessions in real time |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for sampling in SAMPLINGS:
+        for engine in dict.fromkeys(key[0] for key in best):
+            for sessions in sorted({key[3] for key in best}):
+                ms = _window_ms(best, sampling, engine, sessions=sessions)
+                if ms is not None:
+                    rate = 1e3 * sampling.frames * sessions / ms
+                    print(
+                        f"| {sampling.title} | {engine} | {sessions} | {ms:.2f} | {rate:.1f} "
+                        f"| {rate / FPS:.1f} |"
+                    )
+
+
+def _window_ms(
+    best: dict[tuple[str, str, str, int], float], sampling: Sampling, engine: str, *, sessions: int
+) -> float | None:
+    """One window of each of ``sessions``; None where a part was not timed at that batch."""
+    rows = sessions * sampling.branches
+    context = best.get((engine, sampling.network, "context", rows))
+    denoise = best.get((engine, sampling.network, "denoise", rows))
+    if context is None or denoise is None:
+        return None
+    ms = context + sampling.steps * denoise
+    if sampling.decoder is None:
+        return ms
+    decode = best.get((engine, sampling.decoder, "decode", sessions))
+    return None if decode is None else ms + sampling.frames * decode
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ def test_it_times_every_network_and_goes_on_when_one_fails(tmp_path: Path) -> No
     timings = json.loads((tmp_path / "timings.json").read_text())
     functions = {(t["case"]["network"], t["function"]) for t in timings}
     assert functions == {
+        ("motion-fast", "context"),
+        ("motion-fast", "denoise"),
+        ("motion-teacher", "context"),
+        ("motion-teacher", "denoise"),
         ("video-student", "context"),
         ("video-student", "denoise"),
         ("video-teacher", "context"),
@@ -43,7 +47,12 @@ def test_it_times_every_network_and_goes_on_when_one_fails(tmp_path: Path) -> No
     report = (tmp_path / "report.md").read_text()
     if not torch.cuda.is_available():
         assert "| video-student | tensorrt fp16 | failed: ValueError: tensorrt cannot run" in report
-    assert "| eager fp16 | 2 |" in report.split("Frames a second")[1]
+    windows = report.split("Whole windows")[1]
+    assert "| motion-fast, 2 steps | eager fp16 | 2 |" in windows
+    assert "| motion-teacher, 50 evaluations | eager fp16 | 1 |" in windows
+    assert "| video student, 2 steps | eager fp16 | 2 |" in windows
+    live = json.loads((tmp_path / "live.json").read_text())
+    assert live["runs"][0]["sessions"] == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
