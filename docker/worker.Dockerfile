@@ -6,7 +6,7 @@ RUN python -m venv /opt/fada
 COPY pyproject.toml README.md LICENSE NOTICE docker/constraints.txt hatch_build.py ./
 COPY clients/python/pyproject.toml client.toml
 # torch separately, because the index decides which build is installed.
-RUN python -c "import tomllib; p, c = (tomllib.load(open(n, 'rb'))['project'] for n in ('pyproject.toml', 'client.toml')); x = p['optional-dependencies']; print(*p['dependencies'], *c['dependencies'], *x['serve'], *x['otel'], sep='\n')" > needed.txt \
+RUN python -c "import tomllib; p, c = (tomllib.load(open(n, 'rb'))['project'] for n in ('pyproject.toml', 'client.toml')); x = p['optional-dependencies']; print(*p['dependencies'], *c['dependencies'], *x['serve'], *x['c2pa'], *x['otel'], sep='\n')" > needed.txt \
     && grep '^torch==' needed.txt > torch.txt
 
 FROM needed AS build-cpu

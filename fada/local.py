@@ -34,6 +34,7 @@ from server.errors import ServiceError, SetupError
 from server.settings import Settings
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
+from server.worker.marks import load_marks
 from server.worker.pipelines import encode_portrait, load_pipelines, model_names, model_view
 from server.worker.sandbox import Sandbox
 from server.worker.session import SpeechInterrupted, VideoFragment, VideoSession, VideoStarted
@@ -87,6 +88,7 @@ class LocalClient:
         """Loads ``model`` when it is first needed. Raises `InvalidOption` for an unknown one."""
         with _client_errors():
             names = model_names(settings)
+            self.marks = load_marks(settings)
         if model not in (None, *names):
             raise InvalidOption(f"model = {model!r}, expected one of {', '.join(names)}")
         self._settings, self._name = settings, model or names[0]
@@ -136,6 +138,7 @@ class LocalClient:
         if out is not None:
             with animation, Path(out).open("wb") as file:
                 file.writelines(animation)
+            self.marks.sign_file(Path(out))
         return animation
 
     def create_avatar(self, portrait: Media, *, model: str | None = None) -> Avatar:
@@ -246,7 +249,14 @@ class LocalClient:
     ) -> VideoSession:
         name = secrets.token_hex(12)
         return VideoSession(
-            self._loaded(), reference, speech, seed=seed, pool=self._pool, name=name, raw=raw
+            self._loaded(),
+            reference,
+            speech,
+            seed=seed,
+            pool=self._pool,
+            name=name,
+            raw=raw,
+            label=self.marks.label,
         )
 
 

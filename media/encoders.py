@@ -16,6 +16,7 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
 from media.colour import Plane, to_yuv420
+from media.label import LabelText, make_label
 
 SAMPLE_RATE = 48_000
 AAC_FRAME = 1024  # samples
@@ -27,10 +28,12 @@ class H264Encoder:
     """Encodes pictures of one even size without delay: one in, one out.
 
     It uses x264's fastest preset: a talking portrait is a still with small motion, where the search
-    of slower presets finds little (`bench/stage_times.py`).
+    of slower presets finds little (`bench/stage_times.py`). A ``label`` is drawn on every picture.
     """
 
-    def __init__(self, width: int, height: int, fps: int) -> None:
+    def __init__(
+        self, width: int, height: int, fps: int, *, label: LabelText | None = None
+    ) -> None:
         if width <= 0 or height <= 0 or width % 2 or height % 2:
             raise ValueError(f"width and height must be even and positive, got {width}x{height}")
         self._size = (height, width, 3)
@@ -39,6 +42,7 @@ class H264Encoder:
         # One frame for all pictures: the encoder copies it.
         self._frame = VideoFrame(width, height, "yuv420p")
         self._planes = tuple(_plane(self._frame, i) for i in range(3))
+        self._label = None if label is None else make_label(label, width, height)
         self._count = 0
 
     def encode(self, rgb: NDArray[np.uint8], *, key: bool) -> bytes:
@@ -49,6 +53,8 @@ class H264Encoder:
         if rgb.shape != self._size:
             raise ValueError(f"a frame must have shape {self._size}, got {rgb.shape}")
         to_yuv420(np.ascontiguousarray(rgb), *self._planes)
+        if self._label is not None:
+            self._label.draw(*self._planes)
         self._frame.pts = self._count
         self._frame.pict_type = PictureType.I if key else PictureType.NONE
         self._count += 1

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from media import boxes, marks
 from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
+from media.label import LabelText
 
 AUDIO_CODEC = "mp4a.40.2"
 # A fragment starts with a keyframe if its first frame is this far from the last one. Players take
@@ -22,7 +23,14 @@ _TICKS_PER_FRAME = 512
 # With four frames the joint is within the codec's own error, with none it is audible.
 _OVERLAP = 5 * AAC_FRAME  # the first frame only primes the encoder
 
-__all__ = ["AUDIO_CODEC", "KEY_INTERVAL", "SAMPLE_RATE", "FragmentedMP4Muxer", "MuxerState"]
+__all__ = [
+    "AT_START",
+    "AUDIO_CODEC",
+    "KEY_INTERVAL",
+    "SAMPLE_RATE",
+    "FragmentedMP4Muxer",
+    "MuxerState",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class MuxerState:
     sound: NDArray[np.int16]
 
 
-_AT_START = MuxerState(0, 0, 0, 0, np.zeros(0, np.int16))
+AT_START = MuxerState(0, 0, 0, 0, np.zeros(0, np.int16))
 _FULL_SCALE = 32767
 
 
@@ -58,7 +66,7 @@ class FragmentedMP4Muxer:
     keyframe.
 
     The init segment and every keyframe say that a machine made the video (`media.marks`);
-    ``created`` is the day they give, by default today.
+    ``created`` is the day they give, by default today. ``label`` is drawn on every frame.
     """
 
     def __init__(
@@ -67,10 +75,11 @@ class FragmentedMP4Muxer:
         height: int,
         fps: int,
         *,
-        state: MuxerState = _AT_START,
+        state: MuxerState = AT_START,
         created: date | None = None,
+        label: LabelText | None = None,
     ) -> None:
-        self._video = H264Encoder(width, height, fps)
+        self._video = H264Encoder(width, height, fps, label=label)
         self._sequence = state.sequence
         self._frames = state.frames
         self._since_key = KEY_INTERVAL

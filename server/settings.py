@@ -106,6 +106,25 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="proxies whose X-Forwarded-For is trusted, comma-separated; *: any"
     )
+    label: str | None = Field(
+        None, min_length=1, description="visible label in a corner of every frame, such as AI"
+    )
+    label_font: Path | None = Field(
+        None,
+        description="TrueType or OpenType file with the label's letters; unset: letters of ASCII",
+    )
+    c2pa_cert: Path | None = Field(
+        None,
+        description="PEM file with a signer's certificates: finished videos get a C2PA manifest",
+    )
+    c2pa_key: Path | None = Field(
+        None, description="PEM file with the private key of the first certificate"
+    )
+    c2pa_timestamps: str | None = Field(
+        None,
+        pattern=r"^https?://.+",
+        description="URL of a time stamp authority (RFC 3161) for C2PA manifests",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="format of log lines: text or json"
     )

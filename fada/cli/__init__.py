@@ -30,6 +30,7 @@ COMMANDS = {
     "api": Command("api", "run the HTTP half of the service; needs FADA_REDIS_URL"),
     "worker": Command("worker", "run one worker of the service; needs FADA_REDIS_URL"),
     "animate": Command("animate", "make one video, in this process or by a service"),
+    "verify": Command("verify", "show which marks a video bears, and whether they hold"),
     "health": Command("health", "check that the API or a worker of this machine is alive"),
     "engines": Command("engines", "build, list and check compiled networks"),
     "bench": Command("bench", "measure a running service", extra="train"),

@@ -65,6 +65,8 @@ def _here(options: argparse.Namespace, given: dict[str, Any]) -> None:
         for unit in video:
             file.write(unit)
             bar.update(video.frames - bar.n)
+        file.flush()
+        client.marks.sign_file(Path(file.name))
         took_s = time.monotonic() - video.began_s
     print(
         f"{options.out}: {video.duration_s:.2f} s, {video.frames} frames, seed {video.seed}; "

@@ -30,11 +30,19 @@ def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     start_logging(settings, "api")
     _check_packages(settings)
+    _check_marks(settings)
     wait_for_redis(settings)
     with service.listening(options.host, options.port) as sock:
         if options.workers is not None:
             settings = Settings(workers=options.workers)  # type: ignore[call-arg]
         return service.serve_all(settings, sock, options.host)
+
+
+def _check_marks(settings: Settings) -> None:
+    """Raises `SetupError` for marks that no worker could make."""
+    from server.worker.marks import load_marks
+
+    load_marks(settings)
 
 
 def _check_packages(settings: Settings) -> None:

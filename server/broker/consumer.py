@@ -180,6 +180,12 @@ class JobConsumer:
         """An upload of the job, one of `redis.PARTS`."""
         return await self._get(redis.part_key(job_id, part))
 
+    async def video(self, job_id: str) -> list[bytes]:
+        """What has been published of a kept video: the init segment, then each fragment."""
+        entries = await self.connection.redis.xrange(redis.out_key(job_id))
+        events = [messages.unpack_event(fields[b"m"], fields[b"b"]) for _, fields in entries]
+        return [e.data for e in events if isinstance(e, messages.Started | messages.Fragment)]
+
     async def commands(
         self, job_id: str, after: str
     ) -> AsyncIterator[list[tuple[str, messages.AnyCommand]]]:
@@ -241,6 +247,8 @@ class JobConsumer:
             status, fields = "failed", {"code": ending.code, "detail": ending.detail}
         elif isinstance(ending, messages.Done):
             fields = {"frames": ending.frames, "duration_s": ending.duration_s}
+            if ending.init:
+                fields["init"] = ending.init
         ended = await self.connection.end(
             claim.job_id,
             claim.token,

@@ -122,11 +122,13 @@ class AvatarCreated(_Message):
 
 
 class Done(_Message):
-    """The end of a complete video."""
+    """The end of a complete video. ``init`` is an init segment for later readers: with a manifest
+    of the whole video, or empty if there is none."""
 
     type: Literal["done"] = "done"
     frames: int
     duration_s: float
+    init: bytes = Field(exclude=True, default=b"")
 
 
 class Failed(_Message):

@@ -110,11 +110,18 @@ class JobProducer:
             for entry, fields in entries:
                 last = entry
                 event = messages.unpack_event(fields[b"m"], fields[b"b"])
+                if isinstance(event, messages.Started) and not consume:
+                    event = await self._with_manifest(job_id, event)
                 yield event
                 if isinstance(event, messages.Ending):
                     return
                 if consume and isinstance(event, messages.Fragment):
                     await self._acknowledge(job_id, last, event.index)
+
+    async def _with_manifest(self, job_id: str, started: messages.Started) -> messages.Started:
+        """``started`` with the init segment of a signed video, once it is finished."""
+        init = await self.connection.redis.hget(redis.job_key(job_id), "init")
+        return started if init is None else started.model_copy(update={"data": bytes(init)})
 
     async def cancel(self, job_id: str) -> bool:
         """End the job now; False if it had ended before or is unknown.

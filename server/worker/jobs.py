@@ -251,12 +251,25 @@ class AnimationJob(_VideoJob):
                 pool=self._resources.pool,
                 name=self._name,
                 snapshot=self._saved,
+                label=self._resources.marks.label,
             )
             began_s = time.monotonic()
             done = await self._run(session)
         if self._saved is None:
             metrics.real_time_factor(done.duration_s, time.monotonic() - began_s)
+        if self._kept and self._resources.marks.credentials is not None:
+            return done.model_copy(update={"init": await self._signed_init()})
         return done
+
+    async def _signed_init(self) -> bytes:
+        """The init segment of the whole video, with a manifest of it."""
+        resources = self._resources
+        init, *fragments = await resources.consumer.video(self._claim.job_id)
+        video = b"".join([init, *fragments])
+        signed = await asyncio.get_running_loop().run_in_executor(
+            resources.pool, resources.marks.signed, video
+        )
+        return signed[: len(init) + len(signed) - len(video)]
 
     async def _wait_for_turn(self) -> None:
         while not self._resources.capacity.has_spare:  # live sessions need it all
@@ -326,6 +339,7 @@ class LiveJob(_VideoJob):
             pool=self._resources.live_pool,
             name=self._name,
             snapshot=self._saved,
+            label=self._resources.marks.label,
         )
         return await self._run(session)
 

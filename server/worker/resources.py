@@ -16,6 +16,7 @@ from server.broker.consumer import JobConsumer
 from server.errors import ServiceError
 from server.worker.batcher import Batcher
 from server.worker.capacity import Capacity
+from server.worker.marks import NO_MARKS, Marks
 from server.worker.pipelines import encode_portrait
 from server.worker.sandbox import Sandbox
 
@@ -42,9 +43,10 @@ class WorkerResources:
         capacity: Capacity,
         sandbox: Sandbox,
         max_audio_s: float,
+        marks: Marks = NO_MARKS,
     ) -> None:
         self.consumer, self.capacity, self.sandbox = consumer, capacity, sandbox
-        self.max_audio_s = max_audio_s
+        self.max_audio_s, self.marks = max_audio_s, marks
         # Jobs that may have killed a worker: each is tried once more, with no other job running.
         self.quarantine: set[str] = set()
         cores = os.cpu_count() or 1

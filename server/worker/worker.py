@@ -28,6 +28,7 @@ from server.worker import jobs, memory
 from server.worker.backpressure import JobAborted, ReaderGone
 from server.worker.calibration import calibrate
 from server.worker.capacity import Capacity
+from server.worker.marks import NO_MARKS, Marks, load_marks
 from server.worker.pipelines import load_pipelines, model_view
 from server.worker.resources import WorkerResources
 from server.worker.sandbox import Sandbox
@@ -64,6 +65,7 @@ class Worker:
         pipelines: Mapping[str, AvatarPipeline],
         *,
         capacity: Capacity,
+        marks: Marks = NO_MARKS,
     ) -> None:
         self._settings = settings
         self._consumer = consumer
@@ -76,6 +78,7 @@ class Worker:
             capacity=capacity,
             sandbox=self._sandbox,
             max_audio_s=settings.max_audio_s,
+            marks=marks,
         )
         self._held: dict[str, _HeldJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # of jobs held and of jobs released
@@ -311,17 +314,23 @@ class Worker:
 def main(settings: Settings, url: str) -> None:
     """Load the models, then work until SIGTERM or SIGINT."""
     memory.map_large_blocks()
+    marks = load_marks(settings)
     pipelines = load_pipelines(settings)
     capacity = calibrate(
         pipelines, workers=settings.workers or 1, max_sessions=settings.sessions_per_worker
     )
     log.info("loaded %s; places for %d live sessions", ", ".join(pipelines), capacity.places(0))
     memory.freeze_gc_heap()
-    asyncio.run(_serve_until_signalled(settings, url, pipelines, capacity=capacity))
+    asyncio.run(_serve_until_signalled(settings, url, pipelines, capacity=capacity, marks=marks))
 
 
 async def _serve_until_signalled(
-    settings: Settings, url: str, pipelines: Mapping[str, AvatarPipeline], *, capacity: Capacity
+    settings: Settings,
+    url: str,
+    pipelines: Mapping[str, AvatarPipeline],
+    *,
+    capacity: Capacity,
+    marks: Marks,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -337,4 +346,5 @@ async def _serve_until_signalled(
     )
     async with connect(url) as connection, metrics.reporting(connection, "worker"):
         consumer = JobConsumer(connection, liveness.worker_id(os.getpid()), retention)
-        await Worker(settings, consumer, pipelines, capacity=capacity).serve(stop)
+        worker = Worker(settings, consumer, pipelines, capacity=capacity, marks=marks)
+        await worker.serve(stop)

@@ -126,7 +126,9 @@ def test_the_constraints_pin_what_the_images_need() -> None:
     pins = {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines if line}
     assert all(str(pin.specifier).startswith("==") for pin in pins.values())
     tensorrt = [text for text in project()["tensorrt"] if not text.startswith("fada")]
-    for text in project()[""] + project()["serve"] + project()["otel"] + tensorrt:
+    for text in (
+        project()[""] + project()["serve"] + project()["c2pa"] + project()["otel"] + tensorrt
+    ):
         need = Requirement(text)
         if need.name == "torch":  # its index decides which build it is
             continue

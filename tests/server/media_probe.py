@@ -60,6 +60,12 @@ def probe(blob: bytes) -> Probe:
         )
 
 
+def pictures_of(blob: bytes) -> NDArray[np.uint8]:
+    """(T, H, W, 3) RGB: every frame of an MP4."""
+    with av.open(io.BytesIO(blob)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
 def boxes(blob: bytes) -> list[tuple[str, bytes]]:
     """The top-level boxes in order; fails if anything else is there."""
     found, at = [], 0

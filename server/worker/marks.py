@@ -1,0 +1,66 @@
+"""The marks that settings ask for beside those of every video: a visible label, a signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from media.label import LabelText
+from server.errors import SetupError
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from media.signing import Credentials
+
+
+@dataclass(frozen=True)
+class Marks:
+    """``label`` is drawn on every frame; finished videos are signed with ``credentials``."""
+
+    label: LabelText | None = None
+    credentials: Credentials | None = None
+
+    def signed(self, video: bytes) -> bytes:
+        """A finished ``video`` with its manifest, or as it is without credentials; blocks.
+
+        Raises ``RuntimeError`` where it cannot be signed.
+        """
+        if self.credentials is None:
+            return video
+        from media.signing import sign
+
+        return sign(video, self.credentials)
+
+    def sign_file(self, path: Path) -> None:
+        """Replace a finished file's content by its signed content."""
+        if self.credentials is not None:
+            path.write_bytes(self.signed(path.read_bytes()))
+
+
+NO_MARKS = Marks()
+
+
+def load_marks(settings: Settings) -> Marks:
+    """Raises `SetupError` for a label or credentials that cannot be used."""
+    try:
+        label = None if settings.label is None else LabelText(settings.label, settings.label_font)
+    except ValueError as error:
+        raise SetupError(f"setting FADA_LABEL: {error}") from error
+    certificates, key = settings.c2pa_cert, settings.c2pa_key
+    if certificates is None and key is None:
+        return Marks(label)
+    if certificates is None or key is None:
+        raise SetupError("settings FADA_C2PA_CERT and FADA_C2PA_KEY: expected both or none")
+    from media.signing import load_credentials
+
+    try:
+        credentials = load_credentials(certificates, key, timestamps=settings.c2pa_timestamps)
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"setting FADA_C2PA_CERT needs the extra \"c2pa\": pip install 'fada[c2pa]' "
+            f"({error.name} is not installed)"
+        ) from error
+    except ValueError as error:
+        raise SetupError(f"settings FADA_C2PA_CERT and FADA_C2PA_KEY: {error}") from error
+    return Marks(label, credentials)
