@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("fada", "server", "training", "engines", "media", "model")
+PACKAGES = ("fada", "server", "training", "engines", "media", "model", "clients/python/fada_client")
 
 
 def test_a_type_name_is_defined_once() -> None:

@@ -201,7 +201,7 @@ class _LiveConnection:
         )
         await self._websocket.send_bytes(started.data)
         async for event in events:
-            if isinstance(event, messages.Done):
+            if isinstance(event, messages.JobDone):
                 await _send(
                     self._websocket,
                     {"type": "done", "frames": event.frames, "duration_s": event.duration_s},
@@ -213,11 +213,11 @@ class _LiveConnection:
     async def _forward(self, event: messages.AnyEvent) -> None:
         if isinstance(event, messages.Failed):
             raise ServiceError(event.code, event.detail)
-        if isinstance(event, messages.Interrupted):
+        if isinstance(event, messages.JobInterrupted):
             self._consumed = max(self._consumed, event.consumed_bytes)
             self._arrivals.seek(event.consumed_bytes)
             await _send(self._websocket, {"type": "interrupted", "at_s": event.at_s})
-        elif isinstance(event, messages.Fragment):
+        elif isinstance(event, messages.JobFragment):
             self._consumed = max(self._consumed, event.consumed_bytes)
             fields = {
                 "type": "fragment",
@@ -232,7 +232,7 @@ class _LiveConnection:
         else:
             raise ServiceError("internal_error", f"the session ended as {event.type}")
 
-    def _record_latency(self, fragment: messages.Fragment) -> None:
+    def _record_latency(self, fragment: messages.JobFragment) -> None:
         if not fragment.speech:  # all audio before it has been played
             self._arrivals.seek(fragment.consumed_bytes)
             return

@@ -69,7 +69,7 @@ async def first_fragment_timed(
     """Yield the same events; record the time from ``start_s`` to the first fragment."""
     waiting = True
     async for event in events:
-        if waiting and isinstance(event, messages.Fragment):
+        if waiting and isinstance(event, messages.JobFragment):
             metrics.first_fragment(kind, time.monotonic() - start_s)
             waiting = False
         yield event
@@ -144,9 +144,9 @@ class VideoResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send(_body(self._started.data))
         async for event in self._events:
-            if isinstance(event, messages.Fragment):
+            if isinstance(event, messages.JobFragment):
                 await send(_body(event.data))
-            elif isinstance(event, messages.Done):
+            elif isinstance(event, messages.JobDone):
                 with contextlib.suppress(OSError):  # the client may disconnect after the last byte
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return

@@ -226,7 +226,7 @@ class JobConsumer:
         fields: dict[str, Any] = {}
         if isinstance(event, messages.Started):
             fields = {"total_s": event.total_s or 0}
-        elif isinstance(event, messages.Fragment) and event.frames:
+        elif isinstance(event, messages.JobFragment) and event.frames:
             fields = {
                 "duration_s": event.start_s + event.duration_s,
                 "frames": event.first_frame + event.frames,
@@ -245,7 +245,7 @@ class JobConsumer:
         status, fields = "done", dict[str, Any]()
         if isinstance(ending, messages.Failed):
             status, fields = "failed", {"code": ending.code, "detail": ending.detail}
-        elif isinstance(ending, messages.Done):
+        elif isinstance(ending, messages.JobDone):
             fields = {"frames": ending.frames, "duration_s": ending.duration_s}
             if ending.init:
                 fields["init"] = ending.init

@@ -89,7 +89,7 @@ class Started(_Message):
     data: bytes = Field(exclude=True, default=b"")
 
 
-class Fragment(_Message):
+class JobFragment(_Message):
     """One ``moof`` + ``mdat``; the last may hold audio alone (``frames`` 0).
 
     ``consumed_bytes`` counts the bytes of `AudioChunk` that a live session has consumed so far.
@@ -106,8 +106,8 @@ class Fragment(_Message):
     data: bytes = Field(exclude=True, default=b"")
 
 
-class Interrupted(_Message):
-    """Speech from before `Interrupt` ends here; ``consumed_bytes`` as in `Fragment`."""
+class JobInterrupted(_Message):
+    """Speech from before `Interrupt` ends here; ``consumed_bytes`` as in `JobFragment`."""
 
     type: Literal["interrupted"] = "interrupted"
     at_s: float
@@ -121,7 +121,7 @@ class AvatarCreated(_Message):
     avatar: AvatarView
 
 
-class Done(_Message):
+class JobDone(_Message):
     """The end of a complete video. ``init`` is an init segment for later readers: with a manifest
     of the whole video, or empty if there is none."""
 
@@ -145,7 +145,7 @@ class Cancelled(_Message):
     type: Literal["cancelled"] = "cancelled"
 
 
-Ending = AvatarCreated | Done | Failed | Cancelled
+Ending = AvatarCreated | JobDone | Failed | Cancelled
 
 
 class Ack(_Message):
@@ -183,7 +183,7 @@ class End(_Message):
     type: Literal["end"] = "end"
 
 
-Progress = Started | Fragment | Interrupted
+Progress = Started | JobFragment | JobInterrupted
 LiveCommand = AudioChunk | Interrupt | Update | End
 AnyRequest = AnimateRequest | LiveRequest | AvatarRequest
 AnyEvent = Queued | Progress | Ending
@@ -205,14 +205,14 @@ def unpack_request(text: bytes) -> AnyRequest:
 
 def pack_event(event: AnyEvent) -> tuple[bytes, bytes]:
     """Serialise as JSON and the raw bytes beside it."""
-    data = event.data if isinstance(event, Started | Fragment) else b""
+    data = event.data if isinstance(event, Started | JobFragment) else b""
     return event.model_dump_json().encode(), data
 
 
 def unpack_event(text: bytes, data: bytes) -> AnyEvent:
     """The inverse of `pack_event`."""
     event = _EVENT.validate_json(text)
-    if isinstance(event, Started | Fragment):
+    if isinstance(event, Started | JobFragment):
         return event.model_copy(update={"data": data})
     return event
 

@@ -115,7 +115,7 @@ class JobProducer:
                 yield event
                 if isinstance(event, messages.Ending):
                     return
-                if consume and isinstance(event, messages.Fragment):
+                if consume and isinstance(event, messages.JobFragment):
                     await self._acknowledge(job_id, last, event.index)
 
     async def _with_manifest(self, job_id: str, started: messages.Started) -> messages.Started:

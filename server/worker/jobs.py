@@ -50,7 +50,7 @@ _READER_MISSES = 5  # after a stall of the broker, a reader needs time to show i
 
 async def run_job(
     resources: WorkerResources, claim: Claim
-) -> messages.AvatarCreated | messages.Done:
+) -> messages.AvatarCreated | messages.JobDone:
     """The whole job, or what another worker left of it.
 
     Raises `ServiceError` for input that cannot be used, and `JobAborted` when its reader stopped,
@@ -103,7 +103,7 @@ class _VideoJob:
         self._inbox = Inbox(self._position.entry, self._position.edge)
         self._commands = resources.consumer.commands(claim.job_id, self._position.entry)
 
-    async def _while_read(self, job: Coroutine[Any, Any, messages.Done]) -> messages.Done:
+    async def _while_read(self, job: Coroutine[Any, Any, messages.JobDone]) -> messages.JobDone:
         """Do the job, apply its readers' commands meanwhile, and end it when they are gone."""
         main = asyncio.create_task(job)
         others = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch_reader())]
@@ -143,7 +143,7 @@ class _VideoJob:
     def _apply(self, command: messages.LiveCommand) -> None:
         """A video of a file takes no commands."""
 
-    async def _run(self, session: VideoSession) -> messages.Done:
+    async def _run(self, session: VideoSession) -> messages.JobDone:
         """Publish all that the session makes, no faster than it is read."""
         if self._saved is not None and not self._saved.closed:
             await self._wait_for_turn()
@@ -155,7 +155,7 @@ class _VideoJob:
                     self._measure(event, time.monotonic() - began_s)
                 if not snapshot.closed:
                     await self._wait_for_turn()
-        return messages.Done(frames=session.frames, duration_s=session.duration_s)
+        return messages.JobDone(frames=session.frames, duration_s=session.duration_s)
 
     async def _wait_for_turn(self) -> None:
         """Return when the session may go on."""
@@ -170,7 +170,7 @@ class _VideoJob:
     async def _publish(self, event: Event, snapshot: Snapshot) -> None:
         """One event with the snapshot after it."""
         message = _message(event)
-        if isinstance(message, messages.Fragment):
+        if isinstance(message, messages.JobFragment):
             self._backpressure.published(message.index)
         entry, edge = self._inbox.held(self._consumed_bytes)
         saved = pack_saved(snapshot, InboxPosition(entry, edge, self._backpressure.last_read))
@@ -184,7 +184,7 @@ class _VideoJob:
             raise JobAborted("it has ended, or another worker has it")
         # Progress clears the job of suspicion: the worker before did not end because of it.
         self._resources.quarantine.discard(self._claim.job_id)
-        if isinstance(message, messages.Fragment):
+        if isinstance(message, messages.JobFragment):
             metrics.fragment("speech" if message.speech else "idle", message.duration_s)
 
     @property
@@ -205,8 +205,8 @@ def _message(event: Event) -> messages.Progress:
             data=event.data,
         )
     if isinstance(event, SpeechInterrupted):
-        return messages.Interrupted(at_s=event.at_s, consumed_bytes=event.consumed_bytes)
-    return messages.Fragment(
+        return messages.JobInterrupted(at_s=event.at_s, consumed_bytes=event.consumed_bytes)
+    return messages.JobFragment(
         index=event.index,
         first_frame=event.first_frame,
         frames=event.frames,
@@ -225,11 +225,11 @@ class AnimationJob(_VideoJob):
         super().__init__(resources, claim, AHEAD)
         self._kept = claim.request.keep
 
-    async def make(self, request: messages.AnimateRequest) -> messages.Done:
+    async def make(self, request: messages.AnimateRequest) -> messages.JobDone:
         """From the uploads, or from the snapshot on."""
         return await self._while_read(self._make(request))
 
-    async def _make(self, request: messages.AnimateRequest) -> messages.Done:
+    async def _make(self, request: messages.AnimateRequest) -> messages.JobDone:
         deadline_s = math.inf if request.keep else time.monotonic()
         batcher = self._resources.batcher(request.model)
         pipeline = batcher.pipeline
@@ -305,7 +305,7 @@ class LiveJob(_VideoJob):
         self._speech: LiveSpeech | None = None
         self._work_s = 0.0  # on the current window
 
-    async def make(self, request: messages.LiveRequest) -> messages.Done:
+    async def make(self, request: messages.LiveRequest) -> messages.JobDone:
         """From the start, or from the snapshot on; what was pushed since comes first."""
         window_spec = self._resources.batcher(request.model).pipeline.window_spec
         pool = self._resources.live_pool
@@ -326,7 +326,7 @@ class LiveJob(_VideoJob):
         self._receive(await anext(self._commands))
         return await self._while_read(self._make(request, speech))
 
-    async def _make(self, request: messages.LiveRequest, speech: LiveSpeech) -> messages.Done:
+    async def _make(self, request: messages.LiveRequest, speech: LiveSpeech) -> messages.JobDone:
         batcher = self._resources.batcher(request.model)
         reference = await self._resources.reference(
             self._claim.job_id, request.avatar_id, batcher.pipeline

@@ -63,8 +63,8 @@ def started() -> messages.Started:
     )
 
 
-def fragment(index: int) -> messages.Fragment:
-    return messages.Fragment(
+def fragment(index: int) -> messages.JobFragment:
+    return messages.JobFragment(
         index=index, first_frame=8 * index, frames=8, start_s=0.32 * index, duration_s=0.32,
         data=bytes([index]) * 1000,
     )  # fmt: skip
@@ -110,7 +110,7 @@ async def test_a_job_reaches_a_worker_and_its_video_the_reader(url: str) -> None
         sent = [started(), fragment(0), fragment(1)]
         for number, event in enumerate(sent):
             assert await publish(consumer, claim, number + 1, event=event)
-        done = messages.Done(frames=16, duration_s=0.64)
+        done = messages.JobDone(frames=16, duration_s=0.64)
         await consumer.end(claim, done)
         events = await read_all(producer, job_id, consume=True)
         assert events == [messages.Queued(), *sent, done]
@@ -158,7 +158,7 @@ async def test_a_kept_video_can_be_read_again_until_evicted(url: str) -> None:
             claim = await claim_next(consumer)
             await publish(consumer, claim, 1, event=started())
             await publish(consumer, claim, 2, event=fragment(0))
-            await consumer.end(claim, messages.Done(frames=8, duration_s=0.32))
+            await consumer.end(claim, messages.JobDone(frames=8, duration_s=0.32))
         assert [await producer.keeps_video(job_id) for job_id in ids] == [False, True, True]
         once = await read_all(producer, ids[2], consume=False)
         assert fragment(0) in once
@@ -184,7 +184,7 @@ async def test_a_worker_notices_a_cancelled_job(url: str) -> None:
         await producer.abandon(job_id)
         assert await consumer.renew([claim]) == [False]
         assert not await publish(consumer, claim, 1, event=fragment(0))
-        await consumer.end(claim, messages.Done(frames=0, duration_s=0.0))
+        await consumer.end(claim, messages.JobDone(frames=0, duration_s=0.0))
         view = await producer.view(job_id)
         assert view is not None and view.status == "cancelled"
         assert await keys(producer) == {redis.job_key(job_id)}
@@ -200,7 +200,7 @@ async def test_a_full_queue_is_busy(url: str) -> None:
         assert len(await keys(producer)) == 2 * 4  # nothing of the refused one
         claim = await claim_next(consumer)
         assert claim.job_id == first
-        await consumer.end(claim, messages.Done(frames=0, duration_s=0.0))
+        await consumer.end(claim, messages.JobDone(frames=0, duration_s=0.0))
         await producer.submit(animate_request(), PARTS)
 
 
@@ -211,7 +211,7 @@ async def test_a_full_memory_evicts_and_then_is_busy(url: str) -> None:
         await publish(
             consumer, claim, 1, event=fragment(0).model_copy(update={"data": bytes(4 << 20)})
         )
-        await consumer.end(claim, messages.Done(frames=8, duration_s=0.32))
+        await consumer.end(claim, messages.JobDone(frames=8, duration_s=0.32))
         await consumer.save_avatar(avatar("a"), b"a")
         running = await producer.submit(animate_request(), PARTS)
         claim = await claim_next(consumer)
@@ -274,7 +274,7 @@ async def test_another_worker_resumes_a_dead_ones_job(url: str) -> None:
         assert not await publish(consumer, claim, 3, event=fragment(1))
         await consumer.end(claim, messages.Failed(code="internal_error", detail="late"))
         assert await publish(other, again, 3, event=fragment(1))
-        done = messages.Done(frames=16, duration_s=0.64)
+        done = messages.JobDone(frames=16, duration_s=0.64)
         await other.end(again, done)
         events = await read_all(producer, job_id, consume=True)
         assert events == [messages.Queued(), started(), fragment(0), fragment(1), done]
@@ -392,7 +392,7 @@ async def test_repeated_steps_take_effect_once(url: str) -> None:
         assert await producer.connection.redis.xlen(redis.out_key(job_id)) == 2
         assert await pending_commands(consumer, job_id) == [messages.Ack(index=-1), messages.End()]
         for _ in range(2):
-            await consumer.end(claim, messages.Done(frames=0, duration_s=0.0))
+            await consumer.end(claim, messages.JobDone(frames=0, duration_s=0.0))
         assert await producer.connection.redis.xlen(redis.out_key(job_id)) == 3
 
 

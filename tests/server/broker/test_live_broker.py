@@ -81,12 +81,12 @@ async def test_an_ended_session_leaves_no_keys(url: str) -> None:
         job_id = await producer.submit(live_request(), {"portrait": b"picture"})
         claim = await claim_next(consumer, "live")
         await publish(consumer, claim, 1, event=started())
-        await publish(consumer, claim, 2, event=messages.Interrupted(at_s=0.0, consumed_bytes=0))
+        await publish(consumer, claim, 2, event=messages.JobInterrupted(at_s=0.0, consumed_bytes=0))
         await publish(consumer, claim, 3, event=fragment(0))
         await producer.abandon(job_id, live=True)
         assert not await publish(consumer, claim, 4, event=fragment(1))
         assert not await producer.send_command(job_id, 1, messages.End())
-        await consumer.end(claim, messages.Done(frames=8, duration_s=0.32))
+        await consumer.end(claim, messages.JobDone(frames=8, duration_s=0.32))
         assert await keys(producer) == set()
 
 
@@ -140,8 +140,8 @@ async def test_an_offline_job_waits_for_room(url: str, monkeypatch: pytest.Monke
         following = asyncio.create_task(read_all(producer, job_id, consume=True))
         ended, _ = await asyncio.wait([following], timeout=0.5)  # several polls
         assert not ended
-        await consumer.end(await claim_next(consumer), messages.Done(frames=0, duration_s=0.0))
-        assert isinstance((await following)[-1], messages.Done)
+        await consumer.end(await claim_next(consumer), messages.JobDone(frames=0, duration_s=0.0))
+        assert isinstance((await following)[-1], messages.JobDone)
 
 
 async def test_a_job_has_a_reader_while_its_api_process_lives(url: str) -> None:

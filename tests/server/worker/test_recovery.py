@@ -104,18 +104,18 @@ class Tape:
         self.commands_ = [e for e in self.commands_ if int(e[0].split("-")[0]) > last]
         for command in self.sent_after.pop(number, []):
             self.send_command(command)
-        if isinstance(event, messages.Fragment):
+        if isinstance(event, messages.JobFragment):
             self.send_command(messages.Ack(index=event.index))
         if self.dies_at == 0:
             raise Killed
         return True
 
-    def fragments(self) -> list[messages.Fragment]:
-        return [event for event in self.events if isinstance(event, messages.Fragment)]
+    def fragments(self) -> list[messages.JobFragment]:
+        return [event for event in self.events if isinstance(event, messages.JobFragment)]
 
     def video(self) -> Probe:
         return probe(
-            b"".join(e.data for e in self.events if not isinstance(e, messages.Interrupted))
+            b"".join(e.data for e in self.events if not isinstance(e, messages.JobInterrupted))
         )
 
 
@@ -138,10 +138,10 @@ def play(
     deaths: Deaths,
     *,
     load: Callable[[], AvatarPipeline] = lambda: FakePipeline("fake"),
-) -> messages.Done:
+) -> messages.JobDone:
     """Run the whole job with as many workers as it takes."""
 
-    async def one() -> messages.Done:
+    async def one() -> messages.JobDone:
         resources = resources_of(tape, {request.model: load()})
         claim = Claim(
             "j",
@@ -155,7 +155,7 @@ def play(
         serving = asyncio.create_task(resources.serve())
         try:
             done = await jobs.run_job(resources, claim)
-            assert isinstance(done, messages.Done)
+            assert isinstance(done, messages.JobDone)
             return done
         finally:
             serving.cancel()
@@ -178,7 +178,7 @@ def speech(seconds: float) -> np.ndarray:
     return np.asarray(0.4 * tones * 32767, "<i2")
 
 
-def animate(deaths: Deaths) -> tuple[Tape, messages.Done]:
+def animate(deaths: Deaths) -> tuple[Tape, messages.JobDone]:
     file = io.BytesIO()
     soundfile.write(file, speech(2.9), RATE, format="FLAC")
     tape = Tape({"portrait": picture(), "audio": file.getvalue()})
@@ -187,7 +187,7 @@ def animate(deaths: Deaths) -> tuple[Tape, messages.Done]:
     return tape, play(tape, request, deaths)
 
 
-def talk(deaths: Deaths) -> tuple[Tape, messages.Done]:
+def talk(deaths: Deaths) -> tuple[Tape, messages.JobDone]:
     """Speech in uneven chunks, an update, an interrupt within a window, more speech."""
     tape = Tape({"portrait": picture()})
     sound = speech(2.9).tobytes()
@@ -205,11 +205,13 @@ def talk(deaths: Deaths) -> tuple[Tape, messages.Done]:
 
 
 @cache
-def undisturbed(make: Callable[[Deaths], tuple[Tape, messages.Done]]) -> tuple[Tape, messages.Done]:
+def undisturbed(
+    make: Callable[[Deaths], tuple[Tape, messages.JobDone]],
+) -> tuple[Tape, messages.JobDone]:
     return make([])
 
 
-def check(make: Callable[[Deaths], tuple[Tape, messages.Done]], deaths: Deaths) -> None:
+def check(make: Callable[[Deaths], tuple[Tape, messages.JobDone]], deaths: Deaths) -> None:
     whole, expected = undisturbed(make)
     tape, done = make(deaths)
     assert done == expected
@@ -241,7 +243,7 @@ def test_a_live_session_resumes_wherever_its_workers_die(deaths: Deaths) -> None
 
 @pytest.mark.parametrize("make", [animate, talk])
 def test_jobs_survive_a_death_at_every_event(
-    make: Callable[[Deaths], tuple[Tape, messages.Done]],
+    make: Callable[[Deaths], tuple[Tape, messages.JobDone]],
 ) -> None:
     events = len(undisturbed(make)[0].events)
     check(make, [(1, False)] * events)

@@ -104,9 +104,9 @@ async def watch(client: JobProducer, job_id: str) -> list[messages.AnyEvent]:
 
 
 def check(events: list[messages.AnyEvent]) -> None:
-    fragments = [event for event in events if isinstance(event, messages.Fragment)]
+    fragments = [event for event in events if isinstance(event, messages.JobFragment)]
     assert [f.index for f in fragments] == list(range(len(fragments)))
-    assert isinstance(events[-1], messages.Done), events[-1]
+    assert isinstance(events[-1], messages.JobDone), events[-1]
 
 
 async def test_a_stopping_worker_hands_its_sessions_over(url: str) -> None:
@@ -219,7 +219,7 @@ async def test_no_task_outlives_its_worker_after_a_second_claim(
     at_work: list[int] = []
     asked: list[int] = []
 
-    async def stubborn(resources: WorkerResources, claim: Claim) -> messages.Done:
+    async def stubborn(resources: WorkerResources, claim: Claim) -> messages.JobDone:
         at_work.append(claim.token)
         loop = asyncio.get_running_loop()
         try:
