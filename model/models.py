@@ -85,7 +85,7 @@ def _expanded(model: str, folder: Path) -> tuple[str, ...]:
     every = SHIPPED.get(model, (model,))
     if every == (model,) and not any(model in some for some in SHIPPED.values()):
         known = dict.fromkeys([*SHIPPED, *(name for some in SHIPPED.values() for name in some)])
-        raise ValueError(f"no student is called {model!r}, there are: {', '.join(known)}")
+        raise ValueError(f"model = {model!r}, expected one of {', '.join(known)}")
     there = tuple(name for name in every if _file(name, folder).is_file())
     if not there:
         missing = ", ".join(str(_file(name, folder)) for name in every)

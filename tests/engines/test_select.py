@@ -159,7 +159,7 @@ def test_the_shipped_student_runs_on_an_engine() -> None:
     fast = Choice((DEFAULT,))
     made, plain = load(fast, motion_engine=motion_engine)[DEFAULT], load(fast)[DEFAULT]
     assert (made.name, made.metadata) == (plain.name, plain.metadata)
-    with pytest.raises(ValueError, match="no student"):
+    with pytest.raises(ValueError, match="model = .nobody."):
         load(Choice(("nobody",)), motion_engine=motion_engine)
 
 

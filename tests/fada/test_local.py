@@ -134,7 +134,7 @@ def test_errors_are_the_clients(client: LocalClient, monkeypatch: pytest.MonkeyP
     with pytest.raises(ArithmeticError):
         list(client.animate(picture(POISON), sound(3.0), size=128))
     monkeypatch.delenv("FADA_PIPELINE")
-    with pytest.raises(fada.InvalidOption, match="no student is called 'none'"):
+    with pytest.raises(fada.InvalidOption, match="model = 'none', expected one of"):
         fada.load("none")
 
 

@@ -55,7 +55,7 @@ def test_a_kind_is_all_that_there_is_of_it(folder: Path) -> None:
     assert names(Choice(), folder) == (FAST,)
     with pytest.raises(ValueError, match=f"{BALANCED} has no weights here yet: .* is missing"):
         names(Choice((BALANCED,)), folder)
-    with pytest.raises(ValueError, match="no student is called 'nobody', there are: motion"):
+    with pytest.raises(ValueError, match="model = 'nobody', expected one of motion"):
         names(Choice(("nobody",)), folder)
 
 

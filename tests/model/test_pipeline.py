@@ -143,7 +143,7 @@ def test_wrong_tasks_are_refused_before_anything_runs(pipeline: StudentPipeline)
         pipeline.step([task(pipeline, windows[0], bad)])
     with pytest.raises(ValueError, match="seed"):
         pipeline.start(-1)
-    with pytest.raises(ValueError, match="no student is called"):
+    with pytest.raises(ValueError, match="expected one of motion"):
         load(Choice(("nobody",)))
 
 

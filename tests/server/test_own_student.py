@@ -53,4 +53,4 @@ def test_unknown_models_fail_before_redis_is_contacted(
 ) -> None:
     monkeypatch.setenv("FADA_REDIS_URL", "redis://127.0.0.1:1")
     code = str(ended(["worker", "--model", "motion-fast,nobody"]))
-    assert code.startswith("fada: no student is called 'nobody'")
+    assert code.startswith("fada: model = 'nobody', expected one of")

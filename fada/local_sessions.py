@@ -1,0 +1,239 @@
+"""Sessions of `fada.local`: videos and live streams that are iterated over while they are made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+from fada_client import Done, Event, Fragment, InitSegment, Interrupted, Ready
+from fada_client.errors import InvalidOption, error_of
+from numpy.typing import NDArray
+
+from media.fmp4 import SAMPLE_RATE
+from model.types import FPS, Floats
+from server.api.protocol import parse_options
+from server.broker.messages import Update
+from server.errors import ServiceError, SetupError
+from server.tasks import cancel_and_wait
+from server.worker.session import SpeechInterrupted, VideoFragment, VideoSession, VideoStarted
+
+T = TypeVar("T")
+Kind = Literal["speech", "idle"]
+
+_LIVE_OPTIONS = tuple(name for name in Update.model_fields if name != "type")
+
+
+@dataclass(frozen=True)
+class RawFrame:
+    """A frame and its sound, not encoded.
+
+    ``picture``: (H, W, 3) uint8 RGB, 25 a second; ``sound``: (N,) float32 of ±1, mono at 48 kHz.
+    """
+
+    index: int
+    start_s: float
+    kind: Kind
+    picture: NDArray[np.uint8]
+    sound: Floats
+
+
+class LocalAnimation(Iterator[Any]):
+    """A video while it is being made: bytes as in `fada_client.Animation`, or `RawFrame`s.
+
+    ``total_s``: length of the sound, where its container states it; ``began_s``: when the student
+    began, of ``time.monotonic``.
+    """
+
+    def __init__(
+        self,
+        units: BlockingIterator[bytes | RawFrame],
+        session: VideoSession,
+        stack: ExitStack,
+        *,
+        seed: int,
+        total_s: float | None,
+        began_s: float,
+    ) -> None:
+        self.seed, self.total_s, self.began_s = seed, total_s, began_s
+        self._units, self._session, self._stack = units, session, stack
+
+    @property
+    def total_frames(self) -> int | None:
+        """Frames of the whole video, as far as `total_s` is known."""
+        return None if self.total_s is None else round(self.total_s * FPS)
+
+    @property
+    def frames(self) -> int:
+        """Frames that have been made so far."""
+        return self._session.frames
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of sound that have been used so far."""
+        return self._session.duration_s
+
+    def __next__(self) -> Any:
+        try:
+            with client_errors():
+                return next(self._units)
+        except BaseException:  # StopIteration as well
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._units.close()
+        self._stack.close()
+
+
+class LocalStream(Iterator["Event | RawFrame"]):
+    """A live session; see `fada_client.Stream`."""
+
+    def __init__(self, session: VideoSession, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self._session, self._loop = session, loop
+        self._events = BlockingIterator(_events(session, name), loop)
+        try:
+            with client_errors():
+                first = next(self._events)
+        except BaseException:
+            self.close()
+            raise
+        assert isinstance(first, Ready)
+        self.ready: Ready = first
+
+    def push_audio(self, pcm: bytes) -> None:
+        """s16le mono at the session's sample rate, of any length."""
+        self._call(self._session.push_audio, pcm)
+
+    def interrupt(self) -> None:
+        """Drop the sound that was pushed before this."""
+        self._call(self._session.interrupt)
+
+    def update(self, **options: Any) -> None:
+        """Change options from the next window on."""
+        with client_errors():
+            for name in options.keys() - _LIVE_OPTIONS:
+                raise ServiceError(
+                    "invalid_option", f"{name!r} cannot change, expected {', '.join(_LIVE_OPTIONS)}"
+                )
+            changed = parse_options(options).model_dump(include=set(options))
+        self._call(self._session.update, **changed)
+
+    def end(self) -> None:
+        """No more sound: the session ends after the last of it."""
+        self._call(self._session.end)
+
+    def __next__(self) -> Event | RawFrame:
+        with client_errors():
+            return next(self._events)
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _call(self, method: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        async def called() -> None:
+            method(*arguments, **options)
+
+        asyncio.run_coroutine_threadsafe(called(), self._loop).result()
+
+
+async def frames_or_bytes(session: VideoSession) -> AsyncGenerator[bytes | RawFrame, None]:
+    async with aclosing(session):
+        async for event, _ in session:
+            if isinstance(event, VideoFragment) and event.pictures is not None:
+                for frame in _raw_frames(event):
+                    yield frame
+            elif isinstance(event, VideoStarted | VideoFragment) and event.data:
+                yield event.data
+
+
+async def _events(session: VideoSession, name: str) -> AsyncGenerator[Event | RawFrame, None]:
+    async with aclosing(session):
+        async for event, _ in session:
+            for one in _client_events(event, name):
+                yield one
+    yield Done(session.frames, session.duration_s)
+
+
+def _client_events(
+    event: VideoStarted | VideoFragment | SpeechInterrupted, name: str
+) -> Iterator[Event | RawFrame]:
+    """What a client of the service would read of ``event``."""
+    if isinstance(event, VideoStarted):
+        mime = f'video/mp4; codecs="{event.codecs}"' if event.codecs else ""
+        yield Ready(name, event.seed, mime, FPS, event.width, event.height)
+        if event.data:
+            yield InitSegment(event.data)
+    elif isinstance(event, SpeechInterrupted):
+        yield Interrupted(event.at_s)
+    elif event.pictures is not None:
+        yield from _raw_frames(event)
+    else:
+        yield Fragment(
+            index=event.index,
+            start_s=event.first_frame / FPS,
+            duration_s=event.frames / FPS,
+            kind=_kind(event),
+            data=event.data,
+        )
+
+
+def _raw_frames(event: VideoFragment) -> Iterator[RawFrame]:
+    """One by one, with the sound of each; the last has what is left."""
+    assert event.pictures is not None and event.pcm is not None
+    starts = [k * (SAMPLE_RATE // FPS) for k in range(len(event.pictures))]
+    for k, picture in enumerate(event.pictures):
+        sound = event.pcm[starts[k] : (starts + [len(event.pcm)])[k + 1]]
+        index = event.first_frame + k
+        yield RawFrame(index, index / FPS, _kind(event), picture=picture, sound=sound)
+
+
+def _kind(event: VideoFragment) -> Kind:
+    return "speech" if event.speech else "idle"
+
+
+class BlockingIterator(Iterator[T]):
+    """Iterates, from any thread, over a generator that runs on ``loop``."""
+
+    def __init__(self, items: AsyncGenerator[T, None], loop: asyncio.AbstractEventLoop) -> None:
+        self._items, self._loop = items, loop
+        self._taking: asyncio.Task[Any] | None = None
+
+    def __next__(self) -> T:
+        item: T | None = asyncio.run_coroutine_threadsafe(self._take(), self._loop).result()
+        if item is None:
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+
+    async def _take(self) -> T | None:
+        self._taking = asyncio.current_task()
+        return await anext(self._items, None)
+
+    async def _close(self) -> None:
+        if self._taking is not None:  # its caller was interrupted
+            await cancel_and_wait([self._taking])
+        await self._items.aclose()
+
+
+@contextmanager
+def client_errors() -> Iterator[None]:
+    """The service's errors as those of its client."""
+    try:
+        yield
+    except ServiceError as error:
+        raise error_of(error.problem()) from error
+    except SetupError as error:
+        raise InvalidOption(str(error)) from error
