@@ -184,7 +184,7 @@ class JobConsumer:
         """What has been published of a kept video: the init segment, then each fragment."""
         entries = await self.connection.redis.xrange(redis.out_key(job_id))
         events = [messages.unpack_event(fields[b"m"], fields[b"b"]) for _, fields in entries]
-        return [e.data for e in events if isinstance(e, messages.Started | messages.Fragment)]
+        return [e.data for e in events if isinstance(e, messages.Started | messages.JobFragment)]
 
     async def commands(
         self, job_id: str, after: str
