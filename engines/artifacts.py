@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +26,8 @@ from engines import export
 
 FORMAT = 1  # of the manifest, and of the functions' inputs and outputs
 MANIFEST = "manifest.json"
+_STAGING = ".building-"
+_STALE_S = 86_400
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -211,11 +214,18 @@ def key(manifest: Manifest) -> str:
 def staging(root: Path) -> Iterator[Path]:
     """A folder in ``root`` to build an artifact in; deleted unless it is published."""
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=root))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def clean(root: Path) -> None:
+    """Delete what builds left that were killed: staging folders more than a day old."""
+    for folder in root.glob(f"{_STAGING}*"):
+        if time.time() - folder.stat().st_mtime > _STALE_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, root: Path, manifest: Manifest) -> Path:

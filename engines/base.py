@@ -19,6 +19,7 @@ from engines.export import Graph, Program, Rows, Tensors, conditions_of
 from model.diffusion.denoiser import Conditions
 
 Machine = Mapping[str, str]
+NO_GPU = "there is no GPU"
 _DRIVER = Path("/proc/driver/nvidia/version")  # in containers as well
 
 
@@ -67,6 +68,8 @@ class Backend:
 
     def unbuildable(self) -> str | None:
         """Why its engines cannot be built here; None: they can."""
+        if self.device().type == "cuda" and (problem := gpu_problem()):
+            return problem
         if find_spec(self.builder) is None:
             return f"{self.builder} is not installed: pip install 'fada[{self.name}]'"
         return self.unavailable()
@@ -122,7 +125,7 @@ def gpu_problem() -> str | None:
     if torch.cuda.is_available():
         return None
     if not _DRIVER.exists():
-        return "there is no GPU"
+        return NO_GPU
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # AssertionError where torch is built without CUDA

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,8 +171,12 @@ def needed(name: str, student: StudentNet, forward: Forward) -> EngineBuild | No
     """
     if runs_on_built(forward):
         return None
-    wanted = EngineBuild(name, student, artifacts.default_folder())
+    wanted = default_build(name, student)
     return None if wanted.stored() else wanted
+
+
+def default_build(name: str, student: StudentNet) -> EngineBuild:
+    return EngineBuild(name, student, artifacts.default_folder())
 
 
 def runs_on_built(forward: Forward) -> bool:
@@ -180,26 +184,27 @@ def runs_on_built(forward: Forward) -> bool:
 
 
 @contextmanager
-def build_lock(root: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Held by the one process that builds in ``root``; the kernel frees it when that ends.
+def build_lock(root: Path, *, wait: bool = True) -> Iterator[int | None]:
+    """Held by the one process that builds in ``root``, in every container on this machine.
 
-    False where another holds it and we do not ``wait``. It counts for every process and container
-    that has the folder from the same kernel.
+    None where another holds it and we do not ``wait``, else a file descriptor: a child process that
+    inherits it holds the lock too, and the kernel frees it when the last holder ends.
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            yield False
+            yield None
         else:
-            yield True
+            yield file.fileno()
 
 
-def build_missing(choice: models.Choice, root: Path) -> list[EngineBuild]:
+def build_missing(choice: models.Choice, root: Path, *, locked: bool = False) -> list[EngineBuild]:
     """Build what the students of ``choice`` lack in ``root``, one process at a time.
 
-    Raises ``ValueError`` where nothing can be built here, and what the backend raises.
+    ``locked``: this process has inherited the `build_lock`. Raises ``ValueError`` where nothing can
+    be built here, and what the backend raises.
     """
     if problem := unbuildable():
         raise ValueError(f"{BACKEND} engines cannot be built here: {problem}")
@@ -211,7 +216,8 @@ def build_missing(choice: models.Choice, root: Path) -> list[EngineBuild]:
         EngineBuild(name, student, root)
         for name, (student, _) in zip(students, engines.made, strict=True)
     ]
-    with build_lock(root):
+    with nullcontext() if locked else build_lock(root):
+        artifacts.clean(root)
         for one in builds:
             one.run()
     return builds

@@ -53,11 +53,17 @@ class Settings(BaseSettings):
         description="worker processes on this machine, which share its cores; "
         "unset: `fada serve` starts one per core, 2 to 8, and `fada worker` uses all cores",
     )
-    sessions_per_worker: int = Field(
-        8,
+    sessions_per_worker: int | None = Field(
+        None,
         ge=1,
         le=256,
-        description="maximum concurrent jobs of a worker; it may measure less for live sessions",
+        description="maximum concurrent jobs of a worker; it may measure less for live sessions; "
+        "unset: 8, or as many as a built engine takes at once",
+    )
+    engines_build: Literal["auto", "never", "only"] = Field(
+        "auto",
+        description="build engines for the GPU: auto: at the first start, and serve meanwhile; "
+        "never: use those that are stored; only: serve on built ones alone",
     )
     max_jobs: int = Field(
         32, ge=1, le=10_000, description="maximum jobs, queued or running; beyond: busy"

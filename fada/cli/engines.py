@@ -19,7 +19,7 @@ from engines.artifacts import (
 from engines.base import BACKENDS, machines
 from engines.build import PRECISIONS, BuildSpec, build
 from engines.example_inputs import example_model, names
-from engines.provision import build_missing
+from engines.provision import build_lock, build_missing
 from fada.cli.settings import read_settings
 from server import logs
 from server.worker.pipelines import model_choice
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--tiny", action="store_true", help="a small video network of the same architecture"
     )
+    build.add_argument("--locked", action="store_true", help="the lock on the folder is inherited")
     text = "list the built engines and whether they can run here"
     listing = commands.add_parser("list", help=text, description=text)
     for command in (build, listing):
@@ -91,7 +92,8 @@ def _build(options: argparse.Namespace, root: Path) -> int:
     spec = BuildSpec(options.backend, options.precision, options.batch)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = example_model(options.model, options.weights, tiny=options.tiny, device=device)
-    place, manifest = build(model, spec, root)
+    with build_lock(root):
+        place, manifest = build(model, spec, root)
     print(place)
     print(f"{manifest.title}: {_agreement(manifest)}")
     return 0
@@ -103,7 +105,7 @@ def _build_served(options: argparse.Namespace, root: Path) -> int:
     if settings.pipeline is not None:
         raise ValueError("FADA_PIPELINE loads networks that no engine is known for")
     torch.set_num_threads(1)
-    for built in build_missing(model_choice(settings), root):
+    for built in build_missing(model_choice(settings), root, locked=options.locked):
         log.info("%s is in %s", built.title, built.place)
     return 0
 

@@ -23,10 +23,11 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(context: ServiceContext) -> dict[str, str]:
-    """A worker is ready for jobs."""
+    """A worker is ready for jobs; ``detail``: what workers still prepare, such as an engine."""
     if not (await context.producer.models()).models:
         raise no_worker()
-    return {"status": "ready"}
+    detail = await context.producer.preparations()
+    return {"status": "ready", **({"detail": "; ".join(detail)} if detail else {})}
 
 
 @router.get("/metrics", dependencies=ADMITTED, response_class=PlainTextResponse)

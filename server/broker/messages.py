@@ -15,13 +15,15 @@ class _Message(BaseModel):
 
 class Heartbeat(_Message):
     """A worker's state: loaded models, capacity for live sessions and how many it holds, and
-    whether they need all of its cores, which it shares with the other workers on ``host``."""
+    whether they need all of its cores, which it shares with the other workers on ``host``;
+    ``detail``: what it prepares meanwhile, if anything."""
 
     models: list[ModelView]
     live_places: int
     live_running: int = 0
     busy: bool = False
     host: str = ""
+    detail: str = ""
 
 
 class _Request(_Message):

@@ -211,6 +211,11 @@ class JobProducer:
                 found.setdefault(model.name, model)
         return ModelList(models=list(found.values()), default=next(iter(found), None))
 
+    async def preparations(self) -> list[str]:
+        """What live workers prepare while they serve, each once."""
+        workers = (await live_workers(self.connection)).values()
+        return list(dict.fromkeys(worker.detail for worker in workers if worker.detail))
+
     async def avatar(self, avatar_id: str) -> AvatarView | None:
         """The owner's avatar, or ``None``."""
         key = redis.avatar_key(avatar_id)

@@ -1,6 +1,7 @@
 """One worker of `fada serve`, by the settings of its environment."""
 
 from server import logs, traces
+from server.errors import SetupError
 from server.settings import Settings
 from server.worker.worker import main
 
@@ -9,4 +10,7 @@ logs.configure(settings.log_format)
 traces.configure("worker")
 if settings.redis_url is None:
     raise SystemExit("fada: a worker needs FADA_REDIS_URL")
-main(settings, settings.redis_url)
+try:
+    main(settings, settings.redis_url)
+except SetupError as error:
+    raise SystemExit(f"fada: {error}") from error

@@ -41,6 +41,15 @@ class Batcher:
         self._scheduler: BatchScheduler[_QueuedTask] = BatchScheduler(MAX_BATCH)
         self._wake = asyncio.Event()
 
+    @property
+    def max_batch(self) -> int:
+        """How many windows run together; a change holds from the next batch on."""
+        return self._scheduler.max_batch
+
+    @max_batch.setter
+    def max_batch(self, windows: int) -> None:
+        self._scheduler.max_batch = windows
+
     async def step(self, session: str, deadline_s: float, task: WindowTask) -> Result:
         """The session's latents and next state; raises what the network raises for this window.
 

@@ -1,10 +1,12 @@
-"""What a window costs on this machine, measured when a worker starts."""
+"""What a window costs on this machine, measured when a worker starts or changes its engine."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,9 @@ import numpy as np
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.stream import SpeechStream
 from model.portrait.image import load_picture
-from model.types import DEFAULT_SIZE, FPS, SessionState, WindowTask
+from model.types import DEFAULT_SIZE, FPS, Reference, SessionState, WindowTask
 from server.process import usable_cores
+from server.worker.batcher import Result
 from server.worker.capacity import Capacity
 from server.worker.pipelines import encode_portrait
 
@@ -27,66 +30,125 @@ _PORTRAIT = Path(__file__).parents[1] / "static" / "examples" / "presenter.jpg"
 _ROUNDS = 3
 _SESSIONS = 4  # what they share of the network's time belongs to the cost
 _TOO_SLOW = 100  # times real time
+_SHORT = 0.05  # of a window's length: what live sessions may wait for
 
 
-def calibrate(
-    pipelines: Mapping[str, AvatarPipeline], *, workers: int, max_sessions: int
-) -> Capacity:
-    """The capacity of one of ``workers`` on this machine; blocks, see `window_cost_s`.
+@dataclass(frozen=True)
+class WindowCost:
+    """What one session's window costs: CPU seconds, denoised, drawn and encoded; seconds of the
+    network's one thread, of which a GPU may be the larger part; and how long it lasts."""
 
-    Costs are relative to the first pipeline's, per second of video.
+    cpu_s: float
+    network_s: float
+    hop_s: float
+
+    def share(self, cores: float) -> float:
+        """Of a worker with ``cores``, for a session in real time."""
+        return max(self.cpu_s / cores, self.network_s) / self.hop_s
+
+
+class Calibration:
+    """The windows' costs of one of ``workers`` on this machine, by model, the default first.
+
+    Making one blocks, and nothing else may run in this process meanwhile.
     """
-    costs_s = {name: window_cost_s(pipeline) for name, pipeline in pipelines.items()}
-    hops_s = {name: pipeline.window_spec.hop_s for name, pipeline in pipelines.items()}
-    default = next(iter(pipelines))
-    cost_s, hop_s = costs_s[default], hops_s[default]
-    log.info("a window of %s costs %.0f ms", default, cost_s * 1000)
-    return Capacity(
-        cores=cores_per_worker(workers),
-        window_s=cost_s,
-        hop_s=hop_s,
-        max_sessions=max_sessions,
-        relative_costs={n: s / hops_s[n] * hop_s / cost_s for n, s in costs_s.items()},
-    )
+
+    def __init__(self, pipelines: Mapping[str, AvatarPipeline], workers: int) -> None:
+        self._cores = cores_per_worker(workers)
+        self._costs = {
+            name: window_cost(pipeline, example_reference(pipeline))
+            for name, pipeline in pipelines.items()
+        }
+
+    def capacity(self, max_sessions: int) -> Capacity:
+        default = next(iter(self._costs.values()))
+        capacity = Capacity(
+            cores=self._cores,
+            window_s=default.cpu_s,
+            hop_s=default.hop_s,
+            max_sessions=max_sessions,
+        )
+        self.apply(capacity)
+        return capacity
+
+    def update(self, name: str, cost: WindowCost, capacity: Capacity) -> None:
+        """The model's windows now cost ``cost``."""
+        self._costs[name] = cost
+        self.apply(capacity)
+
+    def apply(self, capacity: Capacity) -> None:
+        shares = {name: cost.share(self._cores) for name, cost in self._costs.items()}
+        (name, cost), share = next(iter(self._costs.items())), next(iter(shares.values()))
+        log.info(
+            "a window of %s costs %.1f ms of CPU, %.1f ms of the network's thread",
+            name, cost.cpu_s * 1000, cost.network_s * 1000,
+        )  # fmt: skip
+        capacity.set_cost(share, {name: other / share for name, other in shares.items()})
 
 
-def window_cost_s(pipeline: AvatarPipeline) -> float:
-    """CPU seconds of one session's window, denoised, drawn and encoded at the default size.
+def example_reference(pipeline: AvatarPipeline) -> Reference:
+    return encode_portrait(pipeline, load_picture(_PORTRAIT.read_bytes()))
 
-    Blocks for some rounds. The first warm everything up and are not counted; a model that is far
-    too slow is measured once only. Nothing else may run in this process meanwhile.
+
+def window_cost(
+    pipeline: AvatarPipeline, reference: Reference, network: Executor | None = None
+) -> WindowCost:
+    """What a window costs at the default size; blocks for some rounds.
+
+    The first warm everything up and are not counted; a model that is far too slow is measured once
+    only. ``network``: the thread of a worker that serves meanwhile. Then only the two threads'
+    own time counts, and no batch keeps live sessions waiting for longer than one of theirs.
     """
-    reference = encode_portrait(pipeline, load_picture(_PORTRAIT.read_bytes()))
     decoder = pipeline.space.decoder(reference, DEFAULT_SIZE, "portrait")
     muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
     metadata, window_spec = pipeline.metadata, pipeline.window_spec
     stream = SpeechStream(window_spec)
     pcm = np.zeros(window_spec.hop * SAMPLE_RATE // FPS, np.float32)
+    cpu_time = time.process_time if network is None else time.thread_time
+    hop_s = window_spec.hop_s
 
-    def run_round(states: Sequence[SessionState]) -> tuple[list[SessionState], float]:
+    def step(tasks: list[WindowTask]) -> tuple[list[Result], float, float]:
+        began_s, began_cpu_s = time.monotonic(), cpu_time()
+        results = pipeline.step(tasks)
+        cpu_s, took_s = cpu_time() - began_cpu_s, time.monotonic() - began_s
+        # Less than it took where other processes had the cores; a wait for a GPU counts as CPU.
+        return results, cpu_s, min(cpu_s, took_s)
+
+    def run_round(states: Sequence[SessionState]) -> tuple[list[SessionState], WindowCost]:
         """The next states, and the cost of one session: its share of a batch, and its drawing."""
         window = stream.window(states[0].window_index, window_spec.hop, rest=True)
         tasks = [
             WindowTask(window, s, reference, metadata.guidance, metadata.steps) for s in states
         ]
-        began_s = time.process_time()
-        results = pipeline.step(tasks)
-        denoised_s = time.process_time()
+        made = step(tasks) if network is None else network.submit(step, tasks).result()
+        results, cpu_s, network_s = made
+        began_cpu_s = cpu_time()
         muxer.add(decoder.decode(results[0][0]), pcm)
-        drawing_s = time.process_time() - denoised_s
-        cost_s = (denoised_s - began_s) / len(states) + drawing_s
-        return [state for _, state in results], cost_s
+        cost = WindowCost(
+            cpu_s=cpu_s / len(states) + cpu_time() - began_cpu_s,
+            network_s=network_s / len(states),
+            hop_s=hop_s,
+        )
+        return [state for _, state in results], cost
 
     states = [pipeline.start(seed) for seed in range(_SESSIONS)]
-    _, alone_s = run_round(states[:1])
-    if alone_s > _TOO_SLOW * window_spec.hop_s:
-        return alone_s
+    _, alone = run_round(states[:1])
+    if max(alone.cpu_s, alone.network_s) > _TOO_SLOW * hop_s:
+        return alone
+    if network is not None:
+        _, alone = run_round(states[:1])  # warm
+        if alone.network_s > _SHORT * hop_s:
+            return alone
     states, _ = run_round(states)
-    costs_s = []
+    rounds = []
     for _ in range(_ROUNDS):
-        states, cost_s = run_round(states)
-        costs_s.append(cost_s)
-    return sum(costs_s) / _ROUNDS
+        states, cost = run_round(states)
+        rounds.append(cost)
+    return WindowCost(
+        cpu_s=sum(cost.cpu_s for cost in rounds) / _ROUNDS,
+        network_s=sum(cost.network_s for cost in rounds) / _ROUNDS,
+        hop_s=hop_s,
+    )
 
 
 def cores_per_worker(workers: int) -> float:

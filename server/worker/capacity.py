@@ -37,14 +37,24 @@ class Capacity:
     ) -> None:
         """A window of ``hop_s`` of video takes ``window_s`` of one of ``cores``.
 
-        ``relative_costs``, by model, are multiples of that; models that are not in it cost 1.
+        ``relative_costs`` as in `set_cost`; ``max_sessions`` may be changed later.
         """
-        self._relative_costs = dict(relative_costs or {})
-        self._max_sessions, self._clock = max_sessions, clock
-        estimate = int(cores * hop_s * CPU_SHARE / window_s)
-        self._estimate = max(1, min(max_sessions, estimate))
+        self.max_sessions, self._clock = max_sessions, clock
+        self.set_cost(window_s / (cores * hop_s), relative_costs or {})
         self._last_load, self._recorded_s = _LIGHT, -math.inf
         self._neighbours_busy = False
+
+    def set_cost(self, share: float, relative_costs: Mapping[str, float]) -> None:
+        """A session of the default model needs ``share`` of what this worker has.
+
+        ``relative_costs``, by model, are multiples of that; models that are not in it cost 1.
+        """
+        self._measured = int(CPU_SHARE / share)
+        self._relative_costs = dict(relative_costs)
+
+    @property
+    def _estimate(self) -> int:
+        return max(1, min(self.max_sessions, self._measured))
 
     def record_window(self, took_s: float, media_s: float) -> None:
         """A live window of ``media_s`` was made in ``took_s``, without waiting."""
@@ -84,5 +94,5 @@ class Capacity:
         if load > _FULL:
             return min(taken, self._estimate)
         if load < _LIGHT and taken >= self._estimate:
-            return min(taken + 1, self._max_sessions)
+            return min(taken + 1, self.max_sessions)
         return self._estimate

@@ -34,6 +34,17 @@ def model_names(settings: Settings) -> tuple[str, ...]:
         raise SetupError(str(error)) from error
 
 
+def student_engines(settings: Settings) -> StudentEngines | None:
+    """What gives the students of ``settings`` their engines; None where a loader of your own has
+    its own."""
+    if settings.pipeline is not None:
+        return None
+    # Compilers take seconds to import.
+    from engines.provision import StudentEngines
+
+    return StudentEngines()
+
+
 def load_pipelines(
     settings: Settings, only: Sequence[str] | None = None, engines: StudentEngines | None = None
 ) -> dict[str, AvatarPipeline]:
@@ -47,16 +58,15 @@ def load_pipelines(
         module, _, function = settings.pipeline.partition(":")
         load = getattr(importlib.import_module(module), function)
         return {name: load(name) for name in names}
-    # Compilers take seconds to import.
-    from engines.provision import StudentEngines
     from model import models
 
     choice = model_choice(settings)
     if choice.weights is None:
         choice = replace(choice, models=names)
-    engines = engines or StudentEngines()
+    made = engines or student_engines(settings)
+    assert made is not None
     try:
-        return {**models.load(choice, motion_engine=engines.motion, video_engine=engines.video)}
+        return {**models.load(choice, motion_engine=made.motion, video_engine=made.video)}
     except ValueError as error:
         raise SetupError(str(error)) from error
 

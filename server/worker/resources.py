@@ -14,6 +14,7 @@ from model.types import Reference
 from server.api.protocol import unknown_model
 from server.broker.consumer import JobConsumer
 from server.errors import ServiceError
+from server.process import usable_cores
 from server.worker.batcher import Batcher
 from server.worker.capacity import Capacity
 from server.worker.marks import NO_MARKS, Marks
@@ -49,14 +50,17 @@ class WorkerResources:
         self.max_audio_s, self.marks = max_audio_s, marks
         # Jobs that may have killed a worker: each is tried once more, with no other job running.
         self.quarantine: set[str] = set()
-        cores = os.cpu_count() or 1
-        self._network = ThreadPoolExecutor(1, "network")
+        cores = usable_cores()
+        # One thread: what is submitted to it runs between two batches.
+        self.network = ThreadPoolExecutor(1, "network")
         # The trackers are not thread-safe.
-        self._portraits = ThreadPoolExecutor(1, "portraits", _lower_priority)
+        self.portraits = ThreadPoolExecutor(1, "portraits", _lower_priority)
         # Two pools, so that no live fragment queues behind an offline one.
         self.live_pool = ThreadPoolExecutor(cores, "live")
         self.pool = ThreadPoolExecutor(cores, "draw", _lower_priority)
-        self._batchers = {name: Batcher(p, self._network) for name, p in pipelines.items()}
+        # What may take its time, such as to load an engine.
+        self.background = ThreadPoolExecutor(1, "background", _lower_priority)
+        self._batchers = {name: Batcher(p, self.network) for name, p in pipelines.items()}
 
     async def serve(self) -> None:
         """Run the batchers until cancelled."""
@@ -66,8 +70,19 @@ class WorkerResources:
 
     def close(self) -> None:
         """End the threads. Close the sandbox first: some wait for its decoders."""
-        for executor in (self._network, self._portraits, self.live_pool, self.pool):
+        for executor in (
+            self.network,
+            self.portraits,
+            self.background,
+            self.live_pool,
+            self.pool,
+        ):
             executor.shutdown(cancel_futures=True)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Their names, the default first."""
+        return tuple(self._batchers)
 
     def batcher(self, model: str) -> Batcher:
         """Raises `ServiceError` ``invalid_option`` for a model that is not loaded."""
@@ -92,7 +107,7 @@ class WorkerResources:
         if avatar_id is None:
             portrait = await self.part(job_id, "portrait")
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._portraits, self._encode, pipeline, portrait)
+            return await loop.run_in_executor(self.portraits, self._encode, pipeline, portrait)
         packed = await self.consumer.load_avatar(avatar_id, job_id)
         if packed is None:
             raise ServiceError("not_found", f"there is no avatar {avatar_id!r}")

@@ -31,7 +31,7 @@ class BatchScheduler(Generic[T]):
     def __init__(self, max_batch: int) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch = {max_batch}, expected at least 1")
-        self._max_batch = max_batch
+        self.max_batch = max_batch  # may change between batches
         self._heap: list[tuple[float, int, ScheduledWindow[T]]] = []
         self._order = itertools.count()
         self._waiting: dict[str, ScheduledWindow[T]] = {}
@@ -49,7 +49,7 @@ class BatchScheduler(Generic[T]):
     def next_batch(self) -> list[ScheduledWindow[T]]:
         """Up to ``max_batch`` windows, the most urgent first; they are in flight until `done`."""
         batch: list[ScheduledWindow[T]] = []
-        while self._heap and len(batch) < self._max_batch:
+        while self._heap and len(batch) < self.max_batch:
             _, _, window = heapq.heappop(self._heap)
             if self._waiting.get(window.session) is window:  # otherwise it was aborted
                 del self._waiting[window.session]

@@ -26,14 +26,16 @@ from server.settings import Settings
 from server.tasks import cancel_and_wait
 from server.worker import jobs, memory
 from server.worker.backpressure import JobAborted, ReaderGone
-from server.worker.calibration import calibrate
+from server.worker.calibration import Calibration
 from server.worker.capacity import Capacity
+from server.worker.engines import WorkerEngines
 from server.worker.marks import NO_MARKS, Marks, load_marks
-from server.worker.pipelines import load_pipelines, model_view
+from server.worker.pipelines import load_pipelines, model_view, student_engines
 from server.worker.resources import WorkerResources
 from server.worker.sandbox import Sandbox
 
 if TYPE_CHECKING:
+    from engines.provision import StudentEngines
     from model.pipeline import AvatarPipeline
 
 log = logging.getLogger("fada.worker")
@@ -45,6 +47,7 @@ _AVATARS_AT_ONCE = 2
 _NO_RECLAIM_S = 1.5
 _LAST_CLAIM_S = 1.0
 _DECODE_THREADS = 32
+_SESSIONS = 8  # jobs at once where neither a setting nor an engine's batch says how many
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Worker:
         *,
         capacity: Capacity,
         marks: Marks = NO_MARKS,
+        calibration: Calibration | None = None,
+        engines: StudentEngines | None = None,
     ) -> None:
+        """``calibration`` is made anew for an engine that replaces another of ``engines``."""
         self._settings = settings
         self._consumer = consumer
         self._capacity = capacity
@@ -80,6 +86,7 @@ class Worker:
             max_audio_s=settings.max_audio_s,
             marks=marks,
         )
+        self._engines = WorkerEngines(settings, self._resources, calibration, made=engines)
         self._held: dict[str, _HeldJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # of jobs held and of jobs released
         self._room_changed = asyncio.Event()
@@ -93,6 +100,14 @@ class Worker:
             cleanup.callback(self._resources.close)
             cleanup.callback(self._sandbox.close)
             cleanup.push_async_callback(self._fail_all)
+            stopping = asyncio.create_task(stop.wait())
+            building = asyncio.create_task(self._engines.run())
+            cleanup.push_async_callback(cancel_and_wait, [stopping, building])
+            if self._engines.only:
+                await asyncio.wait([stopping, building], return_when=asyncio.FIRST_COMPLETED)
+                if not building.done():
+                    return
+                building.result()
             await self._consumer.join()
             await self._heartbeat()
             lasting = [
@@ -101,7 +116,6 @@ class Worker:
             ]
             heartbeat = asyncio.create_task(self._repeat(_HEARTBEAT_S, self._heartbeat))
             claiming = [asyncio.create_task(self._claim(kind)) for kind in QUEUES]
-            stopping = asyncio.create_task(stop.wait())
             tasks = [stopping, heartbeat, *claiming, *lasting]
             cleanup.push_async_callback(cancel_and_wait, tasks)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -128,7 +142,7 @@ class Worker:
             return taken < self._capacity.places(taken)
         if kind == "avatar":
             return len(running) < _AVATARS_AT_ONCE
-        return len(running) < max(1, self._settings.sessions_per_worker - len(live))
+        return len(running) < max(1, self._capacity.max_sessions - len(live))
 
     async def _heartbeat(self) -> None:
         models = self._models_running("live")
@@ -144,6 +158,7 @@ class Worker:
             live_running=running,
             busy=self._capacity.busy,
             host=socket.gethostname(),
+            detail=self._engines.detail,
         )
         await self._consumer.heartbeat(heartbeat)
         others = await self._consumer.other_workers()
@@ -315,22 +330,29 @@ def main(settings: Settings, url: str) -> None:
     """Load the models, then work until SIGTERM or SIGINT."""
     memory.map_large_blocks()
     marks = load_marks(settings)
-    pipelines = load_pipelines(settings)
-    capacity = calibrate(
-        pipelines, workers=settings.workers or 1, max_sessions=settings.sessions_per_worker
-    )
+    engines = student_engines(settings)
+    pipelines = load_pipelines(settings, engines=engines)
+    calibration = Calibration(pipelines, settings.workers or 1)
+    capacity = calibration.capacity(settings.sessions_per_worker or _SESSIONS)
     log.info("loaded %s; places for %d live sessions", ", ".join(pipelines), capacity.places(0))
     memory.freeze_gc_heap()
-    asyncio.run(_serve_until_signalled(settings, url, pipelines, capacity=capacity, marks=marks))
+
+    def worker(consumer: JobConsumer) -> Worker:
+        return Worker(
+            settings,
+            consumer,
+            pipelines,
+            capacity=capacity,
+            calibration=calibration,
+            engines=engines,
+            marks=marks,
+        )
+
+    asyncio.run(_serve_until_signalled(settings, url, worker))
 
 
 async def _serve_until_signalled(
-    settings: Settings,
-    url: str,
-    pipelines: Mapping[str, AvatarPipeline],
-    *,
-    capacity: Capacity,
-    marks: Marks,
+    settings: Settings, url: str, worker: Callable[[JobConsumer], Worker]
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -346,5 +368,4 @@ async def _serve_until_signalled(
     )
     async with connect(url) as connection, metrics.reporting(connection, "worker"):
         consumer = JobConsumer(connection, liveness.worker_id(os.getpid()), retention)
-        worker = Worker(settings, consumer, pipelines, capacity=capacity, marks=marks)
-        await worker.serve(stop)
+        await worker(consumer).serve(stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -12,6 +13,7 @@ from torch.export import ExportedProgram
 from engines.base import BACKENDS
 from engines.example_inputs import ExampleModel
 from engines.export import Graph, Program, Rows, conditions_of
+from engines.select import StudentNet
 from model.diffusion.denoiser import Conditions, Forward
 
 
@@ -48,6 +50,10 @@ def small_model() -> ExampleModel:
     return ExampleModel("small", SmallNet().eval().requires_grad_(False), small_inputs)
 
 
+def small_student() -> StudentNet:
+    return StudentNet(small_model().net, small_inputs, range(1, 5))
+
+
 def predict(forward: Forward, rows: Rows) -> Tensor:
     """The prediction for ``rows`` of all inputs, as a pipeline asks for it."""
     with torch.inference_mode():
@@ -70,3 +76,29 @@ class _ExportOnly:
 
 
 EXPORT_ONLY = replace(BACKENDS["compiled"], compiler=_ExportOnly())
+
+
+class _Pickled:
+    """Compiles nothing: it runs the function itself."""
+
+    def build(self, program: ExportedProgram, path: Path, *, graph: Graph, batch: range) -> None:
+        torch.save(graph.module, path)
+
+    def load(self, path: Path) -> Program:
+        module = torch.load(path, weights_only=False)
+        return lambda inputs: as_tuple(module(*inputs))
+
+
+# TensorRT as far as a CPU can show it.
+FAKE_TENSORRT = replace(
+    BACKENDS["tensorrt"],
+    compiler=_Pickled(),
+    packages=("torch",),
+    devices=("cpu",),
+    builder="torch",
+)
+
+
+def use_fake_tensorrt(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(BACKENDS, "tensorrt", FAKE_TENSORRT)
+    patch.setattr("engines.build.export", lambda *_: None)  # takes a second, for nothing here

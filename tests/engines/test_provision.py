@@ -18,29 +18,25 @@ from engines.cuda_graphs import capture_sizes
 from engines.example_inputs import ExampleModel
 from engines.export import Graph, graphs_of
 from engines.provision import MAX_ATTEMPTS, EngineBuild, StudentEngines, build_lock, needed
-from engines.select import StudentNet, stored_engine
+from engines.select import stored_engine
 from fada.cli import main
 from model.diffusion.cached_context import CachedContext
 from model.models import SHIPPED_MOTION
-from tests.engines.networks import EXPORT_ONLY, SmallNet, predict, small_inputs, small_model
-
-FAKE = replace(
-    BACKENDS["tensorrt"],
-    compiler=EXPORT_ONLY.compiler,
-    packages=("torch",),
-    devices=("cpu",),
-    builder="torch",
+from tests.engines.networks import (
+    FAKE_TENSORRT,
+    SmallNet,
+    predict,
+    small_inputs,
+    small_model,
+    small_student,
+    use_fake_tensorrt,
 )
-
-
-def student(net: SmallNet | None = None) -> StudentNet:
-    return StudentNet(net or small_model().net, small_inputs, range(1, 5))
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """TensorRT as far as a CPU can show it: it compiles nothing."""
-    monkeypatch.setitem(BACKENDS, "tensorrt", FAKE)
+    use_fake_tensorrt(monkeypatch)
     monkeypatch.setenv("FADA_ENGINES", str(tmp_path))
 
 
@@ -53,7 +49,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @pytest.fixture
 def wanted(fake: None, tmp_path: Path) -> EngineBuild:
-    return EngineBuild("small", student(), tmp_path)
+    return EngineBuild("small", small_student(), tmp_path)
 
 
 def test_an_engine_is_built_once_and_taken(wanted: EngineBuild, tmp_path: Path) -> None:
@@ -127,14 +123,14 @@ def test_other_inputs_are_tried_again(
     wanted: EngineBuild, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wanted.fail("it crashed", final=True)
-    assert EngineBuild("small", student(), tmp_path).failure == wanted.failure is not None
+    assert EngineBuild("small", small_student(), tmp_path).failure == wanted.failure is not None
     other = small_model().net
     torch.nn.init.zeros_(other.get_parameter("out.bias"))
-    assert EngineBuild("small", replace(student(), net=other), tmp_path).failure is None
+    assert EngineBuild("small", replace(small_student(), net=other), tmp_path).failure is None
     driver = tmp_path / "driver"
     driver.write_text("NVRM version: 600.1\n")
     monkeypatch.setattr("engines.base._DRIVER", driver)
-    assert EngineBuild("small", student(), tmp_path).failure is None
+    assert EngineBuild("small", small_student(), tmp_path).failure is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -154,7 +150,7 @@ def test_a_driver_that_torch_cannot_use_is_the_reason(
 
 
 def test_without_its_builder_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "tensorrt", replace(FAKE, builder="torch_missing"))
+    monkeypatch.setitem(BACKENDS, "tensorrt", replace(FAKE_TENSORRT, builder="torch_missing"))
     assert provision.unbuildable() == (
         "torch_missing is not installed: pip install 'fada[tensorrt]'"
     )
@@ -173,10 +169,10 @@ def test_one_process_builds_and_its_death_frees_the_lock(tmp_path: Path) -> None
     holder.start()
     assert held.wait(20)
     with build_lock(tmp_path, wait=False) as ours:
-        assert not ours
+        assert ours is None
     holder.kill()
     with build_lock(tmp_path) as ours:
-        assert ours
+        assert ours is not None
     holder.join()
 
 

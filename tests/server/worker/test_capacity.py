@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.worker.calibration import cores_per_worker, window_cost_s
+from model.types import Floats, SessionState, WindowTask
+from server.worker.calibration import (
+    Calibration,
+    WindowCost,
+    cores_per_worker,
+    example_reference,
+    window_cost,
+)
 from server.worker.capacity import CPU_SHARE, HOP_S, Capacity
 from tests.server.fake_pipeline import FakePipeline
 
@@ -67,13 +79,16 @@ def test_places_never_exceed_the_setting(paces: list[float], running: int) -> No
 
 
 def test_a_window_is_measured() -> None:
-    assert 0 < window_cost_s(FakePipeline("fake")) < 1
+    fake = FakePipeline("fake")
+    cost = window_cost(fake, example_reference(fake))
+    assert 0 < cost.network_s < 1
+    assert cost.network_s < cost.cpu_s < 1
 
 
 def test_a_very_slow_student_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = FakePipeline("slow")
     monkeypatch.setattr("server.worker.calibration._TOO_SLOW", 0.0)
-    assert window_cost_s(slow) > 0
+    assert window_cost(slow, example_reference(slow)).cpu_s > 0
     assert slow.batches == [1]
 
 
@@ -87,3 +102,38 @@ def test_a_session_of_a_costlier_student_takes_several_places() -> None:
 
 def test_workers_share_the_cores() -> None:
     assert cores_per_worker(4) == pytest.approx(cores_per_worker(1) / 4)
+
+
+def test_the_network_s_one_thread_limits_a_worker_with_many_cores() -> None:
+    cost = WindowCost(cpu_s=0.02, network_s=0.01, hop_s=HOP_S)
+    assert cost.share(cores=1.0) == pytest.approx(0.02 / HOP_S)
+    assert cost.share(cores=16.0) == pytest.approx(0.01 / HOP_S)
+
+
+def test_a_new_engine_s_cost_changes_the_places() -> None:
+    calibration = Calibration({"fake": FakePipeline("fake")}, 1)
+    capacity = calibration.capacity(1000)
+    calibration.update("fake", WindowCost(0.001, HOP_S * CPU_SHARE / 8.5, HOP_S), capacity)
+    assert capacity.places(0) == 8
+    calibration.update("fake", WindowCost(0.001, HOP_S * CPU_SHARE / 20.5, HOP_S), capacity)
+    assert capacity.places(0) == 20
+    capacity.max_sessions = 12
+    assert capacity.places(0) == 12
+
+
+def test_beside_live_sessions_a_slow_network_is_measured_alone() -> None:
+    class Slow(FakePipeline):
+        def step(self, tasks: Sequence[WindowTask]) -> list[tuple[Floats, SessionState]]:
+            threads.add(threading.current_thread().name)
+            began_s = time.thread_time()
+            while time.thread_time() - began_s < 0.02:
+                pass
+            return super().step(tasks)
+
+    threads: set[str] = set()
+    slow = Slow("slow")
+    with ThreadPoolExecutor(1, "network") as network:
+        cost = window_cost(slow, example_reference(slow), network)
+    assert slow.batches == [1, 1]
+    assert threads == {"network_0"}
+    assert 0.01 < cost.network_s < 0.3

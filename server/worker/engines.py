@@ -1,0 +1,167 @@
+"""A worker's engines: built while it serves, then switched to between two windows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from server import process
+from server.errors import SetupError
+from server.settings import Settings
+from server.worker.calibration import Calibration, example_reference, window_cost
+from server.worker.resources import WorkerResources
+
+if TYPE_CHECKING:
+    from engines.provision import EngineBuild, StudentEngines
+    from engines.select import StudentNet
+    from model.diffusion.cached_context import CachedContext
+
+log = logging.getLogger("fada.worker")
+
+_POLL_S = 0.5
+_TIMEOUT_S = 3600.0  # of one build: a motion student's takes a minute, a video student's many
+_NICE = 10
+_COMMAND = (sys.executable, "-m", "fada.cli", "engines", "build")
+
+
+class WorkerEngines:
+    """Builds what the students lack. ``detail`` says for the heartbeat what is under way.
+
+    ``made``: what `models.load` made of the students, in their order; None: by a loader that
+    has engines of its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        resources: WorkerResources,
+        calibration: Calibration | None,
+        *,
+        made: StudentEngines | None,
+        command: tuple[str, ...] = _COMMAND,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> None:
+        self._settings, self._resources, self._calibration = settings, resources, calibration
+        self._command, self._timeout_s = command, timeout_s
+        self._students: Mapping[str, tuple[StudentNet, CachedContext[Any]]] = {}
+        if made is not None:
+            self._students = dict(zip(resources.models, made.made, strict=True))
+        self.detail = ""
+        for name in self._students:
+            self._follow_batch(name)
+
+    @property
+    def only(self) -> bool:
+        """Whether the worker may serve on built engines alone."""
+        return self._settings.engines_build == "only"
+
+    async def run(self) -> None:
+        """Build and switch to what is missing. Raises `SetupError` for ``only`` where it fails."""
+        if not self._students or self._settings.engines_build == "never":
+            return
+        from engines import provision
+
+        for name, (student, forward) in self._students.items():
+            try:
+                wanted = provision.needed(name, student, forward)
+                if wanted is not None and await self._built(wanted):
+                    await self._switch(wanted, forward)
+            except Exception:  # such as a folder that cannot be written; the old engine serves on
+                log.exception("no engine was built for %s", name)
+            self.detail = ""
+            if self.only and not provision.runs_on_built(forward):
+                raise SetupError(f"FADA_ENGINES_BUILD=only, and {name} has no built engine")
+
+    async def _built(self, wanted: EngineBuild) -> bool:
+        """Whether the engine is stored, after building it or waiting until another has."""
+        from engines import provision
+        from engines.base import NO_GPU
+
+        if problem := provision.unbuildable():
+            level = logging.DEBUG if problem == NO_GPU else logging.WARNING
+            log.log(level, "building no engines for the GPU: %s", problem)
+            return False
+        while not await asyncio.to_thread(wanted.stored):
+            with provision.build_lock(wanted.root, wait=False) as lock:
+                before = wanted.failure
+                if lock is not None:
+                    if before is not None and before.forbids:
+                        log.warning("not building %s: %s", wanted.title, before.reason)
+                        return False
+                    child = self._spawn(wanted.name, lock)  # which holds the lock from here on
+            if lock is None:
+                self.detail = f"waiting for another worker to build {wanted.title}"
+                await asyncio.sleep(_POLL_S)
+                continue
+            try:
+                status = await self._wait(child, wanted.title)
+            except TimeoutError as error:
+                wanted.fail(str(error), final=True)
+            else:
+                if status and wanted.failure == before:  # it ended before it could note why
+                    wanted.fail(f"the build ended with status {status}", final=False)
+        return True
+
+    def _spawn(self, name: str, lock: int) -> subprocess.Popen[bytes]:
+        """A process that builds, and ends with this one."""
+        models = {} if self._settings.weights is not None else {"FADA_MODELS": name}
+        child = process.spawn([*self._command, "--locked"], models, pass_fds=[lock])
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, child.pid, _NICE)
+        return child
+
+    async def _wait(self, child: subprocess.Popen[bytes], title: str) -> int:
+        """The build's exit status. Raises ``TimeoutError`` for one that takes too long."""
+        log.info("building %s; sessions are served meanwhile", title)
+        began_s = time.monotonic()
+        try:
+            while child.poll() is None:
+                took_s = time.monotonic() - began_s
+                if took_s > self._timeout_s:
+                    raise TimeoutError(f"it took longer than {self._timeout_s:g} s")
+                self.detail = f"building {title} for {took_s:.0f} s"
+                await asyncio.sleep(_POLL_S)
+        finally:
+            child.kill()
+            await asyncio.to_thread(child.wait)
+        return child.returncode
+
+    async def _switch(self, wanted: EngineBuild, forward: CachedContext[Any]) -> None:
+        """Compare the engine, run on it from the next window on, and measure what it costs."""
+        from engines.select import stored_engine
+
+        loop, resources = asyncio.get_running_loop(), self._resources
+        self.detail = f"comparing {wanted.title}"
+        engine = await loop.run_in_executor(
+            resources.background, stored_engine, wanted.student, wanted.place
+        )
+        if engine is None:  # logged with its reason
+            return
+        await loop.run_in_executor(resources.network, forward.replace, engine.net)
+        self._follow_batch(wanted.name)
+        log.info("%s runs on %s", wanted.name, wanted.request.title)
+        if self._calibration is None:
+            return
+        pipeline = resources.batcher(wanted.name).pipeline
+        reference = await loop.run_in_executor(resources.portraits, example_reference, pipeline)
+        cost = await loop.run_in_executor(
+            resources.background, window_cost, pipeline, reference, resources.network
+        )
+        self._calibration.update(wanted.name, cost, resources.capacity)
+
+    def _follow_batch(self, name: str) -> None:
+        """Batches, and sessions where no setting limits them, are as many as the engine takes."""
+        net = self._students[name][1].net
+        most = getattr(net, "most", None)  # only a built engine has one
+        if most is None:
+            return
+        self._resources.batcher(name).max_batch = most
+        if self._settings.sessions_per_worker is None:
+            capacity = self._resources.capacity
+            capacity.max_sessions = max(capacity.max_sessions, most)
