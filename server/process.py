@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -44,6 +46,19 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs for workers, named as in ``CUDA_VISIBLE_DEVICES``; none where TensorRT is missing.
+
+    Asks neither torch nor the driver, so that the API's process stays free of both.
+    """
+    if not any(find_spec(name) for name in ("tensorrt", "tensorrt_rtx")):
+        return ()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(name for name in map(str.strip, named.split(",")) if name not in ("", "-1"))
+    return tuple(str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -130,8 +130,9 @@ async def _serve_all(
 ) -> int:
     async with connect(url) as connection:
         server = _server(settings, url, host)
-        count = worker_count(settings.workers, process.usable_cores())
-        supervisor = Supervisor(connection, url, count)
+        devices = settings.devices or (() if settings.pipeline else process.visible_gpus())
+        count = worker_count(settings.workers, process.usable_cores(), len(devices))
+        supervisor = Supervisor(connection, url, count, devices=devices)
         serving = asyncio.create_task(server.serve([sock]))
         watchers = [
             asyncio.create_task(supervisor.watch()),

@@ -51,7 +51,13 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
         description="worker processes on this machine, which share its cores; "
-        "unset: `fada serve` starts one per core, 2 to 8, and `fada worker` uses all cores",
+        "unset: `fada serve` starts one per GPU, else one per core, 2 to 8, and `fada worker` uses "
+        "all cores",
+    )
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="GPUs, comma-separated, named as in CUDA_VISIBLE_DEVICES: workers take them in "
+        "turn, one each; unset: all, where TensorRT is installed",
     )
     sessions_per_worker: int | None = Field(
         None,
@@ -139,7 +145,7 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "models", "api_keys", "cors_origins", "hosts", "trusted_proxies", mode="before"
+        "models", "devices", "api_keys", "cors_origins", "hosts", "trusted_proxies", mode="before"
     )
     @classmethod
     def _split(cls, value: object) -> object:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from server import process
 from server.broker.liveness import deregister, is_live, release_leases, worker_id
@@ -21,18 +22,24 @@ _MIN_WORKERS, _MAX_WORKERS = 2, 8
 _MAX_BACKOFF_S = 10.0
 
 
-def worker_count(setting: int | None, cores: int) -> int:
-    """The number of workers to run: the setting, or by default one for each core, 2 to 8."""
-    return min(max(cores, _MIN_WORKERS), _MAX_WORKERS) if setting is None else setting
+def worker_count(setting: int | None, cores: int, gpus: int = 0) -> int:
+    """The number of workers to run: the setting, or one for each GPU, which draws on all cores, or
+    one for each core, 2 to 8."""
+    return setting or gpus or min(max(cores, _MIN_WORKERS), _MAX_WORKERS)
 
 
 class Supervisor:
-    """Runs ``count`` workers on the broker at ``url``: `watch` until cancelled, then `stop`."""
+    """Runs ``count`` workers on the broker at ``url``: `watch` until cancelled, then `stop`.
 
-    def __init__(self, connection: Connection, url: str, count: int) -> None:
+    They take ``devices``, names of GPUs, in turn.
+    """
+
+    def __init__(
+        self, connection: Connection, url: str, count: int, *, devices: Sequence[str] = ()
+    ) -> None:
         self._connection = connection
         self._url = url
-        self._count = count
+        self._count, self._devices = count, devices
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._ever_joined = False
 
@@ -62,10 +69,10 @@ class Supervisor:
     async def _keep_running(self, slot: int) -> None:
         failures = 0
         while True:
-            child = process.spawn(
-                [sys.executable, "-m", "server.worker"],
-                {"FADA_REDIS_URL": self._url, "FADA_WORKERS": str(self._count)},
-            )
+            settings = {"FADA_REDIS_URL": self._url, "FADA_WORKERS": str(self._count)}
+            if self._devices:
+                settings["FADA_DEVICES"] = self._devices[slot % len(self._devices)]
+            child = process.spawn([sys.executable, "-m", "server.worker"], settings)
             self._running[slot] = child
             joined = False
             while child.poll() is None:

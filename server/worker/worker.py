@@ -21,7 +21,7 @@ from server import logs, metrics, traces
 from server.broker import liveness, messages
 from server.broker.consumer import Claim, JobConsumer, Retention
 from server.broker.redis import BROKER_LOST, QUEUES, connect
-from server.errors import ServiceError
+from server.errors import ServiceError, SetupError
 from server.settings import Settings
 from server.tasks import cancel_and_wait
 from server.worker import jobs, memory
@@ -327,7 +327,16 @@ class Worker:
 
 
 def main(settings: Settings, url: str) -> None:
-    """Load the models, then work until SIGTERM or SIGINT."""
+    """Load the models, then work until SIGTERM or SIGINT.
+
+    Raises `SetupError` for settings that cannot be served.
+    """
+    if len(settings.devices) > 1:
+        raise SetupError(
+            f"FADA_DEVICES = {','.join(settings.devices)}, expected one GPU for each `fada worker`"
+        )
+    if settings.devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.devices[0]  # CUDA reads it on first use
     memory.map_large_blocks()
     marks = load_marks(settings)
     engines = student_engines(settings)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +19,12 @@ import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from server import process
 from server.broker.embedded import embedded_server, valkey_program
-from server.supervisor import worker_count
+from server.errors import SetupError
+from server.settings import Settings
+from server.supervisor import Supervisor, worker_count
+from server.worker.worker import main as serve_as_worker
 from tests.server.media_files import picture, sound
 from tests.server.media_probe import probe
 from tests.server.service import FAKE, Service, environment, running, working
@@ -284,6 +290,41 @@ def test_the_service_stops_when_its_broker_dies() -> None:
 def test_one_worker_per_core_and_at_least_two() -> None:
     assert [worker_count(None, cores) for cores in (1, 2, 6, 64)] == [2, 2, 6, 8]
     assert worker_count(1, 64) == 1
+    assert worker_count(None, 64, 3) == 3
+    assert worker_count(4, 64, 2) == 4
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def spawn(command: Sequence[str], settings: Mapping[str, str]) -> None:
+        taken.append(settings["FADA_DEVICES"])
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("server.process.spawn", spawn)
+    supervisor = Supervisor(None, "redis://", 3, devices=("0", "2"))  # type: ignore[arg-type]
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(supervisor.watch())
+    assert taken == ["0", "2", "0"]
+
+
+def test_gpus_are_used_where_tensorrt_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-8f")
+    monkeypatch.setattr("server.process.find_spec", lambda name: None)
+    assert process.visible_gpus() == ()
+    monkeypatch.setattr("server.process.find_spec", lambda name: name == "tensorrt_rtx")
+    assert process.visible_gpus() == ("1", "GPU-8f")
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert process.visible_gpus() == ()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    there = len([path for path in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", path.name)])
+    assert process.visible_gpus() == tuple(map(str, range(there)))
+
+
+def test_one_worker_takes_one_gpu() -> None:
+    with pytest.raises(SetupError, match="FADA_DEVICES = 0,1, expected one GPU for each"):
+        serve_as_worker(Settings(devices=("0", "1")), "redis://")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("half", ["api", "worker"])
