@@ -25,7 +25,7 @@ from bench.steps import EXAMPLES, run_steps
 from engines.select import motion_engine
 from media.boxes import AUDIO_TRACK, VIDEO_TRACK, Run, fragment
 from media.colour import to_yuv420
-from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
+from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, VideoEncoder
 from media.fmp4 import KEY_INTERVAL
 from model.audio.log_mel import HOP, LOG_MEL
 from model.audio.stream import SpeechStream
@@ -85,7 +85,7 @@ def encode_times(frames: list[np.ndarray]) -> dict[str, float]:
     planes = [np.empty((height // n, width // n), np.uint8) for n in (1, 2, 2)]
     to_yuv420(frames[0], *planes)
     colours = median_ms(lambda i: to_yuv420(frames[i], *planes), len(frames))
-    video = H264Encoder(width, height, FPS)
+    video = VideoEncoder(width, height, FPS)
     key, other = [], []
     for i, frame in enumerate(frames):
         start = time.perf_counter()

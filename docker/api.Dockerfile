@@ -11,7 +11,8 @@ RUN /opt/fada/bin/python -m pip install -r needed.txt -c constraints.txt
 COPY clients/python clients/python
 COPY fada fada
 COPY server server
-RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
+RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python . \
+    && /opt/fada/bin/fada licenses --cyclonedx > /opt/fada/bill.cdx.json
 
 FROM python:3.11.13-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada

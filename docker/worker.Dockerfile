@@ -19,7 +19,8 @@ COPY server server
 COPY engines engines
 COPY media media
 COPY model model
-RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
+RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python . \
+    && /opt/fada/bin/fada licenses --cyclonedx > /opt/fada/bill.cdx.json
 
 FROM needed AS build-gpu
 # For A100, H100 and B200: tensorrt-datacenter, which TensorRT for RTX leaves out.
@@ -34,7 +35,8 @@ COPY server server
 COPY engines engines
 COPY media media
 COPY model model
-RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python .
+RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python . \
+    && /opt/fada/bin/fada licenses --cyclonedx > /opt/fada/bill.cdx.json
 
 FROM python:3.11.13-slim-bookworm AS runtime
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada \

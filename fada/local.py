@@ -244,7 +244,7 @@ class LocalClient:
             pool=self._pool,
             name=name,
             raw=raw,
-            label=self.marks.label,
+            encoding=self.marks.encoding,
         )
 
 

@@ -1,4 +1,4 @@
-"""ISO base media boxes: the bytes of a fragmented MP4 with one H.264 and one AAC track."""
+"""ISO base media boxes: the bytes of a fragmented MP4 with one video and one AAC track."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 _UNDETERMINED = 0x55C4  # ISO 639-2 "und", five bits a letter
 _SYNC_SAMPLE = 0x0200_0000
 _DEPENDENT_SAMPLE = 0x0101_0000
+_VP9_LEVELS = {30: 552_960, 31: 983_040, 40: 2_228_224}  # with the most samples of a picture
+
+
+@dataclass(frozen=True)
+class SampleDescription:
+    """How samples are decoded: the sample entry's four letters, its configuration box and the
+    ``codec`` of RFC 6381."""
+
+    kind: bytes
+    configuration: bytes
+    codec: str
 
 
 @dataclass(frozen=True)
 class VideoTrack:
-    """``sps`` and ``pps`` are raw NAL units; ``timescale`` is in ticks per second."""
+    """``timescale`` is in ticks per second."""
 
     width: int
     height: int
     timescale: int
-    sps: bytes
-    pps: bytes
+    description: SampleDescription
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,41 @@ def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
-def codec_string(sps: bytes) -> str:
-    """``avc1.xxxxxx`` of RFC 6381: profile, constraints and level are the SPS's bytes 1 to 3."""
+def avc_description(sps: bytes, pps: bytes) -> SampleDescription:
+    """H.264, from raw NAL units (ISO/IEC 14496-15, 5.3.3)."""
     if len(sps) < 4:
         raise ValueError(f"SPS of {len(sps)} bytes, expected at least 4")
-    return f"avc1.{sps[1:4].hex()}"
+    configuration = box(
+        b"avcC",
+        bytes([1, *sps[1:4], 0xFC | 3, 0xE0 | 1]),  # lengths of four bytes, one SPS
+        struct.pack(">H", len(sps)) + sps,
+        b"\x01" + struct.pack(">H", len(pps)) + pps,
+    )
+    return SampleDescription(b"avc1", configuration, f"avc1.{sps[1:4].hex()}")
+
+
+def vp9_description(width: int, height: int) -> SampleDescription:
+    """VP9, profile 0, 8 bits, 4:2:0, BT.709 in limited range (VP codec ISO media binding, 1.0)."""
+    area = width * height
+    level = next(level for level, most in _VP9_LEVELS.items() if area <= most)
+    bits_and_range = 8 << 4 | 1 << 1  # chroma sited with luma's first sample
+    configuration = full_box(
+        b"vpcC", 1, 0, bytes([0, level, bits_and_range, 1, 1, 1]), struct.pack(">H", 0)
+    )
+    return SampleDescription(b"vp09", configuration, f"vp09.00.{level}.08")
+
+
+def av1_description(sequence_header: bytes) -> SampleDescription:
+    """AV1, main profile, 8 bits, 4:2:0, from its sequence header OBU (AV1 ISO media binding, 2.3).
+
+    Its level is five bits after profile, flags and the first operating point.
+    """
+    if len(sequence_header) < 6 or sequence_header[0] != 0x0A:
+        raise ValueError("extradata is no AV1 sequence header")
+    level = sequence_header[5] >> 3
+    subsampled_420 = 0b1100
+    configuration = box(b"av1C", bytes([0x81, level, subsampled_420, 0]), sequence_header)
+    return SampleDescription(b"av01", configuration, f"av01.0.{level:02}M.08")
 
 
 def init_segment(
@@ -156,19 +196,12 @@ def _mdia(
 
 
 def _video_trak(video: VideoTrack) -> bytes:
-    sps, pps = video.sps, video.pps
-    avcc = box(
-        b"avcC",
-        bytes([1, *sps[1:4], 0xFC | 3, 0xE0 | 1]),  # lengths of four bytes, one SPS
-        struct.pack(">H", len(sps)) + sps,
-        b"\x01" + struct.pack(">H", len(pps)) + pps,
-    )
     bt709_limited = box(b"colr", b"nclx", struct.pack(">3HB", 1, 1, 1, 0))
     entry = box(
-        b"avc1",
+        video.description.kind,
         struct.pack(">6xH16x2H", 1, video.width, video.height),
         struct.pack(">3IH32xHh", 72 << 16, 72 << 16, 0, 1, 24, -1),
-        avcc,
+        video.description.configuration,
         bt709_limited,
         box(b"pasp", struct.pack(">2I", 1, 1)),
     )

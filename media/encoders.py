@@ -1,20 +1,24 @@
-"""H.264 and AAC encoders: a picture or a block of sound in, the bytes of MP4 samples out."""
+"""Video and AAC encoders: a picture or a block of sound in, the bytes of MP4 samples out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, cast
 
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.codec.context import Flags
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
+from media import boxes
 from media.colour import Plane, to_yuv420
 from media.label import LabelText, make_label
 
@@ -22,26 +26,95 @@ SAMPLE_RATE = 48_000
 AAC_FRAME = 1024  # samples
 _BIT_RATE = 96_000
 _BT709 = 1
+_SPS, _PPS = 7, 8  # types of NAL units
+_TEMPORAL_DELIMITER = b"\x12\x00"  # starts each of AV1's packets, and is not stored in MP4
+_NO_KEYFRAMES = 1 << 24
 
 
-class H264Encoder:
+@dataclass(frozen=True)
+class Encoding:
+    """How frames become video: by which of `ENCODERS`, with what ``label`` drawn on each."""
+
+    encoder: str = "x264"
+    label: LabelText | None = None
+
+
+DEFAULT_ENCODING = Encoding()
+
+
+@dataclass(frozen=True)
+class _Library:
+    """One of FFmpeg's encoders, with options for one picture out for each one in."""
+
+    name: str
+    format: Literal["h264", "vp9", "av1"]
+    options: dict[str, str]
+    bit_rate: int = 0  # a second; 0: by quality
+
+
+# A talking portrait is a still with small motion, where the search of x264's slower presets finds
+# little (`bench/stage_times.py`); the others have options for about the same look.
+_LIBRARIES = {
+    "x264": _Library(
+        "libx264",
+        "h264",
+        {
+            "preset": "ultrafast",
+            "tune": "zerolatency",
+            "crf": "20",
+            "forced-idr": "1",
+            "x264-params": "scenecut=0:keyint=infinite",
+        },
+    ),
+    "openh264": _Library("libopenh264", "h264", {"rc_mode": "quality"}, bit_rate=1_500_000),
+    "nvenc": _Library(
+        "h264_nvenc",
+        "h264",
+        {
+            "preset": "p2",
+            "tune": "ull",
+            "rc": "constqp",
+            "qp": "23",
+            "delay": "0",
+            "zerolatency": "1",
+            "forced-idr": "1",
+            "bf": "0",
+        },
+    ),
+    "vp9": _Library(
+        "libvpx-vp9",
+        "vp9",
+        {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "24", "b": "0"},
+    ),
+    "av1": _Library(
+        "libsvtav1",
+        "av1",
+        {"preset": "12", "crf": "30", "svtav1-params": "pred-struct=1:lookahead=0:lp=1"},
+    ),
+}
+ENCODERS = tuple(_LIBRARIES)
+
+
+class VideoEncoder:
     """Encodes pictures of one even size without delay: one in, one out.
 
-    It uses x264's fastest preset: a talking portrait is a still with small motion, where the search
-    of slower presets finds little (`bench/stage_times.py`). A ``label`` is drawn on every picture.
+    Raises ``ValueError`` for an odd size, or an encoder that is not there.
     """
 
     def __init__(
-        self, width: int, height: int, fps: int, *, label: LabelText | None = None
+        self, width: int, height: int, fps: int, encoding: Encoding = DEFAULT_ENCODING
     ) -> None:
         if width <= 0 or height <= 0 or width % 2 or height % 2:
             raise ValueError(f"width and height must be even and positive, got {width}x{height}")
         self._size = (height, width, 3)
-        self._codec = _open_h264(width, height, fps)
-        self.sps, self.pps = _parameter_sets(self._codec.extradata)
+        library = _LIBRARIES[encoding.encoder]
+        self._codec = _open_video(library, width, height, fps=fps)
+        self.format = library.format
+        self.sample_description = _sample_description(library.format, self._codec)
         # One frame for all pictures: the encoder copies it.
         self._frame = VideoFrame(width, height, "yuv420p")
         self._planes = tuple(_plane(self._frame, i) for i in range(3))
+        label = encoding.label
         self._label = None if label is None else make_label(label, width, height)
         self._count = 0
 
@@ -59,9 +132,17 @@ class H264Encoder:
         self._frame.pict_type = PictureType.I if key else PictureType.NONE
         self._count += 1
         packets = self._codec.encode(self._frame)
-        if len(packets) != 1:  # zerolatency: one in, one out
-            raise RuntimeError(f"the H.264 encoder gave {len(packets)} packets for one frame")
-        return _length_prefixed(bytes(packets[0]))
+        if len(packets) != 1:
+            raise RuntimeError(f"the video encoder gave {len(packets)} packets for one frame")
+        data = bytes(packets[0])
+        if self.format == "h264":
+            return _length_prefixed(data)
+        return data.removeprefix(_TEMPORAL_DELIMITER) if self.format == "av1" else data
+
+
+def check_encoder(name: str) -> None:
+    """Raises ``ValueError`` where the encoder ``name``, of `ENCODERS`, does not work."""
+    VideoEncoder(128, 128, 25, Encoding(name)).encode(np.zeros((128, 128, 3), np.uint8), key=True)
 
 
 class AACEncoder:
@@ -112,23 +193,34 @@ def _plane(frame: VideoFrame, index: int) -> Plane:
     return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height]
 
 
-def _open_h264(width: int, height: int, fps: int) -> VideoCodecContext:
-    video = VideoCodecContext.create("libx264", "w")
-    video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-    video.time_base, video.framerate = Fraction(1, fps), Fraction(fps)
-    video.color_primaries = video.color_trc = video.colorspace = _BT709
-    video.color_range = ColorRange.MPEG.value
-    video.thread_count = 1  # sessions run side by side: one thread each
-    video.flags |= Flags.global_header
-    video.options = {
-        "preset": "ultrafast",
-        "tune": "zerolatency",
-        "crf": "20",
-        "forced-idr": "1",
-        "x264-params": "scenecut=0:keyint=infinite",
-    }
-    video.open()
+def _open_video(library: _Library, width: int, height: int, *, fps: int) -> VideoCodecContext:
+    try:
+        video = cast(VideoCodecContext, VideoCodecContext.create(library.name, "w"))
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        video.time_base, video.framerate = Fraction(1, fps), Fraction(fps)
+        video.color_primaries = video.color_trc = video.colorspace = _BT709
+        video.color_range = ColorRange.MPEG.value
+        video.thread_count = 1  # sessions run side by side: one thread each
+        video.gop_size = _NO_KEYFRAMES  # but those that are asked for
+        video.flags |= Flags.global_header
+        if library.bit_rate:
+            video.bit_rate = library.bit_rate
+        video.options = library.options
+        video.open()
+    except (FFmpegError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"the encoder {library.name} does not work here: {why}") from error
     return video
+
+
+def _sample_description(
+    kind: Literal["h264", "vp9", "av1"], codec: VideoCodecContext
+) -> boxes.SampleDescription:
+    if kind == "h264":
+        return boxes.avc_description(*_parameter_sets(codec.extradata))
+    if kind == "vp9":
+        return boxes.vp9_description(codec.width, codec.height)
+    return boxes.av1_description(codec.extradata or b"")
 
 
 def _open_aac() -> AudioCodecContext:
@@ -151,11 +243,12 @@ def _nal_units(annex_b: bytes) -> list[bytes]:
 
 def _parameter_sets(extradata: bytes | None) -> tuple[bytes, bytes]:
     units = {unit[0] & 0x1F: unit for unit in _nal_units(extradata or b"")}
-    if 7 not in units or 8 not in units:
+    if _SPS not in units or _PPS not in units:
         raise RuntimeError(f"the H.264 encoder gave no SPS and PPS, only units {sorted(units)}")
-    return units[7], units[8]
+    return units[_SPS], units[_PPS]
 
 
 def _length_prefixed(annex_b: bytes) -> bytes:
-    units = _nal_units(annex_b)
+    """Without parameter sets, which are in the sample description."""
+    units = [unit for unit in _nal_units(annex_b) if unit[0] & 0x1F not in (_SPS, _PPS)]
     return b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)

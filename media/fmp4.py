@@ -10,8 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from media import boxes, marks
-from media.encoders import AAC_FRAME, SAMPLE_RATE, AACEncoder, H264Encoder
-from media.label import LabelText
+from media.encoders import (
+    AAC_FRAME,
+    DEFAULT_ENCODING,
+    SAMPLE_RATE,
+    AACEncoder,
+    Encoding,
+    VideoEncoder,
+)
 
 AUDIO_CODEC = "mp4a.40.2"
 # A fragment starts with a keyframe if its first frame is this far from the last one. Players take
@@ -65,8 +71,8 @@ class FragmentedMP4Muxer:
     With the ``state`` of another muxer of the same size it continues that one's timeline, with a
     keyframe.
 
-    The init segment and every keyframe say that a machine made the video (`media.marks`);
-    ``created`` is the day they give, by default today. ``label`` is drawn on every frame.
+    The init segment says that a machine made the video (`media.marks`), and so does every keyframe
+    of H.264; ``created`` is the day they give, by default today.
     """
 
     def __init__(
@@ -77,9 +83,9 @@ class FragmentedMP4Muxer:
         *,
         state: MuxerState = AT_START,
         created: date | None = None,
-        label: LabelText | None = None,
+        encoding: Encoding = DEFAULT_ENCODING,
     ) -> None:
-        self._video = H264Encoder(width, height, fps, label=label)
+        self._video = VideoEncoder(width, height, fps, encoding)
         self._sequence = state.sequence
         self._frames = state.frames
         self._since_key = KEY_INTERVAL
@@ -91,9 +97,7 @@ class FragmentedMP4Muxer:
         self._encode_whole()  # its packets are in fragments already
         day = created or marks.today()
         self._init = boxes.init_segment(
-            boxes.VideoTrack(
-                width, height, fps * _TICKS_PER_FRAME, self._video.sps, self._video.pps
-            ),
+            boxes.VideoTrack(width, height, fps * _TICKS_PER_FRAME, self._video.sample_description),
             boxes.AudioTrack(SAMPLE_RATE, self._audio.bit_rate, self._audio.config),
             marks=marks.xmp_box(day),
             user_data=marks.user_data_box(day),
@@ -102,7 +106,7 @@ class FragmentedMP4Muxer:
     @property
     def codecs(self) -> str:
         """The ``codecs`` parameter of the MIME type (RFC 6381), video first."""
-        return f"{boxes.codec_string(self._video.sps)},{AUDIO_CODEC}"
+        return f"{self._video.sample_description.codec},{AUDIO_CODEC}"
 
     def init_segment(self) -> bytes:
         """``ftyp``, the XMP in a ``uuid`` box, and ``moov``, which precede the first fragment."""
@@ -122,7 +126,7 @@ class FragmentedMP4Muxer:
             video.append(self._video.encode(frame, key=key and not video))
         if not video:
             raise ValueError("a fragment needs at least one frame, got 0")
-        if key:
+        if key and self._video.format == "h264":
             video[0] = marks.keyframe_unit() + video[0]
         self._frames += len(video)
         self._since_key += len(video)

@@ -16,13 +16,13 @@ from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule
+from model.manifest import WEIGHTS as WEIGHTS
 from model.motion.checkpoint import MotionWeights, load_weights
 from model.motion.smoothing import smooth
 from model.pipeline import LatentSpace, Student, StudentPipeline, refuse_teacher
 from model.portrait.blendshapes import EYES, MOTION_DIM, MOUTH
 from model.types import ModelMetadata, Reference
 
-WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "motion-fast"
 MOTION, VIDEO_TINY, VIDEO = "motion", "video-tiny", "video"
 # Models whose weights ship; those of the real size are too large.

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.manifest import verified
 from model.types import ScaleLimits
 
 DEFAULT_GUIDANCE = (2.0, 1.0)  # audio, reference: judged best
@@ -52,9 +53,9 @@ def half(net: torch.nn.Module) -> dict[str, Tensor]:
 def read_header(path: Path) -> dict[str, Any]:
     """What `write_weights` stored beside the tensors; empty for another program's file.
 
-    Raises ``ValueError`` for a file that is missing or no safetensors file.
+    Raises ``ValueError`` for a file that is missing, no safetensors file, or shipped and changed.
     """
-    if not path.is_file():
+    if not verified(path).is_file():
         raise ValueError(f"no weights at {path}")
     try:
         with safe_open(path, framework="pt") as file:

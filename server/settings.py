@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="proxies whose X-Forwarded-For is trusted, comma-separated; *: any"
     )
+    encoder: Literal["x264", "openh264", "nvenc", "vp9", "av1"] = Field(
+        "x264", description="video encoder: x264, openh264, nvenc, vp9 or av1"
+    )
     label: str | None = Field(
         None, min_length=1, description="visible label in a corner of every frame, such as AI"
     )

@@ -31,6 +31,7 @@ COMMANDS = {
     "worker": Command("worker", "run one worker of the service; needs FADA_REDIS_URL"),
     "animate": Command("animate", "make one video, in this process or by a service"),
     "verify": Command("verify", "show which marks a video bears, and whether they hold"),
+    "licenses": Command("licenses", "list libraries, weights and data with their licences"),
     "health": Command("health", "check that the API or a worker of this machine is alive"),
     "engines": Command("engines", "build, list and check compiled networks"),
     "bench": Command("bench", "measure a running service", extra="train"),

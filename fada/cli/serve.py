@@ -16,6 +16,7 @@ from fada.cli.settings import (
 from server import run as service
 from server.settings import Settings
 
+_MARKS = {"encoder", "label", "c2pa_cert", "c2pa_key"}
 _WORKERS_NEED = ("av", "numba", "numpy", "soundfile")
 
 
@@ -39,7 +40,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_marks(settings: Settings) -> None:
-    """Raises `SetupError` for marks that no worker could make."""
+    """Raises `SetupError` for an encoder or marks that no worker could make."""
+    if not _MARKS & settings.model_fields_set:
+        return  # and save the API's process the libraries
     from server.worker.marks import load_marks
 
     load_marks(settings)

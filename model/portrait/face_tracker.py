@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
+from model.manifest import WEIGHTS, verified
 from model.portrait.blendshapes import ACTION_COUNT, LANDMARKS
 from model.portrait.framing import frame
 from model.portrait.person_mask import PersonMask
 from model.types import Floats
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 DETECTOR_SIDE = 256
 MESH_SIDE = 256
 MASK_SIDE = 256
@@ -233,7 +232,9 @@ class _Net:
     """One tflite network: arrays in, arrays out."""
 
     def __init__(self, name: str, threads: int) -> None:
-        self._interpreter = Interpreter(str(WEIGHTS / f"{name}.tflite"), num_threads=threads)
+        self._interpreter = Interpreter(
+            str(verified(WEIGHTS / f"{name}.tflite")), num_threads=threads
+        )
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._outputs = [d["index"] for d in self._interpreter.get_output_details()]

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from model.manifest import WEIGHTS, verified
 from model.portrait.blendshapes import (
     ACTION_COUNT,
     ACTIONS,
@@ -25,7 +25,7 @@ from model.portrait.blendshapes import (
 )
 from model.types import Floats
 
-BASIS_FILE = Path(__file__).parents[1] / "weights" / "face_basis.safetensors"
+BASIS_FILE = WEIGHTS / "face_basis.safetensors"
 
 # Points that expressions hardly move: head rotation is fitted to them.
 STABLE = [33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 10, 151, 9, 8, 70, 300, 234, 454, 127, 356]
@@ -124,7 +124,7 @@ class FaceBasis:
 @cache
 def face_basis() -> FaceBasis:
     """The shipped basis, read once per process."""
-    tensors = load_file(BASIS_FILE)
+    tensors = load_file(verified(BASIS_FILE))
     basis = np.zeros((ACTION_COUNT, LANDMARKS, 3), np.float32)
     basis[:, :FACE_LANDMARKS] = tensors["basis"]
     textures = {k: tensors[k] for k in ("teeth_upper", "teeth_lower", "mouth_window")}

@@ -10,20 +10,25 @@ function boxAt(bytes, offset) {
   return { type: String.fromCharCode(...bytes.subarray(offset + 4, offset + 8)), end: offset + size };
 }
 
-/**
- * The MediaSource type of an init segment. The three bytes after the configurationVersion of the
- * `avcC` box give its H.264 profile and level (ISO/IEC 14496-15, 5.3.3.1).
- */
+const digits = (number) => String(number).padStart(2, "0");
+
+// By the box that configures the decoder: its codec (RFC 6381), from the bytes after its name.
+const CODECS = {
+  // ISO/IEC 14496-15, 5.3.3.1: after the version, three bytes of profile and level
+  avcC: (b) => `avc1.${[...b.subarray(1, 4)].map((n) => n.toString(16).padStart(2, "0")).join("")}`,
+  // VP Codec ISO Media File Format Binding: after version and flags, profile, level, bit depth
+  vpcC: (b) => `vp09.${digits(b[4])}.${digits(b[5])}.${digits(b[6] >> 4)}`,
+  // AV1 Codec ISO Media File Format Binding, 2.3.3: profile and level in the second byte
+  av1C: (b) => `av01.${b[1] >> 5}.${digits(b[1] & 31)}M.08`,
+};
+
+/** The MediaSource type of an init segment. */
 export function mimeOf(init) {
-  for (let i = 4; i + 8 <= init.length; i++) {
-    if (init[i] === 0x61 && init[i + 1] === 0x76 && init[i + 2] === 0x63 && init[i + 3] === 0x43) {
-      const profile = [...init.subarray(i + 5, i + 8)]
-        .map((byte) => byte.toString(16).padStart(2, "0"))
-        .join("");
-      return `video/mp4; codecs="avc1.${profile},mp4a.40.2"`;
-    }
+  for (let i = 4; i + 12 <= init.length; i++) {
+    const codec = CODECS[String.fromCharCode(...init.subarray(i, i + 4))];
+    if (codec) return `video/mp4; codecs="${codec(init.subarray(i + 4))},mp4a.40.2"`;
   }
-  throw new Error("the video has no H.264 track");
+  throw new Error("the video has no track that this page knows");
 }
 
 /** Splits a byte stream, in chunks of any length, into its init segment and moof+mdat fragments. */

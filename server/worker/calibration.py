@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from media.encoders import DEFAULT_ENCODING, Encoding
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.stream import SpeechStream
 from model.portrait.image import load_picture
@@ -53,10 +54,15 @@ class Calibration:
     Making one blocks, and nothing else may run in this process meanwhile.
     """
 
-    def __init__(self, pipelines: Mapping[str, AvatarPipeline], workers: int) -> None:
+    def __init__(
+        self,
+        pipelines: Mapping[str, AvatarPipeline],
+        workers: int,
+        encoding: Encoding = DEFAULT_ENCODING,
+    ) -> None:
         self._cores = cores_per_worker(workers)
         self._costs = {
-            name: window_cost(pipeline, example_reference(pipeline))
+            name: window_cost(pipeline, example_reference(pipeline), encoding=encoding)
             for name, pipeline in pipelines.items()
         }
 
@@ -91,7 +97,11 @@ def example_reference(pipeline: AvatarPipeline) -> Reference:
 
 
 def window_cost(
-    pipeline: AvatarPipeline, reference: Reference, network: Executor | None = None
+    pipeline: AvatarPipeline,
+    reference: Reference,
+    network: Executor | None = None,
+    *,
+    encoding: Encoding = DEFAULT_ENCODING,
 ) -> WindowCost:
     """What a window costs at the default size; blocks for some rounds.
 
@@ -100,7 +110,7 @@ def window_cost(
     own time counts, and no batch keeps live sessions waiting for longer than one of theirs.
     """
     decoder = pipeline.space.decoder(reference, DEFAULT_SIZE, "portrait")
-    muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS)
+    muxer = FragmentedMP4Muxer(decoder.width, decoder.height, FPS, encoding=encoding)
     metadata, window_spec = pipeline.metadata, pipeline.window_spec
     stream = SpeechStream(window_spec)
     pcm = np.zeros(window_spec.hop * SAMPLE_RATE // FPS, np.float32)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from server import process
@@ -150,8 +151,9 @@ class WorkerEngines:
             return
         pipeline = resources.batcher(wanted.name).pipeline
         reference = await loop.run_in_executor(resources.portraits, example_reference, pipeline)
+        measure = partial(window_cost, encoding=resources.marks.encoding)
         cost = await loop.run_in_executor(
-            resources.background, window_cost, pipeline, reference, resources.network
+            resources.background, measure, pipeline, reference, resources.network
         )
         self._calibration.update(wanted.name, cost, resources.capacity)
 

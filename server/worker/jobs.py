@@ -251,7 +251,7 @@ class AnimationJob(_VideoJob):
                 pool=self._resources.pool,
                 name=self._name,
                 snapshot=self._saved,
-                label=self._resources.marks.label,
+                encoding=self._resources.marks.encoding,
             )
             began_s = time.monotonic()
             done = await self._run(session)
@@ -339,7 +339,7 @@ class LiveJob(_VideoJob):
             pool=self._resources.live_pool,
             name=self._name,
             snapshot=self._saved,
-            label=self._resources.marks.label,
+            encoding=self._resources.marks.encoding,
         )
         return await self._run(session)
 

@@ -1,4 +1,4 @@
-"""The marks that settings ask for beside those of every video: a visible label, a signature."""
+"""What settings say of a video's encoding and marks: its encoder, a visible label, a signature."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from media.encoders import DEFAULT_ENCODING, Encoding, check_encoder
 from media.label import LabelText
 from server.errors import SetupError
 from server.settings import Settings
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Marks:
-    """``label`` is drawn on every frame; finished videos are signed with ``credentials``."""
+    """Finished videos are signed with ``credentials``."""
 
-    label: LabelText | None = None
+    encoding: Encoding = DEFAULT_ENCODING
     credentials: Credentials | None = None
 
     def signed(self, video: bytes) -> bytes:
@@ -42,14 +43,20 @@ NO_MARKS = Marks()
 
 
 def load_marks(settings: Settings) -> Marks:
-    """Raises `SetupError` for a label or credentials that cannot be used."""
+    """Raises `SetupError` for an encoder, label or credentials that cannot be used."""
     try:
         label = None if settings.label is None else LabelText(settings.label, settings.label_font)
     except ValueError as error:
         raise SetupError(f"setting FADA_LABEL: {error}") from error
+    try:
+        if settings.encoder != DEFAULT_ENCODING.encoder:
+            check_encoder(settings.encoder)
+    except ValueError as error:
+        raise SetupError(f"setting FADA_ENCODER: {error}") from error
+    encoding = Encoding(settings.encoder, label)
     certificates, key = settings.c2pa_cert, settings.c2pa_key
     if certificates is None and key is None:
-        return Marks(label)
+        return Marks(encoding)
     if certificates is None or key is None:
         raise SetupError("settings FADA_C2PA_CERT and FADA_C2PA_KEY: expected both or none")
     from media.signing import load_credentials
@@ -63,4 +70,4 @@ def load_marks(settings: Settings) -> Marks:
         ) from error
     except ValueError as error:
         raise SetupError(f"settings FADA_C2PA_CERT and FADA_C2PA_KEY: {error}") from error
-    return Marks(label, credentials)
+    return Marks(encoding, credentials)

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from media.encoders import DEFAULT_ENCODING, Encoding
 from media.fmp4 import AT_START, SAMPLE_RATE, FragmentedMP4Muxer, MuxerState
-from media.label import LabelText
 from model.types import FPS, Floats, Picture, Reference, WindowTask
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
@@ -113,19 +113,19 @@ class VideoSession:
         name: str = "session",
         snapshot: Snapshot | None = None,
         raw: bool = False,
-        label: LabelText | None = None,
+        encoding: Encoding = DEFAULT_ENCODING,
     ) -> None:
         """``pool`` draws and encodes; ``name`` is unique among the batcher's sessions.
 
         With ``snapshot`` the session goes on from there, and ``speech`` must be that of the
-        snapshot. ``raw`` gives pixels and samples instead of MP4; ``label`` is drawn on MP4 only.
+        snapshot. ``raw`` gives pixels and samples instead of MP4.
         Raises `ServiceError` ``invalid_option`` for a reference of another latent space.
         """
         self._pipeline = batcher.pipeline
         check_reference(self._pipeline, reference)
         self._batcher, self._reference, self._speech = batcher, reference, speech
         self._seed, self._pool, self._name, self._raw = seed, pool, name, raw
-        self._label = label
+        self._encoding = encoding
         self._snapshot = snapshot
         self._state = self._pipeline.start(seed) if snapshot is None else snapshot.state
         self._partial = None if snapshot is None else snapshot.partial
@@ -213,7 +213,9 @@ class VideoSession:
             self._pool, space.decoder, self._reference, options.size, options.framing
         )
         at = None if snapshot is None else snapshot.video
-        return Video(decoder, RawFrames(at) if self._raw else mp4_muxer(decoder, at, self._label))
+        return Video(
+            decoder, RawFrames(at) if self._raw else mp4_muxer(decoder, at, self._encoding)
+        )
 
     def _started(self, video: Video) -> VideoStarted:
         return VideoStarted(
@@ -390,11 +392,11 @@ class RawFrames:
 
 
 def mp4_muxer(
-    decoder: FrameDecoder, state: MuxerState | None, label: LabelText | None = None
+    decoder: FrameDecoder, state: MuxerState | None, encoding: Encoding = DEFAULT_ENCODING
 ) -> FragmentedMP4Muxer:
     """Encodes ``decoder``'s frames, going on from ``state`` if there is one."""
     width, height = decoder.width, decoder.height
-    return FragmentedMP4Muxer(width, height, FPS, state=state or AT_START, label=label)
+    return FragmentedMP4Muxer(width, height, FPS, state=state or AT_START, encoding=encoding)
 
 
 class _Timed(Iterator[T]):

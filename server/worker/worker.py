@@ -341,7 +341,7 @@ def main(settings: Settings, url: str) -> None:
     marks = load_marks(settings)
     engines = student_engines(settings)
     pipelines = load_pipelines(settings, engines=engines)
-    calibration = Calibration(pipelines, settings.workers or 1)
+    calibration = Calibration(pipelines, settings.workers or 1, marks.encoding)
     capacity = calibration.capacity(settings.sessions_per_worker or _SESSIONS)
     log.info("loaded %s; places for %d live sessions", ", ".join(pipelines), capacity.places(0))
     memory.freeze_gc_heap()

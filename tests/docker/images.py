@@ -116,6 +116,7 @@ def install(
             elif instruction == "RUN":
                 if resolve_only:
                     value = value.replace("pip install", "pip install --dry-run")
+                    value = value.partition(" && /opt/fada/bin/fada ")[0]  # which is not there
                 subprocess.run(
                     ["sh", "-e", "-c", under(value, root)], cwd=work, env=environment, check=True
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import shutil
 import signal
@@ -191,6 +192,9 @@ def packages(root: Path) -> set[str]:
 @pytest.mark.slow
 def test_the_apis_install_is_small(api: Path) -> None:
     assert not packages(api) & HEAVY
+    bill = json.loads((api / "opt/fada/bill.cdx.json").read_text())
+    named = {canonicalize_name(one["name"]) for one in bill["components"]}
+    assert named >= packages(api) - {"fada", "fada-client", "pip", "setuptools"}
     megabytes = sum(f.stat().st_size for f in api.rglob("*") if f.is_file()) / 1e6
     assert megabytes < 150
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from media.colour import to_yuv420
-from media.encoders import H264Encoder
+from media.encoders import VideoEncoder
 
 EDGE = 99
 
@@ -72,7 +72,7 @@ def test_ffmpeg_reads_the_picture_back() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (130, 98), (2, 2), (64, 514)])
 def test_any_even_size_is_encoded(width: int, height: int) -> None:
-    encoder = H264Encoder(width, height, 25)
+    encoder = VideoEncoder(width, height, 25)
     picture = np.zeros((height, width, 3), np.uint8)
     assert encoder.encode(picture, key=True)
     assert encoder.encode(picture, key=False)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from media.encoders import Encoding
 from media.fmp4 import KEY_INTERVAL, SAMPLE_RATE, FragmentedMP4Muxer
 from tests.server.media_probe import boxes, probe
 
@@ -123,6 +124,28 @@ def test_the_codec_string_names_what_was_encoded() -> None:
     assert video.startswith("avc1.") and len(video) == 11
     sps = muxer.init_segment().split(b"avcC")[1]
     assert video == f"avc1.{sps[1:4].hex()}"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "codec"),
+    [("openh264", "avc1.42"), ("vp9", "vp09.00.30.08"), ("av1", "av01.0.00M.08")],
+)
+def test_other_encoders_make_the_same_video(encoder: str, codec: str) -> None:
+    try:
+        muxer = FragmentedMP4Muxer(128, 128, FPS, encoding=Encoding(encoder))
+    except ValueError:
+        pytest.skip(f"this PyAV has no {encoder}")
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+    frames = [np.full((128, 128, 3), colour, np.uint8) for colour in colours for _ in range(4)]
+    pcm = np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
+    first, second = (muxer.add(frames, pcm) for _ in range(2))
+    assert muxer.codecs.startswith(codec) and muxer.codecs.endswith(",mp4a.40.2")
+    seen = probe(muxer.init_segment() + first + second + muxer.close())
+    assert seen.times_s == pytest.approx(np.arange(24) / FPS)
+    assert seen.keyframes[0] and sum(seen.keyframes) < 4  # OpenH264 adds some at cuts
+    assert np.abs(seen.pictures[[3, 7, 11]] - colours).max() < 14
+    resumed = FragmentedMP4Muxer(128, 128, FPS, encoding=Encoding(encoder), state=muxer.state())
+    assert resumed.init_segment() == muxer.init_segment()
 
 
 @pytest.mark.parametrize(("width", "height"), [(63, 64), (64, 63), (0, 64)])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from media.encoders import Encoding
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from media.label import LabelText, make_label
 from tests.server.media_probe import pictures_of
@@ -31,8 +32,8 @@ def test_labels_are_the_same_every_time_and_in_every_frame() -> None:
     picture = np.full((128, 128, 3), 90, np.uint8)
     videos = []
     for text in ("AI", "AI", None):
-        label = None if text is None else LabelText(text)
-        muxer = FragmentedMP4Muxer(128, 128, 25, label=label)
+        encoding = Encoding(label=None if text is None else LabelText(text))
+        muxer = FragmentedMP4Muxer(128, 128, 25, encoding=encoding)
         fragment = muxer.add([picture] * 4, np.zeros(4 * SAMPLE_RATE // 25, np.float32))
         videos.append(muxer.init_segment() + fragment)
     assert videos[0] == videos[1] != videos[2]
