@@ -32,6 +32,8 @@ status=0
             --motion-batches 1,2 --out "$out" || status=$?
         live --sessions 1 --seconds 2 --size 256 || true # one that is late proves the program as well
     else
+        "$python" -m fada.cli doctor || true
+        echo
         nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv || true
         "$python" -m pip list 2>/dev/null | grep -i -E '^(torch|tensorrt|nvidia-modelopt)' || true
         echo

@@ -54,8 +54,8 @@ FROM runtime AS gpu
 # `video` has NVENC, `utility` nvidia-smi.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 ENV CUDA_CACHE_PATH=/var/cache/fada/cuda
-# Building an engine may keep a worker busy for minutes.
-HEALTHCHECK --interval=15s --timeout=10s --start-period=15m --retries=8 CMD ["fada", "health", "worker"]
+# With FADA_ENGINES_BUILD=only a worker joins when its engines are built, within an hour.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=65m --retries=8 CMD ["fada", "health", "worker"]
 COPY --from=build-gpu /opt/fada /opt/fada
 
 FROM runtime AS cpu

@@ -1,4 +1,4 @@
-"""NVIDIA's cards on this machine, and the versions that they need.
+"""What this machine has: processor, memory, NVIDIA's cards, and the versions that these need.
 
 Only the standard library, so that `make serve` can ask before anything is installed:
 ``python fada/machine.py`` prints the extra for this machine. docs/guide/gpu.md has the sources.
@@ -6,9 +6,13 @@ Only the standard library, so that `make serve` can ask before anything is insta
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 CUDA = "13.0"  # of torch's build on PyPI, which pyproject.toml pins
 MIN_DRIVER = 580  # of CUDA 13
@@ -16,6 +20,18 @@ MIN_DRIVER = 580  # of CUDA 13
 RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
 _OLDEST_CAPABILITY = (7, 5)  # of torch's build as well
 _TIMEOUT_S = 10.0
+# Of those in /proc/cpuinfo, the ones that networks and drawing run faster with.
+_INSTRUCTIONS = (
+    "avx2", "avx512f", "avx512_bf16", "avx_vnni", "amx_bf16", "asimd", "bf16", "i8mm", "sve",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Processor:
+    """``instructions``: () where unknown."""
+
+    name: str
+    instructions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,37 @@ class GPU:
         if self.problem() is not None:
             return "serve"
         return "tensorrt" if self.capability in RTX_CAPABILITIES else "tensorrt-datacenter"
+
+
+def processor() -> Processor:
+    name, flags = _cpuinfo()
+    return Processor(name, tuple(one for one in _INSTRUCTIONS if one in flags))
+
+
+def _cpuinfo() -> tuple[str, set[str]]:
+    """The processor's name and its flags, as far as Linux has them."""
+    fields: dict[str, str] = {}
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return name, set(flags.split())
+
+
+def memory_gb() -> float | None:
+    """The machine's memory, or the container's if that is less; None: unknown."""
+    sizes = [int(text) for text in (_text(Path("/sys/fs/cgroup/memory.max")),) if text.isdigit()]
+    with suppress(ValueError, OSError, AttributeError):  # not on this system
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(sizes) / 1e9 if sizes else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def gpus(program: str = "nvidia-smi") -> tuple[list[GPU], str | None]:

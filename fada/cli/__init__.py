@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": Command("verify", "show which marks a video bears, and whether they hold"),
     "licenses": Command("licenses", "list libraries, weights and data with their licences"),
     "health": Command("health", "check that the API or a worker of this machine is alive"),
+    "doctor": Command("doctor", "show what this machine has, and what is missing"),
     "engines": Command("engines", "build, list and check compiled networks"),
     "bench": Command("bench", "measure a running service", extra="train"),
     "track": Command("track", "turn recordings of a speaker into training data", extra="train"),

@@ -305,7 +305,7 @@ async function connect() {
         $("speak").disabled = $("go-live").disabled = false;
         return;
       }
-      view.setStatus("Waiting for a worker…");
+      view.setStatus("Waiting for a worker… If none comes: “fada doctor” on the service's machine.");
     } catch (error) {
       if (error.code === "unauthorized") {
         if (key()) view.showProblem(error);

@@ -28,9 +28,14 @@ export function setBadge(text) {
   $("badge").hidden = !text;
 }
 
+/** Errors of the service's machine, which its operator can look into. */
+const OF_THE_MACHINE = ["no_worker", "internal_error", "unreachable"];
+const DOCTOR = "Run “fada doctor” on the service's machine to see what it lacks.";
+
 export function showProblem(error) {
   const text = error.message.charAt(0).toUpperCase() + error.message.slice(1);
-  $("problem").textContent = /[.!?]$/.test(text) ? text : `${text}.`;
+  const sentence = /[.!?]$/.test(text) ? text : `${text}.`;
+  $("problem").textContent = OF_THE_MACHINE.includes(error.code) ? `${sentence} ${DOCTOR}` : sentence;
   $("problem").hidden = false;
 }
 

@@ -25,7 +25,7 @@ NEEDED = {
     "evaluate": "scipy",
     "evaluate-video": "cv2",
 }
-LIGHT = ("serve", "api", "worker", "animate", "health", "bench")
+LIGHT = ("serve", "api", "worker", "animate", "health", "doctor", "bench")
 
 
 def fada(*words: str, missing: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -75,7 +75,8 @@ def test_extras_exist() -> None:
     extras = set(project["optional-dependencies"])
     assert {command.extra for command in COMMANDS.values()} <= extras
     assert extras == {
-        "serve", "train", "tensorrt", "tensorrt-datacenter", "fp8", "otel", "corpus", "docs", "dev",
+        "serve", "train", "tensorrt", "tensorrt-datacenter", "fp8", "otel", "c2pa", "corpus",
+        "docs", "dev",
     }  # fmt: skip
 
 
