@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server import metrics
-from server.api import animate, avatars, health, jobs, pages, stream
+from server.api import animate, avatars, health, jobs, pages, stream, verify
 from server.api.access import Access
 from server.api.dependencies import RequestContext
 from server.api.limits import BodyLimit
@@ -76,7 +76,7 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             expose_headers=_RESPONSE_HEADERS,
         )
     app.add_middleware(Telemetry)
-    for module in (animate, avatars, jobs, stream, health, pages):
+    for module in (animate, avatars, jobs, stream, verify, health, pages):
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -1,6 +1,7 @@
-"""`GET /`: the studio, a page to try everything in a browser; `GET /docs`: the API reference.
+"""`GET /`: the studio, a page to try everything in a browser; `GET /verify`: a page that shows a
+video's marks; `GET /docs`: the API reference.
 
-Neither loads anything from other origins. The studio uses only the public API.
+None loads anything from other origins. The studio uses only the public API.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ _HEADERS = {
 async def page() -> Response:
     """The studio page."""
     return FileResponse(_FILES / "index.html", headers=_HEADERS)
+
+
+@router.api_route("/verify", methods=["GET", "HEAD"])
+async def verify() -> Response:
+    """The page that shows a video's marks."""
+    return FileResponse(_FILES / "verify.html", headers=_HEADERS)
 
 
 # Swagger UI uses inline styles, and data URLs for its icons.

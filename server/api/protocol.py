@@ -113,6 +113,26 @@ class AvatarView(BaseModel):
     face: FaceView
 
 
+class MarkView(BaseModel):
+    """One mark of a video, as `media.verify` reads it."""
+
+    name: str
+    where: str
+    source_type: str
+    tool: str
+    date: str
+    status: str
+    detail: str
+
+
+class MarksView(BaseModel):
+    """All marks of a video, and what they come to."""
+
+    verdict: str
+    made_by_ai: bool
+    marks: list[MarkView]
+
+
 class ProblemView(BaseModel):
     """A problem document (RFC 9457) with a stable ``code``."""
 

@@ -51,10 +51,10 @@ async def _disconnected(receive: Receive) -> None:
 
 async def first_event(
     events: AsyncIterator[messages.AnyEvent],
-) -> messages.Started | messages.AvatarCreated:
+) -> messages.Started | messages.AvatarCreated | messages.Verified:
     """The event that decides the status code; raises the `ServiceError` of a failed job."""
     async for event in events:
-        if isinstance(event, messages.Started | messages.AvatarCreated):
+        if isinstance(event, messages.Started | messages.AvatarCreated | messages.Verified):
             return event
         if isinstance(event, messages.Failed):
             raise ServiceError(event.code, event.detail)

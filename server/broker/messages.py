@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from server.api.protocol import AnimationOptions, AvatarView, ModelView
+from server.api.protocol import AnimationOptions, AvatarView, MarksView, ModelView
 
 
 class _Message(BaseModel):
@@ -69,6 +69,14 @@ class AvatarRequest(_Request):
     keep: Literal[False] = False
 
 
+class VerifyRequest(_Request):
+    """Read the marks of an uploaded video."""
+
+    kind: Literal["verify"] = "verify"
+    model: str = ""  # any worker can
+    keep: Literal[False] = False
+
+
 class Queued(_Message):
     """The first event of every job."""
 
@@ -123,6 +131,13 @@ class AvatarCreated(_Message):
     avatar: AvatarView
 
 
+class Verified(_Message):
+    """The end of a successful `VerifyRequest`."""
+
+    type: Literal["verified"] = "verified"
+    marks: MarksView
+
+
 class JobDone(_Message):
     """The end of a complete video. ``init`` is an init segment for later readers: with a manifest
     of the whole video, or empty if there is none."""
@@ -147,7 +162,7 @@ class Cancelled(_Message):
     type: Literal["cancelled"] = "cancelled"
 
 
-Ending = AvatarCreated | JobDone | Failed | Cancelled
+Ending = AvatarCreated | Verified | JobDone | Failed | Cancelled
 
 
 class Ack(_Message):
@@ -187,7 +202,7 @@ class End(_Message):
 
 Progress = Started | JobFragment | JobInterrupted
 LiveCommand = AudioChunk | Interrupt | Update | End
-AnyRequest = AnimateRequest | LiveRequest | AvatarRequest
+AnyRequest = AnimateRequest | LiveRequest | AvatarRequest | VerifyRequest
 AnyEvent = Queued | Progress | Ending
 AnyCommand = Ack | LiveCommand
 _REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])

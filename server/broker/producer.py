@@ -43,8 +43,8 @@ class JobProducer:
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
 
-        Live sessions, videos and avatars each have a queue of ``max_jobs`` places; live sessions
-        are also limited to the capacity that the workers report.
+        Live sessions, videos, avatars and verifications each have a queue of ``max_jobs`` places;
+        live sessions are also limited to the capacity that the workers report.
         Raises `ServiceError` ``busy`` when no place or memory is free, ``no_worker`` when no
         worker is alive.
         """

@@ -10,7 +10,7 @@ Keys, all under ``fada:``, on one server (no cluster)
                         segment of a finished video that was signed; ``token``, the
                         number of claims; ``events`` and ``commands``, how many there were;
                         ``attempts`` and ``lease_timeouts``, see `server.broker.consumer.Claim`
-    job:{id}:portrait   upload, deleted when the job ends; likewise :audio, :reference
+    job:{id}:portrait   upload, deleted when the job ends; likewise :audio, :reference, :video
     job:{id}:out        stream of events, from the worker to the readers
     job:{id}:in         stream of commands, from the readers to the worker
     job:{id}:state      snapshot after the last event, from which another worker can resume
@@ -44,11 +44,11 @@ from server.errors import ServiceError, SetupError
 
 T = TypeVar("T")
 
-QUEUES = ("live", "animate", "avatar")
+QUEUES = ("live", "animate", "avatar", "verify")
 GROUP = "workers"
 WORKERS = "fada:workers"
 OWNERS = "fada:owners"
-PARTS = ("portrait", "audio", "reference")
+PARTS = ("portrait", "audio", "reference", "video")
 
 # What a call raises while the server is away or hangs.
 BROKER_LOST = (NotConnected, NotAnswered)

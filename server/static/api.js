@@ -61,6 +61,13 @@ export async function createAvatar(file, model) {
   return (await response.json()).avatar_id;
 }
 
+/** The marks of a video file: { verdict, made_by_ai, marks }. */
+export async function verify(file) {
+  const form = new FormData();
+  form.set("video", file);
+  return (await call("/verify", { method: "POST", body: form })).json();
+}
+
 /**
  * Requests a video and passes on its bytes as they arrive: `onStart({ seed })`, then
  * `onChunk(Uint8Array)`. Resolves after the last one; rejects with a Problem, or with the

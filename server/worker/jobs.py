@@ -13,12 +13,13 @@ from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
 from model.types import FPS, Reference
 from server import metrics
-from server.api.protocol import AvatarView, FaceView
+from server.api.protocol import AvatarView, FaceView, MarksView
 from server.broker import messages
 from server.broker.consumer import START, Claim
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
+from server.worker import inspector
 from server.worker.backpressure import (
     AHEAD,
     LIVE_AHEAD,
@@ -50,7 +51,7 @@ _READER_MISSES = 5  # after a stall of the broker, a reader needs time to show i
 
 async def run_job(
     resources: WorkerResources, claim: Claim
-) -> messages.AvatarCreated | messages.JobDone:
+) -> messages.AvatarCreated | messages.Verified | messages.JobDone:
     """The whole job, or what another worker left of it.
 
     Raises `ServiceError` for input that cannot be used, and `JobAborted` when its reader stopped,
@@ -68,7 +69,15 @@ async def run_job(
         return await AnimationJob(resources, claim).make(claim.request)
     if isinstance(claim.request, messages.LiveRequest):
         return await LiveJob(resources, claim).make(claim.request)
+    if isinstance(claim.request, messages.VerifyRequest):
+        return await _verify(resources, claim.job_id)
     return await _make_avatar(resources, claim.job_id, claim.request)
+
+
+async def _verify(resources: WorkerResources, job_id: str) -> messages.Verified:
+    video = await resources.part(job_id, "video")
+    marks = await asyncio.to_thread(inspector.inspect, video)
+    return messages.Verified(marks=MarksView.model_validate(marks))
 
 
 async def _make_avatar(

@@ -43,7 +43,7 @@ log = logging.getLogger("fada.worker")
 _HEARTBEAT_S = 0.5
 _RETRY_S = 0.5
 _LEASE_POLL_S = 0.15  # several times a lease
-_AVATARS_AT_ONCE = 2
+_SHORT_JOBS_AT_ONCE = 2  # of a kind
 _NO_RECLAIM_S = 1.5
 _LAST_CLAIM_S = 1.0
 _DECODE_THREADS = 32
@@ -140,8 +140,8 @@ class Worker:
         if kind == "live":
             taken = self._capacity.places_taken(live)
             return taken < self._capacity.places(taken)
-        if kind == "avatar":
-            return len(running) < _AVATARS_AT_ONCE
+        if kind in ("avatar", "verify"):
+            return len(running) < _SHORT_JOBS_AT_ONCE
         return len(running) < max(1, self._capacity.max_sessions - len(live))
 
     async def _heartbeat(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Browser, Page, WebSocket, sync_playwright
 
+from media.fmp4 import FragmentedMP4Muxer
 from tests.server.media_probe import probe
 from tests.server.service import FAKE, Service, running
 
@@ -159,6 +160,26 @@ def test_dropped_files_are_used(studio: Studio, examples: Path, short_speech: Pa
     studio.page.click("#speak")
     assert probe(studio.download()).video_s == pytest.approx(2.0, abs=0.041)
     assert studio.errors == []
+
+
+def test_a_video_is_verified_by_its_page(studio: Studio, tmp_path: Path) -> None:
+    page = studio.page
+    page.click("header a:has-text('Verify')")
+    path = tmp_path / "kept.mp4"
+    muxer = FragmentedMP4Muxer(64, 64, 25)
+    fragment = muxer.add([np.zeros((64, 64, 3), np.uint8)] * 8, np.zeros(15_360, np.float32))
+    path.write_bytes(muxer.init_segment() + fragment)
+    page.set_input_files("#file", path)
+    page.wait_for_selector("#report:not([hidden])")
+    assert page.inner_text("#verdict") == "kept.mp4: claimed, unsigned"
+    assert "says that AI made it" in page.inner_text("#meaning")
+    assert page.locator("#marks tr").count() == 3
+    assert "trainedAlgorithmicMedia" in page.inner_text("#marks tr:first-child")
+    path.write_bytes(b"no video")
+    page.set_input_files("#file", path)
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "no video" in page.inner_text("#problem")
+    assert [error for error in studio.errors if "415" not in error] == []
 
 
 def test_escape_stops_and_keeps_the_video_so_far(studio: Studio) -> None:

@@ -18,7 +18,7 @@ from server.api.protocol import AI_GENERATED
 from tests.media.certificates import SignerFiles, write_signer
 from tests.server.media_files import picture, sound
 from tests.server.media_probe import pictures_of
-from tests.server.rest_client import animate
+from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import pcm, run_session
 
@@ -64,6 +64,22 @@ def test_a_kept_video_is_signed_when_it_is_finished(service: Service) -> None:
         at_once = animate(client).content
     assert verdict(kept) == "signed" and is_labelled(kept)
     assert verdict(at_once) == "claimed, unsigned" and is_labelled(at_once)
+
+
+def test_the_service_verifies_a_video(service: Service) -> None:
+    with service.client() as client:
+        video = animate(client).content
+        answer = client.post("/verify", files={"video": ("a.mp4", video)})
+        assert answer.status_code == 200
+        report = answer.json()
+        assert (report["verdict"], report["made_by_ai"]) == ("claimed, unsigned", True)
+        assert [mark["name"] for mark in report["marks"]] == ["XMP", "comment", "XMP"]
+        for files, status, code in (
+            ({"video": ("a.mp4", b"no video")}, 415, "unsupported_media"),
+            ({"video": ("a.mp4", video[:1000])}, 415, "unsupported_media"),
+            ({"other": ("a.mp4", video)}, 400, "bad_request"),
+        ):
+            assert problem(client.post("/verify", files=files)) == (status, code)
 
 
 def test_a_live_session_is_labelled(service: Service) -> None:
