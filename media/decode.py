@@ -1,28 +1,29 @@
 """Decode an uploaded audio file into blocks of mono samples, at two rates at once.
 
-Decoding is block by block, so a long speech needs no more memory than its compressed bytes.
+Decoding is block by block, so a long speech needs no more memory than its compressed bytes. What a
+file states about itself is not believed: only what is there counts.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import av
 import numpy as np
-import soundfile
 import soxr
-from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 
+from media.downmix import Downmix, Limiter
 from media.errors import MediaError
+from media.formats import parts
+from media.survey import Survey, survey
+from media.tracks import Chunk, Track, find_track
 
 MODEL_RATE = 16_000
 _BLOCK_S = 0.25
 _LOWEST_RATE, _HIGHEST_RATE = 4_000, 384_000
-_FORMATS = "WAV, FLAC, MP3, OGG, M4A or WebM"
+_PADDING_S = 0.25  # of encoders, which is counted and then not decoded
 
 Samples = NDArray[np.float32]
 
@@ -50,137 +51,137 @@ class AudioBlocks(Protocol):
 
 @dataclass(frozen=True)
 class DecodedSpeech:
-    """``duration_s`` is the container's, ``None`` if it states none."""
+    """``duration_s`` is what was counted, ``None`` if it is not known.
+
+    ``warnings`` name what was repaired, each in one line of ASCII.
+    """
 
     duration_s: float | None
     blocks: AudioBlocks
-
-
-@dataclass(frozen=True)
-class _Source:
-    rate: int
-    duration_s: float | None
-    blocks: Iterator[Samples]  # mono at ``rate``
+    warnings: tuple[str, ...] = ()
 
 
 def decode_audio(blob: bytes, output_rate: int, max_s: float) -> DecodedSpeech:
-    """Open a WAV, FLAC, MP3, OGG, M4A or WebM file; iterating over the blocks decodes it.
+    """Open a sound file of a promised format; iterating over the blocks decodes it.
 
-    Raises `MediaError`: ``unsupported_media`` if nothing in ``blob`` can be decoded,
-    ``empty_audio`` if its header states no samples, ``too_large`` if it states more than ``max_s``
-    seconds. The blocks raise the same errors if only the data reveal them.
+    Files that were joined are decoded one after the other. Raises `MediaError`:
+    ``unsupported_media`` if nothing in ``blob`` can be decoded, ``empty_audio`` if it has 0 bytes,
+    ``too_large`` if it holds more than ``max_s`` seconds. The blocks raise the same errors if only
+    decoding reveals them.
     """
     if not blob:
         raise MediaError("empty_audio", "the audio file has 0 bytes")
-    source = _open_container(blob) if _is_container(blob) else _open_soundfile(blob)
-    if not _LOWEST_RATE <= source.rate <= _HIGHEST_RATE:
-        raise MediaError(
-            "unsupported_media",
-            f"the audio has {source.rate} samples a second; "
-            f"{_LOWEST_RATE} to {_HIGHEST_RATE} are allowed",
-        )
-    if source.duration_s is not None:
-        _check_length(source.duration_s, max_s)
-    return DecodedSpeech(source.duration_s, _resampled(source, output_rate, max_s))
+    tracks = _tracks(blob)
+    found = survey(tracks, max_s + _PADDING_S)
+    if found.duration_s is not None and found.duration_s > max_s + _PADDING_S:
+        raise _too_long(found.duration_s, max_s)
+    blocks = _resampled(_mono(tracks, found), output_rate, max_s)
+    return DecodedSpeech(found.duration_s, blocks, found.warnings)
 
 
-def _check_length(duration_s: float, max_s: float) -> None:
-    if duration_s > max_s:
+def _tracks(blob: bytes) -> list[Track]:
+    """Of each joined file that has one; raises the first one's error if none has."""
+    tracks, errors = [], []
+    for part in parts(blob):
+        try:
+            tracks.append(find_track(part))
+        except MediaError as error:
+            errors.append(error)
+    if not tracks:
+        raise errors[0]
+    return tracks
+
+
+def _mono(tracks: list[Track], found: Survey) -> Iterator[tuple[int, Samples]]:
+    """Pieces of a quarter of a second, each with its rate."""
+    limit, mix, channels = Limiter(), Downmix(()), tuple[str, ...]()
+    for chunk in _gathered(chunk for track in tracks for chunk in track.chunks()):
+        if chunk.channels != channels:
+            channels, mix = chunk.channels, Downmix(chunk.channels)
+        yield chunk.rate, limit(mix(chunk.samples * np.float32(found.scale)))
+    if not channels and found.packets:
         raise MediaError(
-            "too_large", f"the audio is {duration_s:.1f} s long; at most {max_s:g} s are allowed"
+            "unsupported_media", f"none of the {found.packets} packets of sound could be decoded"
         )
+
+
+def _gathered(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Joined while they are shorter than a block and have the same rate and channels."""
+    waiting: list[Chunk] = []
+    count = 0
+    for chunk in chunks:
+        last = waiting[-1] if waiting else chunk
+        if count >= _BLOCK_S * last.rate or not chunk.like(last):
+            yield _joined(waiting)
+            waiting, count = [], 0
+        waiting.append(chunk)
+        count += chunk.samples.shape[1]
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(chunks: list[Chunk]) -> Chunk:
+    samples = np.concatenate([chunk.samples for chunk in chunks], axis=1)
+    return replace(chunks[0], samples=samples)
 
 
 def _resampled(
-    source: _Source, output_rate: int, max_s: float
+    pieces: Iterator[tuple[int, Samples]], output_rate: int, max_s: float
 ) -> Generator[AudioBlock, None, None]:
-    output = soxr.ResampleStream(source.rate, output_rate, 1, dtype="float32")
-    model = soxr.ResampleStream(source.rate, MODEL_RATE, 1, dtype="float32")
-    samples = model_samples = 0
-    for mono in source.blocks:
-        samples += len(mono)
-        _check_length(samples / source.rate, max_s)
-        # A float file may hold anything; one NaN would spread through both resamplers.
-        clean = np.clip(np.nan_to_num(mono, posinf=1.0, neginf=-1.0), -1.0, 1.0)
-        block = AudioBlock(output.resample_chunk(clean), model.resample_chunk(clean))
-        model_samples += len(block.model)
-        yield block
-    rest = np.zeros(0, np.float32)
-    end = AudioBlock(output.resample_chunk(rest, last=True), model.resample_chunk(rest, last=True))
-    if not model_samples + len(end.model):
+    output, model = _Resampler(output_rate), _Resampler(MODEL_RATE)
+    seconds = 0.0
+    for rate, mono in pieces:
+        if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+            raise MediaError(
+                "unsupported_media",
+                f"the audio has {rate} samples a second; "
+                f"{_LOWEST_RATE} to {_HIGHEST_RATE} are allowed",
+            )
+        seconds += len(mono) / rate
+        if seconds > max_s:
+            raise _too_long(seconds, max_s)
+        yield AudioBlock(output(mono, rate), model(mono, rate))
+    end = AudioBlock(output.finish(), model.finish())
+    if not model.made:
         raise MediaError(
-            "empty_audio", f"the audio holds {samples} samples, less than one at {MODEL_RATE} Hz"
+            "empty_audio", f"the audio lasts {seconds:g} s, expected a sample at least"
         )
     yield end
 
 
-def _is_container(blob: bytes) -> bool:
-    return _container_format(blob) is not None
+class _Resampler:
+    """Sound of any rates, one after the other, at one rate; exact in the sum of all lengths."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._source_rate = 0
+        self._stream: soxr.ResampleStream | None = None
+        self._wanted = 0.0
+        self.made = 0  # samples
+
+    def __call__(self, mono: Samples, rate: int) -> Samples:
+        end = self.finish() if rate != self._source_rate else np.zeros(0, np.float32)
+        if self._stream is None:
+            self._source_rate = rate
+            self._stream = soxr.ResampleStream(rate, self._rate, 1, dtype="float32")
+        self._wanted += len(mono) * self._rate / rate
+        piece: Samples = self._stream.resample_chunk(np.ascontiguousarray(mono))
+        self.made += len(piece)
+        return np.concatenate([end, piece]) if len(end) else piece
+
+    def finish(self) -> Samples:
+        """What the filter still holds."""
+        rest: Samples = np.zeros(0, np.float32)
+        if self._stream is not None:
+            rest = self._stream.resample_chunk(rest, last=True)
+            self._stream = None
+            missing = round(self._wanted) - self.made - len(rest)
+            rest = np.pad(rest, (0, missing)) if missing > 0 else rest[: len(rest) + missing]
+            self.made += len(rest)
+        return rest
 
 
-def _container_format(blob: bytes) -> str | None:
-    """FFmpeg's demuxer by name: left to guess, FFmpeg would follow playlists to other files."""
-    if blob[4:8] == b"ftyp":
-        return "mov"
-    if blob[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    return None
-
-
-def _open_soundfile(blob: bytes) -> _Source:
-    try:
-        file = soundfile.SoundFile(io.BytesIO(blob))
-    except soundfile.LibsndfileError as error:
-        raise MediaError(
-            "unsupported_media",
-            f"no sound could be decoded ({_FORMATS} are read): {error.error_string}",
-        ) from error
-    if file.frames == 0:
-        raise MediaError("empty_audio", "the audio holds 0 samples")
-    return _Source(file.samplerate, file.frames / file.samplerate, _read_soundfile(file))
-
-
-def _read_soundfile(file: soundfile.SoundFile) -> Iterator[Samples]:
-    size = max(1, int(file.samplerate * _BLOCK_S))
-    with file:
-        while True:
-            try:
-                block = file.read(size, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise MediaError(
-                    "unsupported_media", f"the audio is broken: {error.error_string}"
-                ) from error
-            if not len(block):
-                return
-            yield block.mean(axis=1, dtype=np.float32)
-
-
-def _open_container(blob: bytes) -> _Source:
-    try:
-        container = av.open(io.BytesIO(blob), "r", format=_container_format(blob))
-    except (av.FFmpegError, ValueError) as error:
-        raise MediaError(
-            "unsupported_media", f"no sound could be decoded ({_FORMATS} are read): {error}"
-        ) from error
-    # A track whose codec is unknown has no rate.
-    rate = getattr(container.streams.audio[0], "rate", 0) if container.streams.audio else 0
-    if not rate:
-        container.close()
-        raise MediaError(
-            "unsupported_media", f"no track of the {container.format.name} file can be decoded"
-        )
-    duration_s = container.duration / av.time_base if container.duration else None
-    return _Source(rate, duration_s, _read_container(container, rate))
-
-
-def _read_container(container: av.container.InputContainer, rate: int) -> Iterator[Samples]:
-    mix = AudioResampler(format="flt", layout="mono", rate=rate)
-    with container:
-        try:
-            for frame in container.decode(audio=0):
-                for mono in mix.resample(frame):
-                    yield mono.to_ndarray()[0]
-            for mono in mix.resample(None):
-                yield mono.to_ndarray()[0]
-        except av.FFmpegError as error:
-            raise MediaError("unsupported_media", f"the audio is broken: {error}") from error
+def _too_long(seconds: float, max_s: float) -> MediaError:
+    return MediaError(
+        "too_large", f"the audio is {seconds:.1f} s long; at most {max_s:g} s are allowed"
+    )

@@ -17,7 +17,7 @@ from server import run as service
 from server.settings import Settings
 
 _MARKS = {"encoder", "label", "c2pa_cert", "c2pa_key"}
-_WORKERS_NEED = ("av", "numba", "numpy", "soundfile")
+_WORKERS_NEED = ("av", "numba", "numpy", "soxr")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ def _form_schema() -> dict[str, Any]:
         "audio": {
             "type": "string",
             "format": "binary",
-            "description": "WAV, FLAC, MP3, OGG, M4A or WebM",
+            "description": "WAV, FLAC, MP3, Ogg, M4A, WebM and more",
         },
     }
     schema = {"type": "object", "required": ["audio"], "properties": {**files, **options}}

@@ -35,7 +35,7 @@ log = logging.getLogger("fada.api")
 _REQUEST_HEADERS = ["Authorization", "X-API-Key", "Prefer", "X-Request-Id"]
 _RESPONSE_HEADERS = [
     "Location", "Preference-Applied", "Retry-After", "X-Content-Source", "X-Job-Id", "X-Request-Id",
-    "X-Seed",
+    "X-Seed", "X-Warning",
 ]  # fmt: skip
 
 

@@ -126,6 +126,8 @@ class VideoResponse(Response):
                 "Content-Disposition": f'inline; filename="{job_id}.mp4"',
             }
         )
+        if started.warnings:
+            self.headers["X-Warning"] = "; ".join(started.warnings)
         del self.headers["content-length"]
         self._job_id = job_id
         self._started = started

@@ -86,7 +86,8 @@ class Queued(_Message):
 class Started(_Message):
     """The input is valid and a video follows; ``data`` is its init segment.
 
-    ``total_s`` is the length of the whole video in seconds, if known.
+    ``total_s`` is the length of the whole video in seconds, if known; ``warnings`` name what was
+    repaired in the sound.
     """
 
     type: Literal["started"] = "started"
@@ -96,6 +97,7 @@ class Started(_Message):
     fps: int
     codecs: str
     total_s: float | None
+    warnings: list[str] = Field(default_factory=list)
     data: bytes = Field(exclude=True, default=b"")
 
 

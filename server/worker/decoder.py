@@ -22,12 +22,11 @@ import socket
 import struct
 import sys
 import traceback
+import wave
 from pathlib import Path
 from typing import Any
 
 import av.subtitles.stream  # noqa: F401  # loaded when a container is opened, or now
-import numpy as np
-import soundfile
 from PIL import Image
 
 from media.decode import MODEL_RATE, decode_audio
@@ -120,7 +119,9 @@ def _samples() -> tuple[bytes, bytes]:
     """A picture of a usual size and a short sound."""
     picture, sound = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (1024, 1024), (90, 140, 90)).save(picture, "JPEG")
-    soundfile.write(sound, np.zeros(4800, np.int16), 48_000, format="WAV")
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 48_000, 0, "NONE", ""))
+        file.writeframes(bytes(9600))
     return picture.getvalue(), sound.getvalue()
 
 
@@ -210,7 +211,8 @@ def _serve(sock: socket.socket, shared: mmap.mmap | None, mapped: int) -> None:
 def _serve_speech(sock: socket.socket, blob: bytes, request: dict[str, Any]) -> None:
     speech = decode_audio(blob, request["output_rate"], request["max_s"])
     duration_s = math.nan if speech.duration_s is None else speech.duration_s
-    wire.send(sock, wire.SPEECH, struct.pack("<d", duration_s))
+    warnings = "\n".join(speech.warnings).encode("ascii")
+    wire.send(sock, wire.SPEECH, struct.pack("<d", duration_s), warnings)
     for block in speech.blocks:
         head = struct.pack("<I", len(block.output))
         wire.send(sock, wire.BLOCK, head, block.output.tobytes(), block.model.tobytes())

@@ -211,6 +211,7 @@ def _message(event: Event) -> messages.Progress:
             fps=FPS,
             codecs=event.codecs,
             total_s=event.total_s,
+            warnings=list(event.warnings),
             data=event.data,
         )
     if isinstance(event, SpeechInterrupted):

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -36,6 +37,7 @@ log = logging.getLogger("fada.worker")
 _ANSWER_S = 60.0
 _SMALL_BYTES = 1 << 16
 _BLOCK_BYTES = 16 << 20  # a container's longest frame, resampled
+_WARNINGS, _WARNING_LETTERS = 4, 200
 _PROGRAM = (sys.executable, "-m", "server.worker.decoder")
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
@@ -78,14 +80,19 @@ class Sandbox:
         request = {"kind": "speech", "output_rate": output_rate, "max_s": max_s}
         sock = self._decoder(request, blob)
         try:
-            (duration_s,) = struct.unpack("<d", _answer(sock, wire.SPEECH, 8, what="sound"))
+            answer = _answer(sock, wire.SPEECH, _SMALL_BYTES, what="sound")
+            (duration_s,) = struct.unpack_from("<d", answer)
         except BaseException as error:
             sock.close()
             if isinstance(error, struct.error):
                 _refuse("sound", str(error))
             raise
         most = math.ceil((max_s + 1.0) * (output_rate + MODEL_RATE))
-        return DecodedSpeech(duration_s if math.isfinite(duration_s) else None, _Blocks(sock, most))
+        return DecodedSpeech(
+            duration_s if math.isfinite(duration_s) else None,
+            _Blocks(sock, most),
+            _warnings(answer[8:]),
+        )
 
     def close(self) -> None:
         self._control.close()
@@ -173,6 +180,12 @@ class _Blocks(Iterator[AudioBlock]):
         self._sock.close()
 
     __del__ = close  # a thread's result may come after its job was cancelled
+
+
+def _warnings(text: bytearray) -> tuple[str, ...]:
+    """At most a few short lines, which may become a header: whatever the decoder sent."""
+    lines = text.decode("ascii", "replace").splitlines()[:_WARNINGS]
+    return tuple(re.sub("[^ -~]", "?", line)[:_WARNING_LETTERS] for line in lines if line)
 
 
 def _answer(sock: socket.socket, expected: bytes, most: int, *, what: str) -> bytearray:

@@ -49,7 +49,8 @@ _WINDOWS_AHEAD = 1  # of a file, denoised and waiting to be drawn
 class VideoStarted:
     """The first event: a video of this size will come. ``data`` is its init segment.
 
-    ``total_s`` is the length of a file's speech, where its container states it.
+    ``total_s`` is the length of a file's speech, where it is known; ``warnings`` name what was
+    repaired in it.
     """
 
     seed: int
@@ -57,6 +58,7 @@ class VideoStarted:
     height: int
     codecs: str
     total_s: float | None
+    warnings: tuple[str, ...]
     data: bytes
 
 
@@ -224,6 +226,7 @@ class VideoSession:
             height=video.decoder.height,
             codecs=video.muxer.codecs,
             total_s=self._speech.total_s,
+            warnings=self._speech.warnings,
             data=video.muxer.init_segment(),
         )
 

@@ -74,6 +74,7 @@ class FileSpeech:
     ) -> None:
         self.options = options
         self.total_s = speech.duration_s
+        self.warnings = speech.warnings
         self.fragment_frames = window_spec.hop
         self._deadline_s, self._frames = deadline_s, 0
         self._blocks, self._ended = speech.blocks, False
@@ -165,6 +166,7 @@ class LiveSpeech:
     """
 
     total_s = None
+    warnings = ()
     fragment_frames = FRAGMENT_FRAMES
 
     def __init__(

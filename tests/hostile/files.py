@@ -7,6 +7,7 @@ import struct
 
 import av
 import numpy as np
+import soundfile
 
 from tests.server.media_files import encoded_sound
 
@@ -61,3 +62,11 @@ def _replaced_in_entry(entry: bytes, chan: bytes) -> tuple[bytes, int]:
 def nameless_codec() -> bytes:
     """A WebM with an unknown codec."""
     return encoded_sound(0.5, "webm").replace(b"A_OPUS", b"A_QQQQ")
+
+
+def integer_floats(seconds: float = 0.5, rate: int = 16_000) -> bytes:
+    """A float WAV whose samples are integers of 16 bits."""
+    file = io.BytesIO()
+    pcm = np.random.default_rng(0).integers(-9000, 9000, round(seconds * rate))
+    soundfile.write(file, pcm.astype(np.float32), rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()

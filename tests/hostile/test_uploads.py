@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.hostile.files import LEFT, RIGHT, UNUSED, nameless_codec, quicktime
+from tests.hostile.files import LEFT, RIGHT, UNUSED, integer_floats, nameless_codec, quicktime
 from tests.server.media_files import encoded_sound, picture
 from tests.server.media_probe import probe
 from tests.server.rest_client import animate, problem
@@ -34,6 +34,21 @@ def test_channels_in_any_order(unharmed: Service, labels: tuple[int, ...]) -> No
 def test_unknown_codecs(unharmed: Service) -> None:
     with unharmed.client() as client:
         assert problem(animate(client, audio=nameless_codec())) == (415, "unsupported_media")
+
+
+def test_sound_that_was_repaired_is_named(unharmed: Service) -> None:
+    with unharmed.client() as client:
+        answer = animate(client, audio=integer_floats())
+        assert "integers of 16 bits" in answer.headers["X-Warning"]
+        assert probe(answer.content).video_s == pytest.approx(0.52, abs=0.021)
+        assert "X-Warning" not in animate(client).headers
+
+
+def test_joined_files_are_one_speech(unharmed: Service) -> None:
+    audio = encoded_sound(0.3, "mp3") + encoded_sound(0.3, "mp3", rate=24_000)
+    with unharmed.client() as client:
+        answer = animate(client, audio=audio)
+        assert probe(answer.content).video_s == pytest.approx(0.6, abs=0.06)
 
 
 def test_every_known_bad_file(unharmed: Service, cases: Path) -> None:
