@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from server import process
 from server.errors import SetupError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fada.worker")
 
+T = TypeVar("T")
 _POLL_S = 0.5
 _TIMEOUT_S = 3600.0  # of one build: a motion student's takes a minute, a video student's many
 _NICE = 10
@@ -70,7 +71,8 @@ class WorkerEngines:
 
         for name, (student, forward) in self._students.items():
             try:
-                wanted = provision.needed(name, student, forward)
+                # To hash the weights of a video student takes seconds.
+                wanted = await self._in_background(provision.needed, name, student, forward)
                 if wanted is not None and await self._built(wanted):
                     await self._switch(wanted, forward)
             except Exception:  # such as a folder that cannot be written; the old engine serves on
@@ -88,10 +90,12 @@ class WorkerEngines:
             level = logging.DEBUG if problem == NO_GPU else logging.WARNING
             log.log(level, "building no engines for the GPU: %s", problem)
             return False
-        while not await asyncio.to_thread(wanted.stored):
+        while True:
             with provision.build_lock(wanted.root, wait=False) as lock:
                 before = wanted.failure
                 if lock is not None:
+                    if await self._in_background(wanted.stored):
+                        return True
                     if before is not None and before.forbids:
                         log.warning("not building %s: %s", wanted.title, before.reason)
                         return False
@@ -107,7 +111,6 @@ class WorkerEngines:
             else:
                 if status and wanted.failure == before:  # it ended before it could note why
                     wanted.fail(f"the build ended with status {status}", final=False)
-        return True
 
     def _spawn(self, name: str, lock: int) -> subprocess.Popen[bytes]:
         """A process that builds, and ends with this one."""
@@ -139,9 +142,7 @@ class WorkerEngines:
 
         loop, resources = asyncio.get_running_loop(), self._resources
         self.detail = f"comparing {wanted.title}"
-        engine = await loop.run_in_executor(
-            resources.background, stored_engine, wanted.student, wanted.place
-        )
+        engine = await self._in_background(stored_engine, wanted.student, wanted.place)
         if engine is None:  # logged with its reason
             return
         await loop.run_in_executor(resources.network, forward.replace, engine.net)
@@ -152,10 +153,12 @@ class WorkerEngines:
         pipeline = resources.batcher(wanted.name).pipeline
         reference = await loop.run_in_executor(resources.portraits, example_reference, pipeline)
         measure = partial(window_cost, encoding=resources.marks.encoding)
-        cost = await loop.run_in_executor(
-            resources.background, measure, pipeline, reference, resources.network
-        )
+        cost = await self._in_background(measure, pipeline, reference, resources.network)
         self._calibration.update(wanted.name, cost, resources.capacity)
+
+    async def _in_background(self, call: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._resources.background, call, *arguments)
 
     def _follow_batch(self, name: str) -> None:
         """Batches, and sessions where no setting limits them, are as many as the engine takes."""
