@@ -155,7 +155,7 @@ class EngineBuild:
             self._write(Failure(attempts, reason, final=True))
             raise
         self._record.unlink(missing_ok=True)
-        _log.info("built %s, off by at most %.1e", self.title, max(manifest.parity.values()))
+        _log.info("built %s, off by at most %.1e", self.title, max(manifest.parity.values(), default=0.0))
 
 
 def unbuildable() -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from engines.base import BACKENDS
 from engines.build import in_precision
 from engines.example_inputs import VIDEO, ExampleModel, example_model, motion_inputs
 from engines.export import Graph, export, graphs_of
+from engines.provision import EngineBuild
+from engines.select import motion_net
+from model.models import WEIGHTS, motion_student
 from model.motion.network import MotionNet, NetConfig
 from tests.engines.without_gpu import builder
 
@@ -68,6 +72,23 @@ def test_fp8_is_covered_and_built(name: str, tmp_path: Path) -> None:
     net = in_precision(chosen.net.requires_grad_(False), "fp8", chosen.inputs)
     for graph in graphs_of(net, chosen.inputs(2)):
         check(graph, "fp8", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["motion-fast", "motion-balanced"])
+def test_what_a_worker_builds_of_a_shipped_student(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its real size, by all steps but the comparison, which needs a GPU."""
+    on_cpu = replace(BACKENDS["tensorrt"], devices=("cpu",), packages=("torch",))
+    monkeypatch.setitem(BACKENDS, "tensorrt", on_cpu)
+    monkeypatch.setattr("engines.build._measured", lambda made, *_, **__: made)
+    weights = motion_student(WEIGHTS / f"{name}.safetensors")
+    wanted = EngineBuild(name, motion_net(weights), tmp_path)
+    wanted.run()
+    assert wanted.title == f"tensorrt fp16, batches 1 to 64 of {name}"
+    assert wanted.stored()
+    for plan in ("context.plan", "denoise.plan"):
+        assert (wanted.place / plan).stat().st_size > 5_000_000  # it holds the weights
 
 
 def check(graph: Graph, precision: str, folder: Path) -> None:
