@@ -41,26 +41,31 @@ _log = logging.getLogger(__name__)
 
 
 class StudentEngines:
-    """`models.load` asks it for engines; it remembers of which networks, in order.
+    """`models.load` asks it for engines; it remembers of which networks, in order, for `take`.
 
     ``make``: the forward of a network, by default the best engine that is stored here.
     """
 
     def __init__(self, make: Callable[[StudentNet], CachedContext[Any]] = student_engine) -> None:
         self._make = make
-        self.made: list[tuple[StudentNet, CachedContext[Any]]] = []
+        self._made: list[tuple[StudentNet, CachedContext[Any]]] = []
+
+    def take(self) -> list[tuple[StudentNet, CachedContext[Any]]]:
+        """The networks and their engines, which are forgotten here."""
+        made, self._made = self._made, []
+        return made
 
     def motion(self, weights: MotionWeights) -> Forward:
-        return self._engine(motion_net(weights))
+        return self.engine(motion_net(weights))
 
     def video(
         self, net: nn.Module, window_spec: AudioWindowSpec, latent: tuple[int, ...]
     ) -> Forward:
-        return self._engine(video_net(net, window_spec, latent))
+        return self.engine(video_net(net, window_spec, latent))
 
-    def _engine(self, student: StudentNet) -> Forward:
+    def engine(self, student: StudentNet) -> Forward:
         forward = self._make(student)
-        self.made.append((student, forward))
+        self._made.append((student, forward))
         return forward
 
 
@@ -155,7 +160,9 @@ class EngineBuild:
             self._write(Failure(attempts, reason, final=True))
             raise
         self._record.unlink(missing_ok=True)
-        _log.info("built %s, off by at most %.1e", self.title, max(manifest.parity.values(), default=0.0))
+        _log.info(
+            "built %s, off by at most %.1e", self.title, max(manifest.parity.values(), default=0.0)
+        )
 
 
 def unbuildable() -> str | None:
@@ -214,7 +221,7 @@ def build_missing(choice: models.Choice, root: Path, *, locked: bool = False) ->
     )
     builds = [
         EngineBuild(name, student, root)
-        for name, (student, _) in zip(students, engines.made, strict=True)
+        for name, (student, _) in zip(students, engines.take(), strict=True)
     ]
     with nullcontext() if locked else build_lock(root):
         artifacts.clean(root)

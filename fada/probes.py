@@ -111,7 +111,7 @@ def students() -> Answer:
     loaded = models.load(choice, motion_engine=engines.motion, video_engine=engines.video)
     unbuildable = provision.unbuildable()
     found: Answer = {}
-    for name, (student, forward), records in zip(loaded, engines.made, logged, strict=True):
+    for name, (student, forward), records in zip(loaded, engines.take(), logged, strict=True):
         build = None if unbuildable else provision.needed(name, student, forward)
         failure = build and build.failure
         found[name] = {

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,6 @@ from server.worker.resources import WorkerResources
 
 if TYPE_CHECKING:
     from engines.provision import EngineBuild, StudentEngines
-    from engines.select import StudentNet
     from model.diffusion.cached_context import CachedContext
 
 log = logging.getLogger("fada.worker")
@@ -51,11 +50,12 @@ class WorkerEngines:
     ) -> None:
         self._settings, self._resources, self._calibration = settings, resources, calibration
         self._command, self._timeout_s = command, timeout_s
-        self._students: Mapping[str, tuple[StudentNet, CachedContext[Any]]] = {}
-        if made is not None:
-            self._students = dict(zip(resources.models, made.made, strict=True))
+        students = {} if made is None else dict(zip(resources.models, made.take(), strict=True))
+        self._forwards = {name: forward for name, (_, forward) in students.items()}
+        # Not kept for longer than needed: a video student's network is gigabytes of GPU memory.
+        self._students = {name: student for name, (student, _) in students.items()}
         self.detail = ""
-        for name in self._students:
+        for name in students:
             self._follow_batch(name)
 
     @property
@@ -66,11 +66,13 @@ class WorkerEngines:
     async def run(self) -> None:
         """Build and switch to what is missing. Raises `SetupError` for ``only`` where it fails."""
         if not self._students or self._settings.engines_build == "never":
+            self._students.clear()
             return
         from engines import provision
 
-        for name, (student, forward) in self._students.items():
+        for name, forward in self._forwards.items():
             try:
+                student = self._students.pop(name)
                 # To hash the weights of a video student takes seconds.
                 wanted = await self._in_background(provision.needed, name, student, forward)
                 if wanted is not None and await self._built(wanted):
@@ -162,7 +164,7 @@ class WorkerEngines:
 
     def _follow_batch(self, name: str) -> None:
         """Batches, and sessions where no setting limits them, are as many as the engine takes."""
-        net = self._students[name][1].net
+        net = self._forwards[name].net
         most = getattr(net, "most", None)  # only a built engine has one
         if most is None:
             return

@@ -220,7 +220,7 @@ def test_a_served_model_is_known_by_its_name(fake: None) -> None:
     engines = StudentEngines(lambda one: CachedContext(one.net))  # type: ignore[arg-type]
     loaded = models.load(SHIPPED_MOTION, motion_engine=engines.motion, space=provision.MotionOnly())
     assert list(loaded) == ["motion-fast", "motion-balanced"]
-    assert [one.net.config.guided for one, _ in engines.made] == [True, False]  # type: ignore[union-attr]
+    assert [one.net.config.guided for one, _ in engines.take()] == [True, False]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("words", [["--model", "motion-fast"], ["--backend", "tensorrt"]])
