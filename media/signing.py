@@ -83,7 +83,7 @@ def sign(video: bytes, credentials: Credentials) -> bytes:
     The rest is unchanged. The manifest covers it all, so no bit of it can change unnoticed. Raises
     ``RuntimeError`` where it cannot be signed, as when the time stamp authority does not answer.
     """
-    c2pa = _library()
+    c2pa = library()
     action = {"action": "c2pa.created", "digitalSourceType": AI_GENERATED}
     definition = {
         "claim_generator_info": [{"name": "fada", "version": tool_version()}],
@@ -112,7 +112,7 @@ def read_manifest(video: BinaryIO, anchors: str | None = None) -> SignedManifest
     ``anchors``: certificates (PEM) whose signers are trusted. Raises ``ModuleNotFoundError``
     without the extra ``c2pa``.
     """
-    c2pa = _library()
+    c2pa = library()
     settings: dict[str, Any] = dict(_READING)
     if anchors is not None:
         settings["trust"] = {"user_anchors": anchors}
@@ -153,7 +153,8 @@ def _manifest(document: Mapping[str, Any]) -> SignedManifest:
     )
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The module ``c2pa``. Raises ``ModuleNotFoundError`` without the extra ``c2pa``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import c2pa

@@ -16,6 +16,7 @@ import sys
 import tempfile
 
 from media.errors import MediaError
+from media.signing import library
 from media.verify import read_marks
 from server.errors import ServiceError
 
@@ -56,6 +57,8 @@ def inspect(video: bytes) -> dict[str, object]:
 
 
 def main() -> None:
+    with contextlib.suppress(ModuleNotFoundError):
+        library()  # an unprivileged user may not be able to read it
     _give_up_privileges()
     with open(0, "rb", closefd=False) as file:  # a descriptor
         try:

@@ -27,7 +27,15 @@ from fada.cli import COMMANDS
 from tests.server.service import FAKE, ROOT, Service, environment, running
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guide").glob("*.md")), ROOT / "docs/paper.md"]
-RUN = (("animate",), ("doctor",), ("engines", "models"), ("engines", "list"), ("health", "api"))
+RUN = (
+    ("animate",),
+    ("doctor",),
+    ("engines", "models"),
+    ("engines", "list"),
+    ("health", "api"),
+    ("licenses",),
+    ("verify",),
+)
 URL = "http://127.0.0.1:8000"
 _FENCE = re.compile(
     r"(?:^<!-- not run: (.+) -->\n+)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL

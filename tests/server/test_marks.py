@@ -13,6 +13,7 @@ import pytest
 import fada
 from fada.cli import main
 from media.label import LabelText, make_label
+from media.signing import load_credentials, sign
 from media.verify import read_marks
 from server.api.protocol import AI_GENERATED
 from tests.media.certificates import SignerFiles, write_signer
@@ -66,7 +67,8 @@ def test_a_kept_video_is_signed_when_it_is_finished(service: Service) -> None:
     assert verdict(at_once) == "claimed, unsigned" and is_labelled(at_once)
 
 
-def test_the_service_verifies_a_video(service: Service) -> None:
+def test_the_service_verifies_a_video(service: Service, settings: dict[str, str]) -> None:
+    files = (Path(settings["FADA_C2PA_CERT"]), Path(settings["FADA_C2PA_KEY"]))
     with service.client() as client:
         video = animate(client).content
         answer = client.post("/verify", files={"video": ("a.mp4", video)})
@@ -74,12 +76,15 @@ def test_the_service_verifies_a_video(service: Service) -> None:
         report = answer.json()
         assert (report["verdict"], report["made_by_ai"]) == ("claimed, unsigned", True)
         assert [mark["name"] for mark in report["marks"]] == ["XMP", "comment", "XMP"]
-        for files, status, code in (
+        signed = sign(video, load_credentials(*files))
+        report = client.post("/verify", files={"video": ("a.mp4", signed)}).json()
+        assert report["verdict"] == "signed"
+        for parts, status, code in (
             ({"video": ("a.mp4", b"no video")}, 415, "unsupported_media"),
             ({"video": ("a.mp4", video[:1000])}, 415, "unsupported_media"),
             ({"other": ("a.mp4", video)}, 400, "bad_request"),
         ):
-            assert problem(client.post("/verify", files=files)) == (status, code)
+            assert problem(client.post("/verify", files=parts)) == (status, code)
 
 
 def test_a_live_session_is_labelled(service: Service) -> None:
