@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 VIDEO_TRACK = 1
 AUDIO_TRACK = 2
 
 _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+_MOVIE_TIMESCALE = 1000  # ticks per second
 _UNDETERMINED = 0x55C4  # ISO 639-2 "und", five bits a letter
 _SYNC_SAMPLE = 0x0200_0000
 _DEPENDENT_SAMPLE = 0x0101_0000
@@ -114,7 +115,7 @@ def init_segment(
     ``marks`` are boxes between them, ``user_data`` is the ``udta`` box in ``moov``.
     """
     brands = b"iso6" + struct.pack(">I", 1) + b"iso6iso5avc1mp41"
-    header = struct.pack(">4I", 0, 0, 1000, 0) + struct.pack(">IH10x", 0x10000, 0x100)
+    header = struct.pack(">4I", 0, 0, _MOVIE_TIMESCALE, 0) + struct.pack(">IH10x", 0x10000, 0x100)
     movie = box(
         b"moov",
         full_box(b"mvhd", 0, 0, header, _MATRIX, bytes(24), struct.pack(">I", 3)),
@@ -124,6 +125,40 @@ def init_segment(
         user_data,
     )
     return box(b"ftyp", brands) + marks + movie
+
+
+def with_duration(init: bytes, duration_s: float) -> bytes:
+    """The init segment with the length of the whole video (``mehd``), so that players can seek.
+
+    Replaces a length that it has. ``init`` is one of `init_segment`, possibly marked.
+    """
+    return b"".join(
+        _with_extends_header(body, duration_s) if kind == b"moov" else box(kind, body)
+        for kind, body in children(init)
+    )
+
+
+def _with_extends_header(movie: bytes, duration_s: float) -> bytes:
+    header = full_box(b"mehd", 1, 0, struct.pack(">Q", round(duration_s * _MOVIE_TIMESCALE)))
+    parts = []
+    for kind, body in children(movie):
+        if kind == b"mvex":
+            kept = [box(k, b) for k, b in children(body) if k != b"mehd"]
+            parts.append(box(kind, header, *kept))
+        else:
+            parts.append(box(kind, body))
+    return box(b"moov", *parts)
+
+
+def children(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, payload) of consecutive boxes with 32-bit sizes, as all of this module are."""
+    at = 0
+    while at < len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if size < 8 or at + size > len(data):
+            raise ValueError(f"a box {kind!r} of {size} bytes, expected 8 to {len(data) - at}")
+        yield kind, data[at + 8 : at + size]
+        at += size
 
 
 def fragment(sequence: int, runs: Sequence[Run]) -> bytes:

@@ -23,6 +23,7 @@ KINDS: dict[str, Kind] = {
     "timeout": Kind(408, "The request took too long"),
     "too_large": Kind(413, "The input is too large"),
     "unsupported_media": Kind(415, "The input is not a readable picture or sound"),
+    "range_not_satisfiable": Kind(416, "The range lies outside of the video"),
     "no_face": Kind(422, "There is no face in the picture"),
     "empty_audio": Kind(422, "There is no sound in the audio"),
     "invalid_option": Kind(422, "An option is not allowed"),

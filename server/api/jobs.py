@@ -5,13 +5,16 @@ A job whose request was answered with the video is listed here too, but its vide
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from server.api.dependencies import ADMITTED, Context, JobId
-from server.api.problems import PROBLEMS
+from server.api.problems import PROBLEMS, problem_response
 from server.api.protocol import JobView
-from server.api.video import video_response
+from server.api.video import byte_range, finished_response, video_headers, video_response
 from server.errors import ServiceError
 
 router = APIRouter(
@@ -28,11 +31,31 @@ async def read(context: Context, job_id: JobId) -> JobView:
     return view
 
 
-@router.get("/video", response_class=Response, responses={200: {"content": {"video/mp4": {}}}})
-async def video(context: Context, job_id: JobId, request: Request) -> Response:
-    """The MP4 from its start; while the job runs, as it is made."""
+_MP4: dict[str, object] = {"content": {"video/mp4": {}}}
+Range = Annotated[
+    str | None, Header(description="`bytes=first-last` of a finished video", alias="Range")
+]
+
+
+@router.get("/video", response_class=Response, responses={200: _MP4, 206: _MP4})
+@router.head("/video", response_class=Response, responses={200: _MP4, 206: _MP4})
+async def video(
+    context: Context, job_id: JobId, request: Request, wanted: Range = None
+) -> Response:
+    """The MP4: finished, with its length and by ranges; else from its start, as it is made."""
     if not await context.producer.keeps_video(job_id):
         raise ServiceError("not_found", f"no video of job {job_id!r} is kept")
+    finished = await context.producer.finished_video(job_id)
+    head = request.method == "HEAD"
+    if finished is not None:
+        try:
+            part = None if head or wanted is None else byte_range(wanted, finished.size)
+        except ServiceError as error:
+            return problem_response(error, {"Content-Range": f"bytes */{finished.size}"})
+        read = None if head else partial(context.producer.read_video, job_id, finished)
+        return finished_response(job_id, finished, part, read=read)
+    if head:
+        return Response(headers=video_headers(job_id, None), media_type="video/mp4")
     events = context.producer.follow(job_id, consume=False)
     return await video_response(request, job_id, events, on_close=_keep)
 

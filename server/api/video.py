@@ -1,21 +1,23 @@
-"""A job's events as an HTTP response, fragment by fragment."""
+"""A job's video as an HTTP response: fragment by fragment as it is made, or finished."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server import metrics
 from server.api.protocol import CONTENT_SOURCE
 from server.broker import messages
+from server.broker.producer import FinishedVideo
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
 
@@ -117,15 +119,7 @@ class VideoResponse(Response):
         *,
         on_close: OnClose,
     ) -> None:
-        super().__init__(
-            headers={
-                "X-Job-Id": job_id,
-                "X-Seed": str(started.seed),
-                **CONTENT_SOURCE,
-                "Cache-Control": "no-store",
-                "Content-Disposition": f'inline; filename="{job_id}.mp4"',
-            }
-        )
+        super().__init__(headers=video_headers(job_id, started.seed))
         if started.warnings:
             self.headers["X-Warning"] = "; ".join(started.warnings)
         del self.headers["content-length"]
@@ -155,6 +149,66 @@ class VideoResponse(Response):
             else:
                 log.warning("job %s: %s after the video had started", self._job_id, event.type)
                 return
+
+
+def video_headers(job_id: str, seed: int | None) -> dict[str, str]:
+    """What every response with a video says; ``seed`` as far as it is known."""
+    return {
+        "X-Job-Id": job_id,
+        **({} if seed is None else {"X-Seed": str(seed)}),
+        **CONTENT_SOURCE,
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'inline; filename="{job_id}.mp4"',
+    }
+
+
+def finished_response(
+    job_id: str,
+    video: FinishedVideo,
+    part: range | None,
+    *,
+    read: Callable[[range], AsyncIterator[bytes]] | None,
+) -> Response:
+    """The whole video, or ``part`` of it with status 206.
+
+    Players ask for parts, so that they can seek. ``read`` yields the bytes of one; without it, the
+    response has no body.
+    """
+    sent = range(video.size) if part is None else part
+    headers = {
+        **video_headers(job_id, video.seed),
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(len(sent)),
+    }
+    if part is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{video.size}"
+    status = 200 if part is None else 206
+    if read is None:
+        return Response(headers=headers, media_type="video/mp4")
+    return StreamingResponse(read(sent), status, headers, media_type="video/mp4")
+
+
+def byte_range(header: str, size: int) -> range | None:
+    """The one range that a ``Range`` header asks for (RFC 9110, 14.2), of ``size`` bytes.
+
+    ``None`` where the header is to be ignored: another unit, several ranges or no valid one.
+    Raises `ServiceError` ``range_not_satisfiable`` for a range that begins beyond the end.
+    """
+    match = re.fullmatch(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", header)
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:  # the last bytes
+        start, stop = max(0, size - int(match[2])), size
+    else:
+        start = int(match[1])
+        stop = min(size, int(match[2]) + 1) if match[2] else size
+        if match[2] and int(match[2]) < start:
+            return None
+    if start >= size:
+        raise ServiceError(
+            "range_not_satisfiable", f"Range = {header!r}, expected bytes=0-{size - 1} at most"
+        )
+    return range(start, stop)
 
 
 def _body(data: bytes) -> dict[str, object]:

@@ -17,6 +17,7 @@ LEASE_S = 1.0
 QUARANTINE_S = 20.0  # how long a suspected poison job is reserved for idle workers
 _WORKER_TTL_S = 4
 _CLAIM_BLOCK_MS = 250
+_READ_BATCH = 32  # fragments read at a time
 _COMMANDS_BLOCK_MS = 1000
 _RECLAIM_BATCH = 10  # expired leases inspected at a time
 _CONSUMER_TTL_MS = 60_000  # an idle worker's name in the consumer group
@@ -180,11 +181,23 @@ class JobConsumer:
         """An upload of the job, one of `redis.PARTS`."""
         return await self._get(redis.part_key(job_id, part))
 
-    async def video(self, job_id: str) -> list[bytes]:
-        """What has been published of a kept video: the init segment, then each fragment."""
-        entries = await self.connection.redis.xrange(redis.out_key(job_id))
-        events = [messages.unpack_event(fields[b"m"], fields[b"b"]) for _, fields in entries]
-        return [e.data for e in events if isinstance(e, messages.Started | messages.JobFragment)]
+    async def video(self, job_id: str) -> AsyncIterator[tuple[str, bytes]]:
+        """What has been published of a kept video: the init segment, then each fragment.
+
+        Each with its entry of the job's stream.
+        """
+        start = "-"
+        while True:
+            entries = await self.connection.redis.xrange(
+                redis.out_key(job_id), min=start, count=_READ_BATCH
+            )
+            for entry, fields in entries:
+                event = messages.unpack_event(fields[b"m"], fields[b"b"])
+                if isinstance(event, messages.Started | messages.JobFragment):
+                    yield entry.decode(), event.data
+            if len(entries) < _READ_BATCH:
+                return
+            start = f"({entries[-1][0].decode()}"
 
     async def commands(
         self, job_id: str, after: str
@@ -248,7 +261,7 @@ class JobConsumer:
         elif isinstance(ending, messages.JobDone):
             fields = {"frames": ending.frames, "duration_s": ending.duration_s}
             if ending.init:
-                fields["init"] = ending.init
+                fields |= {"init": ending.init, "index": ending.index}
         ended = await self.connection.end(
             claim.job_id,
             claim.token,

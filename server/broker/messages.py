@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -141,13 +143,17 @@ class Verified(_Message):
 
 
 class JobDone(_Message):
-    """The end of a complete video. ``init`` is an init segment for later readers: with a manifest
-    of the whole video, or empty if there is none."""
+    """The end of a complete video.
+
+    Of a kept one, ``init`` is an init segment for later readers, with the video's length and its
+    manifest, if it is signed; ``index`` is `pack_index` of its fragments.
+    """
 
     type: Literal["done"] = "done"
     frames: int
     duration_s: float
     init: bytes = Field(exclude=True, default=b"")
+    index: bytes = Field(exclude=True, default=b"")
 
 
 class Failed(_Message):
@@ -207,6 +213,7 @@ LiveCommand = AudioChunk | Interrupt | Update | End
 AnyRequest = AnimateRequest | LiveRequest | AvatarRequest | VerifyRequest
 AnyEvent = Queued | Progress | Ending
 AnyCommand = Ack | LiveCommand
+_INDEXED = struct.Struct(">QII")
 _REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 _COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Annotated[AnyCommand, Field(discriminator="type")])
@@ -234,6 +241,19 @@ def unpack_event(text: bytes, data: bytes) -> AnyEvent:
     if isinstance(event, Started | JobFragment):
         return event.model_copy(update={"data": data})
     return event
+
+
+def pack_index(fragments: Iterable[tuple[str, int]]) -> bytes:
+    """Entry of the job's stream and size of each fragment, in order, in 16 bytes each."""
+    return b"".join(
+        _INDEXED.pack(*(int(number) for number in entry.split("-")), size)
+        for entry, size in fragments
+    )
+
+
+def unpack_index(data: bytes) -> list[tuple[str, int]]:
+    """The inverse of `pack_index`."""
+    return [(f"{ms}-{number}", size) for ms, number, size in _INDEXED.iter_unpack(data)]
 
 
 def pack_command(command: AnyCommand) -> tuple[bytes, bytes]:

@@ -25,6 +25,20 @@ _MAX_COMMANDS = 20_000  # that no snapshot includes yet
 
 
 @dataclass(frozen=True)
+class FinishedVideo:
+    """``init`` segment and fragments: each one's entry of the job's stream, and its size."""
+
+    seed: int
+    init: bytes
+    fragments: tuple[tuple[str, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole video."""
+        return len(self.init) + sum(size for _, size in self.fragments)
+
+
+@dataclass(frozen=True)
 class JobProducer:
     """Each queue has ``max_jobs`` places; unread output expires after ``job_ttl_s`` seconds.
 
@@ -110,18 +124,11 @@ class JobProducer:
             for entry, fields in entries:
                 last = entry
                 event = messages.unpack_event(fields[b"m"], fields[b"b"])
-                if isinstance(event, messages.Started) and not consume:
-                    event = await self._with_manifest(job_id, event)
                 yield event
                 if isinstance(event, messages.Ending):
                     return
                 if consume and isinstance(event, messages.JobFragment):
                     await self._acknowledge(job_id, last, event.index)
-
-    async def _with_manifest(self, job_id: str, started: messages.Started) -> messages.Started:
-        """``started`` with the init segment of a signed video, once it is finished."""
-        init = await self.connection.redis.hget(redis.job_key(job_id), "init")
-        return started if init is None else started.model_copy(update={"data": bytes(init)})
 
     async def cancel(self, job_id: str) -> bool:
         """End the job now; False if it had ended before or is unknown.
@@ -202,6 +209,33 @@ class JobProducer:
         if not request.keep or request.owner != self.owner:
             return False
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
+
+    async def finished_video(self, job_id: str) -> FinishedVideo | None:
+        """The finished video of a job whose video is kept, else ``None``."""
+        job = await self.connection.redis.hmget(redis.job_key(job_id), "request", "init", "index")
+        if None in job:
+            return None
+        request = messages.unpack_request(job[0])
+        assert isinstance(request, messages.AnimateRequest)
+        return FinishedVideo(request.seed, job[1], tuple(messages.unpack_index(job[2])))
+
+    async def read_video(
+        self, job_id: str, video: FinishedVideo, part: range
+    ) -> AsyncIterator[bytes]:
+        """Yield the bytes ``part`` of a finished video; fewer if it is deleted meanwhile."""
+        if part.start < len(video.init):
+            yield video.init[part.start : part.stop]
+        at = len(video.init)
+        for entry, size in video.fragments:
+            if at >= part.stop:
+                return
+            if at + size > part.start:
+                found = await self.connection.redis.xrange(redis.out_key(job_id), entry, entry)
+                if not found:
+                    return
+                data: bytes = found[0][1][b"b"]
+                yield data[max(0, part.start - at) : part.stop - at]
+            at += size
 
     async def models(self) -> ModelList:
         """The models that live workers have loaded, in the workers' order."""

@@ -6,8 +6,8 @@ was lost is simply retried.
 
 Keys, all under ``fada:``, on one server (no cluster)
     queue:{kind}        stream, one entry for each queued or running job; group ``workers``
-    job:{id}            hash: request, status, progress, error; entry and queue; ``init``, the init
-                        segment of a finished video that was signed; ``token``, the
+    job:{id}            hash: request, status, progress, error; entry and queue; of a finished
+                        video ``init`` and ``index``, see `messages.JobDone`; ``token``, the
                         number of claims; ``events`` and ``commands``, how many there were;
                         ``attempts`` and ``lease_timeouts``, see `server.broker.consumer.Claim`
     job:{id}:portrait   upload, deleted when the job ends; likewise :audio, :reference, :video

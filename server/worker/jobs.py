@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from media.boxes import with_duration
 from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
 from model.types import FPS, Reference
@@ -267,19 +268,26 @@ class AnimationJob(_VideoJob):
             done = await self._run(session)
         if self._saved is None:
             metrics.real_time_factor(done.duration_s, time.monotonic() - began_s)
-        if self._kept and self._resources.marks.credentials is not None:
-            return done.model_copy(update={"init": await self._signed_init()})
-        return done
+        return await self._indexed(done) if self._kept else done
 
-    async def _signed_init(self) -> bytes:
-        """The init segment of the whole video, with a manifest of it."""
-        resources = self._resources
-        init, *fragments = await resources.consumer.video(self._claim.job_id)
-        video = b"".join([init, *fragments])
-        signed = await asyncio.get_running_loop().run_in_executor(
-            resources.pool, resources.marks.signed, video
-        )
-        return signed[: len(init) + len(signed) - len(video)]
+    async def _indexed(self, done: messages.JobDone) -> messages.JobDone:
+        """``done`` with what readers of the finished video need, see `messages.JobDone`."""
+        resources, signing = self._resources, self._resources.marks.credentials is not None
+        init, index, fragments = b"", list[tuple[str, int]](), list[bytes]()
+        async for entry, data in resources.consumer.video(self._claim.job_id):
+            if not init:
+                init = with_duration(data, done.duration_s)
+                continue
+            index.append((entry, len(data)))
+            if signing:
+                fragments.append(data)
+        if signing:
+            video = b"".join([init, *fragments])
+            signed = await asyncio.get_running_loop().run_in_executor(
+                resources.pool, resources.marks.signed, video
+            )
+            init = signed[: len(init) + len(signed) - len(video)]
+        return done.model_copy(update={"init": init, "index": messages.pack_index(index)})
 
     async def _wait_for_turn(self) -> None:
         while not self._resources.capacity.has_spare:  # live sessions need it all

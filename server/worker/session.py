@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from media.boxes import with_duration
 from media.encoders import DEFAULT_ENCODING, Encoding
 from media.fmp4 import AT_START, SAMPLE_RATE, FragmentedMP4Muxer, MuxerState
 from model.types import FPS, Floats, Picture, Reference, WindowTask
@@ -220,14 +221,17 @@ class VideoSession:
         )
 
     def _started(self, video: Video) -> VideoStarted:
+        data, total_s = video.muxer.init_segment(), self._speech.total_s
+        if data and total_s is not None:
+            data = with_duration(data, total_s)
         return VideoStarted(
             seed=self._seed,
             width=video.decoder.width,
             height=video.decoder.height,
             codecs=video.muxer.codecs,
-            total_s=self._speech.total_s,
+            total_s=total_s,
             warnings=self._speech.warnings,
-            data=video.muxer.init_segment(),
+            data=data,
         )
 
     async def _windows(self) -> AsyncGenerator[_Denoised | Interruption, None]:

@@ -26,7 +26,7 @@ def bench(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_it_brings_its_own_service_and_writes_what_it_saw(tmp_path: Path) -> None:
     figures, picture = tmp_path / "live.json", tmp_path / "live.svg"
     done = bench(
-        "--sessions", "2", "--seconds", "2", "--json", str(figures), "--plot", str(picture)
+        "--sessions", "2", "--seconds", "4", "--json", str(figures), "--plot", str(picture)
     )
     assert done.returncode in (0, 1), done.stderr  # 1: this machine was too busy to keep up
     assert "first fragment, alone" in done.stdout

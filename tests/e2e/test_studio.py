@@ -106,6 +106,39 @@ def short_speech(examples: Path, tmp_path: Path) -> Path:
     return path
 
 
+def test_a_kept_video_has_its_length_and_seeks(
+    studio: Studio, service: Service, examples: Path
+) -> None:
+    files = {
+        "portrait": (examples / "monalisa.jpg").read_bytes(),
+        "audio": (examples / "speech.wav").read_bytes(),
+    }
+    with service.client() as client:
+        headers = {"Prefer": "respond-async"}
+        job = client.post("/animate", files=files, data={"size": "128"}, headers=headers)
+        address = f"{job.headers['location']}/video"
+        client.get(address)  # until it is finished
+    seen = studio.page.evaluate(
+        """async (address) => {
+            const video = document.createElement("video");
+            video.src = address;
+            await new Promise((resolve, reject) => {
+                video.onloadedmetadata = resolve;
+                video.onerror = () => reject(video.error.message);
+            });
+            const seen = [video.duration, video.seekable.end(0)];
+            for (const at of [6, 1.5]) {
+                video.currentTime = at;
+                await new Promise((resolve) => { video.onseeked = resolve; });
+                seen.push(video.currentTime);
+            }
+            return seen;
+        }""",
+        address,
+    )
+    assert seen == [pytest.approx(6.56, abs=0.05)] * 2 + [6, 1.5]
+
+
 def test_a_portrait_speaks_and_its_video_can_be_kept(studio: Studio, examples: Path) -> None:
     studio.page.click("label:has([value=astronaut])")
     studio.page.click("#speak")

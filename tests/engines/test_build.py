@@ -131,7 +131,7 @@ def _best_without_openvino(root: Path) -> CachedContext[Any]:
 
     model = small_model()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engines.select.OpenVINONet", fails)
+        patch.setattr("engines.select.cached", fails)
         engine = best(model.net, model.inputs, root)
     assert isinstance(engine.net, ProgramNet)
     return engine

@@ -61,6 +61,10 @@ class UnsupportedMedia(FadaError):
     code = "unsupported_media"
 
 
+class RangeNotSatisfiable(FadaError):
+    code = "range_not_satisfiable"
+
+
 class NoFace(FadaError):
     code = "no_face"
 

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from server.api.video import byte_range
+from server.errors import ServiceError
 from tests.server.media_files import NO_FACE, picture, sound
 from tests.server.media_probe import probe
 from tests.server.rest_client import animate, problem
@@ -33,6 +37,64 @@ def test_an_asynchronous_job(client: httpx.Client) -> None:
     }
     assert client.get(f"{address}/video").content == following.content
     assert following.content == animate(client, audio=sound(4.0), seed="5").content
+
+
+def test_a_finished_video_is_served_by_ranges(client: httpx.Client) -> None:
+    response = animate(client, audio=sound(1.0), headers={"Prefer": "respond-async"})
+    address = f"{response.headers['location']}/video"
+    client.get(address)  # until it is finished
+    whole = client.get(address)
+    size = len(whole.content)
+    assert (whole.status_code, whole.headers["accept-ranges"]) == (200, "bytes")
+    assert int(whole.headers["content-length"]) == size
+    head = client.head(address)
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["content-length"]) == size
+    assert head.headers["x-seed"] == whole.headers["x-seed"]
+
+    for first, last in ((0, 0), (0, size - 1), (1, 900), (size // 3, size // 2), (size - 9, None)):
+        header = f"bytes={first}-{'' if last is None else last}"
+        part = client.get(address, headers={"Range": header})
+        stop = size if last is None else last + 1
+        assert part.status_code == 206
+        assert part.content == whole.content[first:stop]
+        assert part.headers["content-range"] == f"bytes {first}-{stop - 1}/{size}"
+    assert client.get(address, headers={"Range": "bytes=-7"}).content == whole.content[-7:]
+    beyond = client.get(address, headers={"Range": f"bytes={size}-"})
+    assert problem(beyond) == (416, "range_not_satisfiable")
+    assert beyond.headers["content-range"] == f"bytes */{size}"
+
+
+def test_the_length_of_a_video_is_in_its_head(client: httpx.Client) -> None:
+    response = animate(client, audio=sound(2.04))
+    name, size = b"mehd", 4 + 4 + 8  # version and flags, then milliseconds
+    at = response.content.index(name)
+    assert int.from_bytes(response.content[at + 8 : at + size], "big") == 2040
+
+
+@given(st.integers(1, 99), st.integers(0, 120), st.integers(0, 120))
+def test_a_range_lies_within_the_video(size: int, first: int, last: int) -> None:
+    whole = range(size)
+    for header, expected in (
+        (f"bytes={first}-{last}", whole[first : last + 1]),
+        (f"bytes={first}-", whole[first:]),
+        (f"bytes=-{last}", whole[-last:] if last else range(0)),
+    ):
+        if header.startswith("bytes=-") or not header.endswith(f"-{last}") or first <= last:
+            if expected:
+                assert byte_range(header, size) == expected
+            else:
+                with pytest.raises(ServiceError, match="expected bytes=0-"):
+                    byte_range(header, size)
+        else:
+            assert byte_range(header, size) is None
+
+
+@pytest.mark.parametrize(
+    "header", ["", "bytes", "bytes=-", "bytes=a-b", "lines=0-1", "bytes=0-1,3-4"]
+)
+def test_other_ranges_are_ignored(header: str) -> None:
+    assert byte_range(header, 10) is None
 
 
 def test_a_failed_asynchronous_job_has_an_error(client: httpx.Client) -> None:
