@@ -20,6 +20,7 @@ from server.worker.resources import WorkerResources
 
 if TYPE_CHECKING:
     from engines.provision import EngineBuild, StudentEngines
+    from engines.select import StudentNet
     from model.diffusion.cached_context import CachedContext
 
 log = logging.getLogger("fada.worker")
@@ -69,29 +70,37 @@ class WorkerEngines:
             self._students.clear()
             return
         from engines import provision
+        from engines.base import NO_GPU
 
+        problem = provision.unbuildable()
+        if problem not in (None, NO_GPU):
+            log.warning("building no engines for the GPU: %s", problem)
         for name, forward in self._forwards.items():
-            try:
-                student = self._students.pop(name)
-                # To hash the weights of a video student takes seconds.
-                wanted = await self._in_background(provision.needed, name, student, forward)
-                if wanted is not None and await self._built(wanted):
-                    await self._switch(wanted, forward)
-            except Exception:  # such as a folder that cannot be written; the old engine serves on
-                log.exception("no engine was built for %s", name)
+            student = self._students.pop(name)
+            if problem is None:
+                await self._provide(name, student, forward)
             self.detail = ""
             if self.only and not provision.runs_on_built(forward):
-                raise SetupError(f"FADA_ENGINES_BUILD=only, and {name} has no built engine")
+                raise SetupError(
+                    f"FADA_ENGINES_BUILD=only, and {name} has no built engine: "
+                    f"{problem or 'the log says why'}"
+                )
+
+    async def _provide(self, name: str, student: StudentNet, forward: CachedContext[Any]) -> None:
+        from engines import provision
+
+        try:
+            # To hash the weights of a video student takes seconds.
+            wanted = await self._in_background(provision.needed, name, student, forward)
+            if wanted is not None and await self._built(wanted):
+                await self._switch(wanted, forward)
+        except Exception:  # such as a folder that cannot be written; the old engine serves on
+            log.exception("no engine was built for %s", name)
 
     async def _built(self, wanted: EngineBuild) -> bool:
         """Whether the engine is stored, after building it or waiting until another has."""
         from engines import provision
-        from engines.base import NO_GPU
 
-        if problem := provision.unbuildable():
-            level = logging.DEBUG if problem == NO_GPU else logging.WARNING
-            log.log(level, "building no engines for the GPU: %s", problem)
-            return False
         while True:
             with provision.build_lock(wanted.root, wait=False) as lock:
                 before = wanted.failure

@@ -245,6 +245,16 @@ async def test_a_full_memory_evicts_and_then_is_busy(url: str) -> None:
         assert await keys(producer) == {redis.job_key(running), redis.OWNERS}
 
 
+async def test_what_workers_prepare_is_said_once(url: str) -> None:
+    async with connected(url) as (producer, consumer):
+        assert await producer.preparations() == []
+        other = worker(producer.connection, "w2")
+        for one in (consumer, other):
+            building = messages.Heartbeat(models=[MODEL], live_places=2, detail="building it")
+            await one.heartbeat(building)
+        assert await producer.preparations() == ["building it"]
+
+
 async def test_without_a_worker_jobs_are_rejected(url: str) -> None:
     async with connected(url) as (producer, consumer):
         await consumer.leave()

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from engines import provision
-from engines.base import NO_GPU, ProgramNet
+from engines.base import BACKENDS, ProgramNet
 from engines.example_inputs import motion_inputs
 from engines.motion_error import synthetic_voice
 from engines.openvino import OpenVINONet
@@ -44,6 +45,7 @@ from tests.server.fake_pipeline import FakePipeline
 
 pytestmark = pytest.mark.anyio
 
+TENSORRT = BACKENDS["tensorrt"]
 COMMAND = (sys.executable, "-m", "tests.server.worker.engine_build")
 
 
@@ -192,11 +194,31 @@ async def test_never_builds_nothing_and_only_refuses_to_serve(
 ) -> None:
     with worker("never") as one:
         await one.engines.run()
-    monkeypatch.setattr("engines.provision.unbuildable", lambda: NO_GPU)
-    refused = pytest.raises(SetupError, match="FADA_ENGINES_BUILD=only, and fake has no built")
+    monkeypatch.setattr("engines.provision.unbuildable", lambda: "the driver is too old")
+    refused = pytest.raises(SetupError, match="fake has no built engine: the driver is too old")
     with worker("only") as one, refused:
         await one.engines.run()
     assert count(builds) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+async def test_without_a_gpu_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, builds: Path
+) -> None:
+    monkeypatch.setitem(BACKENDS, "tensorrt", TENSORRT)
+    with worker() as one:
+        caplog.clear()
+        await one.engines.run()
+    assert caplog.records == [] and count(builds) == 0
+
+
+async def test_a_gpu_that_cannot_be_used_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engines.provision.unbuildable", lambda: "the driver is too old")
+    with worker() as one:
+        await one.engines.run()
+    assert caplog.text.count("building no engines for the GPU: the driver is too old") == 1
 
 
 async def test_sessions_go_on_across_a_switch_without_a_jump() -> None:

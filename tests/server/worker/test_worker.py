@@ -18,6 +18,7 @@ from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
 from server.settings import Settings
 from server.worker.capacity import Capacity
+from server.worker.engines import WorkerEngines
 from server.worker.resources import WorkerResources
 from server.worker.worker import Worker
 from tests.server.fake_pipeline import FakePipeline
@@ -52,21 +53,26 @@ async def working(
 ) -> AsyncIterator[asyncio.Event]:
     """A worker with places for so many live sessions; setting the event tells it to stop."""
     settings = Settings(sessions_per_worker=places, drain_s=drain_s)  # type: ignore[call-arg]
-    work = kind(
-        client.connection,
-        name,
-        Retention(job_ttl_s=100, avatar_ttl_s=100, max_avatars=8, max_videos=8),
-    )
-    capacity = Capacity(cores=1.0, window_s=0.001, max_sessions=places)
     stop = asyncio.Event()
-    worker = Worker(settings, work, {"fake": FakePipeline("fake")}, capacity=capacity)
-    serving = asyncio.create_task(worker.serve(stop))
+    serving = asyncio.create_task(worker_of(client, name, settings, kind=kind).serve(stop))
     try:
         await until(client, lambda holders: True, name)
         yield stop
     finally:
         stop.set()
         await serving
+
+
+def worker_of(
+    client: JobProducer, name: str, settings: Settings, *, kind: type[JobConsumer] = JobConsumer
+) -> Worker:
+    work = kind(
+        client.connection,
+        name,
+        Retention(job_ttl_s=100, avatar_ttl_s=100, max_avatars=8, max_videos=8),
+    )
+    capacity = Capacity(cores=1.0, window_s=0.001, max_sessions=settings.sessions_per_worker or 8)
+    return Worker(settings, work, {"fake": FakePipeline("fake")}, capacity=capacity)
 
 
 async def until(
@@ -240,3 +246,29 @@ async def test_no_task_outlives_its_worker_after_a_second_claim(
             await talk(client, 1)
             await until(client, lambda _: asked == [1] and 2 in at_work and 1 in at_work)
         assert at_work == []
+
+
+async def test_a_worker_may_join_only_on_built_engines(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, started = asyncio.Event(), asyncio.Event()
+
+    async def run(self: WorkerEngines) -> None:
+        started.set()
+        await built.wait()
+
+    monkeypatch.setattr(WorkerEngines, "run", run)
+    only = Settings(engines_build="only")  # type: ignore[call-arg]
+    async with clients(url) as client:
+        stop = asyncio.Event()
+        building = asyncio.create_task(worker_of(client, "early", only).serve(stop))
+        await started.wait()
+        stop.set()
+        await building  # it stops, and never joined
+        assert not await client.connection.redis.exists(redis.worker_key("early"))
+        stop = asyncio.Event()
+        serving = asyncio.create_task(worker_of(client, "ready", only).serve(stop))
+        built.set()
+        await until(client, lambda holders: True, "ready")
+        stop.set()
+        await serving
