@@ -33,6 +33,10 @@ _DECODERS = (
     "pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s64be,pcm_s64le,pcm_s8,pcm_u8,"
     "speex,truehd,vorbis,wavpack"
 )
+# Tags may be in Latin-1; from 19 on PyAV does not mind.
+_ANY_TAGS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 _DEMUX_ERRORS = 100  # in a row
 _NEGATIVE = 1 << 31  # durations from here on are negative ones of 32 bits
 _DRIFT_S = 0.05  # timestamps may be this far from the samples: containers round them
@@ -122,9 +126,7 @@ def _codec(stream: AudioStream) -> str:
 def _opened(part: Part) -> InputContainer:
     options = {"codec_whitelist": _DECODERS, **part.options}
     try:
-        return av.open(
-            _View(part.data), "r", format=part.demuxer, options=options, metadata_errors="replace"
-        )
+        return av.open(_View(part.data), "r", format=part.demuxer, options=options, **_ANY_TAGS)
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(
             "unsupported_media", f"the {part.demuxer} file cannot be read: {error}"
