@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,9 +39,10 @@ class Component:
     sources: tuple[str, ...] = ()
 
 
-def components() -> list[Component]:
+@cache
+def components() -> tuple[Component, ...]:
     """All that is installed here, libraries first."""
-    return [*_libraries(), *_weights()]
+    return (*_libraries(), *_weights())
 
 
 def library_entries() -> dict[str, dict[str, Any]]:

@@ -126,7 +126,8 @@ class LocalClient:
         if out is not None:
             with animation, Path(out).open("wb") as file:
                 file.writelines(animation)
-            self.marks.sign_file(Path(out))
+            with client_errors():
+                self.marks.sign_file(Path(out))
         return animation
 
     def create_avatar(self, portrait: Media, *, model: str | None = None) -> Avatar:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from media.encoders import DEFAULT_ENCODING, Encoding, check_encoder
 from media.label import LabelText
-from server.errors import SetupError
+from server.errors import ServiceError, SetupError
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from media.signing import Credentials
+
+
+log = logging.getLogger("fada.worker")
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,17 @@ class Marks:
     def signed(self, video: bytes) -> bytes:
         """A finished ``video`` with its manifest, or as it is without credentials; blocks.
 
-        Raises ``RuntimeError`` where it cannot be signed.
+        Raises `ServiceError` ``internal_error`` where it cannot be signed.
         """
         if self.credentials is None:
             return video
         from media.signing import sign
 
-        return sign(video, self.credentials)
+        try:
+            return sign(video, self.credentials)
+        except RuntimeError as error:
+            log.error("%s", error)
+            raise ServiceError("internal_error", "the video could not be signed") from error
 
     def sign_file(self, path: Path) -> None:
         """Replace a finished file's content by its signed content."""

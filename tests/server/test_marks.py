@@ -12,10 +12,13 @@ import pytest
 
 import fada
 from fada.cli import main
+from media.fmp4 import FragmentedMP4Muxer
 from media.label import LabelText, make_label
 from media.signing import load_credentials, sign
 from media.verify import read_marks
 from server.api.protocol import AI_GENERATED
+from server.errors import ServiceError
+from server.worker.marks import Marks
 from tests.media.certificates import SignerFiles, write_signer
 from tests.server.media_files import picture, sound
 from tests.server.media_probe import pictures_of
@@ -109,6 +112,19 @@ def test_videos_made_here_are_signed(
     for name in ("command.mp4", "load.mp4"):
         video = (tmp_path / name).read_bytes()
         assert verdict(video) == "signed" and is_labelled(video)
+
+
+def test_a_time_stamp_authority_that_does_not_answer_is_an_error(
+    settings: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing goes out unsigned instead."""
+    files = (Path(settings["FADA_C2PA_CERT"]), Path(settings["FADA_C2PA_KEY"]))
+    credentials = load_credentials(*files, timestamps="http://127.0.0.1:1/")
+    muxer = FragmentedMP4Muxer(64, 64, 25)
+    fragment = muxer.add([np.zeros((64, 64, 3), np.uint8)], np.zeros(1920, np.float32))
+    with pytest.raises(ServiceError, match="could not be signed"):
+        Marks(credentials=credentials).signed(muxer.init_segment() + fragment)
+    assert "http://127.0.0.1:1/" in caplog.text
 
 
 @pytest.mark.parametrize(
