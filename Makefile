@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+COUNT ?= 1000000
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml)
 # TensorRT for NVIDIA's cards, as nvidia-smi lists them; not beside a torch for CPUs.
 EXTRA ?= $(if $(filter %/cpu,$(TORCH_INDEX)),serve,$(shell $(PYTHON) fada/machine.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check docs format dist clean
+.PHONY: help serve test test-slow fuzz check docs format dist clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +29,9 @@ test: $(VENV)/.dev ## run the tests
 
 test-slow: $(VENV)/.dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: $(VENV)/.dev ## decode COUNT damaged files
+	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT) $(ARGS)
 
 check: $(VENV)/.dev ## lint, check types and import contracts
 	$(BIN)/ruff check .

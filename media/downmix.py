@@ -42,6 +42,8 @@ class Downmix:
         if not self._power:
             return np.zeros(block.shape[1], np.float32)
         weights = mix_weights(self._covariance, self._power)
+        if self._weights is not None and weights @ self._covariance @ self._weights < 0:
+            weights = -weights  # another channel is the loudest now, of opposite phase
         mono: Samples = weights.astype(np.float32) @ wide
         if self._weights is not None:
             count = min(_FADE, block.shape[1])

@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from zlib import crc32
 
 from media import mpeg
@@ -80,7 +81,7 @@ def parts(blob: bytes) -> list[Part]:
     demuxer, start = _recognised(blob)
     starts = [start, *(at for at in _STARTS.get(demuxer, _no_starts)(blob) if at > start)]
     view = memoryview(blob)
-    pieces = [view[a:b] for a, b in zip(starts, [*starts[1:], len(blob)], strict=True)]
+    pieces = [view[at:end] for at, end in pairwise([*starts, len(blob)])]
     repair = _REPAIRS.get(demuxer, memoryview)
     return [Part(demuxer, repair(piece)) for piece in pieces]
 
@@ -190,7 +191,7 @@ def _with_whole_pages(ogg: memoryview) -> memoryview:
     """
     starts = [match.start() for match in re.finditer(rb"OggS\x00[\x00-\x07]", ogg)]
     changes: list[tuple[int, bytearray]] = []
-    for at, end in zip(starts, [*starts[1:], len(ogg)], strict=True):
+    for at, end in pairwise([*starts, len(ogg)]):
         page = bytearray(ogg[at:end])
         if end == len(ogg) and _page_end(page, 0) > len(page):
             page = _shortened(page)
