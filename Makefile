@@ -60,6 +60,7 @@ $(VENV)/.torch: Makefile pyproject.toml
 	touch $@
 
 $(VENV)/.serve: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
+	@$(if $(findstring tensorrt,$(EXTRA)),echo "TensorRT is under NVIDIA's own licence. Without it: make serve EXTRA=serve",true)
 	$(BIN)/python -m pip install --quiet -e clients/python -e '.[$(EXTRA)]' || \
 	  { echo 'Not installed. Without a GPU: make serve EXTRA=serve'; exit 1; }
 	touch $@

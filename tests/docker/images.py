@@ -86,18 +86,8 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=path)
 
 
-def install(
-    dockerfile: Path,
-    stage: str,
-    root: Path,
-    *,
-    arguments: Mapping[str, str],
-    resolve_only: bool = False,
-) -> None:
-    """Carry out COPY and RUN of the stage and of those before it, under ``root``.
-
-    ``resolve_only``: pip finds and checks all versions, but installs nothing.
-    """
+def install(dockerfile: Path, stage: str, root: Path, *, arguments: Mapping[str, str]) -> None:
+    """Carry out COPY and RUN of the stage and of those before it, under ``root``."""
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(root)}
     environment |= {n: v for n, v in os.environ.items() if n.startswith("PIP_")}
     work = root
@@ -114,9 +104,6 @@ def install(
             elif instruction == "COPY":
                 _copy(value.split(), work)
             elif instruction == "RUN":
-                if resolve_only:
-                    value = value.replace("pip install", "pip install --dry-run")
-                    value = value.partition(" && /opt/fada/bin/fada ")[0]  # which is not there
                 subprocess.run(
                     ["sh", "-e", "-c", under(value, root)], cwd=work, env=environment, check=True
                 )

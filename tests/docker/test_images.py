@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -151,22 +150,9 @@ def installed(dockerfile: Path, build: str) -> Iterator[Path]:
         root = Path(directory)
         root.chmod(0o755)
         install(dockerfile, build, root, arguments={"TORCH_INDEX": ""})
-        (root / "var/cache/fada").mkdir(parents=True)
+        for volume in ("var/cache/fada", "var/lib/fada/engines"):
+            (root / volume).mkdir(parents=True)
         yield root
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="TensorRT for RTX is for Linux and Windows")
-def test_the_gpu_images_install_resolves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every step is carried out, but pip only resolves: CUDA and TensorRT are gigabytes."""
-    install(WORKER, "build-gpu", tmp_path, arguments={}, resolve_only=True)
-    found = {word.replace("_", "-") for line in capfd.readouterr().out.splitlines()
-             if line.startswith("Would install ") for word in line.split()[2:]}  # fmt: skip
-    pins = (ROOT / "docker/constraints.txt").read_text().split()
-    wanted = {pin.replace("==", "-") for pin in pins if "tensorrt" in pin}
-    assert len(wanted) == 5 and wanted <= found
-    assert any(name.startswith("torch-2.13.0") for name in found)
-    assert any(name.startswith("fada-client-") for name in found)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +164,12 @@ def api() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Path]:
     with installed(WORKER, "build-cpu") as root:
+        yield root
+
+
+@pytest.fixture(scope="module")
+def gpu_worker() -> Iterator[Path]:
+    with installed(WORKER, "build-gpu") as root:
         yield root
 
 
@@ -212,6 +204,24 @@ def test_the_workers_libraries_are_all_there(worker: Path) -> None:
         headers = subprocess.run(["objdump", "-p", file], capture_output=True, text=True).stdout
         needed |= {line.split()[1] for line in headers.splitlines() if line.startswith("  NEEDED")}
     assert not needed - own - SLIM
+
+
+@pytest.mark.slow
+def test_the_gpu_worker_has_tensorrt_and_serves_without_a_card_as_well(gpu_worker: Path) -> None:
+    before = written(gpu_worker)
+    own = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    asked = subprocess.run(
+        [gpu_worker / "opt/fada/bin/fada", "doctor", "--json"],
+        env={**settings_of(WORKER, "gpu", gpu_worker), **own},
+        cwd=gpu_worker / "opt/fada", capture_output=True, text=True,
+    )  # fmt: skip
+    said = json.loads(asked.stdout)
+    pins = dict(line.split("==") for line in (ROOT / "docker/constraints.txt").read_text().split())
+    names = {"tensorrt_rtx", "torch_tensorrt_rtx"}
+    assert said["tensorrt"] == {name: pins[canonicalize_name(name)] for name in names}
+    assert said["engines"]["path"] == under("/var/lib/fada/engines", gpu_worker)
+    assert said["serves"] and asked.returncode == 0, said["problems"]
+    assert written(gpu_worker) == before  # a read-only root is enough
 
 
 def free_port() -> int:

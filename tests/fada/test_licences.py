@@ -43,8 +43,10 @@ def test_every_default_dependency_has_an_entry() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     direct = [*project["dependencies"], *extras["serve"], *extras["c2pa"], *extras["otel"]]
+    direct += [text for name in extras if "tensorrt" in name for text in extras[name]]
     names = {normalised(re.match(r"[\w.-]+", text)[0]) for text in direct}  # type: ignore[index]
-    names |= set(required("fada", ["serve", "c2pa", "otel"]))
+    names |= set(required("fada", ["serve", "c2pa", "otel", "tensorrt"]))
+    names -= {"fada"}
     cuda = {name for name in names if name.startswith(("nvidia-", "cuda-")) or name == "triton"}
     assert names - cuda - set(entries) == set(), "fada/libraries.toml wants an entry"
     assert all(entry["licence"] and entry["origin"] for entry in entries.values())
