@@ -134,9 +134,13 @@ class EngineBuild:
     def fail(self, reason: str, *, final: bool) -> None:
         """Note an attempt that failed."""
         attempts = self.failure.attempts if self.failure else 0
-        self._write(Failure(attempts + 1, reason, final))
+        self.note(Failure(attempts + 1, reason, final))
 
-    def _write(self, failure: Failure) -> None:
+    def note(self, failure: Failure | None) -> None:
+        """Replace the note; None: there was no failure."""
+        if failure is None:
+            self._record.unlink(missing_ok=True)
+            return
         self._record.parent.mkdir(parents=True, exist_ok=True)
         partial = self._record.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(failure)) + "\n")
@@ -147,19 +151,23 @@ class EngineBuild:
         if self.stored():
             return
         # Noted before it begins: a build may take its process, or the machine, down with it.
+        before = self.failure
         self.fail("the build was killed, perhaps for lack of memory", final=False)
         attempts = self.failure.attempts if self.failure else 1
         _log.info("building %s", self.title)
         try:
             _, manifest = build(self._model, self.spec, self.root)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            self._write(Failure(attempts, f"out of memory: {error}", final=False))
+            self.note(Failure(attempts, f"out of memory: {error}", final=False))
+            raise
+        except KeyboardInterrupt:
+            self.note(before)
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            self._write(Failure(attempts, reason, final=True))
+            self.note(Failure(attempts, reason, final=True))
             raise
-        self._record.unlink(missing_ok=True)
+        self.note(None)
         _log.info(
             "built %s, off by at most %.1e", self.title, max(manifest.parity.values(), default=0.0)
         )

@@ -200,14 +200,19 @@ def _artifact(folder: Path, manifest: Manifest, inputs: Inputs) -> _Candidate:
         device = torch.device(manifest.machine["device"])
         names, most = tuple(conditions_of(inputs(1))), manifest.batch[1]
         programs = load(folder, manifest)
+        plain = ProgramNet(names, programs, most=most, device=device)
         size = sum((folder / name).stat().st_size for name in manifest.files)
         if device.type == "cpu" or size > _MAX_CAPTURED_BYTES:
-            return ProgramNet(names, programs, most=most, device=device)
+            return plain
         captured = {name: CapturedProgram(program) for name, program in programs.items()}
         sizes = capture_sizes(most)
         engine = ProgramNet(names, captured, most=most, device=device, sizes=sizes)
-        for rows in map(inputs, sizes):
-            engine.denoise(rows["x_t"], rows["t"], engine.context(conditions_of(rows)))
+        try:
+            for rows in map(inputs, sizes):
+                engine.denoise(rows["x_t"], rows["t"], engine.context(conditions_of(rows)))
+        except RuntimeError as error:  # CUDA's
+            _log.warning("engine %s runs without CUDA graphs: %s", folder.name, error)
+            return plain
         return engine
 
     where = manifest.machine.get("gpu", manifest.machine["device"])

@@ -119,6 +119,9 @@ class WorkerEngines:
                 status = await self._wait(child, wanted.title)
             except TimeoutError as error:
                 wanted.fail(str(error), final=True)
+            except asyncio.CancelledError:  # the worker stops, which is no fault of the build's
+                wanted.note(before)
+                raise
             else:
                 if status and wanted.failure == before:  # it ended before it could note why
                     wanted.fail(f"the build ended with status {status}", final=False)
@@ -144,7 +147,7 @@ class WorkerEngines:
                 await asyncio.sleep(_POLL_S)
         finally:
             child.kill()
-            await asyncio.to_thread(child.wait)
+            await asyncio.to_thread(child.wait)  # a GPU's memory takes a while to free
         return child.returncode
 
     async def _switch(self, wanted: EngineBuild, forward: CachedContext[Any]) -> None:

@@ -104,9 +104,11 @@ def test_what_fails_is_noted_with_its_reason(
             wanted.run()
         assert wanted.failure == provision.Failure(attempt, reason, final)
         assert wanted.failure.forbids == (final or attempt == MAX_ATTEMPTS)
+    before = wanted.failure
     failing(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):  # it is tried by hand, whatever failed before
         wanted.run()
+    assert wanted.failure == before
 
 
 def test_an_inaccurate_engine_is_a_final_failure(

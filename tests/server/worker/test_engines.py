@@ -30,6 +30,7 @@ from model.portrait.blendshapes import REFERENCE_DIM
 from model.types import Floats, SessionState, WindowTask
 from server.errors import SetupError
 from server.settings import Settings
+from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.calibration import Calibration
 from server.worker.engines import WorkerEngines
@@ -171,6 +172,21 @@ async def test_a_build_that_dies_ends_nothing_else(
     assert failure is not None and failure.forbids
     assert count(builds) == attempts
     assert caplog.text.count(reason) == 2
+
+
+async def test_a_worker_that_stops_ends_its_build_and_blames_nothing(
+    monkeypatch: pytest.MonkeyPatch, builds: Path
+) -> None:
+    monkeypatch.setenv("TEST_FATE", "late")
+    with worker() as one:
+        running = asyncio.create_task(one.engines.run())
+        while count(builds) == 0:
+            await asyncio.sleep(0.01)
+        default_build("fake", small_student()).fail("as builds note when they begin", final=False)
+        await cancel_and_wait([running])
+    assert noted() is None
+    with provision.build_lock(provision.artifacts.default_folder()):
+        pass  # the process is gone, or it would hold the lock for a minute
 
 
 async def test_a_failed_comparison_is_kept_out(
