@@ -26,6 +26,7 @@ _XMP = "{http://ns.adobe.com/xap/1.0/}"
 _RESOURCE = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}resource"
 _MAX_BOX_BYTES = 1 << 20  # of one that is read
 _MAX_PACKETS = 1_000_000
+_MAX_TEXT = 100  # letters of what a file says
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,16 @@ def _manifest_mark(file: BinaryIO, anchors: str | None) -> Mark | None:
 
 
 def _mark_of(manifest: SignedManifest) -> Mark:
-    detail = f"signed by {manifest.signer}" if manifest.signer else ""
+    detail = f"signed by {_plain(manifest.signer)}" if manifest.signer else ""
     if manifest.state == "invalid":
-        detail = ", ".join(manifest.errors)
+        detail = _plain(", ".join(manifest.errors))
     elif manifest.state == "valid":
         detail += ", whose certificate leads to no given anchor"
     return Mark(
         "C2PA",
         "uuid box",
         _term(manifest.source_type),
-        manifest.tool,
+        _plain(manifest.tool),
         manifest.signed[:10],
         "broken" if manifest.state == "invalid" else manifest.state,
         detail,
@@ -140,7 +141,8 @@ def _stream_marks(file: BinaryIO) -> Iterator[Mark]:
             term = _term(tags.get("comment", ""))
             if term:
                 date = tags.get("date", tags.get("creation_time", ""))[:10]
-                yield Mark("comment", container.format.name, term, tags.get("encoder", ""), date)
+                tool = tags.get("encoder", "")
+                yield Mark("comment", container.format.name, term, _plain(tool), _plain(date))
             yield from _keyframe_mark(container)
     except FFmpegError as error:
         raise MediaError("unsupported_media", f"the file is no video: {error.strerror}") from error
@@ -174,7 +176,7 @@ def _xmp_mark(packet: bytes, where: str) -> Iterator[Mark]:
     term = _term(_value(root, f"{_IPTC}DigitalSourceType"))
     if term:
         tool, date = (_value(root, _XMP + name) for name in ("CreatorTool", "CreateDate"))
-        yield Mark("XMP", where, term, tool, date[:10])
+        yield Mark("XMP", where, term, _plain(tool), _plain(date[:10]))
 
 
 def _value(root: ElementTree.Element, name: str) -> str:
@@ -191,6 +193,11 @@ def _term(text: str) -> str:
     """The IPTC term that ``text`` holds, by its last word."""
     found = _TERM.search(text)
     return found[1] if found else ""
+
+
+def _plain(text: str) -> str:
+    """What a file says, fit for a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT])
 
 
 def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:

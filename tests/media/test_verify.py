@@ -67,6 +67,12 @@ def test_a_file_without_marks(tmp_path: Path) -> None:
             report(broken)
 
 
+def test_what_a_file_says_cannot_control_a_terminal() -> None:
+    forged = video()[1].replace(b"fada ", b"\x1b[2J ")
+    (mark, *_) = report(forged).marks
+    assert (mark.name, mark.tool) == ("comment", f"?[2J {tool_version()}")
+
+
 def test_a_signed_file_holds_and_plays_on(signer: SignerFiles, credentials: Credentials) -> None:
     init, whole = video()
     signed = sign(whole, credentials)
