@@ -71,7 +71,9 @@ class Backend:
         if self.device().type == "cuda" and (problem := gpu_problem()):
             return problem
         if find_spec(self.builder) is None:
-            return f"{self.builder} is not installed: pip install 'fada[{self.name}]'"
+            return (
+                f"{self.builder} is not installed; `fada doctor` names the command that installs it"
+            )
         return self.unavailable()
 
     def machine(self) -> Machine:

@@ -154,7 +154,7 @@ def test_a_driver_that_torch_cannot_use_is_the_reason(
 def test_without_its_builder_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "tensorrt", replace(FAKE_TENSORRT, builder="torch_missing"))
     assert provision.unbuildable() == (
-        "torch_missing is not installed: pip install 'fada[tensorrt]'"
+        "torch_missing is not installed; `fada doctor` names the command that installs it"
     )
 
 
