@@ -6,7 +6,8 @@
 # random weights), sums up whole windows of students and teachers, finds how many live sessions the
 # card bears with the engines just built, and runs the tests that need a GPU. OUT (out/gpu) gets
 # report.md, timings.json, live.json and the engines. --dry tries the same on a CPU at small sizes.
-# PYTHON names the interpreter, PRECISIONS what to build, SESSIONS where the search ends (64).
+# PYTHON names the interpreter, PRECISIONS what to build, SESSIONS where the search ends (64),
+# WORKERS how many share the card (1).
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -20,7 +21,7 @@ mkdir -p "$out"
 # Whole sessions, through the service, on the engines that were built.
 live() {
     echo
-    FADA_ENGINES="$out" "$python" -m fada.cli bench live --workers 1 --json "$out/live.json" "$@"
+    FADA_ENGINES="$out" "$python" -m fada.cli bench live --workers "${WORKERS:-1}" --json "$out/live.json" "$@"
 }
 status=0
 {

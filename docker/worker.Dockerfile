@@ -26,7 +26,7 @@ FROM needed AS build-gpu
 # For A100, H100 and B200: tensorrt-datacenter, which TensorRT for RTX leaves out.
 ARG TENSORRT=tensorrt
 RUN python -c "import sys, tomllib; x = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]]; print(*(n for n in x if not n.startswith('fada[')), sep='\n')" "$TENSORRT" > tensorrt.txt
-# PyPI has the CUDA build for x86-64.
+# PyPI has the CUDA build.
 RUN /opt/fada/bin/python -m pip install -r torch.txt
 RUN /opt/fada/bin/python -m pip install -r needed.txt -r tensorrt.txt -c constraints.txt
 COPY clients/python clients/python

@@ -16,7 +16,8 @@ from pathlib import Path
 
 CUDA = "13.0"  # of torch's build on PyPI, which pyproject.toml pins
 MIN_DRIVER = 580  # of CUDA 13
-# Compute capabilities of TensorRT for RTX 1.5; the standard TensorRT has the others.
+# Compute capabilities of TensorRT for RTX 1.5, whose wheels are for x86-64; the standard TensorRT
+# has the others.
 RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
 _OLDEST_CAPABILITY = (7, 5)  # of torch's build as well
 _TIMEOUT_S = 10.0
@@ -55,7 +56,8 @@ class GPU:
         """The extra of the distribution `fada` that uses this card."""
         if self.problem() is not None:
             return "serve"
-        return "tensorrt" if self.capability in RTX_CAPABILITIES else "tensorrt-datacenter"
+        rtx = self.capability in RTX_CAPABILITIES and platform.machine() in ("x86_64", "AMD64")
+        return "tensorrt" if rtx else "tensorrt-datacenter"
 
 
 def processor() -> Processor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv("FADA_ENGINES", str(tmp_path / "engines"))
     for name in ("FADA_REDIS_URL", "FADA_MODELS", "FADA_PIPELINE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(probes, "ask", ANSWERS.__getitem__)
     return monkeypatch
 
@@ -165,7 +167,8 @@ def test_what_fails_in_a_package_is_a_problem_and_no_crash(
 
 def test_a_probe_that_ends_badly_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probes.ask("nothing") == {"problem": "KeyError: 'nothing'"}
-    for program, what in (("/bin/false", "status 1: no message"), ("/nowhere", "FileNotFound")):
+    false = str(shutil.which("false"))
+    for program, what in ((false, "status 1: no message"), ("/nowhere", "FileNotFound")):
         monkeypatch.setattr("sys.executable", program)
         assert what in probes.ask("torch")["problem"]
 

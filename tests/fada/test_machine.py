@@ -28,6 +28,11 @@ CARDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def x86_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+
 def smi(folder: Path, text: str, status: int = 0) -> str:
     """A program that prints ``text`` as nvidia-smi would."""
     program = folder / "nvidia-smi"
@@ -47,6 +52,11 @@ def test_a_card_is_read_and_a_failure_is_repeated(tmp_path: Path) -> None:
     found, problem = machine.gpus(smi(tmp_path, "No devices were found", 6))
     assert found == [] and problem is not None and "No devices were found" in problem
     assert machine.gpus(str(tmp_path / "nothing")) == ([], None)
+
+
+def test_on_arm64_every_card_has_the_standard_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert machine.extra([L4]) == "tensorrt-datacenter"
 
 
 def test_the_first_card_that_can_be_used_decides() -> None:
