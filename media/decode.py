@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from media.downmix import Downmix, Limiter
 from media.errors import MediaError
 from media.formats import parts
-from media.survey import Survey, survey
+from media.survey import Survey
 from media.tracks import Chunk, Track, find_track
 
 MODEL_RATE = 16_000
@@ -71,20 +71,23 @@ def decode_audio(blob: bytes, output_rate: int, max_s: float) -> DecodedSpeech:
     """
     if not blob:
         raise MediaError("empty_audio", "the audio file has 0 bytes")
-    tracks = _tracks(blob)
-    found = survey(tracks, max_s + _PADDING_S)
-    if found.duration_s is not None and found.duration_s > max_s + _PADDING_S:
-        raise _too_long(found.duration_s, max_s)
-    blocks = _resampled(_mono(tracks, found), output_rate, max_s)
-    return DecodedSpeech(found.duration_s, blocks, found.warnings)
+    tracks = _tracks(blob, max_s + _PADDING_S)
+    found = sum((track.survey for track in tracks), Survey())
+    if found.seconds > max_s + _PADDING_S:
+        raise _too_long(found.seconds, max_s)
+    bits, warnings = found.integer_bits, tuple[str, ...]()
+    if bits:
+        warnings = (f"the float samples are integers of {bits + 1} bits; they were scaled",)
+    blocks = _resampled(_mono(tracks, scale=2.0**-bits), output_rate, max_s)
+    return DecodedSpeech(found.seconds or None, blocks, warnings)
 
 
-def _tracks(blob: bytes) -> list[Track]:
+def _tracks(blob: bytes, max_s: float) -> list[Track]:
     """Of each joined file that has one; raises the first one's error if none has."""
     tracks, errors = [], []
     for part in parts(blob):
         try:
-            tracks.append(find_track(part))
+            tracks.append(find_track(part, max_s))
         except MediaError as error:
             errors.append(error)
     if not tracks:
@@ -92,16 +95,17 @@ def _tracks(blob: bytes) -> list[Track]:
     return tracks
 
 
-def _mono(tracks: list[Track], found: Survey) -> Iterator[tuple[int, Samples]]:
+def _mono(tracks: list[Track], *, scale: float) -> Iterator[tuple[int, Samples]]:
     """Pieces of a quarter of a second, each with its rate."""
     limit, mix, channels = Limiter(), Downmix(()), tuple[str, ...]()
     for chunk in _gathered(chunk for track in tracks for chunk in track.chunks()):
         if chunk.channels != channels:
             channels, mix = chunk.channels, Downmix(chunk.channels)
-        yield chunk.rate, limit(mix(chunk.samples * np.float32(found.scale)))
-    if not channels and found.packets:
+        yield chunk.rate, limit(mix(chunk.samples * np.float32(scale)))
+    packets = sum(track.survey.packets for track in tracks)
+    if packets and not channels:
         raise MediaError(
-            "unsupported_media", f"none of the {found.packets} packets of sound could be decoded"
+            "unsupported_media", f"none of the {packets} packets of sound could be decoded"
         )
 
 

@@ -20,34 +20,43 @@ PROMISED = (
     "AAC, AMR, AIFF, AU, CAF or W64"
 )
 
+
+def _compiled(patterns: dict[str, bytes]) -> dict[str, re.Pattern[bytes]]:
+    return {name: re.compile(pattern, re.DOTALL) for name, pattern in patterns.items()}
+
+
 # FFmpeg's demuxer by the first bytes. Left to guess, FFmpeg would try parsers of old formats and
 # follow playlists to other files. QuickTime before 2004 has no `ftyp`.
-_MAGIC = (
-    ("wav", rb"(?:RIFF|RIFX|RF64|BW64)....WAVE"),
-    ("w64", rb"riff\x2e\x91\xcf\x11"),
-    ("flac", rb"fLaC"),
-    ("ogg", rb"OggS"),
-    ("matroska", rb"\x1a\x45\xdf\xa3"),
-    ("mov", rb"....(?:ftyp|moov|mdat|wide|free|skip|styp|moof)"),
-    ("aiff", rb"FORM....AIF[FC]"),
-    ("au", rb"\.snd"),
-    ("caf", rb"caff\x00\x01"),
-    ("amr", rb"#!AMR(?:-WB)?\n"),
+_MAGIC = _compiled(
+    {
+        "wav": rb"(?:RIFF|RIFX|RF64|BW64)....WAVE",
+        "w64": rb"riff\x2e\x91\xcf\x11",
+        "flac": rb"fLaC",
+        "ogg": rb"OggS",
+        "matroska": rb"\x1a\x45\xdf\xa3",
+        "mov": rb"....(?:ftyp|moov|mdat|wide|free|skip|styp|moof)",
+        "aiff": rb"FORM....AIF[FC]",
+        "au": rb"\.snd",
+        "caf": rb"caff\x00\x01",
+        "amr": rb"#!AMR(?:-WB)?\n",
+    }
 )
 # Named to whoever sends them. Some hold rows of MPEG frames, which would else be found.
-_REFUSED = (
-    ("WMA or WMV", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
-    ("AVI", rb"RIFF....AVI "),
-    ("FLV", rb"FLV\x01"),
-    ("MPEG-TS", rb"G.{187}G.{187}G"),
-    ("MPEG-PS", rb"\x00\x00\x01\xba"),
-    ("AC-3", rb"\x0b\x77"),
-    ("WavPack", rb"wvpk"),
-    ("True Audio", rb"TTA[12]"),
-    ("Monkey's Audio", rb"MAC "),
-    ("Musepack", rb"MP\+|MPCK"),
-    ("DSD", rb"DSD |FRM8"),
-    ("MIDI, which is no sound", rb"MThd"),
+_REFUSED = _compiled(
+    {
+        "WMA or WMV": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+        "AVI": rb"RIFF....AVI ",
+        "FLV": rb"FLV\x01",
+        "MPEG-TS": rb"G.{187}G.{187}G",
+        "MPEG-PS": rb"\x00\x00\x01\xba",
+        "AC-3": rb"\x0b\x77",
+        "WavPack": rb"wvpk",
+        "True Audio": rb"TTA[12]",
+        "Monkey's Audio": rb"MAC ",
+        "Musepack": rb"MP\+|MPCK",
+        "DSD": rb"DSD |FRM8",
+        "MIDI, which is no sound": rb"MThd",
+    }
 )
 # `wav`: read to the end of what we pass on, and do not search plain samples for other codecs.
 _OPTIONS = {"wav": {"ignore_length": "1", "probesize": "8192"}, "w64": {"probesize": "8192"}}
@@ -89,11 +98,11 @@ def parts(blob: bytes) -> list[Part]:
 def _recognised(blob: bytes) -> tuple[str, int]:
     """The demuxer, and where to start it."""
     start = mpeg.after_tags(blob, 0)
-    for demuxer, pattern in _MAGIC:
-        if re.compile(pattern, re.DOTALL).match(blob, start):
+    for demuxer, magic in _MAGIC.items():
+        if magic.match(blob, start):
             return demuxer, start
-    for name, pattern in _REFUSED:
-        if re.compile(pattern, re.DOTALL).match(blob, start):
+    for name, magic in _REFUSED.items():
+        if magic.match(blob, start):
             raise MediaError("unsupported_media", f"the audio is {name}, expected {PROMISED}")
     if found := mpeg.first_frame(blob, start):
         return found
@@ -101,6 +110,9 @@ def _recognised(blob: bytes) -> tuple[str, int]:
 
 
 # Where joined files begin.
+
+_WAVE = re.compile(rb"WAVE(?:fmt |JUNK|junk|LIST|bext|ds64|fact|FLLR)")
+_PAGE, _FIRST_PAGE = re.compile(rb"OggS\x00[\x00-\x07]"), re.compile(rb"OggS\x00[\x02\x03\x06\x07]")
 
 
 def _no_starts(blob: bytes) -> Iterator[int]:
@@ -113,7 +125,7 @@ def _matches(pattern: bytes) -> Callable[[bytes], Iterator[int]]:
 
 
 def _wav_starts(blob: bytes) -> Iterator[int]:
-    for match in re.finditer(rb"WAVE(?:fmt |JUNK|junk|LIST|bext|ds64|fact|FLLR)", blob):
+    for match in _WAVE.finditer(blob):
         at = match.start() - 8
         if blob[at : at + 4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
             yield at
@@ -122,7 +134,7 @@ def _wav_starts(blob: bytes) -> Iterator[int]:
 def _ogg_starts(blob: bytes) -> Iterator[int]:
     """At a stream's first page that follows no other such page: the next link of a chain."""
     previous_end = -1
-    for match in re.finditer(rb"OggS\x00[\x02\x03\x06\x07]", blob):
+    for match in _FIRST_PAGE.finditer(blob):
         if match.start() != previous_end:
             yield match.start()
         previous_end = _page_end(blob, match.start())
@@ -189,7 +201,7 @@ def _with_whole_pages(ogg: memoryview) -> memoryview:
 
     One wrong byte, or a cut, would else cost a whole page, which may last a second.
     """
-    starts = [match.start() for match in re.finditer(rb"OggS\x00[\x00-\x07]", ogg)]
+    starts = [match.start() for match in _PAGE.finditer(ogg)]
     changes: list[tuple[int, bytearray]] = []
     for at, end in pairwise([*starts, len(ogg)]):
         page = bytearray(ogg[at:end])

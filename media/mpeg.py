@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+_SYNC = re.compile(rb"\xff[\xe2-\xff]")
+_HEADERS = re.compile(rb"ID3|Xing|Info|VBRI")
 _JUNK_BYTES = 1 << 16  # before the first frame
 _FRAMES_IN_A_ROW = 3
 _ID3V1_BYTES = 128
@@ -26,7 +28,7 @@ def first_frame(blob: bytes, start: int) -> tuple[str, int] | None:
 
     Before it may lie the rest of a cut frame, or padding.
     """
-    for sync in re.compile(rb"\xff[\xe2-\xff]").finditer(blob, start, start + _JUNK_BYTES):
+    for sync in _SYNC.finditer(blob, start, start + _JUNK_BYTES):
         at = sync.start()
         for kind, size_at in (("aac", adts_bytes), ("mp3", frame_bytes)):
             if _frames_at(blob, at, size_at) >= (1 if at == start else 2):
@@ -96,7 +98,7 @@ def file_starts(blob: bytes) -> Iterator[int]:
 
     After an ID3 tag, or at a frame with LAME's header: it says what padding *its* file has.
     """
-    for match in re.finditer(rb"ID3|Xing|Info|VBRI", blob):
+    for match in _HEADERS.finditer(blob):
         at = match.start()
         if match[0] == b"ID3":
             after = after_tags(blob, at)

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import av
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from media.errors import MediaError
 from media.formats import Part
+from media.survey import LONGEST_PAUSE_S, Survey, seconds_of, survey
 
 Samples = NDArray[np.float32]
 
@@ -40,7 +41,6 @@ _ANY_TAGS: dict[str, Any] = (
 _DEMUX_ERRORS = 100  # in a row
 _NEGATIVE = 1 << 31  # durations from here on are negative ones of 32 bits
 _DRIFT_S = 0.05  # timestamps may be this far from the samples: containers round them
-_LONGEST_PAUSE_S = 60.0  # a longer jump of timestamps is taken for damage
 _KINDS = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _AUDIBLE = 1e-4  # -80 dB
 
@@ -65,6 +65,7 @@ class Track:
     part: Part
     index: int
     codec: str
+    survey: Survey = field(default_factory=Survey)
 
     def chunks(self) -> Iterator[Chunk]:
         """All that can be decoded, with silence for lost packets and pauses."""
@@ -82,24 +83,27 @@ class Track:
                         yield from place.before(frame, chunk)
                         yield chunk
 
-    def packets(self) -> Iterator[Packet[AudioStream]]:
-        """What would be decoded."""
-        with closing(_opened(self.part)) as container:
-            yield from _packets(container, container.streams.audio[self.index])
+    def surveyed(self, container: InputContainer, max_s: float) -> Track:
+        """With a survey of its packets in the opened ``container``."""
+        packets = _packets(container, container.streams.audio[self.index])
+        return replace(self, survey=survey(packets, self.codec, max_s))
 
 
-def find_track(part: Part) -> Track:
+def find_track(part: Part, max_s: float) -> Track:
     """The default track of ``part``, or the first that can be decoded; an audible one if any is.
 
-    Raises `MediaError` ``unsupported_media`` if there is none.
+    It is surveyed up to ``max_s`` seconds. Raises `MediaError` ``unsupported_media`` if there is
+    none.
     """
     with closing(_opened(part)) as container:
         streams = container.streams.audio
         codecs = [_codec(stream) for stream in streams]
         usual = [bool(stream.disposition & Disposition.default) for stream in streams]
-    allowed = _DECODERS.split(",")
-    known = [Track(part, i, codec) for i, codec in enumerate(codecs) if codec in allowed]
-    known.sort(key=lambda track: not usual[track.index])
+        allowed = _DECODERS.split(",")
+        known = [Track(part, i, codec) for i, codec in enumerate(codecs) if codec in allowed]
+        known.sort(key=lambda track: not usual[track.index])
+        if len(known) == 1:
+            return known[0].surveyed(container, max_s)
     if not known:
         found = f"tracks of codec {', '.join(codecs)}" if codecs else "no sound track"
         raise MediaError(
@@ -107,9 +111,9 @@ def find_track(part: Part) -> Track:
             f"the {part.demuxer} file has {found}, expected AAC, AC-3, ALAC, AMR, DTS, FLAC, MP3, "
             "Opus, PCM, Speex, TrueHD, Vorbis or WavPack",
         )
-    if len(known) == 1:
-        return known[0]
-    return next((track for track in known if _is_audible(track)), known[0])
+    track = next((track for track in known if _is_audible(track)), known[0])
+    with closing(_opened(part)) as container:
+        return track.surveyed(container, max_s)
 
 
 def _is_audible(track: Track) -> bool:
@@ -199,12 +203,12 @@ class _Place:
 
     def before(self, frame: AudioFrame, chunk: Chunk) -> Iterator[Chunk]:
         """Silence that belongs between the chunk before and this one, which came of ``frame``."""
-        silence_s = 0.0 if self._due_s is None else min(self._lost_s, _LONGEST_PAUSE_S)
+        silence_s = 0.0 if self._due_s is None else min(self._lost_s, LONGEST_PAUSE_S)
         self._lost_s = 0.0
         at_s = frame.time if self._timed else None
         due_s = at_s if self._due_s is None else self._due_s + silence_s
         if at_s is not None and due_s is not None and abs(at_s - due_s) > _DRIFT_S:
-            if 0 < at_s - due_s < _LONGEST_PAUSE_S:
+            if 0 < at_s - due_s < LONGEST_PAUSE_S:
                 silence_s += at_s - due_s
             due_s = at_s
         self._due_s = (due_s or 0.0) + chunk.samples.shape[1] / chunk.rate
@@ -217,13 +221,6 @@ def _silence(like: Chunk, seconds: float) -> Iterator[Chunk]:
         count = min(left, like.rate)
         yield Chunk(like.rate, like.channels, np.zeros((len(like.channels), count), np.float32))
         left -= count
-
-
-def seconds_of(packet: Packet[AudioStream]) -> float:
-    """Its duration, as far as it is known and not absurd."""
-    if not packet.duration or not packet.time_base:
-        return 0.0
-    return min(float(packet.duration * packet.time_base), _LONGEST_PAUSE_S)
 
 
 def _chunk(frame: AudioFrame) -> Chunk | None:
