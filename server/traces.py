@@ -6,15 +6,12 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 try:
     from opentelemetry import propagate, trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    INSTALLED = True
+    INSTALLED = find_spec("opentelemetry.exporter.otlp.proto.http") is not None
 except ImportError:
     INSTALLED = False
 
@@ -39,6 +36,12 @@ def configure(role: str) -> None:
     if protocol != "http/protobuf":
         log.warning("traces are off: OTEL protocol = %s, expected http/protobuf", protocol)
         return
+    # Slow to import, and most services are not traced.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     name = os.environ.get("OTEL_SERVICE_NAME", f"fada-{role}")
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
