@@ -22,7 +22,6 @@ from fada_client import Avatar, Model
 from fada_client.errors import InvalidOption, NotFound
 from fada_client.types import known
 from fada_client.wire import Media, contents
-from numpy.typing import NDArray
 
 from fada.local_sessions import (
     BlockingIterator,
@@ -35,6 +34,7 @@ from fada.local_sessions import (
     RawFrame as RawFrame,
 )
 from media.fmp4 import SAMPLE_RATE
+from model.portrait.image import LoadedPicture
 from model.types import Reference
 from server.api.protocol import AnimationOptions, parse_options
 from server.errors import ServiceError
@@ -213,7 +213,7 @@ class LocalClient:
                 asyncio.run_coroutine_threadsafe(self._batcher.run(), self._loop)
             return self._batcher
 
-    def _decoded(self, portrait: Media | None, avatar_id: str | None) -> Reference | NDArray[Any]:
+    def _decoded(self, portrait: Media | None, avatar_id: str | None) -> Reference | LoadedPicture:
         if (portrait is None) == (avatar_id is None):
             raise ServiceError("bad_request", "expected a portrait or an avatar_id, one of them")
         if avatar_id is not None:
@@ -221,7 +221,7 @@ class LocalClient:
         assert portrait is not None
         return self._sandbox.picture(contents(portrait))
 
-    def _reference(self, decoded: Reference | NDArray[Any]) -> Reference:
+    def _reference(self, decoded: Reference | LoadedPicture) -> Reference:
         if isinstance(decoded, Reference):
             return decoded
         pipeline: AvatarPipeline = self._loaded().pipeline

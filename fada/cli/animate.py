@@ -17,7 +17,7 @@ from server.errors import SetupError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("portrait", type=Path, help="JPEG, PNG or WebP")
+    parser.add_argument("portrait", type=Path, help="JPEG, PNG, WebP, AVIF or HEIC")
     parser.add_argument("audio", type=Path, help="WAV, FLAC, MP3, Ogg, M4A, WebM, ...")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.mp4")
     parser.add_argument("--url", help="a service that makes the video, like http://127.0.0.1:8000")

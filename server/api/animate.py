@@ -33,7 +33,11 @@ def _form_schema() -> dict[str, Any]:
     for name, allowed in ALLOWED.items():
         options[name]["description"] = f"{options[name]['description']}: {allowed}"
     files = {
-        "portrait": {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP"},
+        "portrait": {
+            "type": "string",
+            "format": "binary",
+            "description": "JPEG, PNG, WebP, AVIF or HEIC",
+        },
         "avatar_id": {"type": "string", "description": "instead of a portrait"},
         "audio": {
             "type": "string",

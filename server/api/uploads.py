@@ -17,6 +17,8 @@ from server.errors import ServiceError
 
 _MAX_PARTS = 20
 _MAX_FIELD_BYTES = 4096
+_HEIF = {b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1"}
+_MAX_FTYP = 256
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
 
 
@@ -80,5 +82,14 @@ def check_portrait(blob: bytes, max_bytes: int) -> None:
         )
     jpeg, png = blob[:3] == b"\xff\xd8\xff", blob[:8] == b"\x89PNG\r\n\x1a\n"
     webp = blob[:4] == b"RIFF" and blob[8:12] == b"WEBP"
-    if not (jpeg or png or webp):
-        raise ServiceError("unsupported_media", "the portrait is not a JPEG, PNG or WebP picture")
+    heif = blob[4:8] == b"ftyp" and not _HEIF.isdisjoint(_brands(blob))
+    if not (jpeg or png or webp or heif):
+        raise ServiceError(
+            "unsupported_media", "the portrait is not a JPEG, PNG, WebP, AVIF or HEIC picture"
+        )
+
+
+def _brands(blob: bytes) -> set[bytes]:
+    """Those of an ISO base media file's first box."""
+    size = min(int.from_bytes(blob[:4], "big"), _MAX_FTYP)
+    return {blob[8:12], *(blob[at : at + 4] for at in range(16, size, 4))}

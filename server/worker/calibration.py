@@ -15,7 +15,7 @@ import numpy as np
 from media.encoders import DEFAULT_ENCODING, Encoding
 from media.fmp4 import SAMPLE_RATE, FragmentedMP4Muxer
 from model.audio.stream import SpeechStream
-from model.portrait.image import load_picture
+from model.portrait.image import load_upload
 from model.types import DEFAULT_SIZE, FPS, Reference, SessionState, WindowTask
 from server.process import usable_cores
 from server.worker.batcher import Result
@@ -93,7 +93,7 @@ class Calibration:
 
 
 def example_reference(pipeline: AvatarPipeline) -> Reference:
-    return encode_portrait(pipeline, load_picture(_PORTRAIT.read_bytes()))
+    return encode_portrait(pipeline, load_upload(_PORTRAIT.read_bytes()))
 
 
 def window_cost(

@@ -31,7 +31,7 @@ from PIL import Image
 
 from media.decode import MODEL_RATE, decode_audio
 from media.errors import MediaError
-from model.portrait.image import MAX_PIXELS, PictureError, load_picture
+from model.portrait.image import MAX_KEPT_PIXELS, PictureError, load_picture, load_upload
 from server.worker import wire
 
 # Beyond what the template maps. 50 megapixels in 16 bits are the most that a picture needs.
@@ -157,7 +157,7 @@ def _alone_with(descriptors: list[int]) -> tuple[socket.socket, mmap.mmap | None
     for place, one in enumerate(kept, _SOCKET):
         os.dup2(one, place)
     os.closerange(_SOCKET + len(kept), 1 << 16)
-    pixels = mmap.mmap(_PIXELS, 3 * MAX_PIXELS) if len(kept) > 1 else None
+    pixels = mmap.mmap(_PIXELS, 3 * MAX_KEPT_PIXELS) if len(kept) > 1 else None
     _limit(resource.RLIMIT_NOFILE, _SOCKET + 1)
     return socket.socket(fileno=_SOCKET), pixels
 
@@ -190,10 +190,11 @@ def _serve(sock: socket.socket, shared: mmap.mmap | None, mapped: int) -> None:
             _limit(resource.RLIMIT_AS, mapped + len(blob) + more)
         _limit_step()
         if shared is not None:
-            pixels = load_picture(bytes(blob))
-            height, width, _ = pixels.shape
-            shared[: pixels.nbytes] = pixels.data.cast("B")
-            wire.send(sock, wire.PICTURE, struct.pack("<2I", height, width))
+            loaded = load_upload(bytes(blob))
+            height, width, _ = loaded.pixels.shape
+            shared[: loaded.pixels.nbytes] = loaded.pixels.data.cast("B")
+            sizes = struct.pack("<4I", height, width, loaded.height, loaded.width)
+            wire.send(sock, wire.PICTURE, sizes)
         else:
             _serve_speech(sock, bytes(blob), request)
     except PictureError as error:

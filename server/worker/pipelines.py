@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from model.portrait.face_tracker import NoFaceError
-from model.types import DEFAULT_SIZE, FPS, Guidance, Picture, Reference
+from model.portrait.image import LoadedPicture
+from model.types import DEFAULT_SIZE, FPS, Guidance, Reference
 from server.api.protocol import AnimationOptions, ModelView
 from server.errors import ServiceError, SetupError
 from server.settings import Settings
@@ -94,15 +95,18 @@ def model_view(pipeline: AvatarPipeline) -> ModelView:
     )
 
 
-def encode_portrait(pipeline: AvatarPipeline, picture: Picture) -> Reference:
-    """``picture`` (H, W, 3) RGB to the pipeline's reference; blocks for tens of milliseconds.
+def encode_portrait(pipeline: AvatarPipeline, picture: LoadedPicture) -> Reference:
+    """A picture to the pipeline's reference, in pixels of the upload; blocks for 0.1 s.
 
     One call at a time, as the trackers are shared. Raises `ServiceError` ``no_face``.
     """
     try:
-        return pipeline.space.encode_reference(picture)
+        reference = pipeline.space.encode_reference(picture.pixels)
     except NoFaceError as error:
         raise ServiceError("no_face", str(error)) from error
+    scale = picture.width / reference.width
+    x0, y0, x1, y1 = (scale * side for side in reference.face_box)
+    return replace(reference, width=picture.width, height=picture.height, face_box=(x0, y0, x1, y1))
 
 
 def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:

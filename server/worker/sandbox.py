@@ -23,10 +23,9 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from media.decode import MODEL_RATE, AudioBlock, DecodedSpeech
-from model.portrait.image import MAX_PIXELS
+from model.portrait.image import MAX_KEPT_PIXELS, LoadedPicture
 from server import process
 from server.errors import KINDS, ServiceError
 from server.worker import wire
@@ -58,16 +57,17 @@ class Sandbox:
         """Of the template."""
         return self._template.pid
 
-    def picture(self, blob: bytes) -> NDArray[np.uint8]:
-        """(H, W, 3) RGB, see `load_picture`. Raises `ServiceError` ``unsupported_media``."""
-        with _shared_memory(3 * MAX_PIXELS) as memory:
+    def picture(self, blob: bytes) -> LoadedPicture:
+        """See `load_upload`. Raises `ServiceError` ``unsupported_media``."""
+        with _shared_memory(3 * MAX_KEPT_PIXELS) as memory:
             with self._decoder({"kind": "picture"}, blob, memory) as sock:
-                answer = _answer(sock, wire.PICTURE, 8, what="picture")
+                answer = _answer(sock, wire.PICTURE, 16, what="picture")
             try:
-                height, width = struct.unpack("<2I", answer)
+                height, width, full_height, full_width = struct.unpack("<4I", answer)
                 # Not mapped: if the decoder truncates the file, reading a map of it kills us.
-                pixels = os.pread(memory, min(3 * height * width, 3 * MAX_PIXELS), 0)
-                return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+                data = os.pread(memory, min(3 * height * width, 3 * MAX_KEPT_PIXELS), 0)
+                pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+                return LoadedPicture(pixels, full_width, full_height)
             except (struct.error, ValueError) as error:
                 _refuse("picture", str(error))
 

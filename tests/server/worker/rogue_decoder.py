@@ -13,16 +13,13 @@ import struct
 import sys
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model.portrait.image import PictureError
+from model.portrait.image import LoadedPicture, PictureError
 from server.worker import decoder, wire
 
-decode = decoder.load_picture
+decode = decoder.load_upload
 
 
-def obey(blob: bytes) -> NDArray[np.uint8]:
+def obey(blob: bytes) -> LoadedPicture:
     """In the sandbox: the exception's name goes back as a picture that is none."""
     if blob.startswith(b"\xff\xd8"):  # with which decoders warm up
         return decode(blob)
@@ -65,14 +62,14 @@ def serve(sock: socket.socket, memory: int = -1) -> None:
     elif deed == "pickle":
         wire.send(sock, wire.SPEECH, pickle.dumps({"duration_s": None}))
     elif deed == "wrong size":
-        wire.send(sock, wire.PICTURE, struct.pack("<2I", 1 << 31, 1 << 31))
+        wire.send(sock, wire.PICTURE, struct.pack("<4I", *[1 << 31] * 4))
     elif deed == "cut short":
         os.ftruncate(memory, 0)
-        wire.send(sock, wire.PICTURE, struct.pack("<2I", 100, 100))
+        wire.send(sock, wire.PICTURE, struct.pack("<4I", 100, 100, 100, 100))
     elif deed == "bug":
         wire.send_json(sock, wire.ERROR, {"code": "internal_error", "detail": "secret"})
     else:
-        wire.send(sock, wire.PICTURE, struct.pack("<2I", 1, 1))
+        wire.send(sock, wire.PICTURE, struct.pack("<4I", 1, 1, 1, 1))
 
 
 def main(control: socket.socket) -> None:
@@ -91,7 +88,7 @@ def main(control: socket.socket) -> None:
 if __name__ == "__main__":
     control = socket.socket(fileno=int(sys.argv[-1]))
     if "confined" in sys.argv:
-        decoder.load_picture = obey
+        decoder.load_upload = obey
         decoder._STEP_CPU_S = 1
         decoder.main(control)
     else:

@@ -48,7 +48,7 @@ def samples(sandbox: Sandbox, blob: bytes, max_s: float = 100.0) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_pictures_equal_those_decoded_in_process(sandbox: Sandbox, kind: str) -> None:
     blob = picture(kind=kind, size=(640, 480))
-    assert (sandbox.picture(blob) == load_picture(blob)).all()
+    assert (sandbox.picture(blob).pixels == load_picture(blob)).all()
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg", "m4a", "webm"])
@@ -107,7 +107,7 @@ def test_a_misbehaving_decoder_fails_its_own_upload_only(rogue: Sandbox, deed: s
     with pytest.raises(ServiceError) as raised:
         samples(rogue, deed.encode(), max_s=1.0)
     assert raised.value.code == "unsupported_media"
-    assert rogue.picture(b"good").shape == (1, 1, 3)
+    assert rogue.picture(b"good").pixels.shape == (1, 1, 3)
 
 
 def test_a_bug_in_the_decoder_is_an_internal_error(rogue: Sandbox) -> None:
@@ -120,7 +120,7 @@ def test_a_bug_in_the_decoder_is_an_internal_error(rogue: Sandbox) -> None:
 def test_a_killed_template_process_is_restarted(sandbox: Sandbox) -> None:
     psutil.Process(sandbox.process_id).kill()
     psutil.Process(sandbox.process_id).wait(10)
-    assert sandbox.picture(picture()).shape == (96, 64, 3)
+    assert sandbox.picture(picture()).pixels.shape == (96, 64, 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep fewer of the limits")
