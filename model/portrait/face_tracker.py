@@ -18,7 +18,7 @@ from model.manifest import WEIGHTS, verified
 from model.portrait.blendshapes import ACTION_COUNT, LANDMARKS
 from model.portrait.framing import frame
 from model.portrait.person_mask import PersonMask
-from model.types import Floats
+from model.types import Floats, Picture
 
 DETECTOR_SIDE = 256
 MESH_SIDE = 256
@@ -28,6 +28,13 @@ MIN_DETECTION = 0.5
 MIN_PRESENCE = 0.75
 # A face box narrower than this has too few pixels to track or to animate.
 MIN_FACE_PIXELS = 24
+# A face is upright if its score, times the cosine of its roll, is this: 89 of 102 portraits are.
+# Below, the picture is also turned. All but one of the rest reach 0.79 upright; upside down a face
+# has less. In a turned picture it counts from `TURNED` on: dogs reach 0.5.
+UPRIGHT, TURNED = 0.85, 0.6
+# Where the detector sees no face in the whole picture, it looks at squares of this share of the
+# long side, each overlapping the next by a third, for faces too small to be seen there.
+TILE_SHARE, MAX_TILE_FACE = 1 / 3, 0.06
 # The box is grown so that the mesh network sees forehead and chin (MediaPipe's own factor).
 BOX_GROWTH = 1.5
 
@@ -44,6 +51,10 @@ BLENDSHAPE_POINTS = np.array([
     473, 474, 475, 476, 477,
 ])
 # fmt: on
+
+
+# Eye centres (2, 2), box (x0, y0, x1, y1) and score
+_Detection = tuple[Floats, tuple[float, float, float, float], float]
 
 
 class NoFaceError(ValueError):
@@ -79,19 +90,31 @@ class FaceTracker:
     def find(self, picture: NDArray[np.uint8]) -> Face:
         """The largest face of ``picture`` (H, W, 3) RGB. Raises `NoFaceError`."""
         with self._lock:
-            boxes = self._detect(picture)
-            # The largest first. Skip a box whose mesh is not a face (a hand, a pattern).
-            for eyes, box, score in sorted(boxes, key=lambda found: -_area(found[1])):
-                if box[2] - box[0] < MIN_FACE_PIXELS:
-                    raise NoFaceError(
-                        f"the largest face is {box[2] - box[0]:.0f} pixels wide; "
-                        f"at least {MIN_FACE_PIXELS} are needed"
-                    )
-                landmarks, presence = self._fit_mesh(picture, eyes, box)
-                if presence >= MIN_PRESENCE:
-                    landmarks, _ = self._refit_mesh(picture, landmarks)
-                    return Face(landmarks, self._read(landmarks), box, score)
-        raise NoFaceError("no human face was found in the picture")
+            face = self._largest(picture, self._detect(picture))
+            if face is None:
+                face = self._largest(picture, self._detect_in_tiles(picture))
+        if face is None:
+            raise NoFaceError("no human face was found in the picture")
+        return face
+
+    def find_upright(self, picture: Picture) -> tuple[Picture, Face]:
+        """``picture`` turned by quarters until its largest face is upright, and that face.
+
+        Raises `NoFaceError`.
+        """
+        best, found = 0.0, None
+        for quarters in range(4):
+            turned = np.ascontiguousarray(np.rot90(picture, quarters))
+            with self._lock:
+                face = self._largest(turned, self._detect(turned))
+            if face is None:
+                continue
+            upright = face.confidence * np.cos(_roll(face.landmarks))
+            if upright > max(best, TURNED if quarters else 0.0):
+                best, found = upright, (turned, face)
+            if upright >= UPRIGHT:
+                break
+        return found or (picture, self.find(picture))
 
     def follow(self, picture: NDArray[np.uint8], previous: Face) -> Face:
         """The face that was ``previous`` a moment earlier in a video, (H, W, 3) RGB.
@@ -106,6 +129,24 @@ class FaceTracker:
                 box = (float(x0), float(y0), float(x1), float(y1))
                 return Face(landmarks, self._read(landmarks), box, presence)
         return self.find(picture)
+
+    def _largest(self, picture: Picture, boxes: list[_Detection]) -> Face | None:
+        """Skips a box whose mesh is not a face (a hand, a pattern).
+
+        Raises `NoFaceError` for a face that is too small.
+        """
+        for eyes, box, score in sorted(boxes, key=lambda found: -_area(found[1])):
+            landmarks, presence = self._fit_mesh(picture, eyes, box)
+            if presence < MIN_PRESENCE:
+                continue
+            if box[2] - box[0] < MIN_FACE_PIXELS:
+                raise NoFaceError(
+                    f"the largest face is {box[2] - box[0]:.0f} pixels wide; "
+                    f"at least {MIN_FACE_PIXELS} are needed"
+                )
+            landmarks, _ = self._refit_mesh(picture, landmarks)
+            return Face(landmarks, self._read(landmarks), box, score)
+        return None
 
     def person(self, picture: NDArray[np.uint8], face: Face) -> PersonMask:
         """The mask of the whole picture, and a finer one around head and shoulders."""
@@ -130,9 +171,22 @@ class FaceTracker:
             (mask,) = self._segmenter(small[None].astype(np.float32) / 255.0)
         return mask[0, ..., 0].copy()
 
-    def _detect(
-        self, picture: NDArray[np.uint8]
-    ) -> list[tuple[Floats, tuple[float, float, float, float], float]]:
+    def _detect_in_tiles(self, picture: Picture) -> list[_Detection]:
+        """Faces that are too small to be seen in the whole picture."""
+        height, width = picture.shape[:2]
+        side = max(DETECTOR_SIDE, round(TILE_SHARE * max(height, width)))
+        widest = MAX_TILE_FACE * max(height, width)
+        found = []
+        for top in _starts(height, side):
+            for left in _starts(width, side):
+                tile = picture[top : top + side, left : left + side]
+                for eyes, (x0, y0, x1, y1), score in self._detect(np.ascontiguousarray(tile)):
+                    if x1 - x0 <= widest:
+                        box = (x0 + left, y0 + top, x1 + left, y1 + top)
+                        found.append((eyes + np.array((left, top), np.float32), box, score))
+        return found
+
+    def _detect(self, picture: NDArray[np.uint8]) -> list[_Detection]:
         """Eye centres (2, 2), box and score of each face, after weighted suppression."""
         height, width = picture.shape[:2]
         scale = DETECTOR_SIDE / max(height, width)
@@ -254,6 +308,20 @@ def _anchors() -> Floats:
         centres = np.stack([(x + 0.5) / n, (y + 0.5) / n], axis=1)
         grids.append(np.repeat(centres, repeat, axis=0))
     return np.concatenate(grids).astype(np.float32)
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where tiles of ``side`` begin that cover ``length``, overlapping by a third or more."""
+    if length <= side:
+        return [0]
+    count = 1 + -(-(length - side) * 3 // (2 * side))
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def _roll(landmarks: Floats) -> float:
+    """Radians by which the line through the outer eye corners is off the horizontal."""
+    across = landmarks[263, :2] - landmarks[33, :2]
+    return float(np.arctan2(across[1], across[0]))
 
 
 def _area(box: tuple[float, float, float, float]) -> float:

@@ -18,10 +18,10 @@ MAX_KEPT_SIDE = 2048  # pixels
 
 @dataclass(frozen=True)
 class TrackedPortrait:
-    """The face and the person found in an uploaded picture of ``width`` x ``height``.
+    """The face and the person found in an uploaded picture.
 
-    ``picture`` is what is kept of the upload, at most `MAX_KEPT_SIDE` a side; ``face`` and
-    ``person`` are in its pixels.
+    ``width`` and ``height`` are the upload's, turned until the face is upright. ``picture`` is what
+    is kept of it, at most `MAX_KEPT_SIDE` a side; ``face`` and ``person`` are in its pixels.
     """
 
     width: int
@@ -33,10 +33,13 @@ class TrackedPortrait:
     @classmethod
     def of(cls, uploaded: Picture, tracker: FaceTracker) -> TrackedPortrait:
         """``uploaded`` (H, W, 3) RGB. Raises `NoFaceError`."""
-        picture = _at_most(uploaded, MAX_KEPT_SIDE)
-        face = tracker.find(picture)
+        kept = _at_most(uploaded, MAX_KEPT_SIDE)
+        picture, face = tracker.find_upright(kept)
         person = tracker.person(picture, face)
-        return cls(uploaded.shape[1], uploaded.shape[0], picture, face, person)
+        height, width = uploaded.shape[:2]
+        if picture.shape[:2] != kept.shape[:2]:  # turned by a quarter
+            height, width = width, height
+        return cls(width, height, picture, face, person)
 
     def reference(
         self, latent_space: str, features: Floats, arrays: dict[str, NDArray[np.generic]]

@@ -104,9 +104,12 @@ def encode_portrait(pipeline: AvatarPipeline, picture: LoadedPicture) -> Referen
         reference = pipeline.space.encode_reference(picture.pixels)
     except NoFaceError as error:
         raise ServiceError("no_face", str(error)) from error
-    scale = picture.width / reference.width
+    size = picture.width, picture.height
+    if (reference.height, reference.width) != picture.pixels.shape[:2]:  # turned by a quarter
+        size = size[::-1]
+    scale = size[0] / reference.width
     x0, y0, x1, y1 = (scale * side for side in reference.face_box)
-    return replace(reference, width=picture.width, height=picture.height, face_box=(x0, y0, x1, y1))
+    return replace(reference, width=size[0], height=size[1], face_box=(x0, y0, x1, y1))
 
 
 def check_reference(pipeline: AvatarPipeline, reference: Reference) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -51,6 +52,27 @@ def test_the_largest_of_several_faces_is_taken(tracker: FaceTracker, examples: P
     both[:, :512] = picture
     both[128:384, 512:] = picture[::2, ::2]
     assert tracker.find(both).box[0] < 512
+
+
+@pytest.mark.parametrize("name", ["astronaut.jpg", "monalisa.jpg", "presenter.jpg"])
+def test_a_portrait_is_turned_until_its_face_is_upright(
+    tracker: FaceTracker, examples: Path, name: str
+) -> None:
+    picture = load_picture((examples / name).read_bytes())
+    for quarters in range(4):
+        upright, face = tracker.find_upright(np.ascontiguousarray(np.rot90(picture, quarters)))
+        assert np.array_equal(upright, picture)
+        assert face.landmarks[159, 1] < face.landmarks[13, 1]
+
+
+def test_a_face_is_found_on_a_long_page(tracker: FaceTracker, examples: Path) -> None:
+    picture = load_picture((examples / "astronaut.jpg").read_bytes())
+    page = np.full((2000, 600, 3), 245, np.uint8)
+    small = cv2.resize(picture, (160, 160), interpolation=cv2.INTER_AREA)  # the face is 32 wide
+    page[1700:1860, 90:250] = small
+    face = tracker.find(page)
+    there = tracker.find(picture).landmarks[:, :2] * (160 / 512) + (90, 1700)
+    assert np.abs(face.landmarks[:, :2] - there).mean() < 2.0
 
 
 @pytest.mark.parametrize("what", ["blank", "noise"])

@@ -75,6 +75,33 @@ def test_a_face_at_the_border_stays_in_frame(tracked: dict) -> None:
     assert view.corner[0] >= 0
 
 
+@pytest.mark.parametrize("below", [0.0, 0.02, 0.2])
+def test_what_lies_beyond_the_border_shows_no_second_face(tracked: dict, below: float) -> None:
+    """The picture ends at the chin, or a little below it."""
+    picture, landmarks, person = tracked["presenter"]
+    face = landmarks[:468, :2]
+    low, high = face.min(axis=0), face.max(axis=0)
+    bottom = int(high[1] + below * (high[1] - low[1])) + 1
+    cut = picture[:bottom]
+    rows = round(bottom / picture.shape[0] * person.shape[0])
+    view = frame(
+        "portrait",
+        256,
+        width=cut.shape[1],
+        height=bottom,
+        landmarks=landmarks,
+        person=person[:rows],
+    )
+    assert view.corner[1] + view.height / view.scale <= bottom + 0.5  # inside the picture
+    marked = np.zeros((bottom, cut.shape[1]), np.uint8)
+    (x0, y0), (x1, y1) = low.astype(int), high.astype(int)
+    marked[y0 : y1 - 2, x0:x1] = 255
+    pad = 60
+    seen = view.cut(marked, pad)
+    edge = pad + (bottom - view.corner[1]) * view.scale
+    assert not seen[int(edge) + 4 :].any()
+
+
 def test_what_is_not_allowed_is_named(tracked: dict) -> None:
     _, landmarks, person = tracked["astronaut"]
     for framing, size, says in [
