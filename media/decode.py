@@ -136,6 +136,8 @@ def _resampled(
     seconds = 0.0
     for rate, mono in pieces:
         if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+            if seconds:
+                continue  # a damaged frame
             raise MediaError(
                 "unsupported_media",
                 f"the audio has {rate} samples a second; "
@@ -179,8 +181,8 @@ class _Resampler:
         if self._stream is not None:
             rest = self._stream.resample_chunk(rest, last=True)
             self._stream = None
-            missing = round(self._wanted) - self.made - len(rest)
-            rest = np.pad(rest, (0, missing)) if missing > 0 else rest[: len(rest) + missing]
+            left = max(0, round(self._wanted) - self.made)
+            rest = np.pad(rest[:left], (0, max(0, left - len(rest))))
             self.made += len(rest)
         return rest
 

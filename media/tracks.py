@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 from typing import Any
 
 import av
@@ -59,6 +60,15 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class _Decoded:
+    """A frame at its timestamp, if that is known, after ``lost_s`` that could not be decoded."""
+
+    chunk: Chunk
+    at_s: float | None
+    lost_s: float
+
+
+@dataclass(frozen=True)
 class Track:
     """The track of ``part`` at ``index`` among its sound tracks, for FFmpeg's decoder ``codec``."""
 
@@ -70,18 +80,27 @@ class Track:
     def chunks(self) -> Iterator[Chunk]:
         """All that can be decoded, with silence for lost packets and pauses."""
         with closing(_opened(self.part)) as container:
-            stream = container.streams.audio[self.index]
-            place = _Place(self.part.timed)
-            for packet in _packets(container, stream):
-                try:
-                    frames = stream.decode(_whole_samples(packet, self.codec))
-                except (av.FFmpegError, ValueError):
-                    place.lose(packet)
-                    continue
-                for frame in frames:
-                    if (chunk := _chunk(frame)) is not None:
-                        yield from place.before(frame, chunk)
-                        yield chunk
+            due_s: float | None = None
+            for this, after in pairwise(chain(self._decoded(container), [None])):
+                if this is None:
+                    return
+                silence_s, due_s = _silence_before(this, after, due_s)
+                yield from _silence(this.chunk, silence_s)
+                yield this.chunk
+
+    def _decoded(self, container: InputContainer) -> Iterator[_Decoded]:
+        stream = container.streams.audio[self.index]
+        lost_s = 0.0
+        for packet in _packets(container, stream):
+            try:
+                frames = stream.decode(_whole_samples(packet, self.codec))
+            except (av.FFmpegError, ValueError):
+                lost_s += seconds_of(packet)
+                continue
+            for frame in frames:
+                if (chunk := _chunk(frame)) is not None:
+                    yield _Decoded(chunk, frame.time if self.part.timed else None, lost_s)
+                    lost_s = 0.0
 
     def surveyed(self, container: InputContainer, max_s: float) -> Track:
         """With a survey of its packets in the opened ``container``."""
@@ -189,30 +208,25 @@ def _whole_samples(packet: Packet[AudioStream], codec: str) -> Packet[AudioStrea
     return whole
 
 
-class _Place:
-    """Where a track's samples are in time, so that nothing that is missing shortens it."""
+def _silence_before(
+    this: _Decoded, after: _Decoded | None, due_s: float | None
+) -> tuple[float, float]:
+    """Seconds of silence before ``this``, and the timestamp at which the sound after it is due.
 
-    def __init__(self, timed: bool) -> None:
-        self._timed = timed
-        self._due_s: float | None = None  # the next sample's timestamp; unknown before the first
-        self._lost_s = 0.0
-
-    def lose(self, packet: Packet[AudioStream]) -> None:
-        """``packet`` could not be decoded."""
-        self._lost_s += seconds_of(packet)
-
-    def before(self, frame: AudioFrame, chunk: Chunk) -> Iterator[Chunk]:
-        """Silence that belongs between the chunk before and this one, which came of ``frame``."""
-        silence_s = 0.0 if self._due_s is None else min(self._lost_s, LONGEST_PAUSE_S)
-        self._lost_s = 0.0
-        at_s = frame.time if self._timed else None
-        due_s = at_s if self._due_s is None else self._due_s + silence_s
-        if at_s is not None and due_s is not None and abs(at_s - due_s) > _DRIFT_S:
-            if 0 < at_s - due_s < LONGEST_PAUSE_S:
-                silence_s += at_s - due_s
+    ``due_s`` is that of ``this``, ``None`` for the first. A timestamp from which the next does not
+    go on is damage.
+    """
+    seconds = this.chunk.samples.shape[1] / this.chunk.rate
+    silence_s = 0.0 if due_s is None else min(this.lost_s, LONGEST_PAUSE_S)
+    at_s = this.at_s
+    due_s = (at_s or 0.0) if due_s is None else due_s + silence_s
+    if at_s is not None and abs(ahead_s := at_s - due_s) > _DRIFT_S:
+        next_s = at_s if after is None or after.at_s is None else after.at_s
+        if 0.0 < ahead_s < LONGEST_PAUSE_S and 0.0 < next_s - at_s < LONGEST_PAUSE_S:
+            silence_s, due_s = silence_s + ahead_s, at_s
+        elif abs(next_s - at_s - seconds) <= _DRIFT_S:
             due_s = at_s
-        self._due_s = (due_s or 0.0) + chunk.samples.shape[1] / chunk.rate
-        yield from _silence(chunk, silence_s)
+    return silence_s, due_s + seconds
 
 
 def _silence(like: Chunk, seconds: float) -> Iterator[Chunk]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tracemalloc
 
@@ -197,3 +198,18 @@ def test_a_long_file_is_decoded_incrementally() -> None:
         tracemalloc.stop()
     assert count > (minutes * 60 - 1) * MODEL_RATE
     assert peak < 4e6
+
+
+@pytest.mark.parametrize("ahead_ms", [900, 30_000, -1])
+def test_a_damaged_timestamp_is_no_pause(ahead_ms: int) -> None:
+    blob = FILES["webm"]()
+    blocks = [match.start() for match in re.finditer(rb"\xa3(?=..?\x81..\x80)", blob, re.DOTALL)]
+    at = blob.index(b"\x81", blocks[20]) + 1  # after the number of the track
+    changed = blob[:at] + struct.pack(">h", ahead_ms) + blob[at + 2 :]
+    assert len(decode(changed)[1]) / MODEL_RATE == pytest.approx(1.3, abs=0.05)
+
+
+def test_a_file_that_is_joined_to_another_may_be_broken() -> None:
+    whole, other = FILES["mp3"](), FILES["m4a"]()
+    assert len(decode(whole + b"ID3" + NOISE)[1]) / MODEL_RATE == pytest.approx(1.3, abs=0.1)
+    assert len(decode(other + other[:3000])[1]) / MODEL_RATE == pytest.approx(1.3, abs=0.05)
