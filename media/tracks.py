@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.plane import AudioPlane
 from av.audio.stream import AudioStream
@@ -90,11 +91,14 @@ class Track:
 
     def _decoded(self, container: InputContainer) -> Iterator[_Decoded]:
         stream = container.streams.audio[self.index]
+        decoders = [stream.codec_context]
+        if self.codec == "flac":
+            # Rate and block size may change within a track, to what its header does not allow.
+            decoders.append(cast("AudioCodecContext", av.CodecContext.create("flac", "r")))
         lost_s = 0.0
         for packet in _packets(container, stream):
-            try:
-                frames = stream.decode(_whole_samples(packet, self.codec))
-            except (av.FFmpegError, ValueError):
+            frames = _frames(_whole_samples(packet, self.codec), decoders)
+            if frames is None:
                 lost_s += seconds_of(packet)
                 continue
             for frame in frames:
@@ -196,6 +200,16 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator[Packet[
             return
         except av.FFmpegError:
             errors += 1
+
+
+def _frames(
+    packet: Packet[AudioStream], decoders: Iterable[AudioCodecContext]
+) -> list[AudioFrame] | None:
+    """By the first of ``decoders`` that can; ``None`` if none can."""
+    for decoder in decoders:
+        with suppress(av.FFmpegError, ValueError):
+            return decoder.decode(packet)
+    return None
 
 
 def _whole_samples(packet: Packet[AudioStream], codec: str) -> Packet[AudioStream]:

@@ -232,6 +232,31 @@ def joined() -> list[Sound]:
     ]
 
 
+def concatenated(pieces: list[bytes], ending: str) -> bytes:
+    """Their packets in one track, unchanged."""
+    with TemporaryDirectory() as folder:
+        files = [Path(folder, str(number)) for number in range(len(pieces))]
+        for file, piece in zip(files, pieces, strict=True):
+            file.write_bytes(piece)
+        names, out = Path(folder, "list"), Path(folder, f"out{ending}")
+        names.write_text("".join(f"file {file}\n" for file in files))
+        command = f"ffmpeg -nostdin -v error -f concat -safe 0 -i {names} -c copy {out}"
+        subprocess.run(command.split(), check=True, timeout=60)
+        return out.read_bytes()
+
+
+def changing() -> Iterator[Sound]:
+    """Rate and channels change within a track."""
+    cuts = dict(zip(_CUT, ("", "-ar 24000", _STEREO), strict=True))
+    kinds = {"mp3": _BARE, "opus": "-c:a libopus .opus", "flac": "-c:a flac .flac"}
+    # Encoders fill each piece up; of FLAC, ffmpeg writes wrong times, and so pauses.
+    within_s = {"mp3": 0.25, "opus": 0.05, "flac": 1.0}
+    for name, text in kinds.items():
+        pieces = encoded({cut: f"{cut} {variant} {text}" for cut, variant in cuts.items()})
+        blob = concatenated(list(pieces.values()), ".mkv")
+        yield Sound(f"{name} that changes", blob, within_s=within_s[name])
+
+
 BASES = {
     "wav": "-c:a pcm_s16le .wav",
     "wav float": "-c:a pcm_f32le .wav",

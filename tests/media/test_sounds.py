@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg m
 KINDS: dict[str, Callable[[], Iterable[Sound]]] = {
     **{family: lambda family=family: sounds.plain(family) for family, _ in sounds.families()},
     "joined": sounds.joined,
+    "changing": sounds.changing,
     "cut": sounds.cut,
     "flipped": sounds.flipped,
     "odd": odd_sounds.odd_sounds,
@@ -60,7 +61,7 @@ def fault_of(sound: Sound, speech: Samples) -> str:
         return f"{len(output) / SAMPLE_RATE:.4f} s beside {seconds:.4f} s"
     if sound.damaged:
         return ""
-    if abs(level) > 1:
+    if abs(level) > (1 if sound.within_s < 1 else 2):
         return f"{level:+.2f} dB"
     # Coders add up to a tenth of a second before the sound.
     lags = range(0, MODEL_RATE // 10, 200)
