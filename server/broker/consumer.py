@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +14,8 @@ from redis.exceptions import ResponseError
 
 from server.api.protocol import AvatarView
 from server.broker import liveness, messages, redis
+
+log = logging.getLogger("fada.worker")
 
 LEASE_S = 1.0
 QUARANTINE_S = 20.0  # how long a suspected poison job is reserved for idle workers
@@ -66,11 +70,17 @@ class Retention:
 
 @dataclass(frozen=True)
 class JobConsumer:
-    """One worker's access to the broker."""
+    """One worker's access to the broker.
+
+    Jobs in a format that a worker of ``format`` cannot read are left to others.
+    """
 
     connection: redis.Connection
     worker_id: str
     retention: Retention
+    _: KW_ONLY
+    format: int = messages.FORMAT
+    _left: deque[str] = field(default_factory=lambda: deque(maxlen=256))  # logged once each
 
     async def join(self) -> None:
         """Create the queues' consumer groups if missing, and remove workers long idle."""
@@ -90,7 +100,8 @@ class JobConsumer:
     async def heartbeat(self, heartbeat: messages.Heartbeat) -> None:
         """Report this worker alive for the next `_WORKER_TTL_S` seconds."""
         keys = [redis.WORKERS, redis.worker_key(self.worker_id)]
-        arguments = [self.worker_id, heartbeat.model_dump_json(), _WORKER_TTL_S]
+        stamped = heartbeat.model_copy(update={"format": self.format})
+        arguments = [self.worker_id, stamped.model_dump_json(), _WORKER_TTL_S]
         await self.connection.run("heartbeat", keys, arguments)
 
     async def leave(self) -> None:
@@ -132,7 +143,10 @@ class JobConsumer:
             for pending in expired:
                 counter = await self._counter(pending)
                 waited_ms = pending["time_since_delivered"] % liveness.RELEASED_MS
-                attempts = await self._attempts(queue, pending["message_id"])
+                job_id, attempts, written = await self._progress(queue, pending["message_id"])
+                if not messages.reads(self.format, written):
+                    self._leave_to_others(job_id, written)
+                    continue
                 attempts += counter == "attempts"
                 if attempts > 1 and not idle and waited_ms < QUARANTINE_S * 1000:
                     continue
@@ -146,12 +160,22 @@ class JobConsumer:
             await self._rejoin(error)
         return None
 
-    async def _attempts(self, queue: str, entry: bytes) -> int:
-        """How many claims of a job have ended without progress."""
+    async def _progress(self, queue: str, entry: bytes) -> tuple[str, int, int]:
+        """A job's id, how many claims have ended without progress, and its format."""
         for _, fields in await self.connection.redis.xrange(queue, entry, entry):
-            job = redis.job_key(fields[b"job"].decode())
-            return int(await self.connection.redis.hget(job, "attempts") or 0)
-        return 0
+            job_id = fields[b"job"].decode()
+            job = redis.job_key(job_id)
+            attempts, written = await self.connection.redis.hmget(job, "attempts", "format")
+            return job_id, int(attempts or 0), int(written or messages.UNVERSIONED)
+        return "", 0, self.format
+
+    def _leave_to_others(self, job_id: str, written: int) -> None:
+        if job_id not in self._left:
+            self._left.append(job_id)
+            log.warning(
+                "job %s: left to other workers: its format = %d, expected %d or %d",
+                *(job_id, written, self.format - 1, self.format),
+            )
 
     async def _counter(self, pending: dict[str, Any]) -> _Counter:
         """What to count a reclaim as: a lease timeout if the job's worker is alive."""
@@ -236,11 +260,11 @@ class JobConsumer:
         when memory is full.
         """
         text, data = messages.pack_event(event)
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"format": self.format}
         if isinstance(event, messages.Started):
-            fields = {"total_s": event.total_s or 0}
+            fields |= {"total_s": event.total_s or 0}
         elif isinstance(event, messages.JobFragment) and event.frames:
-            fields = {
+            fields |= {
                 "duration_s": event.start_s + event.duration_s,
                 "frames": event.first_frame + event.frames,
             }
@@ -319,9 +343,15 @@ class JobConsumer:
         job = await self.connection.run(
             "claim",
             [queue, redis.job_key(job_id), redis.in_key(job_id)],
-            [entry, redis.GROUP, first, self.retention.job_ttl_s, counter],
+            [
+                *(entry, redis.GROUP, first, self.retention.job_ttl_s, counter, self.worker_id),
+                *(self.format - 1, self.format, liveness.RELEASED_MS),
+            ],
         )
         if job is None:
+            return None
+        if isinstance(job, int):
+            self._leave_to_others(job_id, job)
             return None
         request, token, events, attempts, lease_timeouts = job
         return Claim(

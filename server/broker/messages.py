@@ -1,4 +1,7 @@
-"""The messages between API and workers: requests, events, commands and heartbeats."""
+"""The messages between API and workers: requests, events, commands and heartbeats.
+
+A job carries the `FORMAT` of what is stored of it: of its request, then of its last snapshot.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from server.api.protocol import AnimationOptions, AvatarView, MarksView, ModelView
 
+# Raise it with every change that the release before cannot read; `reads` then covers both. New
+# fields with defaults need none: readers ignore fields that they do not know.
+FORMAT = 2
+UNVERSIONED = 1  # the format of what carries none
+
+
+def reads(reader: int, written: int) -> bool:
+    """Whether a process of format ``reader`` can go on from what one of ``written`` stored."""
+    return written in (reader - 1, reader)
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -18,7 +31,7 @@ class _Message(BaseModel):
 class Heartbeat(_Message):
     """A worker's state: loaded models, capacity for live sessions and how many it holds, and
     whether they need all of its cores, which it shares with the other workers on ``host``;
-    ``detail``: what it prepares meanwhile, if anything."""
+    ``detail``: what it prepares meanwhile, if anything; ``format``: the worker's `FORMAT`."""
 
     models: list[ModelView]
     live_places: int
@@ -26,6 +39,7 @@ class Heartbeat(_Message):
     busy: bool = False
     host: str = ""
     detail: str = ""
+    format: int = UNVERSIONED
 
 
 class _Request(_Message):

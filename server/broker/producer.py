@@ -44,7 +44,7 @@ class JobProducer:
 
     ``reader`` is this process's reader name (`server.broker.liveness.register_reader`); a job
     without one runs to its end whether it is read or not. Only jobs and avatars of ``owner`` are
-    visible.
+    visible. ``format`` is that of the requests (`messages.FORMAT`).
     """
 
     connection: redis.Connection
@@ -53,6 +53,7 @@ class JobProducer:
     _: KW_ONLY
     reader: str = ""
     owner: str = ""
+    format: int = messages.FORMAT
 
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
@@ -60,14 +61,20 @@ class JobProducer:
         Live sessions, videos, avatars and verifications each have a queue of ``max_jobs`` places;
         live sessions are also limited to the capacity that the workers report.
         Raises `ServiceError` ``busy`` when no place or memory is free, ``no_worker`` when no
-        worker is alive.
+        worker that reads our format is alive.
         """
-        workers = await live_workers(self.connection)
-        if not workers:
+        alive = (await live_workers(self.connection)).values()
+        if not alive:
             raise no_worker()
+        workers = [worker for worker in alive if messages.reads(worker.format, self.format)]
+        if not workers:
+            formats = ", ".join(str(one) for one in sorted({worker.format for worker in alive}))
+            raise ServiceError(
+                "no_worker", f"format of the workers = {formats}, expected {self.format}"
+            )
         places = self.max_jobs
         if request.kind == "live":
-            places = min(places, sum(worker.live_places for worker in workers.values()))
+            places = min(places, sum(worker.live_places for worker in workers))
         job_id = secrets.token_hex(12)
         event, _ = messages.pack_event(messages.Queued())
         context = {
@@ -82,6 +89,7 @@ class JobProducer:
             event,
             places,
             self.job_ttl_s,
+            self.format,
         ]
 
         async def write() -> Any:

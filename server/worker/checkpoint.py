@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from media.fmp4 import MuxerState
 from model.types import Floats, SessionState, pack, unpack
+from server.broker.messages import FORMAT, UNVERSIONED, reads
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def pack_saved(snapshot: Snapshot, position: InboxPosition) -> bytes:
         "sound": video.sound,
     }
     facts: dict[str, object] = {
+        "format": FORMAT,
         "closed": snapshot.closed,
         "video": [video.sequence, video.frames, video.samples_in, video.samples_out],
         "position": [position.entry, position.edge, position.read],
@@ -89,9 +91,12 @@ def pack_saved(snapshot: Snapshot, position: InboxPosition) -> bytes:
 
 
 def unpack_saved(blob: bytes) -> tuple[Snapshot, InboxPosition]:
-    """Raises ``ValueError`` for bytes that `pack_saved` did not make."""
+    """Raises ``ValueError`` for bytes that `pack_saved` did not make, or in an unknown format."""
     arrays, facts = unpack(blob)
     known: dict[str, Any] = facts
+    written = known.get("format", UNVERSIONED)
+    if not reads(FORMAT, written):
+        raise ValueError(f"format of the snapshot = {written}, expected {FORMAT - 1} or {FORMAT}")
     sequence, frames, samples_in, samples_out = known["video"]
     partial = None
     if known["partial"] is not None:

@@ -164,7 +164,8 @@ class Worker:
         others = await self._consumer.other_workers()
         neighbours = [other for other in others if other.host == heartbeat.host]
         self._capacity.set_neighbours_busy(any(other.busy for other in neighbours))
-        if running > places and any(o.live_running < o.live_places for o in others):
+        successors = self._successors(others)
+        if running > places and any(o.live_running < o.live_places for o in successors):
             # We reclaimed more than fits: workers with room get a session with each heartbeat.
             live = [job for job in self._held.values() if job.claim.request.kind == "live"]
             self._no_reclaim_until_s = time.monotonic() + _NO_RECLAIM_S
@@ -303,12 +304,16 @@ class Worker:
         with contextlib.suppress(*BROKER_LOST):
             await self._consumer.leave()
             while self._held and time.monotonic() < give_up_s:
-                others = await self._consumer.other_workers()
+                successors = self._successors(await self._consumer.other_workers())
                 held = list(self._held.values())
-                if others:
+                if successors:
                     await self._hand_over(held)
                 elif held:
                     await asyncio.wait([job.task for job in held], timeout=_LEASE_POLL_S)
+
+    def _successors(self, others: Sequence[messages.Heartbeat]) -> list[messages.Heartbeat]:
+        """Those that can go on from our snapshots."""
+        return [one for one in others if messages.reads(one.format, self._consumer.format)]
 
     async def _hand_over(self, held: Sequence[_HeldJob]) -> None:
         await cancel_and_wait([job.task for job in held])

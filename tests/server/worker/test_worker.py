@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -16,6 +16,7 @@ from server.broker.consumer import Claim, JobConsumer, Retention
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
+from server.errors import ServiceError
 from server.settings import Settings
 from server.worker.capacity import Capacity
 from server.worker.engines import WorkerEngines
@@ -50,11 +51,13 @@ async def working(
     *,
     drain_s: float = 5.0,
     kind: type[JobConsumer] = JobConsumer,
+    version: int = messages.FORMAT,
 ) -> AsyncIterator[asyncio.Event]:
     """A worker with places for so many live sessions; setting the event tells it to stop."""
     settings = Settings(sessions_per_worker=places, drain_s=drain_s)  # type: ignore[call-arg]
     stop = asyncio.Event()
-    serving = asyncio.create_task(worker_of(client, name, settings, kind=kind).serve(stop))
+    worker = worker_of(client, name, settings, kind=kind, version=version)
+    serving = asyncio.create_task(worker.serve(stop))
     try:
         await until(client, lambda holders: True, name)
         yield stop
@@ -64,12 +67,18 @@ async def working(
 
 
 def worker_of(
-    client: JobProducer, name: str, settings: Settings, *, kind: type[JobConsumer] = JobConsumer
+    client: JobProducer,
+    name: str,
+    settings: Settings,
+    *,
+    kind: type[JobConsumer] = JobConsumer,
+    version: int = messages.FORMAT,
 ) -> Worker:
     work = kind(
         client.connection,
         name,
         Retention(job_ttl_s=100, avatar_ttl_s=100, max_avatars=8, max_videos=8),
+        format=version,
     )
     capacity = Capacity(cores=1.0, window_s=0.001, max_sessions=settings.sessions_per_worker or 8)
     return Worker(settings, work, {"fake": FakePipeline("fake")}, capacity=capacity)
@@ -164,6 +173,54 @@ async def test_reclaimed_sessions_beyond_capacity_go_to_a_new_worker(
                     await client.send_command(job_id, 1, messages.End())
                 for task in watching:
                     check(await task)
+
+
+async def test_sessions_continue_through_a_rolling_upgrade(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", PATIENCE_S)
+    newer = messages.FORMAT + 1
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(clients(url))
+        stop_old = await stack.enter_async_context(working(client, "old"))
+        first = await talk(client, 1)
+        watching = [asyncio.create_task(watch(client, first))]
+        await until(client, lambda holders: holders == ["old"])
+
+        upgraded = replace(client, format=newer)
+        with pytest.raises(ServiceError, match=f"expected {newer}"):
+            await talk(upgraded, 2)
+        await announce(client, "soon", newer)
+        second = await talk(upgraded, 2)
+        watching.append(asyncio.create_task(watch(upgraded, second)))
+        await until(client, lambda _: f"{second}: left to other workers" in caplog.text)
+        assert await client.connection.redis.hget(redis.job_key(second), "attempts") == b"0"
+
+        stop_new = await stack.enter_async_context(working(client, "new", version=newer))
+        await until(client, lambda holders: holders == ["new", "old"])
+        stop_old.set()
+        await until(client, lambda holders: holders == ["new", "new"])
+        for job_id in (first, second):  # the new worker has stored a snapshot of each
+            while await client.connection.redis.get(redis.state_key(job_id)) is None or (
+                await client.connection.redis.hget(redis.job_key(job_id), "format")
+                != str(newer).encode()
+            ):
+                await asyncio.sleep(0.02)
+        for name, version in (("old again", messages.FORMAT), ("new too", newer)):
+            await stack.enter_async_context(working(client, name, version=version))
+        stop_new.set()
+        await until(client, lambda holders: holders == ["new too", "new too"])
+        for job_id in (first, second):
+            await client.send_command(job_id, 1, messages.End())
+        for task in watching:
+            check(await task)
+
+
+async def announce(client: JobProducer, name: str, version: int) -> None:
+    """One heartbeat of a worker that has not started to claim jobs."""
+    soon = messages.Heartbeat(models=[], live_places=8)
+    retention = Retention(job_ttl_s=100, avatar_ttl_s=100, max_avatars=8, max_videos=8)
+    await JobConsumer(client.connection, name, retention, format=version).heartbeat(soon)
 
 
 async def test_a_portrait_does_not_wait_behind_sessions(url: str) -> None:
