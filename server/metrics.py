@@ -73,6 +73,10 @@ _microphone = Histogram(
     "wait of audio that is sent faster than real time.",
     buckets=_WAITS, registry=_registry,
 )  # fmt: skip
+_load = Histogram(
+    "fada_live_load", "Time that making a live window took, by its media time; above 1 it is late.",
+    buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0), registry=_registry,
+)  # fmt: skip
 _requests = Counter(
     "fada_requests", "Responses by route and status (for /stream, the close code).",
     ["method", "route", "status"], registry=_registry,
@@ -144,6 +148,11 @@ def first_fragment(kind: str, seconds: float) -> None:
 def mic_to_fragment(seconds: float) -> None:
     """Record the time from a fragment's first audio to the fragment."""
     _microphone.observe(seconds)
+
+
+def live_load(took_s: float, media_s: float) -> None:
+    """Record that a live window of ``media_s`` was made in ``took_s``, without waiting."""
+    _load.observe(took_s / media_s)
 
 
 def request(method: str, route: str, status: str) -> None:
@@ -230,13 +239,20 @@ async def _service(connection: Connection) -> list[Metric]:
     avatars = 0
     for owner in await connection.redis.smembers(redis.OWNERS):
         avatars += await connection.redis.zcard(redis.avatars_key(owner.decode()))
-    used = int((await connection.redis.info("memory"))["used_memory"])
+    memory = await connection.redis.info("memory")
     return [
         jobs,
         places,
         GaugeMetricFamily("fada_workers", "Live workers.", len(workers)),
         GaugeMetricFamily("fada_avatars", "Avatars stored.", avatars),
-        GaugeMetricFamily("fada_broker_memory_bytes", "Memory that Redis uses.", used),
+        GaugeMetricFamily(
+            "fada_broker_memory_bytes", "Memory that Redis uses.", int(memory["used_memory"])
+        ),
+        GaugeMetricFamily(
+            "fada_broker_memory_limit_bytes",
+            "Memory that Redis may use; 0: no limit.",
+            int(memory["maxmemory"]),
+        ),
     ]
 
 

@@ -371,7 +371,9 @@ class LiveJob(_VideoJob):
             self._work_s = 0.0
         self._work_s += fragment.work_s + publish_s
         if fragment.frames and fragment.offset + fragment.frames == fragment.window_frames:
-            self._resources.capacity.record_window(self._work_s, fragment.window_frames / FPS)
+            media_s = fragment.window_frames / FPS
+            self._resources.capacity.record_window(self._work_s, media_s)
+            metrics.live_load(self._work_s, media_s)
 
     @property
     def _consumed_bytes(self) -> int:

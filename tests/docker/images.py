@@ -16,8 +16,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server import metrics
+
 ROOT = Path(__file__).resolve().parents[2]
 PREFIXES = ("/opt/fada", "/src", "/var/cache/fada", "/var/lib/fada")
+
+# Of the whole service, and of each process, by prometheus_client.
+_SERVICE = {
+    "fada_queue_jobs", "fada_live_places", "fada_workers", "fada_avatars",
+    "fada_broker_memory_bytes", "fada_broker_memory_limit_bytes",
+    "process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds",
+}  # fmt: skip
+
+
+def figures() -> set[str]:
+    """The names of all samples under `/metrics`."""
+    names = set(_SERVICE)
+    for family in metrics._registry.collect():
+        ends = ("_bucket", "_count", "_sum") if family.type == "histogram" else ("",)
+        ends = ("_total",) if family.type == "counter" else ends
+        names |= {family.name.removesuffix("_total") + end for end in ends}
+    return names
 
 
 @dataclass

@@ -87,6 +87,10 @@ def test_metrics_after_finished_jobs(service: Service) -> None:
     assert total(figures, "fada_queue_jobs") == 0
     assert total(figures, "fada_workers") == 1
     assert total(figures, "fada_live_places", state="all") >= 1
+    assert total(figures, "fada_live_load_count") >= 3  # windows of a second of speech
+    memory = total(figures, "fada_broker_memory_bytes")
+    assert 0 < memory < total(figures, "fada_broker_memory_limit_bytes")
+    assert total(figures, "process_start_time_seconds") > 1e9
     for stage in ("queue", "denoise", "draw", "encode", "publish"):
         assert total(figures, "fada_stage_seconds_count", stage=stage) > 0, stage
     windows = total(figures, "fada_batch_windows_sum")
