@@ -25,7 +25,7 @@ serve: $(VENV)/.serve ## set up and run the service
 	$(BIN)/fada serve $(ARGS)
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

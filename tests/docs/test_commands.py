@@ -29,7 +29,6 @@ from tests.server.service import FAKE, ROOT, Service, environment, running
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guide").glob("*.md")), ROOT / "docs/paper.md"]
 RUN = (
     ("animate",),
-    ("doctor",),
     ("engines", "models"),
     ("engines", "list"),
     ("health", "api"),
@@ -75,9 +74,18 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder from which the examples are reached as from the repository's root."""
-    for folder in ("docs", "model", "bench"):
+    """A folder from which the examples are reached as from the repository's root.
+
+    The speech is its first second.
+    """
+    for folder in ("model", "bench"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    examples = tmp_path / "docs" / "examples"
+    examples.mkdir(parents=True)
+    for path in (ROOT / "docs" / "examples").glob("*.jpg"):
+        (examples / path.name).symlink_to(path)
+    sound, rate = soundfile.read(ROOT / "docs/examples/speech.wav", dtype="int16")
+    soundfile.write(examples / "speech.wav", sound[:rate], rate)
     return tmp_path
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.video.config import tiny_config
+from model.video.config import tiny_config, tiny_unet
 from model.video.tiny import TinyNet
 from model.video.weights import load_net
 from tests.training.helpers import fada_train
@@ -23,6 +24,13 @@ from training.video.tiny import (
 )
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that learns nothing need not be of the size that ships."""
+    unet = replace(tiny_unet(), channels=(16, 32), heads=(2, 2))
+    monkeypatch.setattr("model.video.config.tiny_unet", lambda: unet)
 
 
 # TensorBoard's writer thread outlives the test by a moment
