@@ -22,8 +22,9 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        pattern=r"^(rediss?|unix)://.+",
-        description="URL of a Redis or Valkey server; unset: `fada serve` starts its own",
+        pattern=r"^(rediss?(\+sentinel)?|unix)://.+",
+        description="URL of a Redis or Valkey server, or of its Sentinels; "
+        "unset: `fada serve` starts its own",
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("motion",),

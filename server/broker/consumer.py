@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import ResponseError
 
 from server.api.protocol import AvatarView
@@ -233,7 +234,10 @@ class JobConsumer:
         """
         last, block = after, None
         while True:
-            reply = await self.connection.blocking.xread({redis.in_key(job_id): last}, block=block)
+            read = partial(
+                self.connection.blocking.xread, {redis.in_key(job_id): last}, block=block
+            )
+            reply = await redis.retry_on_disconnect(read)
             entries = [entry for _, stream in reply for entry in stream]
             if entries:
                 last = entries[-1][0].decode()
@@ -257,7 +261,8 @@ class JobConsumer:
 
         ``last_command`` is the entry of the last command that the snapshot includes. Returns
         False when the job has ended or another worker holds it. Raises `ServiceError` ``busy``
-        when memory is full.
+        when memory is full, ``internal_error`` when an event before it was lost. Publishing the
+        last event again has no effect, unless a fail-over has lost it.
         """
         text, data = messages.pack_event(event)
         fields: dict[str, Any] = {"format": self.format}
@@ -274,7 +279,10 @@ class JobConsumer:
         arguments = [claim.token, number, text, data, ttl_s, snapshot, _next_id(last_command)]
         arguments += redis.flatten(fields)
         write = partial(self.connection.run, "publish", keys, arguments)
-        return bool(await redis.with_eviction(self.connection, write, claim.request.owner))
+        published = await redis.with_eviction(self.connection, write, claim.request.owner)
+        if published < 0:
+            raise redis.lost()
+        return bool(published)
 
     async def end(self, claim: Claim, ending: messages.Ending) -> None:
         """End the job and free what it held, unless another worker holds it."""
@@ -377,7 +385,12 @@ class JobConsumer:
         return [bool(held) for held in await self.connection.run("lease", keys, arguments)]
 
     async def _rejoin(self, error: ResponseError) -> None:
-        """Recreate the consumer groups after a restart of the server."""
+        """Recreate the consumer groups after a restart of the server.
+
+        Raises redis's ``ConnectionError`` where the server has just become a replica.
+        """
+        if "UNBLOCKED" in str(error):
+            raise NotConnected(str(error)) from error
         if "NOGROUP" not in str(error):
             raise error
         await self.join()

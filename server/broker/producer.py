@@ -113,9 +113,10 @@ class JobProducer:
 
         ``consume`` deletes and acknowledges each fragment once the caller asks for the next
         event, so the worker produces at the reader's pace. Stops early when the job expires.
-        Fails the job when no worker is alive, or no worker has room for a live session.
+        Fails the job when no worker is alive, or no worker has room for a live session. Raises
+        `ServiceError` ``internal_error`` when a fragment is missing.
         """
-        last = b"0"
+        last, unconfirmed, fragments = b"0", -1, 0
         deadlines = _Deadlines(_GracePeriod(_NO_WORKER_S), _GracePeriod(_UNCLAIMED_S))
         while True:
             reply = await redis.retry_on_disconnect(
@@ -127,16 +128,28 @@ class JobProducer:
                 )
             )
             entries = [entry for _, stream in reply for entry in stream]
-            if not entries and not await self._may_continue(job_id, deadlines):
-                return
+            if not entries:
+                may_continue = partial(self._may_continue, job_id, deadlines)
+                if not await redis.retry_on_disconnect(may_continue):
+                    return
+                if unconfirmed >= 0:  # a fail-over may have lost it, and the worker waits for it
+                    await self._acknowledge(job_id, last, unconfirmed)
+                    unconfirmed = -1
             for entry, fields in entries:
                 last = entry
-                event = messages.unpack_event(fields[b"m"], fields[b"b"])
-                yield event
+                event, repeated = messages.unpack_event(fields[b"m"], fields[b"b"]), False
+                if isinstance(event, messages.JobFragment):
+                    if event.index > fragments:
+                        raise redis.lost()
+                    repeated = event.index < fragments  # published again after a fail-over
+                    fragments = event.index + 1 if not repeated else fragments
+                if not repeated:
+                    yield event
                 if isinstance(event, messages.Ending):
                     return
                 if consume and isinstance(event, messages.JobFragment):
                     await self._acknowledge(job_id, last, event.index)
+                    unconfirmed = event.index
 
     async def cancel(self, job_id: str) -> bool:
         """End the job now; False if it had ended before or is unknown.
@@ -169,13 +182,15 @@ class JobProducer:
 
         ``number`` counts a session's commands from 1; sending a number again has no effect.
         Raises `ServiceError` ``busy`` when memory is full, ``too_large`` when too many commands
-        are pending.
+        are pending, ``internal_error`` when a command before it was lost.
         """
         text, data = messages.pack_command(command)
         keys = [redis.job_key(job_id), redis.in_key(job_id)]
         arguments: list[Any] = [number, text, data, self.job_ttl_s, _MAX_COMMANDS]
         write = partial(self.connection.run, "send_command", keys, arguments)
         sent = await redis.with_eviction(self.connection, write, None)
+        if sent == -2:
+            raise redis.lost()
         if sent < 0:
             raise ServiceError(
                 "too_large", f"more than {_MAX_COMMANDS} messages are pending; wait for fragments"
@@ -300,12 +315,13 @@ class JobProducer:
         )
 
     async def _acknowledge(self, job_id: str, entry: bytes, index: int) -> None:
-        await self.connection.redis.xdel(redis.out_key(job_id), entry)
-        # NOMKSTREAM: a job that has ended has no command stream, and must not get a new one.
         text, data = messages.pack_command(messages.Ack(index=index))
-        await self.connection.redis.xadd(
-            redis.in_key(job_id), {"m": text, "b": data}, nomkstream=True
-        )
+        fields = {"m": text, "b": data}
+        client = self.connection.redis
+        await redis.retry_on_disconnect(partial(client.xdel, redis.out_key(job_id), entry))
+        # NOMKSTREAM: a job that has ended has no command stream, and must not get a new one.
+        append = partial(client.xadd, redis.in_key(job_id), fields, nomkstream=True)
+        await redis.retry_on_disconnect(append)
 
     async def _drop_parts(self, job_id: str) -> None:
         await self.connection.redis.delete(*(redis.part_key(job_id, p) for p in redis.PARTS))

@@ -32,15 +32,12 @@ from functools import partial
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
 from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import TimeoutError as NotAnswered
 
+from server.broker.client import open_client, without_password
 from server.errors import ServiceError, SetupError
 
 T = TypeVar("T")
@@ -112,7 +109,7 @@ _SCRIPTS = {
 
 
 class Connection:
-    """Two clients of one server, and the scripts of ``lua/``.
+    """Two clients of one server, or of the primary of now, and the scripts of ``lua/``.
 
     ``redis`` is for commands that reply at once, ``blocking`` for reads that block for up to a
     second or so. Both are ``redis.asyncio.Redis``, whose annotations are a union over every
@@ -158,19 +155,11 @@ def flatten(fields: Mapping[str, Any]) -> list[Any]:
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[Connection]:
     """Open both clients and close them at the end of the block."""
-
-    def client(timeout_s: float) -> Any:
-        retry = Retry(ConstantBackoff(0.1), 2)
-        return Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=_REPLY_TIMEOUT_S, retry=retry
-        )
-
-    redis, blocking = client(_REPLY_TIMEOUT_S), client(_BLOCKING_TIMEOUT_S)
-    try:
+    async with (
+        open_client(url, _REPLY_TIMEOUT_S) as redis,
+        open_client(url, _BLOCKING_TIMEOUT_S) as blocking,
+    ):
         yield Connection(redis, blocking)
-    finally:
-        await redis.aclose()
-        await blocking.aclose()
 
 
 async def check_connection(url: str, timeout_s: float) -> None:
@@ -178,9 +167,7 @@ async def check_connection(url: str, timeout_s: float) -> None:
 
     Raises `SetupError` when none replies, and at once when it rejects the password.
     """
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
-    shown = url if parts.scheme == "unix" else shown  # without its password
+    shown = without_password(url)
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:
@@ -190,9 +177,14 @@ async def check_connection(url: str, timeout_s: float) -> None:
         except BROKER_LOST as error:
             if time.monotonic() > deadline_s or isinstance(error, AuthenticationError):
                 raise SetupError(f"FADA_REDIS_URL: {shown} does not reply: {error}") from error
-        except (RedisError, ValueError) as error:
+        except (RedisError, ValueError, TypeError) as error:  # a TypeError for an unknown option
             raise SetupError(f"FADA_REDIS_URL: {shown}: {error}") from error
         await asyncio.sleep(_RETRY_PAUSE_S)
+
+
+def lost() -> ServiceError:
+    """The error of a job of which a fail-over has lost a part: replicas lag behind."""
+    return ServiceError("internal_error", "a part of the job was lost with a Redis server")
 
 
 async def retry_on_disconnect(step: Callable[[], Awaitable[T]]) -> T:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from media.boxes import with_duration
@@ -47,6 +48,7 @@ _MAX_TRIES = 2  # beside others, then alone
 _MAX_LATE = 100  # on an overloaded machine workers are late through no fault of the job's
 _CAPACITY_POLL_S = 0.05
 _READER_POLL_S = 1.0
+_REPUBLISH_S = 1.0  # without an answer of the reader
 _READER_MISSES = 5  # after a stall of the broker, a reader needs time to show itself
 
 
@@ -103,6 +105,7 @@ class _VideoJob:
         # Of this claim alone: the worker may claim a job again that it is just giving up.
         self._name = f"{claim.job_id}/{claim.token}"
         self._published = claim.events
+        self._republish: Callable[[], Awaitable[bool]] | None = None
         self._saved: Snapshot | None = None
         self._position = InboxPosition(START, 0, -1)
         self._backpressure = Backpressure(ahead, READ_TIMEOUT_S)
@@ -169,7 +172,13 @@ class _VideoJob:
 
     async def _wait_for_turn(self) -> None:
         """Return when the session may go on."""
-        await self._backpressure.wait_for_reader()
+        try:
+            async with asyncio.timeout(_REPUBLISH_S):
+                await self._backpressure.wait_for_reader()
+        except TimeoutError:
+            if self._republish is not None:  # a fail-over may have lost the event
+                await self._republish()
+            await self._backpressure.wait_for_reader()
 
     def _measure(self, fragment: VideoFragment, publish_s: float) -> None:
         """Record what a fragment took, apart from waiting."""
@@ -185,11 +194,17 @@ class _VideoJob:
         entry, edge = self._inbox.held(self._consumed_bytes)
         saved = pack_saved(snapshot, InboxPosition(entry, edge, self._backpressure.last_read))
         self._published += 1
-        consumer = self._resources.consumer
+        publish = partial(
+            self._resources.consumer.publish,
+            self._claim,
+            self._published,
+            message,
+            snapshot=saved,
+            last_command=entry,
+        )
         with metrics.timed_stage("publish"):
-            running = await consumer.publish(
-                self._claim, self._published, message, snapshot=saved, last_command=entry
-            )
+            running = await publish()
+        self._republish = publish
         if not running:
             raise JobAborted("it has ended, or another worker has it")
         # Progress clears the job of suspicion: the worker before did not end because of it.
