@@ -23,7 +23,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 log = logging.getLogger("fada.serve")
 
 HEADER_S = 15.0  # until a request's header is complete, from the connection or the last response
-SEND_S = 30.0  # without the client reading a byte
+# While more waits to be sent, a client reads SEND_BYTES within SEND_S.
+SEND_S, SEND_BYTES = 30.0, 16 << 10
 _CHECK_S = 1.0
 # A portrait of 1 MB in base64 and its options; audio follows `start`.
 START_BYTES = 2 << 20
@@ -34,8 +35,28 @@ _ACCEPT_LOG_S = 60.0
 SET_MESSAGE_LIMIT = "fada.set_message_limit"  # in a WebSocket's scope: sets the limit, in bytes
 
 
+class CountedTransport:
+    """A transport that counts what is written to it; everything else is the transport's own."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._written = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._written += len(data)
+        self._transport.write(data)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that have left the write buffer."""
+        return self._written - int(self._transport.get_write_buffer_size())
+
+
 class _Connection(Protocol):
-    transport: asyncio.Transport
+    transport: Any  # a CountedTransport; uvicorn declares an asyncio.Transport
     client: tuple[str, int] | None
 
 
@@ -108,12 +129,12 @@ class Connections:
             if now_s - since_s > HEADER_S:
                 self._abort(connection)
         for connection in list(self._open):
-            unsent = connection.transport.get_write_buffer_size()
-            before, since_s = self._stalled.get(connection, (0, now_s))
-            if unsent == 0:
+            sent = connection.transport.sent
+            before, since_s = self._stalled.get(connection, (-SEND_BYTES, now_s))
+            if connection.transport.get_write_buffer_size() == 0:
                 self._stalled.pop(connection, None)
-            elif unsent != before:
-                self._stalled[connection] = unsent, now_s
+            elif sent - before >= SEND_BYTES:  # what waits may grow meanwhile, as by pongs
+                self._stalled[connection] = sent, now_s
             elif now_s - since_s > SEND_S:
                 self._abort(connection)
 
@@ -135,7 +156,7 @@ class _HTTP(H11Protocol):
     _all: Connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, CountedTransport(transport)))
         self._all.opened(self)
         self._all.waits(self)
 
@@ -189,6 +210,12 @@ class _WebSocket(WebSocketsSansIOProtocol):
             self.transport.abort()
         else:
             super().handle_ping()
+
+    def keepalive_timeout(self) -> None:
+        if self.transport.get_write_buffer_size():  # closing would wait for the client to read it
+            self.transport.abort()
+        else:
+            super().keepalive_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.closed(self)

@@ -7,15 +7,25 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import psutil
 import pytest
+import uvicorn
 from starlette.types import Message
+from uvicorn.server import ServerState
 from websockets.exceptions import ConnectionClosed
 
 from server.api import limits
-from server.api.connections import HEADER_S, SEND_S, Connections
+from server.api.connections import (
+    HEADER_S,
+    SEND_BYTES,
+    SEND_S,
+    Connections,
+    CountedTransport,
+    protocols,
+)
 from server.api.limits import BodyLimit
 from tests.hostile.conftest import undisturbed
 from tests.server.media_files import noise_picture, picture
@@ -54,6 +64,9 @@ class Wire:
     def __init__(self) -> None:
         self.left, self.aborted = 0, False
 
+    def write(self, data: bytes) -> None:
+        self.left += len(data)
+
     def get_write_buffer_size(self) -> int:
         return self.left
 
@@ -64,7 +77,8 @@ class Wire:
 class Caller:
     def __init__(self, address: str) -> None:
         self.client = (address, 1)
-        self.transport: Any = Wire()
+        self.transport: Any = CountedTransport(Wire())  # type: ignore[arg-type]
+        self.wire: Any = self.transport._transport
 
 
 @pytest.mark.parametrize(
@@ -89,11 +103,13 @@ def test_connection_deadlines_and_limits() -> None:
             every.waits(one)
         for one in (quick, stuck, reading):
             every.works(one)
-        stuck.transport.left = reading.transport.left = 100
+        stuck.transport.write(bytes(100))
+        reading.transport.write(bytes(2 * SEND_BYTES))
         every.check(now_s + 1)
         every.check(now_s + HEADER_S + 2)
         assert slow.transport.aborted and not quick.transport.aborted
-        reading.transport.left = 99
+        stuck.transport.write(b"pong")  # more waits, and nothing was read
+        reading.wire.left -= SEND_BYTES
         every.check(now_s + SEND_S)
         every.check(now_s + SEND_S + 2)
         assert stuck.transport.aborted and not reading.transport.aborted
@@ -114,6 +130,41 @@ def test_connection_deadlines_and_limits() -> None:
         last = Caller("10.0.3.3")
         every.opened(last)  # all others are in use
         assert last.transport.aborted
+
+    asyncio.run(everything())
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+def test_a_client_that_answers_no_ping_is_cut_while_more_waits_for_it() -> None:
+    """Closing it would wait until it reads."""
+
+    async def everything() -> None:
+        ended = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "websocket.accept"})
+            try:
+                while True:
+                    await send({"type": "websocket.send", "bytes": bytes(1 << 20)})
+            finally:
+                ended.set()
+
+        http, web_socket = protocols(Connections(limit=0, limit_per_address=0))
+        config = uvicorn.Config(
+            app, http=http, ws=web_socket, ws_ping_interval=0.1, ws_ping_timeout=0.1
+        )
+        config.load()
+        serve = partial(http, config=config, server_state=ServerState(), app_state={})
+        server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
+        async with server:
+            with socket.create_connection(server.sockets[0].getsockname()) as client:
+                client.sendall(UPGRADE)
+                await asyncio.wait_for(ended.wait(), 20)
 
     asyncio.run(everything())
 
