@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.pipeline import AvatarPipeline
+from model.types import pack, unpack
 from server.api.protocol import AnimationOptions
 from server.broker import messages
 from server.broker.consumer import Claim
@@ -24,6 +25,7 @@ from server.errors import ServiceError
 from server.worker import jobs
 from server.worker.backpressure import JobAborted
 from server.worker.capacity import Capacity
+from server.worker.checkpoint import unpack_saved
 from server.worker.resources import WorkerResources
 from server.worker.sandbox import Sandbox
 from tests.server.fake_pipeline import FakePipeline
@@ -253,6 +255,17 @@ def test_jobs_survive_a_death_at_every_event(
 def test_commands_that_a_snapshot_includes_are_trimmed() -> None:
     tape, _ = undisturbed(talk)
     assert [c for _, c in tape.commands_ if not isinstance(c, messages.Ack)] == []
+
+
+def test_snapshots_of_the_format_before_are_read_and_later_ones_are_not() -> None:
+    saved = undisturbed(talk)[0].saved
+    assert saved is not None
+    arrays, facts = unpack(saved)
+    position = unpack_saved(saved)[1]
+    unversioned = {name: value for name, value in facts.items() if name != "format"}
+    assert unpack_saved(pack(arrays, unversioned))[1] == position
+    with pytest.raises(ValueError, match="format of the snapshot = 99"):
+        unpack_saved(pack(arrays, {**facts, "format": 99}))
 
 
 @pytest.mark.parametrize(("attempts", "lease_timeouts"), [(3, 0), (1, 101)])
