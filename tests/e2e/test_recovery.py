@@ -24,7 +24,7 @@ from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import Stream, stream_to
 from tests.server.worker.test_recovery import Deaths, Tape, play
 
-STALL_S = 2.0
+STALL_S = 4.0  # half a second here, but two workers start on the same cores
 PATIENCE_S = 180.0  # for a worker that starts beside much else
 FAKE_ALONE = {name: value for name, value in FAKE.items() if name != "FADA_WORKERS"}
 OPTIONS = AnimationOptions(size=256)

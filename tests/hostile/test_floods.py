@@ -159,12 +159,15 @@ def test_a_client_that_answers_no_ping_is_cut_while_more_waits_for_it() -> None:
             app, http=http, ws=web_socket, ws_ping_interval=0.1, ws_ping_timeout=0.1
         )
         config.load()
-        serve = partial(http, config=config, server_state=ServerState(), app_state={})
+        state = ServerState()
+        serve = partial(http, config=config, server_state=state, app_state={})
         server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
         async with server:
             with socket.create_connection(server.sockets[0].getsockname()) as client:
                 client.sendall(UPGRADE)
                 await asyncio.wait_for(ended.wait(), 20)
+                while state.connections:  # until the loop has closed the socket
+                    await asyncio.sleep(0.01)
 
     asyncio.run(everything())
 
