@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
@@ -207,9 +208,13 @@ class BlockingIterator(Iterator[T]):
     def __init__(self, items: AsyncGenerator[T, None], loop: asyncio.AbstractEventLoop) -> None:
         self._items, self._loop = items, loop
         self._taking: asyncio.Task[Any] | None = None
+        self._closed = False
 
     def __next__(self) -> T:
-        item: T | None = asyncio.run_coroutine_threadsafe(self._take(), self._loop).result()
+        try:
+            item: T | None = asyncio.run_coroutine_threadsafe(self._take(), self._loop).result()
+        except CancelledError:  # closed by another thread
+            item = None
         if item is None:
             raise StopIteration
         return item
@@ -219,10 +224,13 @@ class BlockingIterator(Iterator[T]):
             asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
 
     async def _take(self) -> T | None:
+        if self._closed:
+            return None
         self._taking = asyncio.current_task()
         return await anext(self._items, None)
 
     async def _close(self) -> None:
+        self._closed = True  # a call that has not begun takes nothing
         if self._taking is not None:  # its caller was interrupted
             await cancel_and_wait([self._taking])
         await self._items.aclose()

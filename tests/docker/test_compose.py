@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_the_line_that_starts_redis_starts_one_with_a_password(tmp_path: Path) -
     line += f" --port 0 --unixsocket {path}"
     server = subprocess.Popen(
         ["sh", "-c", line], env={**os.environ, "REDIS_PASSWORD": PASSWORD}, cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
         with redis.Redis(unix_socket_path=str(path), password=PASSWORD) as client:
@@ -179,7 +180,7 @@ def test_the_line_that_starts_redis_starts_one_with_a_password(tmp_path: Path) -
         ):
             client.ping()
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # the shell's child as well
         server.wait(10)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
@@ -152,6 +153,7 @@ async def rarely(url: str) -> None:
             patch.setattr("server.broker.consumer._CONSUMER_TTL_MS", -1)
             await consumer.join()
         await consumer.leave()
+    await sockets_closed()
 
 
 @pytest.mark.parametrize("command", ["KEYS *", "FLUSHALL", "GET other", "CONFIG GET *", "ACL LIST"])
@@ -160,6 +162,7 @@ async def test_the_guides_user_may_nothing_else(secured: Secured, command: str) 
         with pytest.raises(redis.exceptions.NoPermissionError):
             await client.execute_command(*command.split())
     secured.admin.acl_log_reset()
+    await sockets_closed()
 
 
 async def test_a_server_of_another_authority_is_refused(secured: Secured, tmp_path: Path) -> None:
@@ -169,8 +172,18 @@ async def test_a_server_of_another_authority_is_refused(secured: Secured, tmp_pa
         with pytest.raises(SetupError, match="FADA_REDIS_URL") as error:
             await check_connection(f"{base}?ssl_ca_certs={wrong}", 0.0)
         assert "PASSWORD" not in str(error.value)
+    await sockets_closed()
 
 
 async def test_a_wrong_password_is_refused(secured: Secured) -> None:
     with pytest.raises(SetupError, match="FADA_REDIS_URL"):
         await check_connection(secured.url.replace("PASSWORD", "guessed"), 10.0)
+    await sockets_closed()
+
+
+async def sockets_closed() -> None:
+    """TLS says goodbye after the client is closed; until then the loop must not end."""
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    async with asyncio.timeout(10):
+        while len(selector.get_map()) > 1:  # the loop's own
+            await asyncio.sleep(0.01)
