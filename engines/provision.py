@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class StudentEngines:
-    """`models.load` asks it for engines; it remembers of which networks, in order, for `take`.
+    """`models.load` asks it for engines; `take` gives them with their networks, in order.
 
     ``make``: the forward of a network, by default the best engine that is stored here.
     """

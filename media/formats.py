@@ -41,7 +41,7 @@ _MAGIC = _compiled(
         "amr": rb"#!AMR(?:-WB)?\n",
     }
 )
-# Named to whoever sends them. Some hold rows of MPEG frames, which would else be found.
+# Named in the error. Some hold rows of MPEG frames, which would otherwise be taken for MP3.
 _REFUSED = _compiled(
     {
         "WMA or WMV": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",

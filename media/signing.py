@@ -196,7 +196,7 @@ def _algorithm(key_pem: bytes, certificate: Certificate, path: Path) -> str:
         return "ps256"
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "ed25519"
-    raise ValueError(f"{path} is a key of a kind that C2PA does not know")
+    raise ValueError(f"{path} is a key of a kind that C2PA does not allow")
 
 
 def _try_out(credentials: Credentials, path: Path) -> None:

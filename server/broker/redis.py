@@ -183,7 +183,7 @@ async def check_connection(url: str, timeout_s: float) -> None:
 
 
 def lost() -> ServiceError:
-    """The error of a job of which a fail-over has lost a part: replicas lag behind."""
+    """The error of a job that lost a part in a fail-over: replicas lag behind."""
     return ServiceError("internal_error", "a part of the job was lost with a Redis server")
 
 
