@@ -70,17 +70,24 @@ def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
-def avc_description(sps: bytes, pps: bytes) -> SampleDescription:
-    """H.264, from raw NAL units (ISO/IEC 14496-15, 5.3.3)."""
-    if len(sps) < 4:
-        raise ValueError(f"SPS of {len(sps)} bytes, expected at least 4")
+def avc_description(parameter_sets: Sequence[tuple[bytes, bytes]]) -> SampleDescription:
+    """H.264, from pairs of SPS and PPS, raw NAL units (ISO/IEC 14496-15, 5.3.3).
+
+    Profile and constraints are the first pair's, the level is the highest of all.
+    """
+    spss, ppss = zip(*parameter_sets, strict=True)
+    if short := [len(sps) for sps in spss if len(sps) < 4]:
+        raise ValueError(f"SPS of {short[0]} bytes, expected at least 4")
+    profile = spss[0][1:3] + bytes([max(sps[3] for sps in spss)])
+    sized = [[struct.pack(">H", len(unit)) + unit for unit in units] for units in (spss, ppss)]
     configuration = box(
         b"avcC",
-        bytes([1, *sps[1:4], 0xFC | 3, 0xE0 | 1]),  # lengths of four bytes, one SPS
-        struct.pack(">H", len(sps)) + sps,
-        b"\x01" + struct.pack(">H", len(pps)) + pps,
+        bytes([1, *profile, 0xFC | 3, 0xE0 | len(spss)]),  # lengths of four bytes
+        *sized[0],
+        bytes([len(ppss)]),
+        *sized[1],
     )
-    return SampleDescription(b"avc1", configuration, f"avc1.{sps[1:4].hex()}")
+    return SampleDescription(b"avc1", configuration, f"avc1.{profile.hex()}")
 
 
 def vp9_description(width: int, height: int) -> SampleDescription:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import time
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, cast
 
@@ -29,6 +31,10 @@ _BT709 = 1
 _SPS, _PPS = 7, 8  # types of NAL units
 _TEMPORAL_DELIMITER = b"\x12\x00"  # starts each of AV1's packets, and is not stored in MP4
 _NO_KEYFRAMES = 1 << 24
+_SMALL = 128  # pixels: no encoder takes less
+_FRAMES_TIMED = 25
+
+log = logging.getLogger("fada.media")
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class _Library:
     format: Literal["h264", "vp9", "av1"]
     options: dict[str, str]
     bit_rate: int = 0  # a second; 0: by quality
+    fallback: str = ""  # where it does not open: a card's encoder opens for some sessions only
 
 
 # A talking portrait is a still with small motion, where the search of x264's slower presets finds
@@ -80,6 +87,7 @@ _LIBRARIES = {
             "forced-idr": "1",
             "bf": "0",
         },
+        fallback="x264",
     ),
     "vp9": _Library(
         "libvpx-vp9",
@@ -98,19 +106,41 @@ ENCODERS = tuple(_LIBRARIES)
 class VideoEncoder:
     """Encodes pictures of one even size without delay: one in, one out.
 
+    ``encoder`` is the one of `ENCODERS` whose ``sample_description`` the video has: the
+    ``encoding``'s, or its fallback. ``continues``: the video was begun with the encoder that
+    ``encoding`` names. Where that one does not open, its fallback goes on under the same
+    description, which holds the parameter sets of both.
     Raises ``ValueError`` for an odd size, or an encoder that is not there.
     """
 
     def __init__(
-        self, width: int, height: int, fps: int, encoding: Encoding = DEFAULT_ENCODING
+        self,
+        width: int,
+        height: int,
+        fps: int,
+        encoding: Encoding = DEFAULT_ENCODING,
+        *,
+        continues: bool = False,
     ) -> None:
         if width <= 0 or height <= 0 or width % 2 or height % 2:
             raise ValueError(f"width and height must be even and positive, got {width}x{height}")
         self._size = (height, width, 3)
-        library = _LIBRARIES[encoding.encoder]
-        self._codec = _open_video(library, width, height, fps=fps)
+        self.encoder = encoding.encoder
+        library = _LIBRARIES[self.encoder]
+        try:
+            self._codec = _open_video(library, width, height, fps=fps)
+        except ValueError as error:
+            if not library.fallback:
+                raise
+            log.warning("%s; %s encodes instead", error, library.fallback)
+            if continues:
+                library = _second(_LIBRARIES[library.fallback])
+            else:
+                self.encoder = library.fallback
+                library = _LIBRARIES[self.encoder]
+            self._codec = _open_video(library, width, height, fps=fps)
         self.format = library.format
-        self.sample_description = _sample_description(library.format, self._codec)
+        self.sample_description = _sample_description(library, self._codec, fps)
         # One frame for all pictures: the encoder copies it.
         self._frame = VideoFrame(width, height, "yuv420p")
         self._planes = tuple(_plane(self._frame, i) for i in range(3))
@@ -142,7 +172,35 @@ class VideoEncoder:
 
 def check_encoder(name: str) -> None:
     """Raises ``ValueError`` where the encoder ``name``, of `ENCODERS`, does not work."""
-    VideoEncoder(128, 128, 25, Encoding(name)).encode(np.zeros((128, 128, 3), np.uint8), key=True)
+    _open_video(_LIBRARIES[name], _SMALL, _SMALL, fps=25)  # raises where a fallback would not
+    encoder = VideoEncoder(_SMALL, _SMALL, 25, Encoding(name))
+    encoder.encode(np.zeros((_SMALL, _SMALL, 3), np.uint8), key=True)
+
+
+def fastest_encoder() -> str:
+    """NVENC where it works and takes less of the processor's time for a frame than x264, else x264.
+
+    Blocks for up to half a second where there is a card.
+    """
+    try:
+        check_encoder("nvenc")
+        software, card = _seconds_per_frame("x264"), _seconds_per_frame("nvenc")
+    except (ValueError, FFmpegError):
+        return "x264"
+    log.info("a frame takes x264 %.2f ms of CPU, NVENC %.2f ms", software * 1000, card * 1000)
+    return "nvenc" if card < software else "x264"
+
+
+def _seconds_per_frame(name: str) -> float:
+    """CPU seconds for one frame of a picture that moves a little, at 512 pixels."""
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    picture = np.ascontiguousarray(picture.repeat(8, axis=0).repeat(8, axis=1))
+    encoder = VideoEncoder(512, 512, 25, Encoding(name))
+    encoder.encode(picture, key=True)
+    began_s = time.process_time()
+    for shift in range(_FRAMES_TIMED):
+        encoder.encode(np.roll(picture, shift, axis=1), key=False)
+    return (time.process_time() - began_s) / _FRAMES_TIMED
 
 
 class AACEncoder:
@@ -213,12 +271,24 @@ def _open_video(library: _Library, width: int, height: int, *, fps: int) -> Vide
     return video
 
 
+def _second(library: _Library) -> _Library:
+    """x264 with other numbers for its parameter sets, which then stand beside another encoder's."""
+    options = dict(library.options)
+    options["x264-params"] += ":sps-id=1"
+    return replace(library, options=options)
+
+
 def _sample_description(
-    kind: Literal["h264", "vp9", "av1"], codec: VideoCodecContext
+    library: _Library, codec: VideoCodecContext, fps: int
 ) -> boxes.SampleDescription:
-    if kind == "h264":
-        return boxes.avc_description(*_parameter_sets(codec.extradata))
-    if kind == "vp9":
+    if library.format == "h264":
+        sets = [_parameter_sets(codec.extradata)]
+        if library.fallback:
+            second = _second(_LIBRARIES[library.fallback])
+            opened = _open_video(second, codec.width, codec.height, fps=fps)
+            sets.append(_parameter_sets(opened.extradata))
+        return boxes.avc_description(sets)
+    if library.format == "vp9":
         return boxes.vp9_description(codec.width, codec.height)
     return boxes.av1_description(codec.extradata or b"")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
@@ -44,7 +44,8 @@ class MuxerState:
     """A muxer's state between two fragments.
 
     ``samples_in`` samples were added, ``samples_out`` of them are in fragments; ``sound`` (N,)
-    int16 holds the last ones added.
+    int16 holds the last ones added. ``encoder`` is the one that the init segment describes; "" in
+    a video that was not begun.
     """
 
     sequence: int
@@ -52,6 +53,7 @@ class MuxerState:
     samples_in: int
     samples_out: int
     sound: NDArray[np.int16]
+    encoder: str = ""
 
 
 AT_START = MuxerState(0, 0, 0, 0, np.zeros(0, np.int16))
@@ -69,7 +71,7 @@ class FragmentedMP4Muxer:
     sound; in return the first 21 ms fade in.
 
     With the ``state`` of another muxer of the same size it continues that one's timeline, with a
-    keyframe.
+    keyframe and, whatever ``encoding`` says, under that one's init segment.
 
     The init segment says that a machine made the video (`media.marks`), and so does every keyframe
     of H.264; ``created`` is the day they give, by default today.
@@ -85,7 +87,8 @@ class FragmentedMP4Muxer:
         created: date | None = None,
         encoding: Encoding = DEFAULT_ENCODING,
     ) -> None:
-        self._video = VideoEncoder(width, height, fps, encoding)
+        continued = replace(encoding, encoder=state.encoder or encoding.encoder)
+        self._video = VideoEncoder(width, height, fps, continued, continues=bool(state.encoder))
         self._sequence = state.sequence
         self._frames = state.frames
         self._since_key = KEY_INTERVAL
@@ -168,6 +171,7 @@ class FragmentedMP4Muxer:
             self._samples_in,
             self._samples_out,
             np.rint(sound).astype(np.int16),
+            self._video.encoder,
         )
 
     def close(self) -> bytes:

@@ -119,8 +119,10 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="proxies whose X-Forwarded-For is trusted, comma-separated; *: any"
     )
-    encoder: Literal["x264", "openh264", "nvenc", "vp9", "av1"] = Field(
-        "x264", description="video encoder: x264, openh264, nvenc, vp9 or av1"
+    encoder: Literal["auto", "x264", "openh264", "nvenc", "vp9", "av1"] = Field(
+        "auto",
+        description="video encoder: x264, openh264, nvenc, vp9 or av1; auto: nvenc where it takes "
+        "less of the processor's time than x264, else x264",
     )
     label: str | None = Field(
         None, min_length=1, description="visible label in a corner of every frame, such as AI"

@@ -81,6 +81,7 @@ def pack_saved(snapshot: Snapshot, position: InboxPosition) -> bytes:
         "format": FORMAT,
         "closed": snapshot.closed,
         "video": [video.sequence, video.frames, video.samples_in, video.samples_out],
+        "encoder": video.encoder,
         "position": [position.entry, position.edge, position.read],
         "partial": None,
     }
@@ -116,6 +117,7 @@ def unpack_saved(blob: bytes) -> tuple[Snapshot, InboxPosition]:
             samples_in=samples_in,
             samples_out=samples_out,
             sound=arrays["sound"].astype(np.int16),
+            encoder=known.get("encoder", ""),
         ),
         closed=bool(known["closed"]),
         speech=arrays["speech"].tobytes(),

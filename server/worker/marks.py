@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from media.encoders import DEFAULT_ENCODING, Encoding, check_encoder
+from media.encoders import DEFAULT_ENCODING, Encoding, check_encoder, fastest_encoder
 from media.label import LabelText
 from server.errors import ServiceError, SetupError
 from server.settings import Settings
@@ -57,11 +57,12 @@ def load_marks(settings: Settings) -> Marks:
     except ValueError as error:
         raise SetupError(f"setting FADA_LABEL: {error}") from error
     try:
-        if settings.encoder != DEFAULT_ENCODING.encoder:
+        if settings.encoder not in ("auto", DEFAULT_ENCODING.encoder):
             check_encoder(settings.encoder)
     except ValueError as error:
         raise SetupError(f"setting FADA_ENCODER: {error}") from error
-    encoding = Encoding(settings.encoder, label)
+    encoder = fastest_encoder() if settings.encoder == "auto" else settings.encoder
+    encoding = Encoding(encoder, label)
     certificates, key = settings.c2pa_cert, settings.c2pa_key
     if certificates is None and key is None:
         return Marks(encoding)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from media import encoders
 from media.encoders import Encoding
 from media.fmp4 import KEY_INTERVAL, SAMPLE_RATE, FragmentedMP4Muxer
 from tests.server.media_probe import boxes, probe
@@ -144,8 +146,68 @@ def test_other_encoders_make_the_same_video(encoder: str, codec: str) -> None:
     assert seen.times_s == pytest.approx(np.arange(24) / FPS)
     assert seen.keyframes[0] and sum(seen.keyframes) < 4  # OpenH264 adds some at cuts
     assert np.abs(seen.pictures[[3, 7, 11]] - colours).max() < 14
-    resumed = FragmentedMP4Muxer(128, 128, FPS, encoding=Encoding(encoder), state=muxer.state())
+    resumed = FragmentedMP4Muxer(128, 128, FPS, state=muxer.state())
     assert resumed.init_segment() == muxer.init_segment()
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """OpenH264 as a card's encoder; called with False, the card opens no more sessions."""
+    libraries = encoders._LIBRARIES
+
+    def works(now: bool) -> None:
+        name = libraries["openh264"].name if now else "h264_missing"
+        stand_in = replace(libraries["openh264"], name=name, fallback="x264")
+        monkeypatch.setitem(libraries, "nvenc", stand_in)
+
+    works(True)
+    try:
+        encoders.check_encoder("openh264")
+    except ValueError:
+        pytest.skip("this PyAV has no openh264")
+    return works
+
+
+def test_a_video_of_a_card_goes_on_without_it_and_with_it_again(
+    card: Callable[[bool], None],
+) -> None:
+    """Its init segment describes both encoders; what decodes it need not know which made what."""
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [120, 120, 120]])
+    pcm = np.zeros(4 * SAMPLES_PER_FRAME, np.float32)
+    muxer = FragmentedMP4Muxer(128, 128, FPS, encoding=Encoding("nvenc"))
+    init, parts = muxer.init_segment(), []
+    for there, colour in zip((True, False, True, False), colours, strict=True):
+        card(there)
+        muxer = FragmentedMP4Muxer(128, 128, FPS, state=muxer.state(), encoding=Encoding())
+        parts.append(muxer.add([np.full((128, 128, 3), colour, np.uint8)] * 4, pcm))
+    assert muxer.state().encoder == "nvenc"
+    seen = probe(init + b"".join(parts) + muxer.close())
+    assert seen.times_s == pytest.approx(np.arange(16) / FPS)
+    assert np.flatnonzero(seen.keyframes).tolist() == [0, 4, 8, 12]
+    assert np.abs(seen.pictures[3::4] - colours).max() < 14
+
+
+def test_a_card_that_opens_no_more_sessions_leaves_them_to_x264(
+    card: Callable[[bool], None],
+) -> None:
+    card(False)
+    muxer = FragmentedMP4Muxer(128, 128, FPS, encoding=Encoding("nvenc"))
+    assert muxer.state().encoder == "x264"
+    x264 = FragmentedMP4Muxer(128, 128, FPS, encoding=Encoding("x264"))
+    assert muxer.init_segment() == x264.init_segment()
+    with pytest.raises(ValueError, match="h264_missing"):
+        encoders.check_encoder("nvenc")
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.5, "nvenc"), (1.5, "x264")])
+def test_the_encoder_that_costs_less_is_chosen(
+    card: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, share: float, chosen: str
+) -> None:
+    costs = {"x264": 2e-3, "nvenc": share * 2e-3}
+    monkeypatch.setattr(encoders, "_seconds_per_frame", costs.__getitem__)
+    assert encoders.fastest_encoder() == chosen
+    card(False)
+    assert encoders.fastest_encoder() == "x264"
 
 
 @pytest.mark.parametrize(("width", "height"), [(63, 64), (64, 63), (0, 64)])
