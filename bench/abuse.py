@@ -1,233 +1,126 @@
 """The cost of abuse for a service, and its effect on another client.
 
-    python bench/abuse.py [--seconds 12] [--only NAME ...]
+    python bench/abuse.py [--url URL] [--doors NAME,...] [--seconds 12] [--only ABUSE ...]
 
-Each kind of abuse gets a fresh `fada serve` on this machine, without keys, while a live session in
-another process speaks. Prints a row for each: the largest gap between two of that session's
-fragments, to compare with an undisturbed run, and the growth of the API's, the workers' and the
-broker's memory, of open descriptors and of the log, from before the abuse to ten seconds after it.
-Abusers run at low priority, as they would have machines of their own.
+Abuses each door (`bench/doors`) of a service while a live session in another process speaks, and
+prints a row for each kind of abuse: the largest gap between two of that session's fragments, to
+compare with an undisturbed run, and the growth of the API's, the workers' and the broker's memory,
+of open descriptors and of the log, from before the abuse to ten seconds after it. Without an
+address, each kind gets a fresh `fada serve` on this machine; with one, only the broker's memory can
+be seen. Abusers run at low priority, as they would have machines of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import itertools
-import json
+import math
 import multiprocessing
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
-from websockets.sync.client import connect
 
+from bench.doors import DOORS, Address, Door
+from bench.doors.base import EXAMPLES, Flood, crowd
 from bench.live.report import processor
 from bench.live.session import Record, Voice, hold
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
-ADDRESS = ("127.0.0.1", 0)
 SETTLE_S = 3.0  # of the neighbour's session, before its gaps count
 AFTER_S = 10.0
 MB = 1 << 20
-Flood = Callable[[str, float], None]  # the service's address, until when (monotonic)
 
 
-def dial(url: str, words: bytes = b"") -> socket.socket:
-    place = urlsplit(url)
-    sock = socket.create_connection((place.hostname or "", place.port or 80), timeout=5)
-    with contextlib.suppress(OSError):
-        sock.sendall(words)
-    return sock
-
-
-def crowd(url: str, until_s: float, words: bytes, *, drip: bytes = b"", most: int = 2000) -> None:
-    """Open connections that send ``words`` and then nothing, or ``drip`` every half second."""
-    held: list[socket.socket] = []
-    try:
-        while time.monotonic() < until_s:
-            for _ in range(min(100, most - len(held))):
-                with contextlib.suppress(OSError):
-                    held.append(dial(url, words))
-            for sock in held if drip else []:
-                with contextlib.suppress(OSError):
-                    sock.send(drip)
-            time.sleep(0.5)
-    finally:
-        for sock in held:
-            sock.close()
-
-
-def invented_methods(url: str, until_s: float) -> None:
+def invented_methods(at: Address, until_s: float) -> None:
     """Requests with random unknown methods."""
     while time.monotonic() < until_s:
-        with contextlib.suppress(OSError), dial(url) as sock:
+        with contextlib.suppress(OSError), at.dial() as sock:
             for _ in range(50):
-                method = b"X" + secrets.token_hex(1000).encode()
-                sock.sendall(method + b" /models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                method = "X" + secrets.token_hex(1000)
+                sock.sendall(at.request(method, "/models", {}))
                 sock.recv(65536)
 
 
-def silent(url: str, until_s: float) -> None:
-    crowd(url, until_s, b"")
+def silent_connections(at: Address, until_s: float) -> None:
+    crowd(at, until_s, b"")
 
 
-def unfinished_headers(url: str, until_s: float) -> None:
-    crowd(url, until_s, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", drip=b"a")
+def unfinished_headers(at: Address, until_s: float) -> None:
+    crowd(at, until_s, at.request("GET", "/", {}).removesuffix(b"\r\n") + b"X: ", drip=b"a")
 
 
-def unfinished_bodies(url: str, until_s: float) -> None:
-    head = b"POST /animate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
-    crowd(
-        url,
-        until_s,
-        head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n",
-        drip=b"a",
-    )
+def unfinished_requests(at: Address, until_s: float, *, door: Door) -> None:
+    crowd(at, until_s, door.half(at), drip=b"a")
 
 
-def refused_uploads_that_stall(url: str, until_s: float) -> None:
-    head = b"POST /animate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000000\r\n\r\n"
-    crowd(url, until_s, head + bytes(1000))
+def readers_that_do_not_read(at: Address, until_s: float, *, door: Door) -> None:
+    """Whole requests whose answers are never read."""
+    crowd(at, until_s, door.whole(at), most=20)
 
 
-def starts_that_never_come(url: str, until_s: float) -> None:
-    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-    head = b"GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-    crowd(url, until_s, head + b"Connection: Upgrade\r\n" + key + b"\r\n")
-
-
-def sessions(url: str, until_s: float, talk: Callable[[object], None]) -> None:
-    """Live sessions in sequence; ``talk`` runs in each until it is closed."""
-    portrait = base64_portrait()
+def broken_files(at: Address, until_s: float, *, door: Door) -> None:
+    """Files with random bytes changed, one request after the other."""
+    names = itertools.cycle(door.media)
     while time.monotonic() < until_s:
-        with contextlib.suppress(Exception):
-            place = url.replace("http", "ws", 1) + "/stream"
-            with connect(place, max_size=None, compression=None) as sock:
-                sock.send(json.dumps({"type": "start", "portrait": portrait, "sample_rate": 48000}))
-                while "ready" not in str(sock.recv(10)):
-                    pass
-                talk(sock)
-        time.sleep(0.1)
-
-
-def base64_portrait() -> str:
-    import base64
-
-    return base64.b64encode((EXAMPLES / "presenter.jpg").read_bytes()).decode()
-
-
-def sound_and_interrupts(url: str, until_s: float) -> None:
-    """As much sound as may be queued, dropped by an interrupt, repeatedly."""
-
-    def talk(sock: object) -> None:
-        while time.monotonic() < until_s:
-            sock.send(bytes(50 * 2 * 48_000))  # type: ignore[attr-defined]
-            sock.send('{"type": "interrupt"}')  # type: ignore[attr-defined]
-
-    sessions(url, until_s, talk)
-
-
-def large_updates(url: str, until_s: float) -> None:
-    """Updates of 5 MiB of JSON."""
-    text = json.dumps({"type": "update", "steps": 2, "x": list(range(700_000))})
-
-    def talk(sock: object) -> None:
-        while time.monotonic() < until_s:
-            sock.send(text)  # type: ignore[attr-defined]
-            time.sleep(0.05)
-
-    sessions(url, until_s, talk)
-
-
-def unfinished_messages(url: str, until_s: float) -> None:
-    """Ten WebSocket messages of 30 MiB that never end."""
-    place = url.replace("http", "ws", 1) + "/stream"
-    while time.monotonic() < until_s:
-        with contextlib.ExitStack() as stack:
-            for _ in range(10):
-                with contextlib.suppress(Exception):
-                    raw = stack.enter_context(connect(place, max_size=None)).socket
-                    raw.sendall(b"\x02\xff" + (30 * MB).to_bytes(8, "big") + bytes(4))
-                    raw.sendall(bytes(29 * MB))
-            time.sleep(1.0)
-
-
-def readers_that_do_not_read(url: str, until_s: float) -> None:
-    """Requests for videos whose answers are never read."""
-    form = b""
-    for name, path in (("portrait", "presenter.jpg"), ("audio", "speech.wav")):
-        head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'
-        form += head.encode() + (EXAMPLES / path).read_bytes() + b"\r\n"
-    form += b"--b--\r\n"
-    head = f"POST /animate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(form)}\r\n"
-    head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-    crowd(url, until_s, head.encode() + form, most=20)
-
-
-def broken_files(url: str, until_s: float) -> None:
-    """Audio files with random bytes changed."""
-    good = (EXAMPLES / "speech.wav").read_bytes()
-    portrait = (EXAMPLES / "presenter.jpg").read_bytes()
-    while time.monotonic() < until_s:
-        changed = bytearray(good[: 1 << 16])
+        name = next(names)
+        changed = bytearray(door.media[name])
         for _ in range(50):
             changed[secrets.randbelow(200)] = secrets.randbelow(256)
-        parts = (("portrait", portrait), ("audio", bytes(changed)))
-        body = b"".join(
-            f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'.encode()
-            + blob + b"\r\n" for name, blob in parts
-        ) + b"--b--\r\n"  # fmt: skip
-        kind = {"Content-Type": "multipart/form-data; boundary=b"}
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(
-                urllib.request.Request(f"{url}/animate", body, kind), timeout=20
-            ).read()
+        door.ask(at, {name: bytes(changed)})
 
 
-FLOODS: dict[str, Flood] = {
-    flood.__name__.replace("_", " "): flood
-    for flood in (
-        invented_methods, silent, unfinished_headers, unfinished_bodies,
-        refused_uploads_that_stall, starts_that_never_come, sound_and_interrupts, large_updates,
-        unfinished_messages, readers_that_do_not_read, broken_files,
-    )
-}  # fmt: skip
+def floods_of(doors: Mapping[str, Door]) -> dict[str, Flood]:
+    """Every kind of abuse, by the name in the table."""
+    floods: dict[str, Flood] = {
+        flood.__name__.replace("_", " "): flood
+        for flood in (invented_methods, silent_connections, unfinished_headers)
+    }
+    for door in doors.values():
+        for each in (unfinished_requests, readers_that_do_not_read, broken_files):
+            floods[f"{door.name}: {each.__name__.replace('_', ' ')}"] = partial(each, door=door)
+        floods |= {f"{door.name}: {name}": flood for name, flood in door.floods.items()}
+    return floods
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Resources of a service at one moment."""
+    """Resources of a service at one moment; NaN where they cannot be seen from here."""
 
     api_mb: float
     workers_mb: float
-    descriptors: int
+    descriptors: float
     broker_mb: float
     log_mb: float
 
 
 @dataclass(frozen=True)
 class Served:
-    url: str
-    process: psutil.Process
-    log: Path
+    """A service; ``process`` and ``log`` of one that was started here."""
+
+    at: Address
+    process: psutil.Process | None = None
+    log: Path | None = None
 
     def cost(self) -> Cost:
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+        request = urllib.request.Request(f"{self.at.url}/metrics", headers=dict(self.at.headers))
+        with urllib.request.urlopen(request, timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         (broker,) = [n.split()[1] for n in lines if n.startswith("fada_broker_memory_bytes ")]
+        if self.process is None or self.log is None:
+            return Cost(math.nan, math.nan, math.nan, float(broker) / MB, math.nan)
         below = self.process.children(recursive=True)
         workers = [one for one in below if "worker" in " ".join(one.cmdline())]
         return Cost(
@@ -252,7 +145,7 @@ def serving() -> Iterator[Served]:
             line = child.stdout.readline() if child.stdout else ""
             if "ready on" not in line:
                 raise RuntimeError(f"fada serve did not start: {log.read_text()[-500:]}")
-            yield Served(line.split()[-1], psutil.Process(child.pid), log)
+            yield Served(Address(line.split()[-1]), psutil.Process(child.pid), log)
         finally:
             child.terminate()
             child.wait(30)
@@ -266,49 +159,68 @@ def largest_gap_ms(record: Record) -> float:
     return 1000 * max(b - a for a, b in itertools.pairwise(settled))
 
 
-def abuse(name: str, url: str, seconds: float) -> None:
+def abuse(name: str, at: Address, seconds: float) -> None:
     os.nice(15)
-    FLOODS[name](url, time.monotonic() + seconds)
+    floods_of(DOORS)[name](at, time.monotonic() + seconds)
 
 
-async def run(flood: str | None, seconds: float) -> tuple[float, Cost, Cost]:
+async def run(served: Served, flood: str | None, seconds: float) -> tuple[float, Cost, Cost]:
     """The other client's largest gap, and the costs before and after."""
     voice = Voice.read(EXAMPLES / "speech.wav")
-    start = {"portrait": base64_portrait(), "idle": True, "size": 512}
-    with serving() as served:
-        await hold(served.url, start, voice, seconds=2.0)  # warms up
-        before = await asyncio.to_thread(served.cost)
-        talk = asyncio.create_task(hold(served.url, start, voice, seconds=SETTLE_S + seconds))
-        await asyncio.sleep(SETTLE_S)
-        if flood is not None:
-            context = multiprocessing.get_context("spawn")
-            process = context.Process(target=abuse, args=(flood, served.url, seconds - 1.0))
-            process.start()
-            await asyncio.to_thread(process.join, seconds + 30)
-            process.kill()
-        record = await talk
-        await asyncio.sleep(AFTER_S)
-        after = await asyncio.to_thread(served.cost)
+    portrait = base64.b64encode((EXAMPLES / "presenter.jpg").read_bytes()).decode()
+    start = {"portrait": portrait, "idle": True, "size": 512}
+    speak = partial(hold, served.at.url, start, voice, headers=served.at.headers)
+    await speak(seconds=2.0)  # warms up
+    before = await asyncio.to_thread(served.cost)
+    talk = asyncio.create_task(speak(seconds=SETTLE_S + seconds))
+    await asyncio.sleep(SETTLE_S)
+    if flood is not None:
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(target=abuse, args=(flood, served.at, seconds - 1.0))
+        process.start()
+        await asyncio.to_thread(process.join, seconds + 30)
+        process.kill()
+    record = await talk
+    await asyncio.sleep(AFTER_S)
+    after = await asyncio.to_thread(served.cost)
     return largest_gap_ms(record), before, after
+
+
+def row(name: str, gap_ms: float, before: Cost, after: Cost) -> str:
+    """A line of the table."""
+    cells = [name, f"{gap_ms:.0f}"]
+    for field in ("api_mb", "workers_mb", "descriptors", "broker_mb", "log_mb"):
+        grown = getattr(after, field) - getattr(before, field)
+        digits = 0 if field == "descriptors" else 1
+        cells.append("" if math.isnan(grown) else f"{grown:+.{digits}f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=12.0, help="[%(default)s]")
-    parser.add_argument("--only", nargs="+", choices=sorted(FLOODS), default=list(FLOODS))
+    parser.add_argument("--url", help="a running service; by default one is started for each kind")
+    parser.add_argument("--api-key", help="a key of the service at --url")
+    parser.add_argument("--doors", default=",".join(DOORS), help="[%(default)s]")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each kind [%(default)s]")
+    parser.add_argument("--only", nargs="+", metavar="ABUSE", help="as named in the table")
     args = parser.parse_args()
+    unknown = set(args.doors.split(",")) - set(DOORS)
+    if unknown:
+        parser.error(f"--doors = {min(unknown)}, expected some of {', '.join(DOORS)}")
+    floods = list(floods_of({name: DOORS[name] for name in args.doors.split(",")}))
+    for name in args.only or []:
+        if name not in floods:
+            parser.error(f"--only = {name!r}, expected some of {', '.join(floods)}")
     print(f"{processor()}; {args.seconds:g} s of each\n")
     print(
         "| abuse | largest gap, ms | API, MB | workers, MB | descriptors | broker, MB | log, MB |"
     )
     print("| --- |" + " ---: |" * 6)
-    for name in [None, *args.only]:
-        gap, before, after = asyncio.run(run(name, args.seconds))
-        grown = [
-            f"{getattr(after, f) - getattr(before, f):+.{0 if f == 'descriptors' else 1}f}"
-            for f in ("api_mb", "workers_mb", "descriptors", "broker_mb", "log_mb")
-        ]
-        print(f"| {name or 'none'} | {gap:.0f} | " + " | ".join(grown) + " |", flush=True)
+    key = {"X-API-Key": args.api_key} if args.api_key else {}
+    for name in [None, *(args.only or floods)]:
+        remote = contextlib.nullcontext(Served(Address(args.url, key))) if args.url else serving()
+        with remote as served:
+            print(row(name or "none", *asyncio.run(run(served, name, args.seconds))), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import asyncio
 import struct
 import time
 import wave
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,13 +91,21 @@ def check_fragment(blob: bytes) -> None:
         raise BrokenFragmentError(f"a fragment of {len(blob)} bytes has the boxes {kinds}")
 
 
-async def hold(url: str, start: dict[str, Any], voice: Voice, *, seconds: float) -> Record:
+async def hold(
+    url: str,
+    start: dict[str, Any],
+    voice: Voice,
+    *,
+    seconds: float,
+    headers: Mapping[str, str] | None = None,
+) -> Record:
     """A conversation: speak for ``seconds`` in real time from `Ready` on, then end.
 
-    ``url``: of the service, ``http://…``; ``start``: fields of the message of that name.
+    ``url``: of the service, ``http://…``; ``start``: fields of the message of that name;
+    ``headers``: of the connection, such as an API key.
     """
     record = Record()
-    async with _opened(url, start, voice, record=record) as stream:
+    async with _opened(url, start, voice, record=record, headers=headers) as stream:
         speaking: asyncio.Task[None] | None = None
         try:
             async for _ in _received(stream, record):
@@ -129,10 +137,17 @@ async def first_fragment(url: str, start: dict[str, Any], voice: Voice) -> float
 
 @asynccontextmanager
 async def _opened(
-    url: str, start: dict[str, Any], voice: Voice, *, record: Record
+    url: str,
+    start: dict[str, Any],
+    voice: Voice,
+    *,
+    record: Record,
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[AsyncStream]:
     """A session that was asked for; `AsyncClient.stream` would wait until it is ready."""
-    async with connect(stream_url(url), max_size=None, compression=None) as socket:
+    async with connect(
+        stream_url(url), additional_headers=headers, max_size=None, compression=None
+    ) as socket:
         record.asked_s = time.monotonic()
         await socket.send(message("start", sample_rate=voice.rate, **start))
         yield AsyncStream(socket)

@@ -1,38 +1,57 @@
-"""A real service with a live session that attacks must not disturb."""
+"""A real service with a live session that attacks must not disturb.
+
+With `FADA_TEST_URL`, only the doors of the service at that address are attacked (`test_doors.py`);
+`FADA_TEST_DOORS` names some of them (comma-separated), `FADA_TEST_KEY` is an API key.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.doors import Address
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import pcm, stream_to
 
 
 @pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
+    if "FADA_TEST_URL" in os.environ:
+        pytest.skip("needs a service of its own, and FADA_TEST_URL names another")
     with running({**FAKE, "FADA_WORKERS": "2"}) as service:
         yield service
+
+
+@pytest.fixture
+def at(request: pytest.FixtureRequest) -> Iterator[Address]:
+    """The address under attack; a live session continues through the test, as do its workers."""
+    if url := os.environ.get("FADA_TEST_URL"):
+        key = os.environ.get("FADA_TEST_KEY")
+        address = Address(url, {"X-API-Key": key} if key else {})
+        with undisturbed(address.url, address.headers):
+            yield address
+        return
+    yield Address(request.getfixturevalue("unharmed").url)
 
 
 @pytest.fixture
 def unharmed(service: Service) -> Iterator[Service]:
     """The service: its workers survive the test, and a live session continues through it."""
     workers = service.workers()
-    with undisturbed(service):
+    with undisturbed(service.url):
         yield service
     assert service.workers() == workers
 
 
 @contextmanager
-def undisturbed(service: Service, headers: dict[str, str] | None = None) -> Iterator[None]:
+def undisturbed(url: str, headers: Mapping[str, str] | None = None) -> Iterator[None]:
     """Run another client's live session, whose video must be complete at the end of the block."""
-    with stream_to(service.url, headers) as neighbour:
+    with stream_to(url, headers) as neighbour:
         neighbour.start(idle=True)
         neighbour.until("fragment")
         yield

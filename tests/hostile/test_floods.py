@@ -49,7 +49,7 @@ def dialled(service: Service, words: bytes = b"") -> socket.socket:
 
 @pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\nX-Slow: ", b"POST"])
 def test_silent_connections_are_evicted_first(few: Service, words: bytes) -> None:
-    with ExitStack() as stack, undisturbed(few):
+    with ExitStack() as stack, undisturbed(few.url):
         for _ in range(60):
             stack.enter_context(dialled(few, words))
             time.sleep(0.005)
@@ -226,7 +226,7 @@ def test_audio_and_interrupts_in_turn_evict_no_avatars(service: Service) -> None
     with service.client() as client:
         made = client.post("/avatars", files={"portrait": ("p.png", noise_picture(300))})
         before = broker_bytes(service)
-        with undisturbed(service), stream_to(service.url) as attacker:
+        with undisturbed(service.url), stream_to(service.url) as attacker:
             attacker.start(sample_rate=48_000)
             attacker.until("ready")
             with suppress(ConnectionClosed):  # the connection may be cut at any moment
@@ -261,7 +261,7 @@ def test_unfinished_messages_are_small(service: Service) -> None:
 
 
 def test_empty_frames_without_end(service: Service) -> None:
-    with undisturbed(service), stream_to(service.url) as stream:
+    with undisturbed(service.url), stream_to(service.url) as stream:
         stream.start(portrait_file=picture())
         stream.until("ready")
         raw = stream.socket.socket

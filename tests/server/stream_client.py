@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +101,7 @@ class Stream:
 
 @contextmanager
 def stream_to(
-    url: str, headers: dict[str, str] | None = None, timeout_s: float = _TIMEOUT_S
+    url: str, headers: Mapping[str, str] | None = None, timeout_s: float = _TIMEOUT_S
 ) -> Iterator[Stream]:
     """Connect to the service at ``url``, whose scheme is http."""
     with connect(

@@ -1,0 +1,11 @@
+"""Every way into a service, for hostile tests and `bench/abuse.py`."""
+
+from __future__ import annotations
+
+from bench.doors.base import Address, Answer, Door
+from bench.doors.rest import ANIMATE, AVATARS, VERIFY
+from bench.doors.stream import StreamDoor
+
+DOORS: dict[str, Door] = {door.name: door for door in (ANIMATE, AVATARS, VERIFY, StreamDoor())}
+
+__all__ = ["DOORS", "Address", "Answer", "Door"]
