@@ -14,7 +14,7 @@ import torch
 from bench.live.report import processor
 from engines.example_inputs import video_inputs
 from engines.export import conditions_of
-from engines.openvino import OpenVINONet
+from engines.openvino_convert import compiled
 from model.audio.log_mel import LOG_MEL
 from model.diffusion.cached_context import CachedContext
 from model.video.tiny import TinyNet
@@ -29,7 +29,7 @@ def main() -> None:
     assert isinstance(net, TinyNet)
     inputs = video_inputs(net, LOG_MEL, net.config.latent_shape)
     engines = {
-        threads: CachedContext(OpenVINONet(net, inputs(2), threads=threads)) for threads in (1, 2)
+        threads: CachedContext(compiled(net, inputs(2), threads=threads)) for threads in (1, 2)
     }
     spent: dict[int, list[float]] = {threads: [] for threads in engines}
     for _ in range(ROUNDS):

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+import numpy as np
 
-from engines import export
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT = 1  # of the manifest, and of the functions' inputs and outputs
 MANIFEST = "manifest.json"
@@ -128,13 +128,13 @@ def weights_hash(net: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         plain = value.detach().cpu().contiguous().reshape(-1)
         plain = plain.float() if plain.is_floating_point() else plain
-        digest.update(plain.view(torch.uint8).numpy().data)
+        digest.update(plain.numpy().view(np.uint8).data)
     return digest.hexdigest()
 
 
 def code_hash(net: nn.Module) -> str:
     """SHA-256 of the network's config and of the source files of its classes and of the export."""
-    files = {Path(str(inspect.getsourcefile(export)))}
+    files = {Path(__file__).with_name("export.py")}
     for module in net.modules():
         if not type(module).__module__.startswith("torch."):
             files.add(Path(str(inspect.getsourcefile(type(module)))))

@@ -16,11 +16,12 @@ from torch.export import ExportedProgram
 
 from engines import aot_inductor, tensorrt
 from engines.export import Graph, Program, Rows, Tensors, conditions_of
+from engines.stored import NVIDIA_DRIVER
 from model.diffusion.denoiser import Conditions
 
 Machine = Mapping[str, str]
 NO_GPU = "there is no GPU"
-_DRIVER = Path("/proc/driver/nvidia/version")  # in containers as well
+_DRIVER = NVIDIA_DRIVER
 
 
 class Compiler(Protocol):

@@ -10,15 +10,14 @@ import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import nn
 
 from engines import artifacts
 from engines.artifacts import Manifest
@@ -26,47 +25,17 @@ from engines.base import ProgramNet, backend_named, driver_version
 from engines.build import BuildSpec, build, requested
 from engines.example_inputs import ExampleModel
 from engines.export import Tensors
-from engines.select import StudentNet, motion_net, student_engine, video_net
+from engines.select import StudentNet
+from engines.student_engines import StudentEngines
 from model import models
-from model.audio.frontend import AudioWindowSpec
 from model.diffusion.cached_context import CachedContext, SplitNet
 from model.diffusion.denoiser import Forward
-from model.motion.checkpoint import MotionWeights
 from model.motion.rollout import MotionOnly
 
 BACKEND, PRECISION = "tensorrt", "fp16"
 MAX_ATTEMPTS = 3  # of a build that is killed: the next may find more memory
 _LOCK, _FAILURES = ".lock", "failures"
 _log = logging.getLogger(__name__)
-
-
-class StudentEngines:
-    """`models.load` asks it for engines; `take` gives them with their networks, in order.
-
-    ``make``: the forward of a network, by default the best engine that is stored here.
-    """
-
-    def __init__(self, make: Callable[[StudentNet], CachedContext[Any]] = student_engine) -> None:
-        self._make = make
-        self._made: list[tuple[StudentNet, CachedContext[Any]]] = []
-
-    def take(self) -> list[tuple[StudentNet, CachedContext[Any]]]:
-        """The networks and their engines, which are forgotten here."""
-        made, self._made = self._made, []
-        return made
-
-    def motion(self, weights: MotionWeights) -> Forward:
-        return self.engine(motion_net(weights))
-
-    def video(
-        self, net: nn.Module, window_spec: AudioWindowSpec, latent: tuple[int, ...]
-    ) -> Forward:
-        return self.engine(video_net(net, window_spec, latent))
-
-    def engine(self, student: StudentNet) -> Forward:
-        forward = self._make(student)
-        self._made.append((student, forward))
-        return forward
 
 
 @dataclass(frozen=True)
@@ -230,6 +199,7 @@ def build_missing(choice: models.Choice, root: Path, *, locked: bool = False) ->
     builds = [
         EngineBuild(name, student, root)
         for name, (student, _) in zip(students, engines.take(), strict=True)
+        if student is not None
     ]
     with nullcontext() if locked else build_lock(root):
         artifacts.clean(root)

@@ -26,7 +26,8 @@ from engines.cuda_graphs import CapturedProgram, capture_sizes
 from engines.example_inputs import Inputs, motion_inputs, video_inputs
 from engines.export import Tensors, conditions_of
 from engines.motion_error import MAX_MOTION_ERROR, motion_error
-from engines.openvino import cached, precisions
+from engines.openvino import precisions
+from engines.openvino_convert import cached
 from model.audio.frontend import AudioWindowSpec
 from model.diffusion.cached_context import CachedContext, SplitNet
 from model.diffusion.denoiser import Forward

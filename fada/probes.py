@@ -94,6 +94,7 @@ def students() -> Answer:
     """For each student that a worker would load: its engine, as the worker chooses it."""
     from engines import provision
     from engines.select import StudentNet, student_engine
+    from engines.student_engines import StudentEngines
     from model import models
     from server.settings import Settings
     from server.worker.pipelines import model_choice
@@ -106,12 +107,13 @@ def students() -> Answer:
         logged.append(records)
         return forward
 
-    engines = provision.StudentEngines(make)
+    engines = StudentEngines(make)
     choice = model_choice(Settings())  # type: ignore[call-arg]  # all have defaults
     loaded = models.load(choice, motion_engine=engines.motion, video_engine=engines.video)
     unbuildable = provision.unbuildable()
     found: Answer = {}
     for name, (student, forward), records in zip(loaded, engines.take(), logged, strict=True):
+        assert student is not None
         build = None if unbuildable else provision.needed(name, student, forward)
         failure = build and build.failure
         found[name] = {

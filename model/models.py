@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from model.audio.frontend import AudioWindowSpec
 from model.audio.log_mel import LOG_MEL, PREFIX
+from model.diffusion.arrays import like
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule
 from model.manifest import WEIGHTS as WEIGHTS
-from model.motion.checkpoint import MotionWeights, load_weights
 from model.motion.smoothing import smooth
+from model.motion.student import MotionStudent, read_student
 from model.pipeline import LatentSpace, Student, StudentPipeline, refuse_teacher
 from model.portrait.blendshapes import EYES, MOTION_DIM, MOUTH
-from model.types import ModelMetadata, Reference
+from model.types import Floats, ModelMetadata, Reference
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model.motion.checkpoint import MotionWeights
 
 DEFAULT = "motion-fast"
 MOTION, VIDEO_TINY, VIDEO = "motion", "video-tiny", "video"
@@ -33,9 +38,11 @@ SHIPPED = {
 }
 LICENCE = "Apache-2.0; learned from the GRID corpus (CC BY 4.0)"
 
-MotionEngine = Callable[[MotionWeights], Forward]
+MotionEngine = Callable[["MotionWeights"], Forward]
+# A student's file -> its forward in numpy's arrays, where one was prepared before
+StoredEngine = Callable[[Path], Forward | None]
 # (network, its audio windows, shape of its latent) -> its forward
-VideoEngine = Callable[[nn.Module, AudioWindowSpec, tuple[int, ...]], Forward]
+VideoEngine = Callable[["nn.Module", AudioWindowSpec, tuple[int, ...]], Forward]
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ def load(
     choice: Choice = SHIPPED_MOTION,
     *,
     motion_engine: MotionEngine | None = None,
+    stored_engine: StoredEngine | None = None,
     video_engine: VideoEngine | None = None,
     space: LatentSpace | None = None,
     folder: Path = WEIGHTS,
@@ -118,13 +126,13 @@ def load(
     Args:
         motion_engine, video_engine: prepare a network's forward (compiled, on another device);
             plain torch by default.
+        stored_engine: asked first; a motion model that has one is loaded without torch.
         space: draws motion, for all motion models; by default the portrait renderer's.
         folder: holds the shipped weights.
         threads: torch's, for the whole process; more than one pays only on idle cores.
 
     Raises ``ValueError`` as `names` does, and for a file that holds no student.
     """
-    torch.set_num_threads(threads)
     known = names(choice, folder)
     if choice.weights is not None:
         (name,), (kind,), licence = known, choice.models, None
@@ -133,20 +141,31 @@ def load(
         licence = LICENCE
         paths = {name: (_kind(name), _file(name, folder)) for name in known}
     # Files are checked before a space is made, which takes seconds.
-    motion = {n: motion_student(path) for n, (kind, path) in paths.items() if kind == MOTION}
+    motion = {n: _student(path) for n, (kind, path) in paths.items() if kind == MOTION}
     if motion and space is None:
         from model.motion.space import MotionSpace  # imports numba and OpenCV
 
         space = MotionSpace()
     loaded = {}
     for name, (kind, path) in paths.items():
-        if kind == MOTION and space is not None:
+        forward = stored_engine(path) if kind == MOTION and stored_engine is not None else None
+        if forward is None:
+            _set_torch_threads(threads)
+        if kind != MOTION or space is None:
+            loaded[name] = _video_pipeline(name, kind, path, licence=licence, engine=video_engine)
+        elif forward is None:
             loaded[name] = motion_pipeline(
-                name, motion[name], space, engine=motion_engine, licence=licence
+                name, motion_student(path), space, engine=motion_engine, licence=licence
             )
         else:
-            loaded[name] = _video_pipeline(name, kind, path, licence=licence, engine=video_engine)
+            loaded[name] = _pipeline(name, motion[name], space, forward=forward, licence=licence)
     return loaded
+
+
+def _set_torch_threads(threads: int) -> None:
+    import torch  # takes seconds
+
+    torch.set_num_threads(threads)
 
 
 def _video_pipeline(
@@ -164,9 +183,16 @@ def motion_student(path: Path) -> MotionWeights:
 
     Raises ``ValueError`` for a teacher, or a file that holds no motion network.
     """
-    weights = load_weights(path)
-    refuse_teacher(weights.metadata, str(path), command="fada train student --teacher")
-    return weights
+    from model.motion.checkpoint import load_weights  # torch
+
+    _student(path)
+    return load_weights(path)
+
+
+def _student(path: Path) -> MotionStudent:
+    student = read_student(path)
+    refuse_teacher(student.metadata, str(path), command="fada train student --teacher")
+    return student
 
 
 def motion_pipeline(
@@ -181,33 +207,37 @@ def motion_pipeline(
 
     ``licence`` overrides the file's.
     """
-    metadata = ModelMetadata.parse(
-        weights.metadata, guided=weights.net.config.guided, licence=licence
-    )
-    forward = X0Denoiser(CachedContext(weights.net) if engine is None else engine(weights))
+    forward = CachedContext(weights.net) if engine is None else engine(weights)
+    return _pipeline(name, weights.student, space, forward=forward, licence=licence)
+
+
+def _pipeline(
+    name: str, motion: MotionStudent, space: LatentSpace, *, forward: Forward, licence: str | None
+) -> StudentPipeline:
+    metadata = ModelMetadata.parse(motion.metadata, guided=motion.guided, licence=licence)
+
+    def conditions(references: Sequence[Reference]) -> Conditions:
+        """``reference`` (B, 64), see `reference_features`."""
+        return {"reference": like(np.stack([r.features for r in references]), motion.mean)}
+
     student = Student(
-        denoiser=guided(forward, metadata.limits),
+        denoiser=guided(X0Denoiser(forward), metadata.limits),
         schedule=CosineSchedule(),
         window_spec=LOG_MEL,
         prefix=PREFIX,
-        mean=weights.mean,
-        std=weights.std,
-        conditions=_conditions,
+        mean=motion.mean,
+        std=motion.std,
+        conditions=conditions,
         postprocess=smooth,
-        temperature=temperature_of(*metadata.temperature),
+        temperature=like(temperature_of(*metadata.temperature), motion.mean),
     )
     return StudentPipeline(name, metadata, space=space, student=student)
 
 
-def temperature_of(eyes: float, head: float) -> Tensor:
+def temperature_of(eyes: float, head: float) -> Floats:
     """(58,) factors on a motion frame's noise, see `ModelMetadata`; 1 for the mouth, which audio
     determines."""
-    every = torch.full((MOTION_DIM,), head)
+    every = np.full(MOTION_DIM, head, np.float32)
     every[np.flatnonzero(EYES)] = eyes
     every[np.flatnonzero(MOUTH)] = 1.0
     return every
-
-
-def _conditions(references: Sequence[Reference]) -> Conditions:
-    """``reference`` (B, 64), see `reference_features`."""
-    return {"reference": torch.from_numpy(np.stack([r.features for r in references]))}

@@ -6,15 +6,15 @@ Everything that serves or evaluates a model uses `AvatarPipeline`, `LatentSpace`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from model.audio.frontend import AudioWindowSpec
+from model.diffusion.arrays import Array, like, no_gradients, to_numpy
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import NoiseSchedule
@@ -84,8 +84,8 @@ class Student:
 
     Args:
         prefix: clean latents before a window that condition it.
-        mean, std: the latents' normalisation, in the network's shape of a latent and on its
-            device. Latents are passed on and kept in physical units.
+        mean, std: the latents' normalisation, in the network's shape of a latent, of the kind of
+            array that it takes and on its device. Latents are passed on and kept in physical units.
         conditions: a batch's references -> the conditions that they give.
         postprocess: (B, P, D) latents before, (B, hop, D) sampled -> (B, hop, D), physical units.
         temperature: scales the initial noise, one number or one per component of a latent. Few
@@ -96,11 +96,11 @@ class Student:
     schedule: NoiseSchedule
     window_spec: AudioWindowSpec
     prefix: int
-    mean: Tensor
-    std: Tensor
+    mean: Array
+    std: Array
     conditions: Callable[[Sequence[Reference]], Conditions]
     postprocess: Callable[[Floats, Floats], Floats] | None = None
-    temperature: float | Tensor = 1.0
+    temperature: float | Array = 1.0
 
 
 class StudentPipeline:
@@ -110,7 +110,7 @@ class StudentPipeline:
         self, name: str, metadata: ModelMetadata, *, space: LatentSpace, student: Student
     ) -> None:
         for what, scale in (("mean", student.mean), ("std", student.std)):
-            if scale.numel() != space.dim:
+            if math.prod(scale.shape) != space.dim:
                 raise ValueError(
                     f"{what} has shape {tuple(scale.shape)}, expected {space.dim} numbers"
                 )
@@ -145,7 +145,7 @@ class StudentPipeline:
         """(B, hop, D) latents in physical units."""
         student, shape = self._student, (self.window_spec.hop, self.space.dim)
         noise = [window_noise(k.state.seed, k.state.window_index, shape=shape) for k in tasks]
-        with torch.inference_mode():
+        with no_gradients(student.mean):
             latents = sample(
                 student.denoiser,
                 student.temperature * self._shaped(noise),
@@ -153,8 +153,8 @@ class StudentPipeline:
                 cond=self._conditions(tasks),
                 schedule=student.schedule,
             )
-            physical = (latents * student.std + student.mean).flatten(2)
-            sampled = np.asarray(physical.cpu().numpy(), np.float32)
+            physical = (latents * student.std + student.mean).reshape(len(tasks), *shape)
+            sampled = np.asarray(to_numpy(physical), np.float32)
         if student.postprocess is None:
             return sampled
         return student.postprocess(np.stack([task.state.prefix for task in tasks]), sampled)
@@ -162,18 +162,18 @@ class StudentPipeline:
     def _conditions(self, tasks: list[WindowTask]) -> Conditions:
         student = self._student
         prefix = self._shaped([k.state.prefix for k in tasks])
-        guidance = [[k.guidance.audio, k.guidance.reference] for k in tasks]
+        guidance = np.array([[k.guidance.audio, k.guidance.reference] for k in tasks])
         return {
             "prefix": (prefix - student.mean) / student.std,
-            "audio": torch.from_numpy(np.stack([k.window.features for k in tasks])).to(prefix),
-            "guidance": torch.tensor(guidance).to(prefix),
+            "audio": like(np.stack([k.window.features for k in tasks]), prefix),
+            "guidance": like(guidance, prefix),
             **student.conditions([k.reference for k in tasks]),
         }
 
-    def _shaped(self, latents: Sequence[Floats]) -> Tensor:
-        """(T, D) each → (B, T, ...), in the network's shape and on its device."""
+    def _shaped(self, latents: Sequence[Floats]) -> Array:
+        """(T, D) each → (B, T, ...), in the network's shape, kind of array and device."""
         mean, flat = self._student.mean, np.stack(latents)
-        return torch.from_numpy(flat).to(mean).reshape(*flat.shape[:2], *mean.shape)
+        return like(flat, mean).reshape(*flat.shape[:2], *mean.shape)
 
     def _check(self, task: WindowTask) -> None:
         low, high = STEPS_RANGE

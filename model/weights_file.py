@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from model.manifest import verified
 from model.types import ScaleLimits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 DEFAULT_GUIDANCE = (2.0, 1.0)  # audio, reference: judged best
 _OLD_KEYS = {"facts": "metadata"}  # in files written before the key was renamed
@@ -37,6 +37,8 @@ def weights_metadata(
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> None:
     """``tensors`` as they are; ``header`` values are stored as JSON, strings plainly."""
+    from safetensors.torch import save_file
+
     text = {
         key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for key, value in header.items()
@@ -45,7 +47,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     save_file({name: value.contiguous() for name, value in tensors.items()}, path, text)
 
 
-def half(net: torch.nn.Module) -> dict[str, Tensor]:
+def half(net: nn.Module) -> dict[str, Tensor]:
     """The parameters in half precision, which halves the file and changes no measured figure."""
     return {name: value.half() for name, value in net.state_dict().items()}
 
@@ -58,7 +60,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if not verified(path).is_file():
         raise ValueError(f"no weights at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             text = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from error

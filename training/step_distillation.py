@@ -249,7 +249,7 @@ def train_step_distilled(
         CachedContext(teacher.net),
         windows=EncodedWindows(windows, teacher.net.audio_encoder),
         loss=MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights()),
-        temperature=temperature_of(*config.temperature),
+        temperature=torch.from_numpy(temperature_of(*config.temperature)),
         random=random,
     )
     path = options.folder / "student.safetensors"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
+from model.diffusion.arrays import Array, no_gradients
 from model.diffusion.denoiser import Conditions
 
 C = TypeVar("C")
@@ -22,7 +20,7 @@ class SplitNet(Protocol[C]):
         """What `denoise` needs of the conditions. An engine's is valid until the next call."""
         ...
 
-    def denoise(self, x_t: Tensor, t: Tensor, context: C) -> Tensor:
+    def denoise(self, x_t: Array, t: Array, context: C) -> Array:
         """``x_t`` (B, ...), ``t`` (B,) and the context of the same B rows -> (B, ...)."""
         ...
 
@@ -42,16 +40,18 @@ class CachedContext(Generic[C]):
         """Run on ``net`` from the next call on. Never during a call."""
         self.net, self._cached = net, None
 
-    @torch.no_grad()
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array:
         """``x_t`` (B, ...), ``t`` (B,) and the conditions (B, ...) by name -> (B, ...)."""
-        if self._cached is None or not _equal(self._cached[0], cond):
-            self._cached = dict(cond), self.net.context(cond)
-        return self.net.denoise(x_t, t, self._cached[1])
+        with no_gradients(x_t):
+            if self._cached is None or not _equal(self._cached[0], cond):
+                self._cached = dict(cond), self.net.context(cond)
+            return self.net.denoise(x_t, t, self._cached[1])
 
 
 def _equal(a: Conditions, b: Conditions) -> bool:
-    """Most are the very same tensors; flags and scales are made anew at every step."""
-    return a.keys() == b.keys() and all(
-        a[name] is b[name] or torch.equal(a[name], b[name]) for name in a
-    )
+    """Most are the very same arrays; flags and scales are made anew at every step."""
+    return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a is b or (a.shape == b.shape and bool((a == b).all()))

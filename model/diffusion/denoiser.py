@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
+from model.diffusion.arrays import Array
 from model.diffusion.schedule import NoiseSchedule, like
 
-Conditions = Mapping[str, Tensor]  # every tensor is (B, ...), of one batch with x_t
-Forward = Callable[[Tensor, Tensor, Conditions], Tensor]  # x_t (B, ...), t (B,), cond -> (B, ...)
+Conditions = Mapping[str, Array]  # each is (B, ...), of one batch with x_t
+Forward = Callable[[Array, Array, Conditions], Array]  # x_t (B, ...), t (B,), cond -> (B, ...)
 
 
 class Denoiser(Protocol):
     """D(x_t, t, cond) -> x0_hat."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor: ...
+    def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array: ...
 
 
 class X0Denoiser:
@@ -26,7 +24,7 @@ class X0Denoiser:
     def __init__(self, net: Forward) -> None:
         self._net = net
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array:
         return self._net(x_t, t, cond)
 
 
@@ -36,7 +34,7 @@ class VDenoiser:
     def __init__(self, net: Forward, schedule: NoiseSchedule) -> None:
         self._net, self._schedule = net, schedule
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array:
         alpha, sigma = (like(a, x_t) for a in self._schedule.alpha_sigma(t))
         return alpha * x_t - sigma * self._net(x_t, t, cond)
 
@@ -50,8 +48,8 @@ class EpsDenoiser:
     def __init__(self, net: Forward, schedule: NoiseSchedule) -> None:
         self._net, self._schedule = net, schedule
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array:
         alpha, sigma = (like(a, x_t) for a in self._schedule.alpha_sigma(t))
-        if bool(torch.any(alpha <= 0)):
+        if bool((alpha <= 0).any()):
             raise ValueError(f"t = {t.max().item()} has alpha = 0, ε-prediction needs alpha > 0")
         return (x_t - sigma * self._net(x_t, t, cond)) / alpha

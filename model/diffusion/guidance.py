@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
+from model.diffusion.arrays import Array, functions
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.schedule import like
 from model.types import ScaleLimits
@@ -18,7 +13,7 @@ def guided(denoiser: Denoiser, limits: ScaleLimits | None) -> Denoiser:
     return MultiCFGDenoiser(denoiser) if limits is None else CFGTokenDenoiser(denoiser, limits)
 
 
-def _check_scales(guidance: Tensor, batch: int) -> None:
+def _check_scales(guidance: Array, batch: int) -> None:
     if guidance.shape != (batch, 2):
         raise ValueError(f"guidance has shape {tuple(guidance.shape)}, expected ({batch}, 2)")
 
@@ -34,22 +29,22 @@ class MultiCFGDenoiser:
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array:
         guidance = cond["guidance"]
         _check_scales(guidance, len(x_t))
         nothing, reference, both = self.branches(x_t, t, cond)
-        s_aud, s_ref = (like(s, x_t) for s in guidance.unbind(1))
+        s_aud, s_ref = (like(guidance[:, i], x_t) for i in range(2))
         return nothing + s_ref * (reference - nothing) + s_aud * (both - reference)
 
-    def branches(self, x_t: Tensor, t: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
+    def branches(self, x_t: Array, t: Array, cond: Conditions) -> tuple[Array, Array, Array]:
         """x̂(∅,∅), x̂(ref,∅) and x̂(ref,aud); scales in ``cond`` are ignored."""
-        rest = {k: torch.cat([v] * 3) for k, v in cond.items() if k != "guidance"}
-        on, off = torch.ones_like(t), torch.zeros_like(t)
-        rest["has_reference"] = torch.cat([off, on, on])
-        rest["has_audio"] = torch.cat([off, off, on])
-        made = self._denoiser(torch.cat([x_t] * 3), torch.cat([t] * 3), rest)
-        nothing, reference, both = made.chunk(3)
-        return nothing, reference, both
+        xp, rows = functions(x_t), len(x_t)
+        rest = {k: xp.concat([v] * 3) for k, v in cond.items() if k != "guidance"}
+        on, off = xp.ones_like(t), xp.zeros_like(t)
+        rest["has_reference"] = xp.concat([off, on, on])
+        rest["has_audio"] = xp.concat([off, off, on])
+        made = self._denoiser(xp.concat([x_t] * 3), xp.concat([t] * 3), rest)
+        return made[:rows], made[rows : 2 * rows], made[2 * rows :]
 
 
 class CFGTokenDenoiser:
@@ -60,32 +55,12 @@ class CFGTokenDenoiser:
     """
 
     def __init__(self, denoiser: Denoiser, limits: ScaleLimits) -> None:
-        self._denoiser = denoiser
-        self._low, self._high = (torch.tensor(side) for side in zip(*limits, strict=True))
+        self._denoiser, self._limits = denoiser, limits
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array:
         _check_scales(cond["guidance"], len(x_t))
-        within = cond["guidance"].clamp(self._low.to(x_t), self._high.to(x_t))
-        on = torch.ones_like(t)
-        everything = {**cond, "guidance": within, "has_audio": on, "has_reference": on}
+        xp, scales = functions(x_t), cond["guidance"]
+        within = [xp.clip(scales[:, i], *side) for i, side in enumerate(self._limits)]
+        on = xp.ones_like(t)
+        everything = {**cond, "guidance": xp.stack(within, 1), "has_audio": on, "has_reference": on}
         return self._denoiser(x_t, t, everything)
-
-
-class ScaleToken(nn.Module):
-    """(B,) guidance scales -> (B, 1, W) tokens (FADA, arXiv 2412.16915, section 3.3).
-
-    ``embed``: (B,) scales -> (B, ``features``). The last layer starts at zero, so a student starts
-    as its teacher with one empty token.
-    """
-
-    def __init__(self, width: int, features: int, *, embed: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self._embed = embed
-        self.hidden = nn.Linear(features, width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, scales: Tensor) -> Tensor:
-        hidden = F.silu(self.hidden(self._embed(scales).to(self.hidden.weight.dtype)))
-        return torch.as_tensor(self.out(hidden)[:, None])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.motion.network import MotionNet, NetConfig
+from model.motion.student import MotionStudent
 from model.portrait.blendshapes import MOTION_DIM
 from model.weights_file import half, read_header, renamed, write_weights
 
@@ -33,6 +34,12 @@ class MotionWeights:
     mean: Tensor  # (58,) of the latents, physical units
     std: Tensor  # (58,)
     metadata: dict[str, object]
+    file: Path | None = None  # where it was read from
+
+    @property
+    def student(self) -> MotionStudent:
+        """All but the network."""
+        return MotionStudent(self.net.config.guided, self.mean, self.std, self.metadata)
 
 
 def save_weights(path: Path, weights: MotionWeights) -> None:
@@ -60,4 +67,5 @@ def load_weights(path: Path) -> MotionWeights:
     }
     net.load_state_dict(parameters)
     net.eval().requires_grad_(False)
-    return MotionWeights(net, tensors["mean"], tensors["std"], header.get("metadata", {}))
+    mean, std = (tensors[name].clone() for name in ("mean", "std"))  # or the file stays mapped
+    return MotionWeights(net, mean, std, header.get("metadata", {}), path)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from model.audio.log_mel import HOP, LOOKAHEAD, PREFIX
 from model.diffusion.denoiser import Conditions
-from model.diffusion.guidance import ScaleToken
+from model.diffusion.scale_token import ScaleToken
 from model.motion.audio_encoder import AudioEncoder, WhisperBlocks
 from model.portrait.blendshapes import MOTION_DIM, REFERENCE_DIM
 

@@ -16,8 +16,9 @@ from model.audio.frontend import AudioWindowSpec
 from model.audio.log_mel import LOG_MEL
 from model.audio.whisper import WhisperEncoder, WhisperRows
 from model.diffusion.denoiser import Conditions, Denoiser, Forward, VDenoiser, X0Denoiser
+from model.diffusion.discrete_schedule import LinearBetaSchedule
 from model.diffusion.guidance import guided
-from model.diffusion.schedule import CosineSchedule, LinearBetaSchedule, NoiseSchedule
+from model.diffusion.schedule import CosineSchedule, NoiseSchedule
 from model.lru import LRUCache
 from model.pipeline import Student, StudentPipeline, refuse_teacher
 from model.types import ModelMetadata, Reference

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.diffusion.denoiser import Conditions
-from model.diffusion.guidance import ScaleToken
+from model.diffusion.scale_token import ScaleToken
 from model.video.attention import AttentionContext, Notes, repeat_rows
 from model.video.blocks import Backbone, reference_places, sinusoid
 from model.video.config import UNetConfig

@@ -19,8 +19,9 @@ from server.worker.calibration import Calibration, example_reference, window_cos
 from server.worker.resources import WorkerResources
 
 if TYPE_CHECKING:
-    from engines.provision import EngineBuild, StudentEngines
+    from engines.provision import EngineBuild
     from engines.select import StudentNet
+    from engines.student_engines import StudentEngines
     from model.diffusion.cached_context import CachedContext
 
 log = logging.getLogger("fada.worker")
@@ -54,7 +55,7 @@ class WorkerEngines:
         students = {} if made is None else dict(zip(resources.models, made.take(), strict=True))
         self._forwards = {name: forward for name, (_, forward) in students.items()}
         # Not kept for longer than needed: a video student's network is gigabytes of GPU memory.
-        self._students = {name: student for name, (student, _) in students.items()}
+        self._students = {name: one for name, (one, _) in students.items() if one is not None}
         self.detail = ""
         for name in students:
             self._follow_batch(name)
@@ -75,8 +76,8 @@ class WorkerEngines:
         problem = provision.unbuildable()
         if problem not in (None, NO_GPU):
             log.warning("building no engines for the GPU: %s", problem)
-        for name, forward in self._forwards.items():
-            student = self._students.pop(name)
+        for name in list(self._students):
+            student, forward = self._students.pop(name), self._forwards[name]
             if problem is None:
                 await self._provide(name, student, forward)
             self.detail = ""

@@ -15,7 +15,7 @@ from server.errors import ServiceError, SetupError
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from engines.provision import StudentEngines
+    from engines.student_engines import StudentEngines
     from model.models import Choice
     from model.pipeline import AvatarPipeline
 
@@ -27,7 +27,7 @@ def model_names(settings: Settings) -> tuple[str, ...]:
     """
     if settings.pipeline is not None:
         return settings.models
-    from model import models  # torch, which a custom loader may not need
+    from model import models
 
     try:
         return models.names(model_choice(settings))
@@ -40,8 +40,7 @@ def student_engines(settings: Settings) -> StudentEngines | None:
     its own."""
     if settings.pipeline is not None:
         return None
-    # Compilers take seconds to import.
-    from engines.provision import StudentEngines
+    from engines.student_engines import StudentEngines
 
     return StudentEngines()
 
@@ -67,7 +66,14 @@ def load_pipelines(
     made = engines or student_engines(settings)
     assert made is not None
     try:
-        return {**models.load(choice, motion_engine=made.motion, video_engine=made.video)}
+        return {
+            **models.load(
+                choice,
+                motion_engine=made.motion,
+                stored_engine=None if settings.engines_build == "only" else made.stored,
+                video_engine=made.video,
+            )
+        }
     except ValueError as error:
         raise SetupError(str(error)) from error
 

@@ -35,7 +35,7 @@ from server.worker.resources import WorkerResources
 from server.worker.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from engines.provision import StudentEngines
+    from engines.student_engines import StudentEngines
     from model.pipeline import AvatarPipeline
 
 log = logging.getLogger("fada.worker")

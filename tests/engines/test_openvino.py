@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engines import openvino
+from engines import openvino_convert
 from engines.example_inputs import motion_inputs, video_inputs
-from engines.openvino import Context, OpenVINONet, cached
+from engines.openvino import Context
+from engines.openvino_convert import cached, compiled
 from model.audio.log_mel import LOG_MEL
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions
@@ -31,8 +32,8 @@ def small(guided: bool) -> MotionNet:
     return net.eval().requires_grad_(False)
 
 
-def compiled(net: MotionNet) -> CachedContext[Context]:
-    return CachedContext(OpenVINONet(net, motion_inputs(2, net.config.guided)))
+def on_openvino(net: MotionNet) -> CachedContext[Context]:
+    return CachedContext(compiled(net, motion_inputs(2, net.config.guided)))
 
 
 def agree(made: Tensor, truth: Tensor) -> bool:
@@ -42,14 +43,14 @@ def agree(made: Tensor, truth: Tensor) -> bool:
 @pytest.mark.parametrize("guided", [True, False])
 def test_it_equals_the_network_for_any_batch(guided: bool) -> None:
     net = small(guided)
-    made = compiled(net)
+    made = on_openvino(net)
     for batch in (1, 3, 8, 2):
         inputs = motion_inputs(batch, guided)
         assert agree(predict(made, inputs), predict(net, inputs))
 
 
 def test_batched_equals_alone() -> None:
-    made = compiled(small(True))
+    made = on_openvino(small(True))
     inputs = motion_inputs(5, True)
     together = predict(made, inputs)
     for i in range(5):
@@ -59,7 +60,7 @@ def test_batched_equals_alone() -> None:
 
 def test_a_changed_condition_changes_the_context() -> None:
     net = small(True)
-    made = compiled(net)
+    made = on_openvino(net)
     inputs = motion_inputs(2, True)
     for name in ("x_t", "t", "audio", "guidance", "prefix", "reference", "has_audio"):
         inputs[name] = 0.5 * inputs[name]
@@ -69,7 +70,7 @@ def test_a_changed_condition_changes_the_context() -> None:
 
 
 def test_one_context_serves_all_steps_of_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = OpenVINONet(small(False), motion_inputs(2, False))
+    net = compiled(small(False), motion_inputs(2, False))
     context, rows = net.context, []
 
     def counted(cond: Conditions) -> Context:
@@ -84,7 +85,7 @@ def test_one_context_serves_all_steps_of_a_sampler(monkeypatch: pytest.MonkeyPat
 
 
 def test_results_are_the_callers_own() -> None:
-    made = compiled(small(False))
+    made = on_openvino(small(False))
     first = predict(made, motion_inputs(2, False))
     kept = first.clone()
     predict(made, motion_inputs(2, False) | {"x_t": torch.ones(2, 8, 58)})
@@ -101,7 +102,7 @@ def test_a_network_that_depends_on_its_example_is_refused() -> None:
 
     example = {"x_t": torch.ones(2, 3), "t": torch.ones(2), "size": torch.ones(2)}
     with pytest.raises(ValueError, match="OpenVINO is off by"):
-        OpenVINONet(BatchDependent(), example)
+        compiled(BatchDependent(), example)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def no_conversion(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_: object) -> None:
         raise AssertionError("converted again")
 
-    return lambda: monkeypatch.setattr(openvino, "converted", refuse)
+    return lambda: monkeypatch.setattr(openvino_convert, "converted", refuse)
 
 
 class Line(nn.Module):
@@ -167,6 +168,8 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFi
     whole = weights.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"\x40" * len(whole)):
         weights.write_bytes(damaged)
+        for blob in folder.glob("*.blob"):  # what OpenVINO compiled needs none of these files
+            blob.unlink()
         caplog.clear()
         made = cached(net, rows, tmp_path)
         assert "converting again" in caplog.text
@@ -189,7 +192,7 @@ def test_video_tiny_runs_in_any_batch_on_two_threads(tmp_path: Path, guided: boo
     assert isinstance(net, TinyNet)
     net.unet.conv_out.weight.mul_(0.2)  # to the spread of what a trained one adds
     inputs = video_inputs(net, LOG_MEL, net.config.latent_shape)
-    made = CachedContext(OpenVINONet(net, inputs(2), threads=2))
+    made = CachedContext(compiled(net, inputs(2), threads=2))
     for batch in (1, 3, 2):
         given = inputs(batch)
         truth = predict(net, given)

@@ -17,8 +17,9 @@ from engines.build import BuildSpec, requested
 from engines.cuda_graphs import capture_sizes
 from engines.example_inputs import ExampleModel
 from engines.export import Graph, graphs_of
-from engines.provision import MAX_ATTEMPTS, EngineBuild, StudentEngines, build_lock, needed
+from engines.provision import MAX_ATTEMPTS, EngineBuild, build_lock, needed
 from engines.select import stored_engine
+from engines.student_engines import StudentEngines
 from fada.cli import main
 from model.diffusion.cached_context import CachedContext
 from model.models import SHIPPED_MOTION

@@ -18,6 +18,7 @@ from engines.base import backend_named
 from engines.example_inputs import motion_inputs
 from engines.motion_error import MAX_MOTION_ERROR, motion_error
 from engines.openvino import Context, OpenVINONet, precisions
+from engines.openvino_convert import compiled
 from engines.select import best, fitting, motion_engine
 from model.diffusion.cached_context import CachedContext
 from model.diffusion.denoiser import Conditions, Forward
@@ -200,7 +201,7 @@ def test_a_shipped_student_in_single_precision_is_its_network(
 ) -> None:
     def single(weights: MotionWeights) -> Forward:
         example = motion_inputs(2, weights.net.config.guided)
-        return CachedContext(OpenVINONet(weights.net, example, precision="fp32"))
+        return CachedContext(compiled(weights.net, example, precision="fp32"))
 
     weights, truth = spoken
     made = speech_motion(weights, single, examples)
@@ -229,9 +230,9 @@ def test_a_precision_that_changes_the_motion_is_not_used(
             return made if self.precision == "fp32" else made * 1.05
 
     # One evaluation on random inputs would not show it.
-    monkeypatch.setattr("engines.openvino._check", lambda *_, **__: None)
+    monkeypatch.setattr("engines.openvino_convert._check", lambda *_, **__: None)
     monkeypatch.setattr("engines.select.precisions", lambda: ("bf16", "fp32"))
-    monkeypatch.setattr("engines.openvino.OpenVINONet", Coarse)
+    monkeypatch.setattr("engines.openvino_convert.OpenVINONet", Coarse)
     weights = shipped("motion-fast")
     with caplog.at_level(logging.INFO):
         forward = motion_engine(weights)

@@ -67,7 +67,7 @@ def test_ddim_converges_to_the_exact_flow_at_first_order() -> None:
 
     def error(steps: int) -> float:
         made = sample(
-            Gaussian(0.4, 0.6), start, uniform_timesteps(steps).double(), cond={}, schedule=SCHEDULE
+            Gaussian(0.4, 0.6), start, uniform_timesteps(steps), cond={}, schedule=SCHEDULE
         )
         return float((made - exact).abs().max())
 
@@ -78,9 +78,7 @@ def test_ddim_converges_to_the_exact_flow_at_first_order() -> None:
 
 
 def test_one_step_gives_the_mean_as_nothing_else_is_known_at_full_noise() -> None:
-    made = sample(
-        Gaussian(0.4, 0.6), noise(), uniform_timesteps(1).double(), cond={}, schedule=SCHEDULE
-    )
+    made = sample(Gaussian(0.4, 0.6), noise(), uniform_timesteps(1), cond={}, schedule=SCHEDULE)
     torch.testing.assert_close(made, torch.full_like(made, 0.4))
 
 
@@ -153,7 +151,7 @@ def test_guidance_moves_along_each_condition_by_its_own_scale(
 
 def test_sampling_in_a_batch_equals_alone() -> None:
     start = noise(batch=5)
-    grid = uniform_timesteps(25).double()
+    grid = uniform_timesteps(25)
     scales = torch.tensor([[1.0, 1.0], [2, 1], [1, 3], [4, 2], [0, 0]], dtype=DOUBLE)
     guided = MultiCFGDenoiser(Switched())
     batched = sample(guided, start, grid, cond={"guidance": scales}, schedule=SCHEDULE)

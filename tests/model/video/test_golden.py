@@ -15,9 +15,9 @@ from torch import Tensor
 
 from model.audio.whisper import audio_tokens, frame_count, state_indices
 from model.diffusion.denoiser import VDenoiser
+from model.diffusion.discrete_schedule import LinearBetaSchedule, trailing_steps
 from model.diffusion.guidance import MultiCFGDenoiser
-from model.diffusion.sampler import sample_steps, trailing_steps
-from model.diffusion.schedule import LinearBetaSchedule
+from model.diffusion.sampler import sample_steps
 from model.video import checkpoints
 from model.video.clip import NOISE_LIMIT, ClipDenoiser
 from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig

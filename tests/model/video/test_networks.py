@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from model.diffusion.denoiser import VDenoiser
+from model.diffusion.discrete_schedule import LinearBetaSchedule
 from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
 from model.diffusion.sampler import sample, uniform_timesteps
-from model.diffusion.schedule import LinearBetaSchedule
 from model.video.blocks import reference_places
 from model.video.config import FaceLocatorConfig, MotionConfig, UNetConfig, VAEConfig
 from model.video.face_locator import FaceLocator

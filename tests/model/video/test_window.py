@@ -12,9 +12,9 @@ from torch import Tensor
 
 from model.audio.whisper import WhisperConfig, WhisperEncoder, audio_tokens, speech_states
 from model.diffusion.denoiser import VDenoiser
+from model.diffusion.discrete_schedule import LinearBetaSchedule
 from model.diffusion.guidance import CFGTokenDenoiser
 from model.diffusion.sampler import sample, uniform_timesteps
-from model.diffusion.schedule import LinearBetaSchedule
 from model.portrait.image import load_picture
 from model.types import FPS
 from model.video.config import FaceLocatorConfig, UNetConfig, VAEConfig

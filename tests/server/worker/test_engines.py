@@ -20,7 +20,9 @@ from engines.base import BACKENDS, ProgramNet
 from engines.example_inputs import motion_inputs
 from engines.motion_error import synthetic_voice
 from engines.openvino import OpenVINONet
-from engines.provision import StudentEngines, default_build
+from engines.openvino_convert import compiled
+from engines.provision import default_build
+from engines.student_engines import StudentEngines
 from model.audio.stream import windows_of
 from model.diffusion.cached_context import CachedContext
 from model.models import WEIGHTS, motion_pipeline, motion_student
@@ -240,7 +242,7 @@ async def test_a_gpu_that_cannot_be_used_is_said_once(
 async def test_sessions_go_on_across_a_switch_without_a_jump() -> None:
     """The shipped student, from plain torch to OpenVINO in the middle of three sessions."""
     weights = motion_student(WEIGHTS / "motion-fast.safetensors")
-    fast = OpenVINONet(weights.net, motion_inputs(2, guided=True), precision="fp32")
+    fast = compiled(weights.net, motion_inputs(2, guided=True), precision="fp32")
     stayed, switched = await three_sessions(weights, None), await three_sessions(weights, fast)
     assert np.abs(switched - stayed).max() < 2e-3
     assert np.abs(switched - stayed).max() > 0  # the other engine did run
