@@ -122,6 +122,7 @@ class LocalClient:
                     seed=seed,
                     total_s=speech.duration_s,
                     began_s=began_s,
+                    warnings=speech.warnings,
                 )
         if out is not None:
             with animation, Path(out).open("wb") as file:

@@ -46,7 +46,7 @@ class LocalAnimation(Iterator[Any]):
     """A video while it is being made: bytes as in `fada_client.Animation`, or `RawFrame`s.
 
     ``total_s``: length of the sound, where its container states it; ``began_s``: when the student
-    began, of ``time.monotonic``.
+    began, of ``time.monotonic``; ``warnings`` name what was repaired in the sound.
     """
 
     def __init__(
@@ -58,8 +58,10 @@ class LocalAnimation(Iterator[Any]):
         seed: int,
         total_s: float | None,
         began_s: float,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self.seed, self.total_s, self.began_s = seed, total_s, began_s
+        self.warnings = warnings
         self._units, self._session, self._stack = units, session, stack
 
     @property

@@ -78,6 +78,12 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         64 << 20, ge=1, le=256 << 20, description="maximum size of a request's body"
     )
+    redis_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="bytes of Redis that uploads and kept videos may take together; unset: a "
+        "quarter of its maxmemory",
+    )
     max_portrait_bytes: int = Field(20 << 20, ge=1, description="maximum size of a portrait file")
     max_audio_s: float = Field(
         1800.0, gt=0, le=86_400, description="maximum length of speech, seconds"
@@ -97,7 +103,16 @@ class Settings(BaseSettings):
         0, ge=0, description="maximum requests per minute of a client (key or address); 0: no limit"
     )
     sessions_per_client: int = Field(
-        0, ge=0, description="maximum concurrent live sessions of a client; 0: no limit"
+        0,
+        ge=0,
+        description="maximum concurrent live sessions of a client; 0: its share alone counts",
+    )
+    client_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of places and bytes that a client may hold of what all others leave; "
+        "unset: 0.75, or 1 without keys on loopback",
     )
     keys_share: bool = Field(
         False, description="1: every key sees all jobs and avatars; 0: each key only its own"

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,6 +68,7 @@ def _here(options: argparse.Namespace, given: dict[str, Any]) -> None:
         file.flush()
         client.marks.sign_file(Path(file.name))
         took_s = time.monotonic() - video.began_s
+    _warn(video.warnings)
     print(
         f"{options.out}: {video.duration_s:.2f} s, {video.frames} frames, seed {video.seed}; "
         f"made in {took_s:.2f} s, {video.duration_s / took_s:.1f} times real time"
@@ -87,7 +88,14 @@ def _by_service(options: argparse.Namespace, given: dict[str, Any]) -> None:
     ):
         file.writelines(video)
     took_s = time.monotonic() - began_s
+    _warn(video.warnings)
     print(f"{options.out}: seed {video.seed}; made by {options.url} in {took_s:.2f} s")
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    """Print what was repaired in the sound."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 from starlette.requests import HTTPConnection
 
-from server.broker.redis import Connection
+from server.broker.liveness import live_workers
+from server.broker.redis import Connection, queue_key
 from server.errors import ServiceError
 from server.settings import Settings
 from server.tasks import background
@@ -49,12 +50,13 @@ class ApiClient:
 class Access:
     """Checks keys and quotas; counts are kept in the broker, for all API processes together."""
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    def __init__(self, connection: Connection, settings: Settings, *, share: float = 1.0) -> None:
+        """``share``: of the live sessions that others leave, see `Limits`."""
         self._broker = connection
         self._keys = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
         self._share = settings.keys_share
         self._per_minute = settings.requests_per_minute
-        self._sessions = settings.sessions_per_client
+        self._sessions, self._session_share = settings.sessions_per_client, share
 
     async def admit(self, connection: HTTPConnection) -> ApiClient:
         """Authenticate a request and count it.
@@ -83,13 +85,21 @@ class Access:
 
         ``client`` is an `ApiClient.name`. Raises `ServiceError` ``busy`` when all are taken.
         """
-        if not self._sessions:
+        if not self._sessions and self._session_share == 1:
             yield
             return
         key, holder = f"fada:places:{client}", secrets.token_hex(8)
-        if not await self._hold(key, holder):
+        places = sum(one.live_places for one in (await live_workers(self._broker)).values())
+        held = await self._hold(key, holder, places)
+        if held == 0:
             raise ServiceError(
                 "busy", f"at most {self._sessions} live sessions at once are allowed per client"
+            )
+        if held < 0:
+            raise ServiceError(
+                "busy",
+                f"a client may hold {self._session_share:.0%} of the {places} places for live "
+                "sessions that others leave",
             )
         try:
             async with background(self._renew(key, holder)):
@@ -105,9 +115,9 @@ class Access:
             except RedisError as error:
                 log.warning("cannot renew a live session's place: %s", error)
 
-    async def _hold(self, key: str, holder: str) -> bool:
-        arguments = [holder, self._sessions, _LEASE_S]
-        return bool(await self._broker.run("hold_place", [key], arguments))
+    async def _hold(self, key: str, holder: str, places: int = 0) -> int:
+        arguments = [holder, _LEASE_S, self._sessions, self._session_share, places]
+        return int(await self._broker.run("hold_place", [key, queue_key("live")], arguments))
 
     async def _free(self, key: str, holder: str) -> None:
         try:

@@ -15,6 +15,7 @@ from server.api.dependencies import (
     ADMITTED,
     Context,
     RequestContext,
+    body_bytes,
     choose_model,
     require_avatar,
 )
@@ -22,8 +23,10 @@ from server.api.problems import PROBLEMS
 from server.api.protocol import ALLOWED, CONTENT_SOURCE, AnimationOptions, parse_options
 from server.api.uploads import Upload, check_portrait, read_upload
 from server.api.video import first_fragment_timed, video_response
-from server.broker import messages
+from server.broker import estimates, messages
 from server.errors import ServiceError
+
+_UNREAD_S = 5.0
 
 router = APIRouter(tags=["animation"], dependencies=ADMITTED)
 
@@ -63,11 +66,14 @@ def _form_schema() -> dict[str, Any]:
 )
 async def animate(context: Context, request: Request) -> Response:
     """Animate a portrait or an avatar with speech."""
-    upload = await read_upload(request, ("portrait", "audio"))
     keep = "respond-async" in request.headers.get("prefer", "").lower()
-    job = await _job(context, upload, keep=keep)
-    start_s = time.monotonic()
-    job_id = await context.producer.submit(job, upload.files)
+    async with context.producer.place("animate", body_bytes(context, request)) as place:
+        upload = await read_upload(request, ("portrait", "audio"), place.write)
+        job = await _job(context, upload, keep=keep)
+        start_s = time.monotonic()
+        expected_s, guessed = _expected_s(context, upload, keep=keep)
+        video_bytes = estimates.video_bytes(expected_s, job.options.size)
+        job_id = await place.submit(job, video_bytes=video_bytes, guessed=guessed)
     logs.bind(job=job_id)
     traces.annotate(job=job_id)
     if keep:
@@ -103,14 +109,29 @@ async def _job(context: RequestContext, upload: Upload, *, keep: bool) -> messag
     )
 
 
+def _expected_s(context: RequestContext, upload: Upload, *, keep: bool) -> tuple[float, bool]:
+    """Seconds of video that will wait for readers at once, and whether that is a guess.
+
+    A video that is read as it is made waits for its reader; a kept one is stored whole.
+    """
+    if not keep:
+        return _UNREAD_S, False
+    audio, longest_s = upload.files["audio"], context.settings.max_audio_s
+    stated_s = estimates.speech_s(audio.head, audio.size)
+    if stated_s is not None:
+        return min(stated_s, longest_s), False
+    return min(estimates.longest_speech_s(audio.size), longest_s), True
+
+
 async def _check_parts(context: RequestContext, upload: Upload, avatar_id: str | None) -> None:
     if "audio" not in upload.files:
         raise ServiceError("bad_request", "the file 'audio' is missing")
     if ("portrait" in upload.files) == (avatar_id is not None):
         raise ServiceError("bad_request", "expected either the file 'portrait' or 'avatar_id'")
-    if not upload.files["audio"]:
+    if not upload.files["audio"].size:
         raise ServiceError("empty_audio", "the file 'audio' is empty")
     if avatar_id is None:
-        check_portrait(upload.files["portrait"], context.settings.max_portrait_bytes)
+        portrait = upload.files["portrait"]
+        check_portrait(portrait.head, portrait.size, context.settings.max_portrait_bytes)
     else:
         await require_avatar(context.producer, avatar_id)

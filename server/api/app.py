@@ -26,6 +26,7 @@ from server.api.telemetry import Telemetry
 from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
 from server.broker.redis import BROKER_LOST, connect
+from server.broker.reservations import configured_limits
 from server.errors import KINDS, ServiceError
 from server.settings import Settings
 
@@ -52,8 +53,16 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             metrics.reporting(connection, "api"),
             register_reader(connection) as reader,
         ):
-            producer = JobProducer(connection, settings.max_jobs, settings.job_ttl_s, reader=reader)
-            app.state.context = RequestContext(producer, settings, Access(connection, settings))
+            share = _client_share(settings, loopback=loopback)
+            producer = JobProducer(
+                connection,
+                settings.max_jobs,
+                settings.job_ttl_s,
+                reader=reader,
+                limits=await configured_limits(connection, settings.redis_bytes, share=share),
+            )
+            access = Access(connection, settings, share=share)
+            app.state.context = RequestContext(producer, settings, access)
             yield
 
     app = FastAPI(
@@ -85,6 +94,13 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _bug)
     return app
+
+
+def _client_share(settings: Settings, *, loopback: bool) -> float:
+    """One person's own service has nobody to leave room for."""
+    if settings.client_share is not None:
+        return settings.client_share
+    return 1.0 if loopback and not (settings.api_keys or settings.trusted_proxies) else 0.75
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

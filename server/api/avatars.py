@@ -11,12 +11,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server import logs
-from server.api.dependencies import ADMITTED, AvatarId, Context, choose_model, no_avatar
+from server.api.dependencies import (
+    ADMITTED,
+    AvatarId,
+    Context,
+    body_bytes,
+    choose_model,
+    no_avatar,
+)
 from server.api.problems import PROBLEMS
 from server.api.protocol import AvatarView
+from server.api.short_jobs import short_answer
 from server.api.uploads import check_portrait, read_upload
-from server.api.video import ClientGone, first_event, unless_gone
 from server.broker import messages
 from server.errors import ServiceError
 
@@ -50,24 +56,18 @@ async def create(context: Context, request: Request, response: Response) -> Avat
 
     It fits the models of one latent space: the default model's, or that of `model`.
     """
-    upload = await read_upload(request, ("portrait",))
-    unknown = sorted(set(upload.fields) - {"model"})
-    if unknown:
-        raise ServiceError("bad_request", f"field = {unknown[0]!r}, expected 'model' or none")
-    if "portrait" not in upload.files:
-        raise ServiceError("bad_request", "the file 'portrait' is missing")
-    check_portrait(upload.files["portrait"], context.settings.max_portrait_bytes)
-    model = await choose_model(context.producer, upload.fields.get("model"))
-    job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
-    job_id = await context.producer.submit(job, upload.files)
-    logs.bind(job=job_id)
-    try:
-        events = context.producer.follow(job_id, consume=True)
-        created = await unless_gone(request.receive, first_event(events))
-    except ClientGone as error:
-        raise ServiceError("bad_request", "the client disconnected") from error
-    finally:
-        await context.producer.abandon(job_id)
+    async with context.producer.place("avatar", body_bytes(context, request)) as place:
+        upload = await read_upload(request, ("portrait",), place.write)
+        unknown = sorted(set(upload.fields) - {"model"})
+        if unknown:
+            raise ServiceError("bad_request", f"field = {unknown[0]!r}, expected 'model' or none")
+        if "portrait" not in upload.files:
+            raise ServiceError("bad_request", "the file 'portrait' is missing")
+        portrait = upload.files["portrait"]
+        check_portrait(portrait.head, portrait.size, context.settings.max_portrait_bytes)
+        model = await choose_model(context.producer, upload.fields.get("model"))
+        job = messages.AvatarRequest(model=model.name, avatar_id=secrets.token_hex(12))
+        created = await short_answer(context, request, place, job=job)
     if not isinstance(created, messages.AvatarCreated):
         raise TypeError(f"first event = {created.type!r}, expected 'avatar_created'")
     response.headers["Location"] = f"/avatars/{created.avatar.avatar_id}"

@@ -38,8 +38,14 @@ async def admit(connection: HTTPConnection) -> RequestContext:
     """The context of an admitted client; raises what `Access.admit` raises."""
     context = service_context(connection)
     client = await context.access.admit(connection)
-    producer = replace(context.producer, owner=client.owner)
+    producer = replace(context.producer, owner=client.owner, client=client.name)
     return replace(context, producer=producer, client=client.name)
+
+
+def body_bytes(context: RequestContext, request: Request) -> int:
+    """How large the request's body may be: what it declares, at most the limit."""
+    most = context.settings.max_upload_bytes
+    return min(int(request.headers.get("content-length", most)), most)
 
 
 # The two schemes only document the headers; `Access` reads them.

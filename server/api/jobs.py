@@ -55,7 +55,7 @@ async def video(
         read = None if head else partial(context.producer.read_video, job_id, finished)
         return finished_response(job_id, finished, part, read=read)
     if head:
-        return Response(headers=video_headers(job_id, None), media_type="video/mp4")
+        return Response(headers=video_headers(job_id), media_type="video/mp4")
     events = context.producer.follow(job_id, consume=False)
     return await video_response(request, job_id, events, on_close=_keep)
 

@@ -147,11 +147,15 @@ JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 class JobView(BaseModel):
-    """A job's status; ``progress`` is 0 to 1, or 0 until done if the length is unknown."""
+    """A job's status; ``progress`` is 0 to 1, or 0 until done if the length is unknown.
+
+    ``warnings`` name what was repaired in the sound.
+    """
 
     id: str
     status: JobStatus
     progress: float
     frames: int
     duration_s: float
+    warnings: list[str]
     error: ProblemView | None

@@ -305,9 +305,9 @@ async def _request(
             parts["portrait"] = base64.b64decode(start.portrait, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ServiceError("bad_request", f"'portrait' is not base64: {error}") from error
-        check_portrait(
-            parts["portrait"], min(MAX_PORTRAIT_BYTES, context.settings.max_portrait_bytes)
-        )
+        portrait = parts["portrait"]
+        max_bytes = min(MAX_PORTRAIT_BYTES, context.settings.max_portrait_bytes)
+        check_portrait(portrait, len(portrait), max_bytes)
     model = await choose_model(context.producer, start.options.model)
     seed = start.options.seed
     request = messages.LiveRequest(

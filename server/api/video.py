@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -119,9 +119,7 @@ class VideoResponse(Response):
         *,
         on_close: OnClose,
     ) -> None:
-        super().__init__(headers=video_headers(job_id, started.seed))
-        if started.warnings:
-            self.headers["X-Warning"] = "; ".join(started.warnings)
+        super().__init__(headers=video_headers(job_id, started.seed, started.warnings))
         del self.headers["content-length"]
         self._job_id = job_id
         self._started = started
@@ -151,11 +149,15 @@ class VideoResponse(Response):
                 return
 
 
-def video_headers(job_id: str, seed: int | None) -> dict[str, str]:
-    """What every response with a video says; ``seed`` as far as it is known."""
+def video_headers(
+    job_id: str, seed: int | None = None, warnings: Iterable[str] = ()
+) -> dict[str, str]:
+    """What every response with a video says; ``seed`` and ``warnings`` as far as known."""
+    warning = "; ".join(warnings)
     return {
         "X-Job-Id": job_id,
         **({} if seed is None else {"X-Seed": str(seed)}),
+        **({"X-Warning": warning} if warning else {}),
         **CONTENT_SOURCE,
         "Cache-Control": "no-store",
         "Content-Disposition": f'inline; filename="{job_id}.mp4"',
@@ -176,7 +178,7 @@ def finished_response(
     """
     sent = range(video.size) if part is None else part
     headers = {
-        **video_headers(job_id, video.seed),
+        **video_headers(job_id, video.seed, video.warnings),
         "Accept-Ranges": "bytes",
         "Content-Length": str(len(sent)),
     }

@@ -14,7 +14,9 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import ResponseError
 
 from server.api.protocol import AvatarView
-from server.broker import liveness, messages, redis
+from server.broker import liveness, messages, redis, reservations
+from server.broker.reservations import UNLIMITED, Amount, Limits
+from server.errors import ServiceError
 
 log = logging.getLogger("fada.worker")
 
@@ -40,7 +42,7 @@ class Claim:
     number of events published before it and ``snapshot`` the one after the last of them.
     Both counters restart with every published event: ``attempts`` counts this claim and earlier
     ones whose worker died, ``lease_timeouts`` the claims taken from workers that were alive but
-    did not renew in time.
+    did not renew in time. ``stored_bytes`` is what is stored of a kept video.
     """
 
     job_id: str
@@ -52,6 +54,7 @@ class Claim:
     attempts: int
     snapshot: bytes | None
     lease_timeouts: int = 0
+    stored_bytes: int = 0
 
     @property
     def suspected_poison(self) -> bool:
@@ -80,6 +83,7 @@ class JobConsumer:
     worker_id: str
     retention: Retention
     _: KW_ONLY
+    limits: Limits = UNLIMITED
     format: int = messages.FORMAT
     _left: deque[str] = field(default_factory=lambda: deque(maxlen=256))  # logged once each
 
@@ -256,10 +260,12 @@ class JobConsumer:
         *,
         snapshot: bytes,
         last_command: str,
+        stored_bytes: int = 0,
     ) -> bool:
         """Publish the job's event ``number`` together with the snapshot after it.
 
-        ``last_command`` is the entry of the last command that the snapshot includes. Returns
+        ``last_command`` is the entry of the last command that the snapshot includes,
+        ``stored_bytes`` what is then stored of a kept video. Returns
         False when the job has ended or another worker holds it. Raises `ServiceError` ``busy``
         when memory is full, ``internal_error`` when an event before it was lost. Publishing the
         last event again has no effect, unless a fail-over has lost it.
@@ -268,15 +274,20 @@ class JobConsumer:
         fields: dict[str, Any] = {"format": self.format}
         if isinstance(event, messages.Started):
             fields |= {"total_s": event.total_s or 0}
+            if event.warnings:
+                fields |= {"warnings": "\n".join(event.warnings)}
         elif isinstance(event, messages.JobFragment) and event.frames:
             fields |= {
                 "duration_s": event.start_s + event.duration_s,
                 "frames": event.first_frame + event.frames,
             }
+        if stored_bytes:
+            fields |= {"stored": stored_bytes}
         make_key = (redis.job_key, redis.out_key, redis.in_key, redis.state_key)
-        keys = [make(claim.job_id) for make in make_key]
+        keys = [*(make(claim.job_id) for make in make_key), redis.EXPIRIES]
         ttl_s = self.retention.job_ttl_s
-        arguments = [claim.token, number, text, data, ttl_s, snapshot, _next_id(last_command)]
+        arguments = [claim.job_id, claim.token, number, text, data, ttl_s, snapshot]
+        arguments.append(_next_id(last_command))
         arguments += redis.flatten(fields)
         write = partial(self.connection.run, "publish", keys, arguments)
         published = await redis.with_eviction(self.connection, write, claim.request.owner)
@@ -287,30 +298,54 @@ class JobConsumer:
     async def end(self, claim: Claim, ending: messages.Ending) -> None:
         """End the job and free what it held, unless another worker holds it."""
         event, _ = messages.pack_event(ending)
-        status, fields = "done", dict[str, Any]()
+        status, fields, kept_bytes = "done", dict[str, Any](), 0
         if isinstance(ending, messages.Failed):
             status, fields = "failed", {"code": ending.code, "detail": ending.detail}
         elif isinstance(ending, messages.JobDone):
             fields = {"frames": ending.frames, "duration_s": ending.duration_s}
             if ending.init:
                 fields |= {"init": ending.init, "index": ending.index}
+                sizes = (size for _, size in messages.unpack_index(ending.index))
+                kept_bytes = len(ending.init) + sum(sizes)
         ended = await self.connection.end(
             claim.job_id,
             claim.token,
             status,
             event=event,
             ttl_s=self.retention.job_ttl_s,
+            kept_bytes=kept_bytes,
             fields=fields,
         )
-        if ended and claim.request.keep:
+        if ended and claim.request.keep and status == "failed":
+            await self.connection.redis.xtrim(redis.out_key(claim.job_id), maxlen=1)
+        elif ended and claim.request.keep:
             ranking = redis.videos_key(claim.request.owner)
             for job_id in await self._rank(ranking, claim.job_id, self.retention.max_videos):
                 await redis.drop_video(self.connection, job_id)
 
+    async def reserve_video(self, claim: Claim, video_bytes: int) -> None:
+        """Change what is reserved for the job to its uploads and so many bytes of video.
+
+        Raises `ServiceError` ``busy`` or ``too_large`` when that does not fit.
+        """
+        await reservations.reserve(
+            self.connection,
+            claim.job_id,
+            Amount(claim.request.upload_bytes + video_bytes),
+            limits=self.limits,
+            ttl_s=self.retention.job_ttl_s,
+            owner=claim.request.owner,
+        )
+
     async def save_avatar(self, avatar: AvatarView, reference: bytes, owner: str = "") -> None:
         """Store a prepared portrait; the owner's least recently used go beyond the limit."""
         key = redis.avatar_key(avatar.avatar_id)
-        fields = {"view": avatar.model_dump_json(), "reference": reference, "owner": owner}
+        fields = {
+            "view": avatar.model_dump_json(),
+            "reference": reference,
+            "owner": owner,
+            "format": self.format,
+        }
         write = partial(self.connection.redis.hset, key, mapping=fields)
         await redis.with_eviction(self.connection, write, owner)
         await self.connection.redis.expire(key, self.retention.avatar_ttl_s)
@@ -323,14 +358,21 @@ class JobConsumer:
         """The reference that `save_avatar` stored, marked as most recently used.
 
         The job keeps a copy, so that a worker that reclaims it does not depend on the avatar.
+        Raises `ServiceError` ``not_found`` for one in a format that this worker cannot read.
         """
         own = redis.part_key(job_id, "reference")
         if (copied := await self._get(own)) is not None:
             return copied
         key = redis.avatar_key(avatar_id)
-        reference, owner = await self.connection.redis.hmget(key, "reference", "owner")
+        reference, owner, written = await self.connection.redis.hmget(
+            key, "reference", "owner", "format"
+        )
         if reference is None:
             return None
+        if not messages.reads(self.format, int(written or messages.UNVERSIONED)):
+            raise ServiceError(
+                "not_found", f"avatar {avatar_id!r} is of another release; create it again"
+            )
         owner = (owner or b"").decode()
         await self.connection.redis.expire(key, self.retention.avatar_ttl_s)
         await self.connection.redis.zadd(redis.avatars_key(owner), {avatar_id: time.time()})
@@ -361,7 +403,7 @@ class JobConsumer:
         if isinstance(job, int):
             self._leave_to_others(job_id, job)
             return None
-        request, token, events, attempts, lease_timeouts = job
+        request, token, events, attempts, lease_timeouts, stored = job
         return Claim(
             job_id,
             messages.unpack_request(request),
@@ -372,6 +414,7 @@ class JobConsumer:
             # No race: with the new token, only this worker can replace it.
             snapshot=await self._get(redis.state_key(job_id)),
             lease_timeouts=int(lease_timeouts),
+            stored_bytes=int(stored or 0),
         )
 
     async def _lease(self, claims: Sequence[Claim], idle_ms: int) -> list[bool]:

@@ -1,6 +1,7 @@
 """The messages between API and workers: requests, events, commands and heartbeats.
 
-A job carries the `FORMAT` of what is stored of it: of its request, then of its last snapshot.
+A job carries the `FORMAT` of what is stored of it: of its request and its avatar, then of its last
+snapshot. An avatar carries its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from server.api.protocol import AnimationOptions, AvatarView, MarksView, ModelVi
 
 # Raise it with every change that the release before cannot read; `reads` then covers both. New
 # fields with defaults need none: readers ignore fields that they do not know.
-FORMAT = 2
+FORMAT = 3
 UNVERSIONED = 1  # the format of what carries none
 
 
@@ -45,11 +46,13 @@ class Heartbeat(_Message):
 class _Request(_Message):
     """``trace`` is the parent of the job's span (`server.traces.span`). ``reader`` is the only API
     process that can read the output (`server.broker.liveness.register_reader`); empty if any can.
-    ``owner`` is the client that owns the job and its avatar; empty if every client does."""
+    ``owner`` is the client that owns the job and its avatar; empty if every client does.
+    ``upload_bytes`` is the size of its uploads."""
 
     trace: dict[str, str] = Field(default_factory=dict)
     reader: str = ""
     owner: str = ""
+    upload_bytes: int = 0
 
 
 class AnimateRequest(_Request):

@@ -6,14 +6,17 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
 from server import traces
 from server.api.protocol import AvatarView, JobView, ModelList, ModelView
-from server.broker import messages, redis
+from server.broker import messages, redis, reservations
 from server.broker.liveness import live_workers
+from server.broker.place import Place
+from server.broker.reservations import UNLIMITED, Limits
 from server.errors import ServiceError
 
 _BLOCK_MS = 1000
@@ -26,11 +29,15 @@ _MAX_COMMANDS = 20_000  # that no snapshot includes yet
 
 @dataclass(frozen=True)
 class FinishedVideo:
-    """``init`` segment and fragments: each one's entry of the job's stream, and its size."""
+    """``init`` segment and fragments: each one's entry of the job's stream, and its size.
+
+    ``warnings`` name what was repaired in the sound.
+    """
 
     seed: int
     init: bytes
     fragments: tuple[tuple[str, int], ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -44,7 +51,8 @@ class JobProducer:
 
     ``reader`` is this process's reader name (`server.broker.liveness.register_reader`); a job
     without one runs to its end whether it is read or not. Only jobs and avatars of ``owner`` are
-    visible. ``format`` is that of the requests (`messages.FORMAT`).
+    visible. ``client`` is whose share of ``limits`` a job takes. ``format`` is that of the requests
+    (`messages.FORMAT`).
     """
 
     connection: redis.Connection
@@ -53,29 +61,61 @@ class JobProducer:
     _: KW_ONLY
     reader: str = ""
     owner: str = ""
+    client: str = ""
+    limits: Limits = UNLIMITED
     format: int = messages.FORMAT
+
+    @asynccontextmanager
+    async def place(self, kind: str, upload_bytes: int) -> AsyncIterator[Place]:
+        """A place in a queue, with room for so many bytes of uploads.
+
+        It is free again at the end of the block unless the job was submitted. Videos, avatars and
+        verifications each have ``max_jobs`` places. Raises `ServiceError` ``busy`` or
+        ``too_large`` when it cannot be had, ``no_worker`` when no worker that reads our format is
+        alive.
+        """
+        await self._workers()
+        place = Place(self, kind, _new_id())
+        await place.reserve(upload_bytes)
+        try:
+            yield place
+        finally:
+            if not place.submitted:
+                await asyncio.shield(asyncio.create_task(place.release()))
 
     async def submit(self, request: messages.AnyRequest, parts: Mapping[str, bytes]) -> str:
         """Queue a job with its uploads (`redis.PARTS`) and return its id.
 
-        Live sessions, videos, avatars and verifications each have a queue of ``max_jobs`` places;
-        live sessions are also limited to the capacity that the workers report.
-        Raises `ServiceError` ``busy`` when no place or memory is free, ``no_worker`` when no
-        worker that reads our format is alive.
+        Raises as `place` does; live sessions are limited to the capacity that the workers report.
         """
-        alive = (await live_workers(self.connection)).values()
-        if not alive:
-            raise no_worker()
-        workers = [worker for worker in alive if messages.reads(worker.format, self.format)]
-        if not workers:
-            formats = ", ".join(str(one) for one in sorted({worker.format for worker in alive}))
-            raise ServiceError(
-                "no_worker", f"format of the workers = {formats}, expected {self.format}"
-            )
-        places = self.max_jobs
-        if request.kind == "live":
-            places = min(places, sum(worker.live_places for worker in workers))
-        job_id = secrets.token_hex(12)
+        if request.kind != "live":
+            async with self.place(request.kind, sum(map(len, parts.values()))) as place:
+                for part, blob in parts.items():
+                    await place.write(part, blob)
+                return await place.submit(request)
+        places = min(self.max_jobs, sum(worker.live_places for worker in await self._workers()))
+        job_id = _new_id()
+
+        async def write() -> None:
+            for part, blob in parts.items():
+                key = redis.part_key(job_id, part)
+                await self.connection.redis.set(key, blob, ex=self.job_ttl_s)
+
+        queued = False
+        try:
+            await redis.with_eviction(self.connection, write, self.owner)
+            await self.queue(job_id, request, places)
+            queued = True
+        finally:
+            if not queued:
+                await reservations.release(self.connection, job_id)
+        return job_id
+
+    async def queue(self, job_id: str, request: messages.AnyRequest, places: int) -> None:
+        """Queue a job whose uploads are stored.
+
+        Raises `ServiceError` ``busy`` when all ``places`` are taken or memory is full.
+        """
         event, _ = messages.pack_event(messages.Queued())
         context = {
             "trace": traces.current(),
@@ -89,24 +129,35 @@ class JobProducer:
             event,
             places,
             self.job_ttl_s,
-            self.format,
+            max(self.format, await self._avatar_format(request)),
         ]
-
-        async def write() -> Any:
-            for part, blob in parts.items():
-                key = redis.part_key(job_id, part)
-                await self.connection.redis.set(key, blob, ex=self.job_ttl_s)
-            return await self.connection.run("submit", keys, arguments)
-
-        accepted = False
-        try:
-            accepted = bool(await redis.with_eviction(self.connection, write, self.owner))
-        finally:
-            if not accepted:
-                await self._drop_parts(job_id)
-        if not accepted:
+        write = partial(self.connection.run, "submit", keys, arguments)
+        if not await redis.with_eviction(self.connection, write, self.owner):
             raise ServiceError("busy", f"all {places} places are taken")
-        return job_id
+
+    async def _avatar_format(self, request: messages.AnyRequest) -> int:
+        """The format of what a request's avatar was stored in; 0 without an avatar.
+
+        It may be newer than ours: then only workers that read it may take the job.
+        """
+        avatar_id = getattr(request, "avatar_id", None)
+        if avatar_id is None:
+            return 0
+        written = await self.connection.redis.hget(redis.avatar_key(avatar_id), "format")
+        return int(written or 0)
+
+    async def _workers(self) -> list[messages.Heartbeat]:
+        """Live workers that read our format; raises `ServiceError` ``no_worker`` without any."""
+        alive = (await live_workers(self.connection)).values()
+        if not alive:
+            raise no_worker()
+        workers = [worker for worker in alive if messages.reads(worker.format, self.format)]
+        if not workers:
+            formats = ", ".join(str(one) for one in sorted({worker.format for worker in alive}))
+            raise ServiceError(
+                "no_worker", f"format of the workers = {formats}, expected {self.format}"
+            )
+        return workers
 
     async def follow(self, job_id: str, *, consume: bool) -> AsyncIterator[messages.AnyEvent]:
         """Yield every event of a job, from the first to its ending.
@@ -162,6 +213,7 @@ class JobProducer:
     async def forget(self, job_id: str) -> None:
         """Delete a job's video; its status stays for `_ENDED_TTL_S` seconds."""
         await self.connection.redis.delete(redis.out_key(job_id))
+        await redis.unreserve(self.connection, job_id)
         await self.connection.redis.expire(redis.job_key(job_id), _ENDED_TTL_S)
 
     async def erase(self, job_id: str) -> None:
@@ -219,6 +271,7 @@ class JobProducer:
                 "progress": 1.0 if status == "done" else progress,
                 "frames": int(job.get(b"frames", 0)),
                 "duration_s": duration_s,
+                "warnings": _lines(job.get(b"warnings")),
                 "error": error,
             }
         )
@@ -235,12 +288,16 @@ class JobProducer:
 
     async def finished_video(self, job_id: str) -> FinishedVideo | None:
         """The finished video of a job whose video is kept, else ``None``."""
-        job = await self.connection.redis.hmget(redis.job_key(job_id), "request", "init", "index")
-        if None in job:
+        names = ("request", "init", "index", "warnings")
+        text, init, index, warnings = await self.connection.redis.hmget(
+            redis.job_key(job_id), names
+        )
+        if text is None or init is None or index is None:
             return None
-        request = messages.unpack_request(job[0])
+        request = messages.unpack_request(text)
         assert isinstance(request, messages.AnimateRequest)
-        return FinishedVideo(request.seed, job[1], tuple(messages.unpack_index(job[2])))
+        fragments = tuple(messages.unpack_index(index))
+        return FinishedVideo(request.seed, init, fragments, _lines(warnings))
 
     async def read_video(
         self, job_id: str, video: FinishedVideo, part: range
@@ -323,9 +380,6 @@ class JobProducer:
         append = partial(client.xadd, redis.in_key(job_id), fields, nomkstream=True)
         await redis.retry_on_disconnect(append)
 
-    async def _drop_parts(self, job_id: str) -> None:
-        await self.connection.redis.delete(*(redis.part_key(job_id, p) for p in redis.PARTS))
-
 
 class _GracePeriod:
     """Expires when a condition has been false for ``limit_s`` seconds without a break."""
@@ -348,6 +402,14 @@ class _GracePeriod:
 class _Deadlines:
     no_worker: _GracePeriod
     unclaimed: _GracePeriod
+
+
+def _lines(text: bytes | None) -> tuple[str, ...]:
+    return tuple(text.decode().splitlines()) if text else ()
+
+
+def _new_id() -> str:
+    return secrets.token_hex(12)
 
 
 def no_worker() -> ServiceError:

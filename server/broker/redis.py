@@ -17,9 +17,12 @@ Keys, all under ``fada:``, on one server (no cluster)
     job:{id}:state      snapshot after the last event, from which another worker can resume
     workers             set of worker ids; worker:{id} is a heartbeat and expires without it
     reader:{name}       heartbeat of the API process that reads the jobs it submitted
-    avatars:{owner}     sorted set, by last use; avatar:{id} hash: view, reference, owner
+    avatars:{owner}     sorted set, by last use; avatar:{id} hash: view, reference, owner,
+                        format
     videos:{owner}      sorted set of finished jobs whose out-stream is kept
     owners              set of the clients that keep avatars
+    reserved            hash: what is reserved for each job and kept video, see lua/reserve.lua;
+                        reserved:until is a sorted set of the times at which that expires
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ QUEUES = ("live", "animate", "avatar", "verify")
 GROUP = "workers"
 WORKERS = "fada:workers"
 OWNERS = "fada:owners"
+RESERVED, EXPIRIES = "fada:reserved", "fada:reserved:until"
 PARTS = ("portrait", "audio", "reference", "video")
 
 # What a call raises while the server is away or hangs.
@@ -133,17 +137,21 @@ class Connection:
         *,
         event: bytes,
         ttl_s: int,
+        kept_bytes: int = 0,
         fields: Mapping[str, Any] = MappingProxyType({}),
     ) -> bool:
         """End a job once, with its last event; return whether this call ended it.
 
         ``token`` is that of the claim that ends it; ``None`` ends the job regardless of its claim.
-        ``fields`` are added to the job's hash, which expires after ``ttl_s`` seconds.
+        ``fields`` are added to the job's hash, which expires after ``ttl_s`` seconds, as does its
+        video of ``kept_bytes``.
         """
         keys = [job_key(job_id), out_key(job_id), in_key(job_id), state_key(job_id)]
         keys += [part_key(job_id, part) for part in PARTS]
         fence = "" if token is None else token
-        arguments = [fence, GROUP, status, event, ttl_s, *flatten(fields)]
+        arguments = [job_id, fence, GROUP, status, event, ttl_s, kept_bytes, 0]
+        keys += [RESERVED, EXPIRIES]
+        arguments += flatten(fields)
         return bool(await retry_on_disconnect(partial(self.run, "end", keys, arguments)))
 
 
@@ -224,9 +232,16 @@ async def _evict_oldest(connection: Connection, owner: str) -> bool:
     return False
 
 
-async def drop_video(connection: Connection, job_id: str) -> int:
-    """Delete a kept video and its job; return the number of keys deleted."""
-    return int(await connection.redis.delete(out_key(job_id), job_key(job_id)))
+async def drop_video(connection: Connection, job_id: str) -> None:
+    """Delete a kept video and its job."""
+    await connection.redis.delete(out_key(job_id), job_key(job_id))
+    await unreserve(connection, job_id)
+
+
+async def unreserve(connection: Connection, job_id: str) -> None:
+    """Free what is reserved for a job."""
+    await connection.redis.hdel(RESERVED, job_id)
+    await connection.redis.zrem(EXPIRIES, job_id)
 
 
 async def drop_avatar(connection: Connection, avatar_id: str) -> int:

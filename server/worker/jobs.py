@@ -31,6 +31,7 @@ from server.worker.backpressure import (
     ReaderGone,
 )
 from server.worker.checkpoint import Inbox, InboxPosition, Snapshot, pack_saved, unpack_saved
+from server.worker.kept import KeptVideo
 from server.worker.resources import WorkerResources
 from server.worker.session import (
     Event,
@@ -106,6 +107,7 @@ class _VideoJob:
         self._name = f"{claim.job_id}/{claim.token}"
         self._published = claim.events
         self._republish: Callable[[], Awaitable[bool]] | None = None
+        self._kept: KeptVideo | None = None
         self._saved: Snapshot | None = None
         self._position = InboxPosition(START, 0, -1)
         self._backpressure = Backpressure(ahead, READ_TIMEOUT_S)
@@ -189,6 +191,8 @@ class _VideoJob:
     async def _publish(self, event: Event, snapshot: Snapshot) -> None:
         """One event with the snapshot after it."""
         message = _message(event)
+        if self._kept is not None:
+            await self._kept.make_room(message)
         if isinstance(message, messages.JobFragment):
             self._backpressure.published(message.index)
         entry, edge = self._inbox.held(self._consumed_bytes)
@@ -201,6 +205,7 @@ class _VideoJob:
             message,
             snapshot=saved,
             last_command=entry,
+            stored_bytes=0 if self._kept is None else self._kept.stored_bytes,
         )
         with metrics.timed_stage("publish"):
             running = await publish()
@@ -249,13 +254,14 @@ class AnimationJob(_VideoJob):
 
     def __init__(self, resources: WorkerResources, claim: Claim) -> None:
         super().__init__(resources, claim, AHEAD)
-        self._kept = claim.request.keep
 
     async def make(self, request: messages.AnimateRequest) -> messages.JobDone:
         """From the uploads, or from the snapshot on."""
         return await self._while_read(self._make(request))
 
     async def _make(self, request: messages.AnimateRequest) -> messages.JobDone:
+        if request.keep:
+            self._kept = KeptVideo(self._resources.consumer, self._claim, request.options.size)
         deadline_s = math.inf if request.keep else time.monotonic()
         batcher = self._resources.batcher(request.model)
         pipeline = batcher.pipeline
@@ -283,7 +289,7 @@ class AnimationJob(_VideoJob):
             done = await self._run(session)
         if self._saved is None:
             metrics.real_time_factor(done.duration_s, time.monotonic() - began_s)
-        return await self._indexed(done) if self._kept else done
+        return await self._indexed(done) if request.keep else done
 
     async def _indexed(self, done: messages.JobDone) -> messages.JobDone:
         """``done`` with what readers of the finished video need, see `messages.JobDone`."""
@@ -307,7 +313,7 @@ class AnimationJob(_VideoJob):
     async def _wait_for_turn(self) -> None:
         while not self._resources.capacity.has_spare:  # live sessions need it all
             await asyncio.sleep(_CAPACITY_POLL_S)
-        if not self._kept:
+        if self._kept is None:
             await super()._wait_for_turn()
 
     async def _inputs(

@@ -21,6 +21,7 @@ from server import logs, metrics, traces
 from server.broker import liveness, messages
 from server.broker.consumer import Claim, JobConsumer, Retention
 from server.broker.redis import BROKER_LOST, QUEUES, connect
+from server.broker.reservations import configured_limits
 from server.errors import ServiceError, SetupError
 from server.settings import Settings
 from server.tasks import cancel_and_wait
@@ -381,5 +382,7 @@ async def _serve_until_signalled(
         max_videos=settings.max_videos,
     )
     async with connect(url) as connection, metrics.reporting(connection, "worker"):
-        consumer = JobConsumer(connection, liveness.worker_id(os.getpid()), retention)
+        limits = await configured_limits(connection, settings.redis_bytes)
+        name = liveness.worker_id(os.getpid())
+        consumer = JobConsumer(connection, name, retention, limits=limits)
         await worker(consumer).serve(stop)

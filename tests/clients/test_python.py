@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import KINDS
+from tests.hostile.files import integer_floats
 from tests.server.media_files import NO_FACE, POISON, picture, sound
 from tests.server.media_probe import probe
 from tests.server.service import FAKE, Service, running
@@ -91,6 +92,19 @@ def test_jobs(client: Client, tmp_path: Path) -> None:
     client.jobs.cancel(job.id)
     with pytest.raises(fada_client.NotFound):
         client.jobs.video(job.id, tmp_path / "out.mp4")
+
+
+def test_what_was_repaired_is_told_with_the_video_and_the_job(client: Client) -> None:
+    with client.animate(picture(), integer_floats(), size=128) as video:
+        assert len(video.warnings) == 1 and "integers of 16 bits" in video.warnings[0]
+        list(video)
+    job = client.jobs.submit(picture(), integer_floats(), size=128)
+    deadline = time.monotonic() + 20
+    while (job := client.jobs.get(job.id)).status != "done":
+        assert time.monotonic() < deadline
+    assert "; ".join(job.warnings) == video.warnings[0]
+    answer = client._http.get(f"/jobs/{job.id}/video")
+    assert answer.headers["x-warning"] == video.warnings[0]
 
 
 def test_a_live_session(client: Client) -> None:

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(_COMPOSE is None, reason="no docker-compose for 
 API_ONLY = {
     "api_keys", "requests_per_minute", "sessions_per_client", "cors_origins", "trusted_proxies",
     "max_jobs", "max_upload_bytes", "max_portrait_bytes", "keys_share", "hosts",
-    "max_connections", "connections_per_address",
+    "max_connections", "connections_per_address", "client_share",
 }  # fmt: skip
-BOTH = {"redis_url", "log_format", "drain_s", "job_ttl_s"}
+BOTH = {"redis_url", "log_format", "drain_s", "job_ttl_s", "max_audio_s", "redis_bytes"}
 
 
 PASSWORD = "not-a-word"

@@ -24,6 +24,7 @@ class AsyncAnimation:
     def __init__(self, response: httpx.Response, stack: AsyncExitStack) -> None:
         self.job_id = response.headers["x-job-id"]
         self.seed = int(response.headers["x-seed"])
+        self.warnings = wire.warnings(response)
         self._stack = stack
         self._units = self._read(response)
 

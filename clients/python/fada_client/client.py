@@ -22,11 +22,13 @@ class Animation(Iterator[bytes]):
     """A video while it is being made: its init segment, then its fragments.
 
     To stop early, `close` it or leave its ``with`` block; the service then stops as well.
+    ``warnings`` name what was repaired in the sound.
     """
 
     def __init__(self, response: httpx.Response, stack: ExitStack) -> None:
         self.job_id = response.headers["x-job-id"]
         self.seed = int(response.headers["x-seed"])
+        self.warnings = wire.warnings(response)
         self._stack = stack
         self._units = self._read(response)
 

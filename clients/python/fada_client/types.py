@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -37,7 +37,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Job:
-    """``progress`` is 0 to 1; ``error`` is the problem document of a failed job."""
+    """``progress`` is 0 to 1; ``error`` is the problem document of a failed job.
+
+    ``warnings`` name what was repaired in the sound.
+    """
 
     id: str
     status: Literal["queued", "running", "done", "failed", "cancelled"]
@@ -45,6 +48,7 @@ class Job:
     frames: int
     duration_s: float
     error: Mapping[str, Any] | None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,12 @@ def stream_url(url: str) -> str:
     return url.rstrip("/").replace("http", "ws", 1) + "/stream"
 
 
+def warnings(response: httpx.Response) -> tuple[str, ...]:
+    """What the service repaired in the sound."""
+    header = response.headers.get("x-warning")
+    return (header,) if header else ()
+
+
 def raise_for(response: httpx.Response) -> None:
     """Raises the error of a failed response whose body was read."""
     if response.is_success:

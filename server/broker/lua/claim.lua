@@ -3,7 +3,7 @@
 -- KEYS: queue, job, in. ARGV: entry, group, first command, TTL, counter to increment
 -- ('attempts' or 'lease_timeouts'), worker id, oldest and newest format that the worker reads,
 -- idle time in ms of a released job.
--- Returns request, token, events, attempts, lease_timeouts; nothing for a job that has ended; the
+-- Returns request, token, events, attempts, lease_timeouts, stored; nothing for a job that has ended; the
 -- format of a job that the worker cannot read, which is released as it was.
 -- A live session's commands may arrive before its first claim.
 -- Allowed when memory is full: a queued job frees its memory only once a worker has claimed it.
@@ -24,5 +24,6 @@ redis.call('HSET', KEYS[2], 'status', 'running')
 local token = redis.call('HINCRBY', KEYS[2], 'token', 1)
 redis.call('HINCRBY', KEYS[2], ARGV[5], 1)
 redis.call('EXPIRE', KEYS[3], ARGV[4])
-local job = redis.call('HMGET', KEYS[2], 'request', 'events', 'attempts', 'lease_timeouts')
-return {job[1], token, job[2], job[3], job[4]}
+local job = redis.call('HMGET', KEYS[2], 'request', 'events', 'attempts', 'lease_timeouts',
+  'stored')
+return {job[1], token, job[2], job[3], job[4], job[5]}

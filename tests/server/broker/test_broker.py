@@ -54,7 +54,9 @@ def worker(connection: redis.Connection, name: str) -> JobConsumer:
 
 
 def animate_request(*, keep: bool = False) -> messages.AnimateRequest:
-    return messages.AnimateRequest(options=AnimationOptions(), model="fake", seed=7, keep=keep)
+    return messages.AnimateRequest(
+        options=AnimationOptions(), model="fake", seed=7, keep=keep, upload_bytes=12
+    )
 
 
 def started() -> messages.Started:
@@ -197,7 +199,7 @@ async def test_a_full_queue_is_busy(url: str) -> None:
         with pytest.raises(ServiceError) as caught:
             await producer.submit(animate_request(), PARTS)
         assert caught.value.code == "busy"
-        assert len(await keys(producer)) == 2 * 4  # nothing of the refused one
+        assert len(await keys(producer)) == 2 * 4 + 2  # nothing of the refused one
         claim = await claim_next(consumer)
         assert claim.job_id == first
         await consumer.end(claim, messages.JobDone(frames=0, duration_s=0.0))

@@ -1,0 +1,124 @@
+"""What is reserved for jobs: a place, bytes of Redis and bytes of the folder that all share.
+
+A job's uploads and its video are reserved before the first byte is stored, so that a job that was
+accepted finds room. `lua/reserve.lua` decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from server.broker import redis
+from server.errors import ServiceError
+
+_REDIS_PART = 4
+_DEFAULT_BYTES = 256 << 20  # of a Redis without maxmemory
+_WHAT = ("", "places", "bytes in Redis", "bytes on disk")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Bytes that a job takes."""
+
+    redis_bytes: int = 0
+    folder_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the uploads and videos of all jobs may take together.
+
+    A client may hold at most ``share`` of what the others leave, and always one place.
+    """
+
+    redis_bytes: int = 1 << 50
+    folder_bytes: int = 0
+    share: float = 1.0
+
+    @property
+    def largest(self) -> Amount:
+        """The most that one job may ever take."""
+        return Amount(int(self.share * self.redis_bytes), int(self.share * self.folder_bytes))
+
+
+UNLIMITED = Limits()
+
+
+async def configured_limits(
+    connection: redis.Connection, redis_bytes: int | None, *, share: float = 1.0
+) -> Limits:
+    """Without ``redis_bytes``, a part of Redis's memory: avatars and sessions need the rest."""
+    if redis_bytes is None:
+        memory = await connection.redis.info("memory")
+        redis_bytes = int(memory["maxmemory"]) // _REDIS_PART or _DEFAULT_BYTES
+    return Limits(redis_bytes=redis_bytes, share=share)
+
+
+async def reserve(
+    connection: redis.Connection,
+    job_id: str,
+    amount: Amount,
+    *,
+    limits: Limits,
+    ttl_s: int,
+    places: int = 0,
+    kind: str = "",
+    client: str = "",
+    owner: str = "",
+) -> None:
+    """Reserve ``amount`` and one of ``places`` for a job of ``client``, for ``ttl_s`` seconds.
+
+    Each ``kind`` of job has as many places. Without ``kind``, change what is reserved for the job.
+    Where bytes are missing, the client's own kept videos (in the list of ``owner``) go, the oldest
+    first. Raises `ServiceError` ``busy`` when no room is left, ``too_large`` when there never is.
+    """
+    most = (0, places, limits.redis_bytes, limits.folder_bytes)
+    wanted = (0, 1, amount.redis_bytes, amount.folder_bytes)
+    largest = (0, 1, limits.largest.redis_bytes, limits.largest.folder_bytes)
+    for what, allowed in enumerate(largest):
+        if wanted[what] > allowed:
+            raise ServiceError(
+                "too_large",
+                f"the uploads and the video may take {wanted[what]} {_WHAT[what]}, "
+                f"expected at most {allowed}{_hint(limits)}",
+            )
+    arguments = [job_id, ttl_s, kind, client, limits.share]
+    for what, limit in enumerate(most[1:], 1):
+        arguments += [wanted[what], limit]
+    keys = [redis.RESERVED, redis.EXPIRIES]
+    while True:
+        run = partial(connection.run, "reserve", keys, arguments)
+        missing, *rest = await redis.retry_on_disconnect(run)
+        if not missing:
+            return
+        left, oldest = rest
+        if not oldest:
+            raise _busy(missing, wanted[missing], left, limits=limits, limit=most[missing])
+        await connection.redis.zrem(redis.videos_key(owner), oldest)
+        await redis.drop_video(connection, oldest.decode())
+
+
+async def release(connection: redis.Connection, job_id: str) -> None:
+    """Free what is reserved for a job, and delete its uploads."""
+    parts = [redis.part_key(job_id, part) for part in redis.PARTS]
+    await connection.redis.delete(*parts)
+    await redis.unreserve(connection, job_id)
+
+
+def _busy(what: int, wanted: int, left: int, *, limits: Limits, limit: int) -> ServiceError:
+    if what == 1:
+        held = f"all {limit} places are taken" if limits.share == 1 else "no place is free"
+        return ServiceError("busy", f"{held}{_hint(limits)}")
+    return ServiceError(
+        "busy",
+        f"the uploads and the video may take {wanted} {_WHAT[what]}, "
+        f"expected at most {left} now{_hint(limits)}",
+    )
+
+
+def _hint(limits: Limits) -> str:
+    """Why a client may not take all."""
+    if limits.share == 1:
+        return ""
+    return f" (a client may hold {limits.share:.0%} of what others leave)"
