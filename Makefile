@@ -24,8 +24,9 @@ help: ## list these targets
 serve: $(VENV)/.serve ## set up and run the service
 	$(BIN)/fada serve $(ARGS)
 
+# Their hundreds of processes need compiled files, whatever the environment wants.
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest -n 3 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

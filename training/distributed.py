@@ -11,17 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SEED_STRIDE = 1_000_003
 
 
@@ -29,7 +19,8 @@ _SEED_STRIDE = 1_000_003
 class World:
     """This process's ``rank`` among ``size``; only the main one writes files and shows progress.
 
-    With one process, networks are not sharded and states are the plain ones.
+    Here is the world of one process: networks are not sharded and states are the plain ones.
+    `training.sharding.ShardedWorld` is that of several.
     """
 
     rank: int = 0
@@ -47,8 +38,6 @@ class World:
 
     def shard(self, net: nn.Module) -> None:
         """Shard ``net`` in place (FSDP); all processes pass the same parameters."""
-        if self.size > 1:
-            fully_shard(net, mesh=init_device_mesh(self.device, (self.size,)))
 
     def broadcast(self, value: float) -> float:
         """The main process's ``value``: clocks differ, decisions must not."""
@@ -60,29 +49,21 @@ class World:
 
     def model_state(self, net: nn.Module) -> dict[str, Any]:
         """The full state of a sharded ``net``, on the CPU; empty except in the main process."""
-        return net.state_dict() if self.size == 1 else get_model_state_dict(net, options=_FULL)
+        return net.state_dict()
 
     def optimiser_state(self, net: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """The full state of a sharded net's ``optimiser``; empty except in the main process."""
-        if self.size == 1:
-            return optimiser.state_dict()
-        return dict(get_optimizer_state_dict(net, optimiser, options=_FULL))
+        return optimiser.state_dict()
 
     def load_model_state(self, net: nn.Module, state: dict[str, Any]) -> None:
         """The inverse of `model_state`; all processes pass the full state."""
-        if self.size == 1:
-            net.load_state_dict(state)
-        else:
-            set_model_state_dict(net, state, options=_FULL)
+        net.load_state_dict(state)
 
     def load_optimiser_state(
         self, net: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
         """The inverse of `optimiser_state`; all processes pass the full state."""
-        if self.size == 1:
-            optimiser.load_state_dict(state)
-        else:
-            set_optimizer_state_dict(net, optimiser, state, options=_FULL)
+        optimiser.load_state_dict(state)
 
     def all_gather(self, state: Tensor) -> Tensor:
         """(size, N): the ``state`` (N,) of each process, by rank, on the CPU."""
@@ -122,11 +103,13 @@ def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     if size == 1:
         yield SINGLE_PROCESS, device
         return
+    from training.sharding import ShardedWorld  # takes seconds to import
+
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), size, device.type), device
+        yield ShardedWorld(dist.get_rank(), size, device.type), device
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The service that most of these tests talk to: as it comes, with the students that ship."""
+"""The service that most of these tests talk to: one worker, with the students that ship."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ from tests.server.service import Service, running
 @pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
     MotionSpace()  # compiles what draws, and caches it: once, not in every worker at once
-    with running({}) as service:
+    with running({"FADA_WORKERS": "1"}) as service:
         yield service

@@ -59,7 +59,7 @@ class Studio:
         deadline = time.monotonic() + _WAIT_S
         while not self.page.evaluate(f"() => {condition}"):
             assert time.monotonic() < deadline, f"{condition}; {self.page.inner_text('body')}"
-            self.page.wait_for_timeout(20)
+            self.page.wait_for_timeout(50)
 
     def read(self, expression: str) -> Any:
         return self.page.evaluate(f"() => {expression}")
@@ -83,8 +83,9 @@ class Studio:
         return Path(download.value.path()).read_bytes()
 
 
-@pytest.fixture
-def studio(browser: Browser, service: Service) -> Iterator[Studio]:
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Iterator[Studio]:
+    """One window for most tests: a new one starts processes."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         studio = Studio(context.new_page())
         studio.page.on("pageerror", lambda error: studio.errors.append(str(error)))
@@ -92,10 +93,18 @@ def studio(browser: Browser, service: Service) -> Iterator[Studio]:
             "console",
             lambda message: studio.errors.append(message.text) if message.type == "error" else None,
         )
-        studio.page.goto(service.url)
-        studio.page.wait_for_selector("#speak:enabled")
-        studio.page.select_option("[name=size]", "256")
         yield studio
+
+
+@pytest.fixture
+def studio(window: Studio, service: Service) -> Studio:
+    """The page as it is after loading, set to small videos."""
+    window.page.goto("about:blank")
+    window.errors.clear()
+    window.page.goto(service.url)
+    window.page.wait_for_selector("#speak:enabled")
+    window.page.select_option("[name=size]", "256")
+    return window
 
 
 @pytest.fixture
@@ -439,30 +448,31 @@ def test_the_page_asks_for_an_api_key_and_keeps_it(browser: Browser) -> None:
         assert page.is_hidden("#key-form")
 
 
+@pytest.fixture(scope="module")
+def phone(browser: Browser) -> Iterator[Page]:
+    with browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True) as context:
+        yield context.new_page()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone(browser: Browser, service: Service, scheme: Any) -> None:
-    with browser.new_context(
-        viewport={"width": 360, "height": 740}, has_touch=True, color_scheme=scheme
-    ) as context:
-        page = context.new_page()
-        page.goto(service.url)
-        page.wait_for_selector("#speak:enabled")
-        assert page.is_hidden("#key-form")
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
-        lightness = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
-        assert (int(lightness[4:].split(",")[0]) < 128) == (scheme == "dark")
+def test_the_page_fits_a_phone(phone: Page, service: Service, scheme: Any) -> None:
+    phone.emulate_media(color_scheme=scheme)
+    phone.goto(service.url)
+    phone.wait_for_selector("#speak:enabled")
+    assert phone.is_hidden("#key-form")
+    assert phone.evaluate("() => document.documentElement.scrollWidth") <= 360
+    lightness = phone.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert (int(lightness[4:].split(",")[0]) < 128) == (scheme == "dark")
 
 
-def test_the_page_loads_nothing_from_other_origins(browser: Browser, service: Service) -> None:
-    with browser.new_context() as context:
-        page = context.new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        answer = page.goto(service.url)
-        assert answer is not None
-        page.wait_for_selector("#speak:enabled")
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
-        assert all(url.startswith((service.url, "blob:")) for url in asked)
+def test_the_page_loads_nothing_from_other_origins(phone: Page, service: Service) -> None:
+    asked: list[str] = []
+    phone.on("request", lambda request: asked.append(request.url))
+    answer = phone.goto(service.url)
+    assert answer is not None
+    phone.wait_for_selector("#speak:enabled")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert asked and all(url.startswith((service.url, "blob:")) for url in asked)
 
 
 def test_unknown_files_are_not_found(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from training.distributed import World, join_world
 from training.trainer import Losses, RunOptions, Trainer
@@ -42,26 +44,34 @@ def trained(folder: Path, world: World, steps: int) -> nn.Module:
     return trainer.averaged
 
 
-def main(folder: Path) -> None:
-    """In each process: half of the steps, then the rest, as after an interruption."""
+def in_each_process(folder: Path) -> None:
+    """Half of the steps, then the rest, as after an interruption."""
     with join_world(torch.device("cpu")) as (world, _):
         trained(folder, world, STEPS // 2)
         trained(folder, world, STEPS)
 
 
-def run_team(*words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def main(folder: Path) -> None:
+    """Start two processes as torchrun does, but forked: they import torch once."""
+    importlib.import_module("training.sharding")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    where = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    return subprocess.run(
-        [*torchrun, *where, *words], capture_output=True, text=True, timeout=300, check=False
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="static",
+        rdzv_endpoint=address,
+        rdzv_configs={"rank": 0},
+        start_method="fork",
     )
+    elastic_launch(config, in_each_process)(folder)
 
 
 def test_two_processes_train_like_one_with_both_batches(tmp_path: Path) -> None:
-    run = run_team("-m", "tests.training.test_distributed", str(tmp_path / "two"))
+    command = [sys.executable, "-m", "tests.training.test_distributed", str(tmp_path / "two")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     two = torch.load(tmp_path / "two" / "net.pt", weights_only=True)
     # the pace follows the steps a run is to have: the same two runs by one process

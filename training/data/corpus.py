@@ -10,7 +10,6 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
-from scipy.signal import savgol_filter
 from torch import Tensor
 
 from model.audio.log_mel import PAST_SAMPLES, power_spectrum
@@ -138,6 +137,8 @@ def clip_rest(coefficients: Floats) -> Floats:
 
 def smooth_pose(pose: Floats) -> Floats:
     """(T, 6) without the tracker's jitter: a quadratic Savitzky-Golay filter over 9 frames."""
+    from scipy.signal import savgol_filter  # takes seconds to import
+
     return np.asarray(savgol_filter(pose, 9, 2, axis=0), np.float32)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,6 @@ from model.video.config import tiny_config, tiny_unet
 from model.video.tiny import TinyNet
 from model.video.weights import load_net
 from tests.training.helpers import fada_train
-from tests.training.test_distributed import run_team
 from training.trainer import RunOptions
 from training.video.clips import VideoClips
 from training.video.device import Compute
@@ -74,12 +76,21 @@ def test_train_teacher_resume_and_distil(clips_folder: Path, tmp_path: Path) -> 
     assert isinstance(embedded, TinyNet) and embedded.config.unet.embedded_scales
 
 
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words += ["--master-addr", "127.0.0.1", "--master-port", str(port), *command]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.mark.slow
 def test_two_processes_train_teacher_and_student(clips_folder: Path, tmp_path: Path) -> None:
     def train(role: str, *words: object) -> None:
         data = ("--data", clips_folder, "--threads", 1, "--minutes", 5, "--batch", 2, "--steps", 2)
         command = ("-m", "fada.cli", "train", role, *data, *words)
-        done = run_team(*(str(word) for word in command))
+        done = torchrun(*(str(word) for word in command))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("safetensors") == 1  # only the leader prints
 
