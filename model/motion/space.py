@@ -94,5 +94,5 @@ def _draw_once() -> None:
     )
     renderer = PortraitRenderer(portrait, size=128)
     talking = renderer.rest.copy()
-    talking[ACTIONS.index("jawOpen")] = 0.5
+    talking[[ACTIONS.index("jawOpen"), ACTIONS.index("eyeBlinkLeft")]] = 0.5
     renderer.render(talking, np.full(6, 0.05, np.float32))

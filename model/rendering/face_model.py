@@ -106,6 +106,8 @@ TEETH_RIM = 0.8
 LIDS_MEET_AT = 0.75
 # Lids meet this far up from the lower lid's place.
 LID_MEETING = 0.12
+# The skin above follows a lid by this share of what the basis has: the lid unrolls from below it.
+SKIN_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,6 @@ def _lid_weights(points: Floats, eye: Eye, basis: Floats) -> NDArray[np.float64]
             continue
         away = ((points[vertex, :2] - contour[:, :2]) ** 2).sum(axis=1)
         near = np.exp(-(away - away.min()) / (2 * 0.05**2))
-        weights[vertex] = reach[vertex] * near / near.sum()
+        weights[vertex] = SKIN_SHARE * reach[vertex] * near / near.sum()
     weights[eye.upper, np.arange(7)] = 1.0
     return weights

@@ -1,7 +1,7 @@
 """Draw one framed portrait with any facial actions and head pose.
 
 Back to front: the still background; the person, a mesh over face, hair and shoulders that is moved;
-the mouth's interior between the lips; the eyeballs between the lids.
+the mouth's interior between the lips; the eyeballs between the lids; lids that close over them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from model.portrait.framing import Frame, frame
 from model.portrait.person_mask import PersonMask
 from model.rendering.eyes import Eyeball
 from model.rendering.face_model import EYES, FaceShape, RigidMotion, hide_teeth
+from model.rendering.lids import Lids
 from model.rendering.matting import split
 from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
 from model.rendering.mouth import Mouth
@@ -133,6 +134,7 @@ class PortraitRenderer:
         draw_triangles(still, at_rest, self._source, self.texture, self._still)
         self._points = placed
         self._eyes = [Eyeball.of(padded, placed, eye) for eye in EYES]
+        self._lids = [Lids.of(padded, placed, eye) for eye in EYES]
         self._mouth = Mouth.of(padded, placed, self._shape)
         self.rest = self._shape.rest
 
@@ -155,6 +157,8 @@ class PortraitRenderer:
         self._mouth.draw(face, target, rigid, out=out)
         for eyeball in self._eyes:
             eyeball.draw(target, rigid, now=np.asarray(coefficients), rest=self.rest, out=out)
+        for lids in self._lids:
+            lids.draw(target, out)
         return out
 
     def decode(self, latents: Floats) -> Iterator[NDArray[np.uint8]]:

@@ -12,6 +12,7 @@ from model.motion.space import MotionSpace
 from model.portrait.blendshapes import ABSOLUTE, ACTIONS, MOTION_DIM
 from model.portrait.face_tracker import FaceTracker, NoFaceError
 from model.portrait.image import load_picture
+from model.rendering.face_model import EYES
 from model.rendering.mesh import signed_areas
 from model.rendering.renderer import PortraitRenderer
 from model.types import Floats, Reference
@@ -131,6 +132,32 @@ def test_lips_close_and_open_and_lids_close(
     before = references[name].arrays["coefficients"]
     index = ACTIONS.index("eyeBlinkLeft")
     assert blink.coefficients[index] > before[index] + 0.2
+
+
+@pytest.mark.parametrize("yaw", [-12.0, 0.0, 12.0])
+@pytest.mark.parametrize("name", ["astronaut", "monalisa", "presenter"])
+def test_a_closed_eye_is_skin_and_one_smooth_line(
+    space: MotionSpace, references: dict[str, Reference], name: str, yaw: float
+) -> None:
+    """No white and no iris is left where the eye was; lashes run along the lid's edge."""
+    renderer = space.decoder(references[name], 512, "portrait")
+    pose = np.array([0.0, np.deg2rad(yaw), 0.0, 0.0, 0.0, 0.0], np.float32)
+    frame = renderer.render(shaped(renderer.rest, eyeBlink=1.0), pose) @ (0.299, 0.587, 0.114)
+    opened = renderer.landmarks(renderer.rest, pose)
+    for eye in EYES:
+        left, right = np.sort(opened[list(eye.corners), 0])
+        columns = np.arange(round(left + 0.2 * (right - left)), round(right - 0.2 * (right - left)))
+        above, below = (
+            np.interp(columns, *opened[contour][np.argsort(opened[contour, 0])].T)
+            for contour in (eye.upper, eye.lower)
+        )
+        line = []
+        for column, top, bottom in zip(columns, above, below, strict=True):
+            rows = frame[int(top) : int(bottom) + 4, column]
+            line.append(int(top) + int(rows.argmin()))
+            lid = rows[: max(1, rows.argmin() - 3)]
+            assert 0.7 * np.median(lid) < lid.min() and lid.max() < 1.3 * np.median(lid)
+        assert np.abs(np.diff(line)).max() <= 2
 
 
 def test_more_jaw_opens_more(space: MotionSpace, references: dict[str, Reference]) -> None:
