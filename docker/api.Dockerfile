@@ -15,7 +15,8 @@ RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python . \
     && /opt/fada/bin/fada licenses --cyclonedx > /opt/fada/bill.cdx.json
 
 FROM python:3.11.13-slim-bookworm
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada \
+    && install --directory --owner=10001 --group=10001 --mode=700 /var/lib/fada/data
 COPY --from=build /opt/fada /opt/fada
 ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -40,7 +40,8 @@ RUN /opt/fada/bin/python -m pip install --no-deps ./clients/python . \
 
 FROM python:3.11.13-slim-bookworm AS runtime
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fada \
-    && install --directory --owner=10001 --group=10001 /var/cache/fada /var/lib/fada/engines
+    && install --directory --owner=10001 --group=10001 /var/cache/fada /var/lib/fada/engines \
+        /var/lib/fada/data
 # Compiled kernels and engines are kept here; mount volumes to make the next start faster.
 ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/fada
 ENV FADA_ENGINES=/var/lib/fada/engines

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +24,9 @@ from server.api.app import create_app
 from server.api.connections import AcceptErrorLog, Connections, protocols, raise_file_limit
 from server.api.origins import is_loopback
 from server.broker.embedded import EmbeddedServer, embedded_server, valkey_program
+from server.broker.folder import PRIVATE
 from server.broker.liveness import live_workers
-from server.broker.redis import Connection, connect
+from server.broker.redis import Connection, connect, service_name
 from server.errors import SetupError
 from server.settings import Settings
 from server.supervisor import Supervisor, worker_count
@@ -98,10 +102,24 @@ def serve_all(settings: Settings, sock: socket.socket, host: str) -> int:
     ``sock`` is bound to ``host``.
     """
     signal.signal(signal.SIGTERM, _raise_exit)
+    settings = settings.model_copy(update={"data": settings.data or _cache_folder()})
     if settings.redis_url is None:
         with embedded_server(valkey_program()) as valkey:
             return asyncio.run(_serve_all(settings, sock, host, url=valkey.url, valkey=valkey))
     return asyncio.run(_serve_all(settings, sock, host, url=settings.redis_url))
+
+
+def _cache_folder() -> Path | None:
+    """A folder in the user's cache; ``None`` where there is none to write to."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fada" / "data"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(path, os.W_OK):
+            return path
+    except OSError:
+        pass
+    log.warning("cannot write to %s: large videos are not kept, unless FADA_DATA is set", path)
+    return None
 
 
 def serve_api(settings: Settings, sock: socket.socket, host: str, *, url: str) -> int:
@@ -129,10 +147,12 @@ async def _serve_all(
     valkey: EmbeddedServer | None = None,
 ) -> int:
     async with connect(url) as connection:
+        if valkey is not None:  # what it refers to on disk goes when it does
+            await service_name(connection.redis, PRIVATE + secrets.token_hex(8))
         server = _server(settings, url, host)
         devices = settings.devices or (() if settings.pipeline else process.visible_gpus())
         count = worker_count(settings.workers, process.usable_cores(), len(devices))
-        supervisor = Supervisor(connection, url, count, devices=devices)
+        supervisor = Supervisor(connection, url, count, devices=devices, data=settings.data)
         serving = asyncio.create_task(server.serve([sock]))
         watchers = [
             asyncio.create_task(supervisor.watch()),

@@ -78,6 +78,14 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         64 << 20, ge=1, le=256 << 20, description="maximum size of a request's body"
     )
+    data: Path | None = Field(
+        None,
+        description="folder that API and workers share, for uploads and kept videos beyond 4 MiB; "
+        "unset: `fada serve` has one in the user's cache, others keep all in Redis",
+    )
+    data_bytes: int = Field(
+        16 << 30, ge=0, description="bytes of FADA_DATA that uploads and kept videos may take"
+    )
     redis_bytes: int | None = Field(
         None,
         ge=1,

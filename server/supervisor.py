@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from server import process
 from server.broker.liveness import deregister, is_live, release_leases, worker_id
@@ -31,13 +32,19 @@ def worker_count(setting: int | None, cores: int, gpus: int = 0) -> int:
 class Supervisor:
     """Runs ``count`` workers on the broker at ``url``: `watch` until cancelled, then `stop`.
 
-    They take ``devices``, names of GPUs, in turn.
+    They take ``devices``, names of GPUs, in turn, and share the folder ``data``.
     """
 
     def __init__(
-        self, connection: Connection, url: str, count: int, *, devices: Sequence[str] = ()
+        self,
+        connection: Connection,
+        url: str,
+        count: int,
+        *,
+        devices: Sequence[str] = (),
+        data: Path | None = None,
     ) -> None:
-        self._connection = connection
+        self._connection, self._data = connection, data
         self._url = url
         self._count, self._devices = count, devices
         self._running: dict[int, subprocess.Popen[bytes]] = {}
@@ -70,6 +77,8 @@ class Supervisor:
         failures = 0
         while True:
             settings = {"FADA_REDIS_URL": self._url, "FADA_WORKERS": str(self._count)}
+            if self._data is not None:
+                settings["FADA_DATA"] = str(self._data)
             if self._devices:
                 settings["FADA_DEVICES"] = self._devices[slot % len(self._devices)]
             child = process.spawn([sys.executable, "-m", "server.worker"], settings)

@@ -25,7 +25,7 @@ from server.api.problems import broker_lost, problem_response
 from server.api.telemetry import Telemetry
 from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
-from server.broker.redis import BROKER_LOST, connect
+from server.broker.redis import BROKER_LOST, connect, sweeping
 from server.broker.reservations import configured_limits
 from server.errors import KINDS, ServiceError
 from server.settings import Settings
@@ -49,7 +49,7 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
-            connect(url) as connection,
+            connect(url, settings.data) as connection,
             metrics.reporting(connection, "api"),
             register_reader(connection) as reader,
         ):
@@ -59,11 +59,14 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
                 settings.max_jobs,
                 settings.job_ttl_s,
                 reader=reader,
-                limits=await configured_limits(connection, settings.redis_bytes, share=share),
+                limits=await configured_limits(
+                    connection, settings.redis_bytes, settings.data_bytes, share=share
+                ),
             )
             access = Access(connection, settings, share=share)
             app.state.context = RequestContext(producer, settings, access)
-            yield
+            async with sweeping(connection):
+                yield
 
     app = FastAPI(
         title="FADA",

@@ -15,7 +15,8 @@ from redis.exceptions import ResponseError
 
 from server.api.protocol import AvatarView
 from server.broker import liveness, messages, redis, reservations
-from server.broker.reservations import UNLIMITED, Amount, Limits
+from server.broker.amount import NOTHING, Amount
+from server.broker.reservations import UNLIMITED, Limits
 from server.errors import ServiceError
 
 log = logging.getLogger("fada.worker")
@@ -30,6 +31,8 @@ _RECLAIM_BATCH = 10  # expired leases inspected at a time
 _CONSUMER_TTL_MS = 60_000  # an idle worker's name in the consumer group
 
 START = "0-0"
+
+_OTHER_FOLDER = "its files are in a folder that this worker does not share"
 
 _Counter = Literal["attempts", "lease_timeouts"]
 
@@ -105,7 +108,7 @@ class JobConsumer:
     async def heartbeat(self, heartbeat: messages.Heartbeat) -> None:
         """Report this worker alive for the next `_WORKER_TTL_S` seconds."""
         keys = [redis.WORKERS, redis.worker_key(self.worker_id)]
-        stamped = heartbeat.model_copy(update={"format": self.format})
+        stamped = heartbeat.model_copy(update={"format": self.format, "folder": self._folder})
         arguments = [self.worker_id, stamped.model_dump_json(), _WORKER_TTL_S]
         await self.connection.run("heartbeat", keys, arguments)
 
@@ -148,9 +151,9 @@ class JobConsumer:
             for pending in expired:
                 counter = await self._counter(pending)
                 waited_ms = pending["time_since_delivered"] % liveness.RELEASED_MS
-                job_id, attempts, written = await self._progress(queue, pending["message_id"])
-                if not messages.reads(self.format, written):
-                    self._leave_to_others(job_id, written)
+                job_id, attempts, obstacle = await self._progress(queue, pending["message_id"])
+                if obstacle:
+                    self._leave_to_others(job_id, obstacle)
                     continue
                 attempts += counter == "attempts"
                 if attempts > 1 and not idle and waited_ms < QUARANTINE_S * 1000:
@@ -165,22 +168,33 @@ class JobConsumer:
             await self._rejoin(error)
         return None
 
-    async def _progress(self, queue: str, entry: bytes) -> tuple[str, int, int]:
-        """A job's id, how many claims have ended without progress, and its format."""
+    async def _progress(self, queue: str, entry: bytes) -> tuple[str, int, str]:
+        """A job's id, how many claims have ended without progress, and what keeps us from it."""
         for _, fields in await self.connection.redis.xrange(queue, entry, entry):
             job_id = fields[b"job"].decode()
-            job = redis.job_key(job_id)
-            attempts, written = await self.connection.redis.hmget(job, "attempts", "format")
-            return job_id, int(attempts or 0), int(written or messages.UNVERSIONED)
-        return "", 0, self.format
+            attempts, written, folder = await self.connection.redis.hmget(
+                redis.job_key(job_id), "attempts", "format", "folder"
+            )
+            obstacle = self._obstacle(int(written or messages.UNVERSIONED))
+            if folder and folder.decode() != self._folder:
+                obstacle = _OTHER_FOLDER
+            return job_id, int(attempts or 0), obstacle
+        return "", 0, ""
 
-    def _leave_to_others(self, job_id: str, written: int) -> None:
+    def _obstacle(self, written: int) -> str:
+        if messages.reads(self.format, written):
+            return ""
+        return f"its format = {written}, expected {self.format - 1} or {self.format}"
+
+    def _leave_to_others(self, job_id: str, obstacle: str) -> None:
         if job_id not in self._left:
             self._left.append(job_id)
-            log.warning(
-                "job %s: left to other workers: its format = %d, expected %d or %d",
-                *(job_id, written, self.format - 1, self.format),
-            )
+            log.warning("job %s: left to other workers: %s", job_id, obstacle)
+
+    @property
+    def _folder(self) -> str:
+        """The token of the folder that this worker shares, if any."""
+        return "" if self.connection.folder is None else self.connection.folder.token
 
     async def _counter(self, pending: dict[str, Any]) -> _Counter:
         """What to count a reclaim as: a lease timeout if the job's worker is alive."""
@@ -208,12 +222,14 @@ class JobConsumer:
 
     async def part(self, job_id: str, part: str) -> bytes | None:
         """An upload of the job, one of `redis.PARTS`."""
-        return await self._get(redis.part_key(job_id, part))
+        folder = self.connection.folder
+        blob = None if folder is None else await folder.read(job_id, part)
+        return blob if blob is not None else await self._get(redis.part_key(job_id, part))
 
-    async def video(self, job_id: str) -> AsyncIterator[tuple[str, bytes]]:
-        """What has been published of a kept video: the init segment, then each fragment.
+    async def video(self, job_id: str) -> AsyncIterator[messages.Started | messages.JobFragment]:
+        """What has been published of a kept video, with its data unless that is in the folder.
 
-        Each with its entry of the job's stream.
+        Each fragment's ``stored`` is set.
         """
         start = "-"
         while True:
@@ -222,11 +238,33 @@ class JobConsumer:
             )
             for entry, fields in entries:
                 event = messages.unpack_event(fields[b"m"], fields[b"b"])
+                if isinstance(event, messages.JobFragment) and event.stored is None:
+                    stored = entry.decode(), len(event.data)
+                    event = event.model_copy(update={"stored": stored})
                 if isinstance(event, messages.Started | messages.JobFragment):
-                    yield entry.decode(), event.data
+                    yield event
             if len(entries) < _READ_BATCH:
                 return
             start = f"({entries[-1][0].decode()}"
+
+    async def data(self, claim: Claim, event: messages.JobFragment) -> bytes:
+        """The bytes of a fragment that `video` yielded."""
+        if event.data or event.stored is None or self.connection.folder is None:
+            return event.data
+        (entry, size), folder = event.stored, self.connection.folder
+        start, _, number = entry.partition("-")
+        name = messages.video_file(int(number))
+        return await folder.read(claim.job_id, name, int(start), size) or b""
+
+    async def store(self, claim: Claim, data: bytes, at: int) -> tuple[str, int]:
+        """Write a fragment to byte ``at`` of the claim's file in the folder.
+
+        Returns `JobFragment.stored`. Raises `ServiceError` ``busy`` for a full disk.
+        """
+        assert self.connection.folder is not None  # or the job would not have been claimed
+        name = messages.video_file(claim.token)
+        await self.connection.folder.write(claim.job_id, name, data, at=at)
+        return f"{at}-{claim.token}", len(data)
 
     async def commands(
         self, job_id: str, after: str
@@ -298,22 +336,23 @@ class JobConsumer:
     async def end(self, claim: Claim, ending: messages.Ending) -> None:
         """End the job and free what it held, unless another worker holds it."""
         event, _ = messages.pack_event(ending)
-        status, fields, kept_bytes = "done", dict[str, Any](), 0
+        status, fields, kept = "done", dict[str, Any](), NOTHING
         if isinstance(ending, messages.Failed):
             status, fields = "failed", {"code": ending.code, "detail": ending.detail}
         elif isinstance(ending, messages.JobDone):
             fields = {"frames": ending.frames, "duration_s": ending.duration_s}
             if ending.init:
                 fields |= {"init": ending.init, "index": ending.index}
-                sizes = (size for _, size in messages.unpack_index(ending.index))
-                kept_bytes = len(ending.init) + sum(sizes)
+                sizes = sum(size for _, size in messages.unpack_index(ending.index))
+                in_folder = getattr(claim.request, "in_folder", False)
+                kept = Amount(len(ending.init)) + _video(sizes, in_folder=in_folder)
         ended = await self.connection.end(
             claim.job_id,
             claim.token,
             status,
             event=event,
             ttl_s=self.retention.job_ttl_s,
-            kept_bytes=kept_bytes,
+            kept=kept,
             fields=fields,
         )
         if ended and claim.request.keep and status == "failed":
@@ -331,7 +370,8 @@ class JobConsumer:
         await reservations.reserve(
             self.connection,
             claim.job_id,
-            Amount(claim.request.upload_bytes + video_bytes),
+            claim.request.uploads
+            + _video(video_bytes, in_folder=getattr(claim.request, "in_folder", False)),
             limits=self.limits,
             ttl_s=self.retention.job_ttl_s,
             owner=claim.request.owner,
@@ -395,13 +435,13 @@ class JobConsumer:
             [queue, redis.job_key(job_id), redis.in_key(job_id)],
             [
                 *(entry, redis.GROUP, first, self.retention.job_ttl_s, counter, self.worker_id),
-                *(self.format - 1, self.format, liveness.RELEASED_MS),
+                *(self.format - 1, self.format, liveness.RELEASED_MS, self._folder),
             ],
         )
         if job is None:
             return None
         if isinstance(job, int):
-            self._leave_to_others(job_id, job)
+            self._leave_to_others(job_id, self._obstacle(job) if job else _OTHER_FOLDER)
             return None
         request, token, events, attempts, lease_timeouts, stored = job
         return Claim(
@@ -450,6 +490,10 @@ class JobConsumer:
             return []
         popped = await self.connection.redis.zpopmin(ranking, excess)
         return [member.decode() for member, _ in popped]
+
+
+def _video(size: int, *, in_folder: bool) -> Amount:
+    return Amount(0, size) if in_folder else Amount(size)
 
 
 def _next_id(entry: str) -> str:

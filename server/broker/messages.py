@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from server.api.protocol import AnimationOptions, AvatarView, MarksView, ModelView
+from server.broker.amount import NOTHING, Amount
 
 # Raise it with every change that the release before cannot read; `reads` then covers both. New
 # fields with defaults need none: readers ignore fields that they do not know.
@@ -32,7 +33,8 @@ class _Message(BaseModel):
 class Heartbeat(_Message):
     """A worker's state: loaded models, capacity for live sessions and how many it holds, and
     whether they need all of its cores, which it shares with the other workers on ``host``;
-    ``detail``: what it prepares meanwhile, if anything; ``format``: the worker's `FORMAT`."""
+    ``detail``: what it prepares meanwhile, if anything; ``format``: the worker's `FORMAT`;
+    ``folder``: the token of the folder that it shares, if any."""
 
     models: list[ModelView]
     live_places: int
@@ -41,22 +43,26 @@ class Heartbeat(_Message):
     host: str = ""
     detail: str = ""
     format: int = UNVERSIONED
+    folder: str = ""
 
 
 class _Request(_Message):
     """``trace`` is the parent of the job's span (`server.traces.span`). ``reader`` is the only API
     process that can read the output (`server.broker.liveness.register_reader`); empty if any can.
     ``owner`` is the client that owns the job and its avatar; empty if every client does.
-    ``upload_bytes`` is the size of its uploads."""
+    ``uploads`` is what its uploads take."""
 
     trace: dict[str, str] = Field(default_factory=dict)
     reader: str = ""
     owner: str = ""
-    upload_bytes: int = 0
+    uploads: Amount = NOTHING
 
 
 class AnimateRequest(_Request):
-    """Make one video. ``keep``: store it for later readers, without waiting for them."""
+    """Make one video. ``keep``: store it for later readers, without waiting for them.
+
+    ``in_folder``: in the folder that API and workers share, instead of Redis.
+    """
 
     kind: Literal["animate"] = "animate"
     options: AnimationOptions
@@ -64,6 +70,7 @@ class AnimateRequest(_Request):
     seed: int
     avatar_id: str | None = None
     keep: bool = False
+    in_folder: bool = False
 
 
 class LiveRequest(_Request):
@@ -124,6 +131,7 @@ class JobFragment(_Message):
     """One ``moof`` + ``mdat``; the last may hold audio alone (``frames`` 0).
 
     ``consumed_bytes`` counts the bytes of `AudioChunk` that a live session has consumed so far.
+    ``stored``: entry and size, as in `pack_index`, of a fragment whose ``data`` is in the folder.
     """
 
     type: Literal["fragment"] = "fragment"
@@ -134,6 +142,7 @@ class JobFragment(_Message):
     duration_s: float
     speech: bool = True
     consumed_bytes: int = 0
+    stored: tuple[str, int] | None = None
     data: bytes = Field(exclude=True, default=b"")
 
 
@@ -260,8 +269,19 @@ def unpack_event(text: bytes, data: bytes) -> AnyEvent:
     return event
 
 
+def video_file(token: int) -> str:
+    """The file of the video's fragments that the claim with this token made.
+
+    Each claim has its own: a worker that was wrongly presumed dead must not write into another's.
+    """
+    return f"claim-{token}"
+
+
 def pack_index(fragments: Iterable[tuple[str, int]]) -> bytes:
-    """Entry of the job's stream and size of each fragment, in order, in 16 bytes each."""
+    """Entry and size of each fragment, in order, in 16 bytes each.
+
+    An entry is that of the job's stream, or ``byte-number`` in file ``number`` (`video_file`).
+    """
     return b"".join(
         _INDEXED.pack(*(int(number) for number in entry.split("-")), size)
         for entry, size in fragments

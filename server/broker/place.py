@@ -7,11 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from server.broker import messages, redis, reservations
-from server.broker.reservations import Amount
+from server.broker.amount import Amount
 
 if TYPE_CHECKING:
+    from server.broker.folder import SharedFolder
     from server.broker.producer import JobProducer
 
+SMALL_BYTES = 4 << 20  # uploads or a video up to this size stay in Redis
 _BLOCK_BYTES = 1 << 20
 _UPLOAD_TTL_S = 60  # without a new block; longer than a client may pause
 _RENEW_S = 10.0
@@ -20,12 +22,16 @@ _RENEW_S = 10.0
 class Place:
     """Takes a job's uploads, block by block, and then its request.
 
-    Uploads go to Redis as they arrive; this process holds at most a block of each.
+    Uploads go to Redis as they arrive, large ones to the ``folder`` that workers share; this
+    process holds at most a block of each.
     """
 
-    def __init__(self, producer: JobProducer, kind: str, job_id: str) -> None:
+    def __init__(
+        self, producer: JobProducer, kind: str, job_id: str, *, folder: SharedFolder | None
+    ) -> None:
         self.job_id, self.submitted = job_id, False
-        self._producer, self._kind = producer, kind
+        self._producer, self._kind, self._folder = producer, kind, folder
+        self._to_folder = False
         self._stored: dict[str, int] = {}
         self._blocks: dict[str, bytearray] = {}
         self._reserved, self._reserved_s = Amount(), 0.0
@@ -35,7 +41,9 @@ class Place:
 
         Raises `ServiceError` ``busy`` or ``too_large``.
         """
-        await self._reserve(Amount(upload_bytes), _UPLOAD_TTL_S)
+        self._to_folder = self._folder is not None and upload_bytes > SMALL_BYTES
+        amount = Amount(0, upload_bytes) if self._to_folder else Amount(upload_bytes)
+        await self._reserve(amount, _UPLOAD_TTL_S)
 
     async def write(self, part: str, data: bytes) -> None:
         """Append to an upload, one of `redis.PARTS`. Raises `ServiceError` ``busy``."""
@@ -54,12 +62,25 @@ class Place:
         """
         for part in self._blocks:
             await self._flush(part)
-        stored = sum(self._stored.values())
-        if guessed:
-            video_bytes = min(video_bytes, self._producer.limits.largest.redis_bytes - stored)
-        await self._reserve(Amount(stored + max(0, video_bytes)), self._producer.job_ttl_s)
-        request = request.model_copy(update={"upload_bytes": stored})
-        await self._producer.queue(self.job_id, request, self._producer.max_jobs)
+        stored, largest = sum(self._stored.values()), self._producer.limits.largest
+        in_folder = self._folder is not None and video_bytes > SMALL_BYTES
+        uploads = Amount(0, stored) if self._to_folder else Amount(stored)
+        if guessed and in_folder:
+            video_bytes = min(video_bytes, max(0, largest.folder_bytes - uploads.folder_bytes))
+        elif guessed:
+            video_bytes = min(video_bytes, max(0, largest.redis_bytes - uploads.redis_bytes))
+        video = Amount(0, video_bytes) if in_folder else Amount(video_bytes)
+        await self._reserve(uploads + video, self._producer.job_ttl_s)
+        changes: dict[str, Any] = {"uploads": uploads}
+        if isinstance(request, messages.AnimateRequest):
+            changes |= {"in_folder": in_folder}
+        folder = self._folder if self._to_folder or in_folder else None
+        await self._producer.queue(
+            self.job_id,
+            request.model_copy(update=changes),
+            self._producer.max_jobs,
+            folder="" if folder is None else folder.token,
+        )
         self.submitted = True
         return self.job_id
 
@@ -87,8 +108,17 @@ class Place:
     async def _flush(self, part: str) -> None:
         block = bytes(self._blocks[part])
         self._blocks[part].clear()
-        connection, key = self._producer.connection, redis.part_key(self.job_id, part)
         at = self._stored.get(part, 0)
+        if self._to_folder and self._folder is not None:
+            await self._folder.write(self.job_id, part, block, at=at)
+        else:
+            await self._to_redis(part, block, at)
+        self._stored[part] = at + len(block)
+        if time.monotonic() - self._reserved_s > _RENEW_S:
+            await self._reserve(self._reserved, _UPLOAD_TTL_S)
+
+    async def _to_redis(self, part: str, block: bytes, at: int) -> None:
+        connection, key = self._producer.connection, redis.part_key(self.job_id, part)
 
         async def write() -> Any:
             async with connection.redis.pipeline(transaction=False) as pipeline:
@@ -97,6 +127,3 @@ class Place:
                 return await pipeline.execute()
 
         await redis.with_eviction(connection, write, self._producer.owner)
-        self._stored[part] = at + len(block)
-        if time.monotonic() - self._reserved_s > _RENEW_S:
-            await self._reserve(self._reserved, _UPLOAD_TTL_S)

@@ -31,13 +31,16 @@ _MAX_COMMANDS = 20_000  # that no snapshot includes yet
 class FinishedVideo:
     """``init`` segment and fragments: each one's entry of the job's stream, and its size.
 
-    ``warnings`` name what was repaired in the sound.
+    Of a video ``in_folder``, an entry is the byte at which a fragment begins in a worker's file,
+    and that file's number. ``warnings`` name what was repaired in the sound.
     """
 
     seed: int
     init: bytes
     fragments: tuple[tuple[str, int], ...]
     warnings: tuple[str, ...] = ()
+    _: KW_ONLY
+    in_folder: bool = False
 
     @property
     def size(self) -> int:
@@ -74,8 +77,11 @@ class JobProducer:
         ``too_large`` when it cannot be had, ``no_worker`` when no worker that reads our format is
         alive.
         """
-        await self._workers()
-        place = Place(self, kind, _new_id())
+        folder = self.connection.folder
+        shared = {worker.folder for worker in await self._workers()}
+        if folder is not None and folder.token not in shared:
+            folder = None
+        place = Place(self, kind, _new_id(), folder=folder)
         await place.reserve(upload_bytes)
         try:
             yield place
@@ -111,8 +117,10 @@ class JobProducer:
                 await reservations.release(self.connection, job_id)
         return job_id
 
-    async def queue(self, job_id: str, request: messages.AnyRequest, places: int) -> None:
-        """Queue a job whose uploads are stored.
+    async def queue(
+        self, job_id: str, request: messages.AnyRequest, places: int, *, folder: str = ""
+    ) -> None:
+        """Queue a job whose uploads are stored, for workers that share ``folder`` if it is given.
 
         Raises `ServiceError` ``busy`` when all ``places`` are taken or memory is full.
         """
@@ -130,6 +138,7 @@ class JobProducer:
             places,
             self.job_ttl_s,
             max(self.format, await self._avatar_format(request)),
+            folder,
         ]
         write = partial(self.connection.run, "submit", keys, arguments)
         if not await redis.with_eviction(self.connection, write, self.owner):
@@ -189,6 +198,8 @@ class JobProducer:
             for entry, fields in entries:
                 last = entry
                 event, repeated = messages.unpack_event(fields[b"m"], fields[b"b"]), False
+                if isinstance(event, messages.JobFragment) and event.stored is not None:
+                    event = event.model_copy(update={"data": await self._read(job_id, event)})
                 if isinstance(event, messages.JobFragment):
                     if event.index > fragments:
                         raise redis.lost()
@@ -278,11 +289,16 @@ class JobProducer:
 
     async def keeps_video(self, job_id: str) -> bool:
         """Whether the job exists and its video can be read from the start."""
-        text = await self.connection.redis.hget(redis.job_key(job_id), "request")
+        text, written_in = await self.connection.redis.hmget(
+            redis.job_key(job_id), "request", "folder"
+        )
         if text is None:
             return False
         request = messages.unpack_request(text)
         if not request.keep or request.owner != self.owner:
+            return False
+        folder = "" if self.connection.folder is None else self.connection.folder.token
+        if getattr(request, "in_folder", False) and (written_in or b"").decode() != folder:
             return False
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
 
@@ -297,7 +313,9 @@ class JobProducer:
         request = messages.unpack_request(text)
         assert isinstance(request, messages.AnimateRequest)
         fragments = tuple(messages.unpack_index(index))
-        return FinishedVideo(request.seed, init, fragments, _lines(warnings))
+        return FinishedVideo(
+            request.seed, init, fragments, _lines(warnings), in_folder=request.in_folder
+        )
 
     async def read_video(
         self, job_id: str, video: FinishedVideo, part: range
@@ -310,12 +328,34 @@ class JobProducer:
             if at >= part.stop:
                 return
             if at + size > part.start:
-                found = await self.connection.redis.xrange(redis.out_key(job_id), entry, entry)
-                if not found:
+                data = await self._fragment(job_id, entry, size, in_folder=video.in_folder)
+                if data is None:
                     return
-                data: bytes = found[0][1][b"b"]
                 yield data[max(0, part.start - at) : part.stop - at]
             at += size
+
+    async def _fragment(
+        self, job_id: str, entry: str, size: int, *, in_folder: bool
+    ) -> bytes | None:
+        if in_folder:
+            assert self.connection.folder is not None
+            start, _, number = entry.partition("-")
+            return await self.connection.folder.read(
+                job_id, messages.video_file(int(number)), int(start), size
+            )
+        found = await self.connection.redis.xrange(redis.out_key(job_id), entry, entry)
+        return bytes(found[0][1][b"b"]) if found else None
+
+    async def _read(self, job_id: str, event: messages.JobFragment) -> bytes:
+        """The bytes of a fragment in the folder; raises `ServiceError` when they are not there."""
+        assert event.stored is not None
+        entry, size = event.stored
+        data = None
+        if self.connection.folder is not None:
+            data = await self._fragment(job_id, entry, size, in_folder=True)
+        if data is None:
+            raise ServiceError("not_found", "the video was deleted")
+        return data
 
     async def models(self) -> ModelList:
         """The models that live workers have loaded, in the workers' order."""

@@ -21,6 +21,7 @@ Keys, all under ``fada:``, on one server (no cluster)
                         format
     videos:{owner}      sorted set of finished jobs whose out-stream is kept
     owners              set of the clients that keep avatars
+    service             name of this Redis's subfolder in the shared folder
     reserved            hash: what is reserved for each job and kept video, see lua/reserve.lua;
                         reserved:until is a sorted set of the times at which that expires
 """
@@ -28,11 +29,14 @@ Keys, all under ``fada:``, on one server (no cluster)
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -40,8 +44,13 @@ from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import TimeoutError as NotAnswered
 
+from server.broker.amount import NOTHING, Amount
 from server.broker.client import open_client, without_password
+from server.broker.folder import SharedFolder, shared_folder
 from server.errors import ServiceError, SetupError
+from server.tasks import background
+
+log = logging.getLogger("fada.broker")
 
 T = TypeVar("T")
 
@@ -49,6 +58,7 @@ QUEUES = ("live", "animate", "avatar", "verify")
 GROUP = "workers"
 WORKERS = "fada:workers"
 OWNERS = "fada:owners"
+SERVICE = "fada:service"
 RESERVED, EXPIRIES = "fada:reserved", "fada:reserved:until"
 PARTS = ("portrait", "audio", "reference", "video")
 
@@ -56,6 +66,7 @@ PARTS = ("portrait", "audio", "reference", "video")
 BROKER_LOST = (NotConnected, NotAnswered)
 RETRY_S = 10.0
 _RETRY_PAUSE_S = 0.2
+_SWEEP_S = 30.0
 
 _REPLY_TIMEOUT_S = 5.0
 _BLOCKING_TIMEOUT_S = 10.0  # well above the longest blocking read
@@ -115,14 +126,17 @@ _SCRIPTS = {
 class Connection:
     """Two clients of one server, or of the primary of now, and the scripts of ``lua/``.
 
+    ``folder`` holds what is too large for Redis, where it is shared.
+
     ``redis`` is for commands that reply at once, ``blocking`` for reads that block for up to a
     second or so. Both are ``redis.asyncio.Redis``, whose annotations are a union over every
     protocol and decoding; here replies are always bytes.
     """
 
-    def __init__(self, redis: Any, blocking: Any) -> None:
+    def __init__(self, redis: Any, blocking: Any, folder: SharedFolder | None = None) -> None:
         self.redis = redis
         self.blocking = blocking
+        self.folder = folder
         self._scripts = {name: redis.register_script(text) for name, text in _SCRIPTS.items()}
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
@@ -137,22 +151,25 @@ class Connection:
         *,
         event: bytes,
         ttl_s: int,
-        kept_bytes: int = 0,
+        kept: Amount = NOTHING,
         fields: Mapping[str, Any] = MappingProxyType({}),
     ) -> bool:
         """End a job once, with its last event; return whether this call ended it.
 
         ``token`` is that of the claim that ends it; ``None`` ends the job regardless of its claim.
         ``fields`` are added to the job's hash, which expires after ``ttl_s`` seconds, as does its
-        video of ``kept_bytes``.
+        video, which takes ``kept``.
         """
         keys = [job_key(job_id), out_key(job_id), in_key(job_id), state_key(job_id)]
         keys += [part_key(job_id, part) for part in PARTS]
         fence = "" if token is None else token
-        arguments = [job_id, fence, GROUP, status, event, ttl_s, kept_bytes, 0]
+        arguments = [job_id, fence, GROUP, status, event, ttl_s]
+        arguments += [kept.redis_bytes, kept.folder_bytes, *flatten(fields)]
         keys += [RESERVED, EXPIRIES]
-        arguments += flatten(fields)
-        return bool(await retry_on_disconnect(partial(self.run, "end", keys, arguments)))
+        ended = bool(await retry_on_disconnect(partial(self.run, "end", keys, arguments)))
+        if ended and self.folder is not None:
+            await self.folder.delete(job_id, PARTS if kept.folder_bytes else None)
+        return ended
 
 
 def flatten(fields: Mapping[str, Any]) -> list[Any]:
@@ -161,13 +178,26 @@ def flatten(fields: Mapping[str, Any]) -> list[Any]:
 
 
 @asynccontextmanager
-async def connect(url: str) -> AsyncIterator[Connection]:
-    """Open both clients and close them at the end of the block."""
+async def connect(url: str, data: Path | None = None) -> AsyncIterator[Connection]:
+    """Open both clients, and the folder in ``data``; close them at the end of the block.
+
+    Raises `SetupError` for a folder that cannot be used.
+    """
     async with (
         open_client(url, _REPLY_TIMEOUT_S) as redis,
         open_client(url, _BLOCKING_TIMEOUT_S) as blocking,
     ):
-        yield Connection(redis, blocking)
+        if data is None:
+            yield Connection(redis, blocking)
+            return
+        with shared_folder(data, await service_name(redis)) as folder:
+            yield Connection(redis, blocking, folder)
+
+
+async def service_name(client: Any, name: str = "") -> str:
+    """The name of this Redis, which is ``name`` or a new one where it has none."""
+    await client.set(SERVICE, name or secrets.token_hex(8), nx=True)
+    return (await client.get(SERVICE)).decode()
 
 
 async def check_connection(url: str, timeout_s: float) -> None:
@@ -239,9 +269,41 @@ async def drop_video(connection: Connection, job_id: str) -> None:
 
 
 async def unreserve(connection: Connection, job_id: str) -> None:
-    """Free what is reserved for a job."""
+    """Free what is reserved for a job, and delete its files."""
     await connection.redis.hdel(RESERVED, job_id)
     await connection.redis.zrem(EXPIRIES, job_id)
+    if connection.folder is not None:
+        await connection.folder.delete(job_id)
+
+
+@asynccontextmanager
+async def sweeping(connection: Connection) -> AsyncIterator[None]:
+    """Sweep the folder, if there is one, from time to time while the block runs."""
+    if connection.folder is None:
+        yield
+        return
+    async with background(_keep_swept(connection, connection.folder)):
+        yield
+
+
+async def _keep_swept(connection: Connection, folder: SharedFolder) -> None:
+    while True:
+        try:
+            await sweep(connection, folder)
+        except (RedisError, OSError) as error:
+            log.warning("cannot sweep FADA_DATA: %s", error)
+        await asyncio.sleep(_SWEEP_S)
+
+
+async def sweep(connection: Connection, folder: SharedFolder) -> None:
+    """Delete the files of jobs for which nothing is reserved any more."""
+    jobs = await asyncio.to_thread(folder.jobs)  # first: what is reserved is reserved before it
+    seconds, _ = await connection.redis.time()
+    held = await connection.redis.zrangebyscore(EXPIRIES, seconds, "+inf")
+    for job_id in jobs - {job.decode() for job in held}:
+        await folder.delete(job_id)
+    folder.touch()
+    await service_name(connection.redis, folder.service)  # a Redis that lost its data has it again
 
 
 async def drop_avatar(connection: Connection, avatar_id: str) -> int:

@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from server.broker import redis
+from server.broker.amount import Amount
 from server.errors import ServiceError
 
 _REDIS_PART = 4
 _DEFAULT_BYTES = 256 << 20  # of a Redis without maxmemory
 _WHAT = ("", "places", "bytes in Redis", "bytes on disk")
-
-
-@dataclass(frozen=True)
-class Amount:
-    """Bytes that a job takes."""
-
-    redis_bytes: int = 0
-    folder_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +26,7 @@ class Limits:
     """
 
     redis_bytes: int = 1 << 50
-    folder_bytes: int = 0
+    folder_bytes: int = 1 << 50
     share: float = 1.0
 
     @property
@@ -46,13 +39,13 @@ UNLIMITED = Limits()
 
 
 async def configured_limits(
-    connection: redis.Connection, redis_bytes: int | None, *, share: float = 1.0
+    connection: redis.Connection, redis_bytes: int | None, folder_bytes: int, *, share: float = 1.0
 ) -> Limits:
     """Without ``redis_bytes``, a part of Redis's memory: avatars and sessions need the rest."""
     if redis_bytes is None:
         memory = await connection.redis.info("memory")
         redis_bytes = int(memory["maxmemory"]) // _REDIS_PART or _DEFAULT_BYTES
-    return Limits(redis_bytes=redis_bytes, share=share)
+    return Limits(redis_bytes=redis_bytes, folder_bytes=folder_bytes, share=share)
 
 
 async def reserve(
@@ -83,6 +76,8 @@ async def reserve(
                 f"the uploads and the video may take {wanted[what]} {_WHAT[what]}, "
                 f"expected at most {allowed}{_hint(limits)}",
             )
+    if amount.folder_bytes and connection.folder is not None:
+        most = (*most[:3], await connection.folder.room(limits.folder_bytes))
     arguments = [job_id, ttl_s, kind, client, limits.share]
     for what, limit in enumerate(most[1:], 1):
         arguments += [wanted[what], limit]

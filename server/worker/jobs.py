@@ -192,7 +192,7 @@ class _VideoJob:
         """One event with the snapshot after it."""
         message = _message(event)
         if self._kept is not None:
-            await self._kept.make_room(message)
+            message = await self._kept.store(message)
         if isinstance(message, messages.JobFragment):
             self._backpressure.published(message.index)
         entry, edge = self._inbox.held(self._consumed_bytes)
@@ -261,7 +261,7 @@ class AnimationJob(_VideoJob):
 
     async def _make(self, request: messages.AnimateRequest) -> messages.JobDone:
         if request.keep:
-            self._kept = KeptVideo(self._resources.consumer, self._claim, request.options.size)
+            self._kept = KeptVideo(self._resources.consumer, self._claim, request)
         deadline_s = math.inf if request.keep else time.monotonic()
         batcher = self._resources.batcher(request.model)
         pipeline = batcher.pipeline
@@ -295,13 +295,13 @@ class AnimationJob(_VideoJob):
         """``done`` with what readers of the finished video need, see `messages.JobDone`."""
         resources, signing = self._resources, self._resources.marks.credentials is not None
         init, index, fragments = b"", list[tuple[str, int]](), list[bytes]()
-        async for entry, data in resources.consumer.video(self._claim.job_id):
-            if not init:
-                init = with_duration(data, done.duration_s)
-                continue
-            index.append((entry, len(data)))
-            if signing:
-                fragments.append(data)
+        async for event in resources.consumer.video(self._claim.job_id):
+            if isinstance(event, messages.Started):
+                init = with_duration(event.data, done.duration_s)
+            elif event.stored is not None:
+                index.append(event.stored)
+                if signing:
+                    fragments.append(await resources.consumer.data(self._claim, event))
         if signing:
             video = b"".join([init, *fragments])
             signed = await asyncio.get_running_loop().run_in_executor(

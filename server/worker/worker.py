@@ -381,8 +381,8 @@ async def _serve_until_signalled(
         max_avatars=settings.max_avatars,
         max_videos=settings.max_videos,
     )
-    async with connect(url) as connection, metrics.reporting(connection, "worker"):
-        limits = await configured_limits(connection, settings.redis_bytes)
+    async with connect(url, settings.data) as connection, metrics.reporting(connection, "worker"):
+        limits = await configured_limits(connection, settings.redis_bytes, settings.data_bytes)
         name = liveness.worker_id(os.getpid())
         consumer = JobConsumer(connection, name, retention, limits=limits)
         await worker(consumer).serve(stop)

@@ -29,7 +29,16 @@ API_ONLY = {
     "max_jobs", "max_upload_bytes", "max_portrait_bytes", "keys_share", "hosts",
     "max_connections", "connections_per_address", "client_share",
 }  # fmt: skip
-BOTH = {"redis_url", "log_format", "drain_s", "job_ttl_s", "max_audio_s", "redis_bytes"}
+BOTH = {
+    "redis_url",
+    "log_format",
+    "drain_s",
+    "job_ttl_s",
+    "max_audio_s",
+    "redis_bytes",
+    "data",
+    "data_bytes",
+}
 
 
 PASSWORD = "not-a-word"
@@ -230,7 +239,8 @@ def test_what_a_worker_writes_is_a_volume_of_its_user(
     """On a read-only root, and without a home: engines, compiled kernels, CUDA's cache."""
     volumes = {v["target"]: v["source"] for v in services[role]["volumes"]
                if v["type"] == "volume" and not v.get("read_only")}  # fmt: skip
-    assert volumes == {"/var/cache/fada": "cache", "/var/lib/fada/engines": "engines"}
+    data = {"/var/lib/fada/data": "data"}
+    assert volumes == {"/var/cache/fada": "cache", "/var/lib/fada/engines": "engines", **data}
     own = environment_of(target)
     for name in ("FADA_ENGINES", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH"):
         place = own.get(name)
@@ -241,6 +251,16 @@ def test_what_a_worker_writes_is_a_volume_of_its_user(
     made = next(value for name, value in runtime.steps if name == "RUN")
     assert f"--owner={runtime.last('USER').split(':')[0]}" in made
     assert set(volumes) <= set(made.split())
+
+
+def test_api_and_workers_share_the_folder_of_large_files(services: dict[str, Any]) -> None:
+    for role in ("api", "worker", "worker-gpu"):
+        assert services[role]["environment"]["FADA_DATA"] == "/var/lib/fada/data"
+        shared = [v for v in services[role]["volumes"] if v["target"] == "/var/lib/fada/data"]
+        assert [v["source"] for v in shared] == ["data"]
+    stages = read(ROOT / "docker/api.Dockerfile")["final"]
+    made = next(value for name, value in stages.steps if name == "RUN")
+    assert f"--owner={stages.last('USER').split(':')[0]}" in made and "/var/lib/fada/data" in made
 
 
 def environment_of(target: str) -> dict[str, str]:

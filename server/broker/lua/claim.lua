@@ -2,9 +2,10 @@
 -- Claim a job that the consumer group has delivered to this worker.
 -- KEYS: queue, job, in. ARGV: entry, group, first command, TTL, counter to increment
 -- ('attempts' or 'lease_timeouts'), worker id, oldest and newest format that the worker reads,
--- idle time in ms of a released job.
+-- idle time in ms of a released job, token of the folder that the worker shares ('': none).
 -- Returns request, token, events, attempts, lease_timeouts, stored; nothing for a job that has ended; the
--- format of a job that the worker cannot read, which is released as it was.
+-- format of a job that the worker cannot read, or 0 for one that needs another folder; both are
+-- released as they were.
 -- A live session's commands may arrive before its first claim.
 -- Allowed when memory is full: a queued job frees its memory only once a worker has claimed it.
 local status = redis.call('HGET', KEYS[2], 'status')
@@ -15,9 +16,11 @@ if status ~= 'queued' and status ~= 'running' then
   return false
 end
 local format = tonumber(redis.call('HGET', KEYS[2], 'format') or 1)
-if format < tonumber(ARGV[7]) or format > tonumber(ARGV[8]) then
+local folder = redis.call('HGET', KEYS[2], 'folder') or ''
+local readable = format >= tonumber(ARGV[7]) and format <= tonumber(ARGV[8])
+if not readable or (folder ~= '' and folder ~= ARGV[10]) then
   redis.call('XCLAIM', KEYS[1], ARGV[2], ARGV[6], 0, ARGV[1], 'IDLE', ARGV[9], 'JUSTID')
-  return format
+  return readable and 0 or format
 end
 if status == 'queued' then redis.call('XADD', KEYS[3], '*', 'm', ARGV[3], 'b', '') end
 redis.call('HSET', KEYS[2], 'status', 'running')

@@ -12,6 +12,7 @@ import pytest
 
 from server.api.protocol import AnimationOptions, AvatarView, FaceView, ModelView
 from server.broker import messages, redis
+from server.broker.amount import Amount
 from server.broker.consumer import LEASE_S, START, Claim, JobConsumer, Retention
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.liveness import deregister, release_leases
@@ -55,7 +56,7 @@ def worker(connection: redis.Connection, name: str) -> JobConsumer:
 
 def animate_request(*, keep: bool = False) -> messages.AnimateRequest:
     return messages.AnimateRequest(
-        options=AnimationOptions(), model="fake", seed=7, keep=keep, upload_bytes=12
+        options=AnimationOptions(), model="fake", seed=7, keep=keep, uploads=Amount(12)
     )
 
 

@@ -12,12 +12,14 @@ import redis as blocking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.api.access import Access
 from server.api.protocol import AnimationOptions
 from server.broker import estimates, messages, redis
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.producer import JobProducer
 from server.broker.reservations import Limits
 from server.errors import ServiceError
+from server.settings import Settings
 from tests.server.broker.test_broker import (
     animate_request,
     avatar,
@@ -123,6 +125,20 @@ async def test_a_second_client_gets_in_when_the_first_has_filled_its_share(url: 
             await first.submit(animate_request(), {})
         assert caught.value.code == "busy"
         await second.submit(animate_request(), {})
+
+
+async def test_a_client_holds_its_share_of_the_live_sessions(url: str) -> None:
+    async with connected(url) as (producer, _):  # whose worker has two places
+        access = Access(producer.connection, Settings(), share=0.75)
+        async with access.session("a"):
+            with pytest.raises(ServiceError, match="75% of the 2 places") as caught:
+                async with access.session("a"):
+                    raise AssertionError("accepted")
+            assert caught.value.code == "busy"
+            async with access.session("b"):
+                pass
+        async with access.session("a"):
+            pass
 
 
 async def test_uploads_are_refused_before_they_are_stored(url: str) -> None:
