@@ -31,8 +31,9 @@ test: $(VENV)/.dev ## run the tests
 test-slow: $(VENV)/.dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-fuzz: $(VENV)/.dev ## decode COUNT damaged files
+fuzz: $(VENV)/.dev ## decode COUNT damaged files, send COUNT/1000 requests to each operation
 	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT) $(ARGS)
+	FADA_TEST_EXAMPLES=$$(($(COUNT) / 1000)) $(BIN)/python -m pytest tests/hostile/test_contract.py
 
 check: $(VENV)/.dev ## lint, check types and import contracts
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from hypothesis import settings
 SHARE_A_SERVICE = (
     ("tests/e2e/test_animate.py", "tests/e2e/test_stream.py", "tests/e2e/test_studio.py"),
     (
+        "tests/hostile/test_contract.py",
         "tests/hostile/test_doors.py",
         "tests/hostile/test_origins.py",
         "tests/hostile/test_floods.py",

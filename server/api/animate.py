@@ -20,9 +20,16 @@ from server.api.dependencies import (
     require_avatar,
 )
 from server.api.problems import PROBLEMS
-from server.api.protocol import ALLOWED, CONTENT_SOURCE, AnimationOptions, parse_options
+from server.api.protocol import (
+    ALLOWED,
+    CONTENT_SOURCE,
+    AnimationOptions,
+    JobView,
+    location,
+    parse_options,
+)
 from server.api.uploads import Upload, check_portrait, read_upload
-from server.api.video import first_fragment_timed, video_response
+from server.api.video import HEADERS, MP4, first_fragment_timed, video_response
 from server.broker import estimates, messages
 from server.errors import ServiceError
 
@@ -48,7 +55,13 @@ def _form_schema() -> dict[str, Any]:
             "description": "WAV, FLAC, MP3, Ogg, M4A, WebM and more",
         },
     }
-    schema = {"type": "object", "required": ["audio"], "properties": {**files, **options}}
+    schema = {
+        "type": "object",
+        "required": ["audio"],
+        "oneOf": [{"required": ["portrait"]}, {"required": ["avatar_id"]}],
+        "properties": {**files, **options},
+        "additionalProperties": False,
+    }
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     }
@@ -59,8 +72,12 @@ def _form_schema() -> dict[str, Any]:
     response_class=Response,
     openapi_extra=_form_schema(),
     responses={
-        200: {"content": {"video/mp4": {}}, "description": "fragmented MP4, sent as it is made"},
-        202: {"description": "with `Prefer: respond-async`; `Location` names the job"},
+        200: MP4,
+        202: {
+            "model": JobView,
+            "description": "with `Prefer: respond-async`",
+            "headers": {**HEADERS, "Location": location("the job")},
+        },
         **PROBLEMS,
     },
 )

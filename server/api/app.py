@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -68,7 +69,8 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             async with sweeping(connection):
                 yield
 
-    app = FastAPI(
+    app = _Application(
+        keyed=bool(settings.api_keys),
         title="FADA",
         summary="A portrait and speech in, a talking video out while it is being made.",
         lifespan=lifespan,
@@ -104,6 +106,23 @@ def _client_share(settings: Settings, *, loopback: bool) -> float:
     if settings.client_share is not None:
         return settings.client_share
     return 1.0 if loopback and not (settings.api_keys or settings.trusted_proxies) else 0.75
+
+
+class _Application(FastAPI):
+    """Its OpenAPI document asks for a key only where the service does."""
+
+    def __init__(self, *, keyed: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._keyed = keyed
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        if not self._keyed:
+            document.get("components", {}).pop("securitySchemes", None)
+            for calls in document["paths"].values():
+                for call in calls.values():
+                    call.pop("security", None)
+        return document
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

@@ -20,7 +20,7 @@ from server.api.dependencies import (
     no_avatar,
 )
 from server.api.problems import PROBLEMS
-from server.api.protocol import AvatarView
+from server.api.protocol import AvatarView, location
 from server.api.short_jobs import short_answer
 from server.api.uploads import check_portrait, read_upload
 from server.broker import messages
@@ -43,6 +43,7 @@ _FORM: dict[str, Any] = {
                             "description": "a model of the latent space to prepare it for",
                         },
                     },
+                    "additionalProperties": False,
                 }
             }
         },
@@ -50,7 +51,12 @@ _FORM: dict[str, Any] = {
 }
 
 
-@router.post("", status_code=201, openapi_extra=_FORM)
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=_FORM,
+    responses={201: {"headers": {"Location": location("the avatar")}}},
+)
 async def create(context: Context, request: Request, response: Response) -> AvatarView:
     """Prepare a portrait; later requests name it by `avatar_id`.
 

@@ -14,7 +14,14 @@ from starlette.responses import Response
 from server.api.dependencies import ADMITTED, Context, JobId
 from server.api.problems import PROBLEMS, problem_response
 from server.api.protocol import JobView
-from server.api.video import byte_range, finished_response, video_headers, video_response
+from server.api.video import (
+    HEADERS,
+    MP4,
+    byte_range,
+    finished_response,
+    video_headers,
+    video_response,
+)
 from server.errors import ServiceError
 
 router = APIRouter(
@@ -31,14 +38,22 @@ async def read(context: Context, job_id: JobId) -> JobView:
     return view
 
 
-_MP4: dict[str, object] = {"content": {"video/mp4": {}}}
+_PART: dict[str, object] = {
+    **MP4,
+    "description": "a range of a finished video",
+    "headers": {
+        **HEADERS,
+        "Content-Range": {"required": True, "schema": {"type": "string"}},
+        "Accept-Ranges": {"required": True, "schema": {"type": "string"}},
+    },
+}
 Range = Annotated[
     str | None, Header(description="`bytes=first-last` of a finished video", alias="Range")
 ]
 
 
-@router.get("/video", response_class=Response, responses={200: _MP4, 206: _MP4})
-@router.head("/video", response_class=Response, responses={200: _MP4, 206: _MP4})
+@router.get("/video", response_class=Response, responses={200: MP4, 206: _PART})
+@router.head("/video", response_class=Response, responses={200: MP4, 206: _PART})
 async def video(
     context: Context, job_id: JobId, request: Request, wanted: Range = None
 ) -> Response:

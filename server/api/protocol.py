@@ -14,6 +14,11 @@ AI_GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmi
 CONTENT_SOURCE = {"X-Content-Source": AI_GENERATED}
 
 
+def location(what: str) -> dict[str, object]:
+    """The header ``Location`` of an answer, for OpenAPI."""
+    return {"description": f"path of {what}", "required": True, "schema": {"type": "string"}}
+
+
 class AnimationOptions(BaseModel):
     """``None`` means the default (``steps``, guidance, ``model``) or a random ``seed``."""
 

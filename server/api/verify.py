@@ -25,6 +25,7 @@ _FORM: dict[str, Any] = {
                     "type": "object",
                     "required": ["video"],
                     "properties": {"video": {"type": "string", "format": "binary"}},
+                    "additionalProperties": False,
                 }
             }
         },

@@ -26,6 +26,21 @@ log = logging.getLogger("fada.api")
 T = TypeVar("T")
 OnClose = Callable[[], Awaitable[None]]
 
+# For the OpenAPI document: what `video_headers` says, and the answers that bear it.
+HEADERS: dict[str, dict[str, object]] = {
+    name: {"description": text, "required": name != "X-Seed", "schema": {"type": "string"}}
+    for name, text in {
+        "X-Job-Id": "the job that makes the video",
+        "X-Seed": "with the same seed, the same video",
+        "X-Content-Source": "IPTC's term for what a machine made",
+    }.items()
+}
+MP4: dict[str, object] = {
+    "description": "fragmented MP4, sent as it is made; finished, with its length",
+    "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": HEADERS,
+}
+
 _CLIENT_CLOSED = 499  # only the log shows it
 
 
