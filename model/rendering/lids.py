@@ -36,9 +36,11 @@ ALONG = np.linspace(FROM, TO, COLUMNS)
 # In widths of the eye:
 LASH_BAND = 0.07  # at the lid's edge: lashes, left out of the skin's texture
 LASH_LINE = (0.012, 0.030)  # half the thickness of the drawn line
+BELOW = 0.3  # below the corners there is skin
 OVERLAP = 0.03  # the upper lid ends this far below the line on which the lids meet
 SHADOW = 0.14  # how far the upper lid darkens the eye
-DARKEST = 0.9  # a lid's skin at its edge, of what is usual above it
+# How light a lid's skin is at its edge, of what is usual above it; at least, of that below the eye.
+DARKEST, LEAST_OF_BELOW = 0.9, 0.68
 Heights = NDArray[np.float64]
 LIGHT = np.array([0.299, 0.587, 0.114], np.float32)
 # The share of an eye's opening from which on its lids are drawn, and from which on wholly.
@@ -81,8 +83,9 @@ class Lid:
         high = np.abs(rim - fold)
         depth = high - np.minimum(LASH_BAND * line.length, 0.5 * high)
         heights = fold + np.linspace(0.0, 1.0, ROWS)[:, None] * depth * np.sign(rim - fold)
-        skin = line.sample(padded, heights)
-        texture = pack_rgb(_without_lashes(skin))
+        under = np.full((1, COLUMNS), BELOW * line.length)
+        below = np.median(_middle(line.sample(padded, under)[0]), axis=0).astype(np.float32)
+        texture = pack_rgb(_without_lashes(line.sample(padded, heights), below))
         return cls(edge, near, far, bend_edge, bend_fold, depth / line.length, texture)
 
     def curves(self, heights: NDArray[np.float64]) -> tuple[Heights, Heights]:
@@ -206,18 +209,21 @@ def _smooth(
     return at @ np.linalg.pinv(basis * weights[:, None]) * weights
 
 
-def _without_lashes(skin: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Skin (24, 128, 3) that can be drawn out: even, and without lashes, towards the edge."""
+def _without_lashes(skin: NDArray[np.uint8], below: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Skin (24, 128, 3) that can be drawn out: even, and without lashes, towards the edge.
+
+    ``below`` (3,) is the colour of the skin under the eye.
+    """
     wide = cv2.GaussianBlur(skin, (0, 0), sigmaX=8.0, sigmaY=1.0).astype(np.float32)
-    light = wide @ LIGHT
-    # Skin is what is light in each column, or, where all of it is dark, along the lid.
-    usual = float(np.quantile(_middle(light.T), 0.7))
-    least = DARKEST * np.maximum(np.quantile(light, 0.8, axis=0), 0.85 * usual)
-    hue = np.quantile(wide, 0.7, axis=0)
-    hue /= np.maximum(hue @ LIGHT, 1.0)[:, None]
+    light, under = wide @ LIGHT, float(below @ LIGHT)
+    # Skin is what is light in each column, or along the lid; brows and shade may hide all of it.
+    usual = max(0.85 * float(np.quantile(_middle(light.T), 0.7)), LEAST_OF_BELOW * under)
+    least = DARKEST * np.maximum(np.quantile(light, 0.8, axis=0), usual)
+    own = np.quantile(wide, 0.7, axis=0)
+    hue = own / np.maximum(own @ LIGHT, 1.0)[:, None] + below / max(under, 1.0)
     lack = np.maximum(least - light, 0.0)[..., None]
-    even = cv2.GaussianBlur(wide + lack * hue, (0, 0), sigmaX=4.0, sigmaY=1.0)
-    share = np.asarray(np.linspace(0.0, 1.0, ROWS)[:, None, None], np.float32)
+    even = cv2.GaussianBlur(wide + 0.5 * lack * hue, (0, 0), sigmaX=4.0, sigmaY=1.0)
+    share = smoothstep(np.linspace(0.0, 1.6, ROWS))[:, None, None].astype(np.float32)
     return np.clip(skin + share * (even - skin) + 0.5, 0, 255).astype(np.uint8)
 
 
