@@ -86,8 +86,8 @@ EYES = (
     ),
 )
 
-# How an additional lip gap is shared: the lower lip does most of it.
-UPPER_SHARE, LOWER_SHARE = 0.35, 0.65
+# How a lip gap beyond the basis is shared, so that both lips move as a speaker's (bench/jaw.py).
+UPPER_SHARE, LOWER_SHARE = 0.5, 0.5
 ROW_WEIGHTS = (1.0, 0.85, 0.6, 0.35)
 # The linear basis opens the lips a little before a real speaker's part (GRID): taken off, softly.
 LIP_DEADZONE = 0.008
