@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from model.motion.rollout import MotionOnly
 from model.portrait.blendshapes import ACTIONS, MOTION_DIM
 from tests.training.helpers import fada_train
 from tests.training.test_whisper_init import made_up_whisper, write_ctranslate2
+from training.data.build import build_corpus
 from training.data.corpus import Corpus, LipGap
 from training.guidance_distillation import LIMITS, StudentObjective
 from training.losses import MotionLoss, dimension_weights
@@ -27,17 +28,23 @@ from training.teacher import TeacherInit, draw_timesteps, drop_conditions, new_t
 JAW = ACTIONS.index("jawOpen")
 
 
+@cache
+def corpus_of(data: Path) -> Corpus:
+    return build_corpus(data, None, None, phones=data / "phones.json", seed=0)
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes of two updates and of a network that learns nothing do not matter.
 
-    bfloat16 is slow without hardware support.
+    All runs read one corpus, which is built once.
     """
 
     def small_teacher(corpus: Corpus, config: NetConfig) -> TeacherInit:
         return new_teacher(corpus, replace(config, width=48, blocks=2))
 
     monkeypatch.setattr("fada.cli.train.new_teacher", small_teacher)
+    monkeypatch.setattr("fada.cli.train.build_corpus", lambda data, *_, **__: corpus_of(data))
     for size in ("teacher.AUDIO_ENCODER_BATCH", "teacher.BATCH", "step_distillation.BATCH"):
         monkeypatch.setattr(f"training.{size}", 6)
     small = partial(StudentObjective, batch=6)

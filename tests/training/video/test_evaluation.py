@@ -108,8 +108,8 @@ def test_a_contact_sheet_has_one_row_per_video(face: Pictures) -> None:
 
 @pytest.fixture
 def folder(face: Pictures, make_piece: Callable[..., ClipPiece], tmp_path: Path) -> Path:
-    pieces = [replace(make_piece(k, 30), frames=np.stack([face] * 30)) for k in range(20)]
-    return write_clips(tmp_path / "clips", pieces, frames=600, side=64).folder
+    pieces = [replace(make_piece(k, 16), frames=np.stack([face] * 16)) for k in range(20)]
+    return write_clips(tmp_path / "clips", pieces, frames=320, side=64).folder
 
 
 def test_all_rows_are_in_one_table(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.video.config import tiny_config, tiny_unet
+from model.video.config import MotionConfig, tiny_config, tiny_unet
 from model.video.tiny import TinyNet
 from model.video.weights import load_net
 from tests.training.helpers import fada_train
@@ -31,7 +31,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that learns nothing need not be of the size that ships."""
-    unet = replace(tiny_unet(), channels=(16, 32), heads=(2, 2))
+    motion = MotionConfig((True,), True, (True,), 2, attentions=1, groups=8, positions=16)
+    unet = replace(tiny_unet(), channels=(16,), heads=(2,), attention=(False,), motion=motion)
     monkeypatch.setattr("model.video.config.tiny_unet", lambda: unet)
 
 
