@@ -78,7 +78,14 @@ def load_credentials(
 
 
 def sign(video: bytes, credentials: Credentials) -> bytes:
-    """``video``, a finished MP4, with a manifest between ``ftyp`` and the rest.
+    """See `sign_file`."""
+    signed = io.BytesIO()
+    sign_file(io.BytesIO(video), signed, credentials)
+    return signed.getvalue()
+
+
+def sign_file(video: BinaryIO, signed: BinaryIO, credentials: Credentials) -> None:
+    """Write ``video``, a finished MP4, with a manifest between ``ftyp`` and the rest.
 
     The rest is unchanged. The manifest covers it all, so no bit of it can change unnoticed. Raises
     ``RuntimeError`` where it cannot be signed, as when the time stamp authority does not answer.
@@ -91,7 +98,6 @@ def sign(video: bytes, credentials: Credentials) -> bytes:
         "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}],
     }
     url = credentials.timestamps
-    signed = io.BytesIO()
     try:
         info = c2pa.C2paSignerInfo(
             credentials.algorithm.encode(),
@@ -100,10 +106,9 @@ def sign(video: bytes, credentials: Credentials) -> bytes:
             None if url is None else url.encode(),
         )
         with c2pa.Signer.from_info(info) as signer, c2pa.Builder(definition) as builder:
-            builder.sign(signer, "video/mp4", io.BytesIO(video), signed)
+            builder.sign(signer, "video/mp4", video, signed)
     except c2pa.C2paError as error:
         raise RuntimeError(f"the video could not be signed: {error}") from error
-    return signed.getvalue()
 
 
 def read_manifest(video: BinaryIO, anchors: str | None = None) -> SignedManifest | None:

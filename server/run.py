@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -111,15 +112,15 @@ def serve_all(settings: Settings, sock: socket.socket, host: str) -> int:
 
 def _cache_folder() -> Path | None:
     """A folder in the user's cache; ``None`` where there is none to write to."""
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fada" / "data"
     try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(cache) / "fada" / "data"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(path, os.W_OK):
-            return path
-    except OSError:
-        pass
-    log.warning("cannot write to %s: large videos are not kept, unless FADA_DATA is set", path)
-    return None
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, RuntimeError) as error:  # a RuntimeError for a user without a home
+        log.warning("large videos are not kept, unless FADA_DATA is set: %s", error)
+        return None
+    return path
 
 
 def serve_api(settings: Settings, sock: socket.socket, host: str, *, url: str) -> int:

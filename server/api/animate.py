@@ -15,8 +15,8 @@ from server.api.dependencies import (
     ADMITTED,
     Context,
     RequestContext,
-    body_bytes,
     choose_model,
+    place_for,
     require_avatar,
 )
 from server.api.problems import PROBLEMS
@@ -84,7 +84,7 @@ def _form_schema() -> dict[str, Any]:
 async def animate(context: Context, request: Request) -> Response:
     """Animate a portrait or an avatar with speech."""
     keep = "respond-async" in request.headers.get("prefer", "").lower()
-    async with context.producer.place("animate", body_bytes(context, request)) as place:
+    async with place_for(context, request, "animate") as place:
         upload = await read_upload(request, ("portrait", "audio"), place.write)
         job = await _job(context, upload, keep=keep)
         start_s = time.monotonic()

@@ -15,9 +15,9 @@ from server.api.dependencies import (
     ADMITTED,
     AvatarId,
     Context,
-    body_bytes,
     choose_model,
     no_avatar,
+    place_for,
 )
 from server.api.problems import PROBLEMS
 from server.api.protocol import AvatarView, location
@@ -62,7 +62,7 @@ async def create(context: Context, request: Request, response: Response) -> Avat
 
     It fits the models of one latent space: the default model's, or that of `model`.
     """
-    async with context.producer.place("avatar", body_bytes(context, request)) as place:
+    async with place_for(context, request, "avatar") as place:
         upload = await read_upload(request, ("portrait",), place.write)
         unknown = sorted(set(upload.fields) - {"model"})
         if unknown:

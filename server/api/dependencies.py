@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Annotated, cast
 
@@ -12,6 +13,7 @@ from starlette.requests import HTTPConnection, Request
 
 from server.api.access import Access
 from server.api.protocol import ModelView, unknown_model
+from server.broker.place import Place
 from server.broker.producer import JobProducer, no_worker
 from server.errors import ServiceError
 from server.settings import Settings
@@ -42,10 +44,14 @@ async def admit(connection: HTTPConnection) -> RequestContext:
     return replace(context, producer=producer, client=client.name)
 
 
-def body_bytes(context: RequestContext, request: Request) -> int:
-    """How large the request's body may be: what it declares, at most the limit."""
+def place_for(
+    context: RequestContext, request: Request, kind: str
+) -> AbstractAsyncContextManager[Place]:
+    """A place for a job of this ``kind``, with room for the request's body; see `JobProducer`."""
     most = context.settings.max_upload_bytes
-    return min(int(request.headers.get("content-length", most)), most)
+    declared = request.headers.get("content-length")
+    upload_bytes = most if declared is None else min(int(declared), most)
+    return context.producer.place(kind, upload_bytes, guessed=declared is None)
 
 
 # The two schemes only document the headers; `Access` reads them.

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from server.api.dependencies import ADMITTED, Context, body_bytes
+from server.api.dependencies import ADMITTED, Context, place_for
 from server.api.problems import PROBLEMS
 from server.api.protocol import MarksView
 from server.api.short_jobs import short_answer
@@ -36,7 +36,7 @@ _FORM: dict[str, Any] = {
 @router.post("/verify", openapi_extra=_FORM)
 async def verify(context: Context, request: Request) -> MarksView:
     """Read a video's marks and check its C2PA manifest; the video is not kept."""
-    async with context.producer.place("verify", body_bytes(context, request)) as place:
+    async with place_for(context, request, "verify") as place:
         upload = await read_upload(request, ("video",), place.write)
         if set(upload.fields) or "video" not in upload.files:
             raise ServiceError("bad_request", "expected the file 'video' and no other part")

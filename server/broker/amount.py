@@ -17,3 +17,8 @@ class Amount:
 
 
 NOTHING = Amount()
+
+
+def amount(size: int, *, in_folder: bool) -> Amount:
+    """``size`` bytes in the shared folder, or else in Redis."""
+    return Amount(0, size) if in_folder else Amount(size)

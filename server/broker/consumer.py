@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from server.api.protocol import AvatarView
 from server.broker import liveness, messages, redis, reservations
-from server.broker.amount import NOTHING, Amount
+from server.broker.amount import NOTHING, Amount, amount
 from server.broker.reservations import UNLIMITED, Limits
 from server.errors import ServiceError
 
@@ -211,6 +211,11 @@ class JobConsumer:
         """End the leases, so that other workers can resume from the snapshots at once."""
         await self._lease(claims, liveness.RELEASED_MS)
 
+    def can_move(self, claim: Claim, workers: Sequence[messages.Heartbeat]) -> bool:
+        """Whether one of ``workers`` can go on with the job: some need the shared folder."""
+        needs_folder = claim.request.in_folder or claim.request.uploads.folder_bytes > 0
+        return any(not needs_folder or worker.folder == self._folder for worker in workers)
+
     async def has_reader(self, claim: Claim) -> bool:
         """Whether the job's reader is alive; True if any process may read the job."""
         reader = claim.request.reader
@@ -344,8 +349,7 @@ class JobConsumer:
             if ending.init:
                 fields |= {"init": ending.init, "index": ending.index}
                 sizes = sum(size for _, size in messages.unpack_index(ending.index))
-                in_folder = getattr(claim.request, "in_folder", False)
-                kept = Amount(len(ending.init)) + _video(sizes, in_folder=in_folder)
+                kept = Amount(len(ending.init)) + amount(sizes, in_folder=claim.request.in_folder)
         ended = await self.connection.end(
             claim.job_id,
             claim.token,
@@ -370,8 +374,7 @@ class JobConsumer:
         await reservations.reserve(
             self.connection,
             claim.job_id,
-            claim.request.uploads
-            + _video(video_bytes, in_folder=getattr(claim.request, "in_folder", False)),
+            claim.request.uploads + amount(video_bytes, in_folder=claim.request.in_folder),
             limits=self.limits,
             ttl_s=self.retention.job_ttl_s,
             owner=claim.request.owner,
@@ -490,10 +493,6 @@ class JobConsumer:
             return []
         popped = await self.connection.redis.zpopmin(ranking, excess)
         return [member.decode() for member, _ in popped]
-
-
-def _video(size: int, *, in_folder: bool) -> Amount:
-    return Amount(0, size) if in_folder else Amount(size)
 
 
 def _next_id(entry: str) -> str:

@@ -40,7 +40,7 @@ class SharedFolder:
     """
 
     def __init__(self, path: Path, token: str) -> None:
-        self._path, self.service, self.token = path, path.name, token
+        self.path, self.service, self.token = path, path.name, token
 
     async def write(self, job_id: str, name: str, data: bytes, *, at: int) -> None:
         """Write to a file from byte ``at`` on. Raises `ServiceError` ``busy`` for a full disk."""
@@ -66,12 +66,12 @@ class SharedFolder:
 
     def jobs(self) -> set[str]:
         """The jobs that have files."""
-        names = (path.name for path in self._path.iterdir())
+        names = (path.name for path in self.path.iterdir())
         return {name.partition(".")[0] for name in names if name not in _OWN}
 
     def touch(self) -> None:
         """Show that the folder is in use."""
-        os.utime(self._path / _LOCK)
+        os.utime(self.path / _LOCK)
 
     def _write(self, job_id: str, name: str, data: bytes, at: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
@@ -94,21 +94,19 @@ class SharedFolder:
 
     def _delete(self, job_id: str, names: Collection[str] | None) -> None:
         if names is None:
-            names = [
-                path.name.removeprefix(f"{job_id}.") for path in self._path.glob(f"{job_id}.*")
-            ]
+            names = [path.name.removeprefix(f"{job_id}.") for path in self.path.glob(f"{job_id}.*")]
         for name in names:
             self._file(job_id, name).unlink(missing_ok=True)
 
     def _room(self) -> int:
         written = 0
-        for entry in os.scandir(self._path):
+        for entry in os.scandir(self.path):
             with contextlib.suppress(FileNotFoundError):
                 written += entry.stat().st_size
-        return max(0, written + shutil.disk_usage(self._path).free - _FREE_BYTES)
+        return max(0, written + shutil.disk_usage(self.path).free - _FREE_BYTES)
 
     def _file(self, job_id: str, name: str) -> Path:
-        return self._path / f"{job_id}.{name}"
+        return self.path / f"{job_id}.{name}"
 
 
 @contextmanager

@@ -50,27 +50,25 @@ class _Request(_Message):
     """``trace`` is the parent of the job's span (`server.traces.span`). ``reader`` is the only API
     process that can read the output (`server.broker.liveness.register_reader`); empty if any can.
     ``owner`` is the client that owns the job and its avatar; empty if every client does.
-    ``uploads`` is what its uploads take."""
+    ``keep``: its video is stored for later readers, without waiting for them; ``in_folder``: in the
+    folder that API and workers share, instead of Redis. ``uploads`` is what its uploads take."""
 
     trace: dict[str, str] = Field(default_factory=dict)
     reader: str = ""
     owner: str = ""
     uploads: Amount = NOTHING
+    keep: bool = False
+    in_folder: bool = False
 
 
 class AnimateRequest(_Request):
-    """Make one video. ``keep``: store it for later readers, without waiting for them.
-
-    ``in_folder``: in the folder that API and workers share, instead of Redis.
-    """
+    """Make one video."""
 
     kind: Literal["animate"] = "animate"
     options: AnimationOptions
     model: str
     seed: int
     avatar_id: str | None = None
-    keep: bool = False
-    in_folder: bool = False
 
 
 class LiveRequest(_Request):
@@ -83,7 +81,6 @@ class LiveRequest(_Request):
     sample_rate: int
     idle: bool
     avatar_id: str | None = None
-    keep: Literal[False] = False
 
 
 class AvatarRequest(_Request):
@@ -92,7 +89,6 @@ class AvatarRequest(_Request):
     kind: Literal["avatar"] = "avatar"
     model: str
     avatar_id: str
-    keep: Literal[False] = False
 
 
 class VerifyRequest(_Request):
@@ -100,7 +96,6 @@ class VerifyRequest(_Request):
 
     kind: Literal["verify"] = "verify"
     model: str = ""  # any worker can
-    keep: Literal[False] = False
 
 
 class Queued(_Message):

@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from server.broker import messages, redis, reservations
-from server.broker.amount import Amount
+from server.broker.amount import NOTHING, Amount, amount
+from server.errors import ServiceError
 
 if TYPE_CHECKING:
     from server.broker.folder import SharedFolder
@@ -34,19 +35,29 @@ class Place:
         self._to_folder = False
         self._stored: dict[str, int] = {}
         self._blocks: dict[str, bytearray] = {}
-        self._reserved, self._reserved_s = Amount(), 0.0
+        self._upload_bytes = self._received_bytes = 0
+        self._reserved, self._reserved_s = NOTHING, 0.0
 
-    async def reserve(self, upload_bytes: int) -> None:
-        """Ask for the place, and for room for so many bytes.
-
-        Raises `ServiceError` ``busy`` or ``too_large``.
-        """
+    async def reserve(self, upload_bytes: int, *, guessed: bool) -> None:
+        """Ask for the place, and for room for so many bytes; see `JobProducer.place`."""
         self._to_folder = self._folder is not None and upload_bytes > SMALL_BYTES
-        amount = Amount(0, upload_bytes) if self._to_folder else Amount(upload_bytes)
-        await self._reserve(amount, _UPLOAD_TTL_S)
+        if guessed:
+            upload_bytes = min(upload_bytes, self._largest(in_folder=self._to_folder))
+        self._upload_bytes = upload_bytes
+        await self._reserve(amount(upload_bytes, in_folder=self._to_folder), _UPLOAD_TTL_S)
 
     async def write(self, part: str, data: bytes) -> None:
-        """Append to an upload, one of `redis.PARTS`. Raises `ServiceError` ``busy``."""
+        """Append to an upload, one of `redis.PARTS`.
+
+        Raises `ServiceError` ``busy`` where it cannot be stored, ``too_large`` beyond what is
+        reserved.
+        """
+        self._received_bytes += len(data)
+        if self._received_bytes > self._upload_bytes:
+            raise ServiceError(
+                "too_large",
+                f"the uploads are too large, expected {self._upload_bytes} bytes at most",
+            )
         block = self._blocks.setdefault(part, bytearray())
         block += data
         if len(block) >= _BLOCK_BYTES:
@@ -62,22 +73,17 @@ class Place:
         """
         for part in self._blocks:
             await self._flush(part)
-        stored, largest = sum(self._stored.values()), self._producer.limits.largest
-        in_folder = self._folder is not None and video_bytes > SMALL_BYTES
-        uploads = Amount(0, stored) if self._to_folder else Amount(stored)
-        if guessed and in_folder:
-            video_bytes = min(video_bytes, max(0, largest.folder_bytes - uploads.folder_bytes))
-        elif guessed:
-            video_bytes = min(video_bytes, max(0, largest.redis_bytes - uploads.redis_bytes))
-        video = Amount(0, video_bytes) if in_folder else Amount(video_bytes)
+        uploads = amount(self._received_bytes, in_folder=self._to_folder)
+        in_folder = request.keep and self._folder is not None and video_bytes > SMALL_BYTES
+        if guessed:
+            taken = uploads.folder_bytes if in_folder else uploads.redis_bytes
+            video_bytes = min(video_bytes, self._largest(in_folder=in_folder) - taken)
+        video = amount(max(0, video_bytes), in_folder=in_folder)
         await self._reserve(uploads + video, self._producer.job_ttl_s)
-        changes: dict[str, Any] = {"uploads": uploads}
-        if isinstance(request, messages.AnimateRequest):
-            changes |= {"in_folder": in_folder}
         folder = self._folder if self._to_folder or in_folder else None
         await self._producer.queue(
             self.job_id,
-            request.model_copy(update=changes),
+            request.model_copy(update={"uploads": uploads, "in_folder": in_folder}),
             self._producer.max_jobs,
             folder="" if folder is None else folder.token,
         )
@@ -90,12 +96,16 @@ class Place:
             partial(reservations.release, self._producer.connection, self.job_id)
         )
 
-    async def _reserve(self, amount: Amount, ttl_s: int) -> None:
+    def _largest(self, *, in_folder: bool) -> int:
+        largest = self._producer.limits.largest
+        return largest.folder_bytes if in_folder else largest.redis_bytes
+
+    async def _reserve(self, wanted: Amount, ttl_s: int) -> None:
         producer = self._producer
         await reservations.reserve(
             producer.connection,
             self.job_id,
-            amount,
+            wanted,
             limits=producer.limits,
             ttl_s=ttl_s,
             places=producer.max_jobs,
@@ -103,7 +113,7 @@ class Place:
             client=producer.client,
             owner=producer.owner,
         )
-        self._reserved, self._reserved_s = amount, time.monotonic()
+        self._reserved, self._reserved_s = wanted, time.monotonic()
 
     async def _flush(self, part: str) -> None:
         block = bytes(self._blocks[part])

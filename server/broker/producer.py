@@ -69,9 +69,12 @@ class JobProducer:
     format: int = messages.FORMAT
 
     @asynccontextmanager
-    async def place(self, kind: str, upload_bytes: int) -> AsyncIterator[Place]:
+    async def place(
+        self, kind: str, upload_bytes: int, *, guessed: bool = False
+    ) -> AsyncIterator[Place]:
         """A place in a queue, with room for so many bytes of uploads.
 
+        A number that is only ``guessed`` is reduced to what may ever be stored.
         It is free again at the end of the block unless the job was submitted. Videos, avatars and
         verifications each have ``max_jobs`` places. Raises `ServiceError` ``busy`` or
         ``too_large`` when it cannot be had, ``no_worker`` when no worker that reads our format is
@@ -82,7 +85,7 @@ class JobProducer:
         if folder is not None and folder.token not in shared:
             folder = None
         place = Place(self, kind, _new_id(), folder=folder)
-        await place.reserve(upload_bytes)
+        await place.reserve(upload_bytes, guessed=guessed)
         try:
             yield place
         finally:
@@ -298,7 +301,7 @@ class JobProducer:
         if not request.keep or request.owner != self.owner:
             return False
         folder = "" if self.connection.folder is None else self.connection.folder.token
-        if getattr(request, "in_folder", False) and (written_in or b"").decode() != folder:
+        if request.in_folder and (written_in or b"").decode() != folder:
             return False
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
 

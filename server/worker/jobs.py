@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from media.boxes import with_duration
 from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
 from model.types import FPS, Reference
@@ -289,26 +288,9 @@ class AnimationJob(_VideoJob):
             done = await self._run(session)
         if self._saved is None:
             metrics.real_time_factor(done.duration_s, time.monotonic() - began_s)
-        return await self._indexed(done) if request.keep else done
-
-    async def _indexed(self, done: messages.JobDone) -> messages.JobDone:
-        """``done`` with what readers of the finished video need, see `messages.JobDone`."""
-        resources, signing = self._resources, self._resources.marks.credentials is not None
-        init, index, fragments = b"", list[tuple[str, int]](), list[bytes]()
-        async for event in resources.consumer.video(self._claim.job_id):
-            if isinstance(event, messages.Started):
-                init = with_duration(event.data, done.duration_s)
-            elif event.stored is not None:
-                index.append(event.stored)
-                if signing:
-                    fragments.append(await resources.consumer.data(self._claim, event))
-        if signing:
-            video = b"".join([init, *fragments])
-            signed = await asyncio.get_running_loop().run_in_executor(
-                resources.pool, resources.marks.signed, video
-            )
-            init = signed[: len(init) + len(signed) - len(video)]
-        return done.model_copy(update={"init": init, "index": messages.pack_index(index)})
+        if self._kept is None:
+            return done
+        return await self._kept.indexed(done, self._resources.marks, self._resources.pool)
 
     async def _wait_for_turn(self) -> None:
         while not self._resources.capacity.has_spare:  # live sessions need it all

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import os
+import tempfile
+from concurrent.futures import Executor
+from typing import BinaryIO, cast
+
+from media.boxes import with_duration
 from server.broker import estimates, messages
 from server.broker.consumer import Claim, JobConsumer
+from server.worker.marks import Marks
 
 _MORE_BYTES = 8 << 20  # reserved at a time where the estimate was too low
 
@@ -37,6 +46,43 @@ class KeptVideo:
         stored = await self._consumer.store(self._claim, event.data, self._in_file)
         self._in_file += len(event.data)
         return event.model_copy(update={"data": b"", "stored": stored})
+
+    async def indexed(
+        self, done: messages.JobDone, marks: Marks, pool: Executor
+    ) -> messages.JobDone:
+        """``done`` with what readers of the finished video need, see `messages.JobDone`."""
+        init, index = b"", list[tuple[str, int]]()
+        with self._scratch() as video:
+            async for event in self._consumer.video(self._claim.job_id):
+                if isinstance(event, messages.Started):
+                    init = with_duration(event.data, done.duration_s)
+                    video.write(init)
+                elif event.stored is not None:
+                    index.append(event.stored)
+                    if marks.credentials is not None:
+                        data = await self._consumer.data(self._claim, event)
+                        await asyncio.to_thread(video.write, data)
+            if marks.credentials is not None:
+                loop = asyncio.get_running_loop()
+                init = await loop.run_in_executor(pool, self._signed_init, marks, video, len(init))
+        return done.model_copy(update={"init": init, "index": messages.pack_index(index)})
+
+    def _signed_init(self, marks: Marks, video: BinaryIO, init_bytes: int) -> bytes:
+        """The init segment of ``video`` when it is signed; all that follows stays as it is."""
+        size = video.seek(0, os.SEEK_END)
+        video.seek(0)
+        with self._scratch() as signed:
+            marks.sign(video, signed)
+            added = signed.seek(0, os.SEEK_END) - size
+            signed.seek(0)
+            return signed.read(init_bytes + added)
+
+    def _scratch(self) -> BinaryIO:
+        """A nameless file in memory; on the shared folder's disk for a video that is there."""
+        folder = self._consumer.connection.folder
+        if not self._request.in_folder or folder is None:
+            return io.BytesIO()
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder.path))
 
     async def _reserve(self, video_bytes: int) -> None:
         await self._consumer.reserve_video(self._claim, video_bytes)

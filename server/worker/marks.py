@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from media.encoders import DEFAULT_ENCODING, Encoding, check_encoder, fastest_encoder
 from media.label import LabelText
@@ -33,10 +34,17 @@ class Marks:
         """
         if self.credentials is None:
             return video
-        from media.signing import sign
+        signed = io.BytesIO()
+        self.sign(io.BytesIO(video), signed)
+        return signed.getvalue()
+
+    def sign(self, video: BinaryIO, signed: BinaryIO) -> None:
+        """Write a finished ``video`` with its manifest; blocks. Needs credentials."""
+        assert self.credentials is not None
+        from media.signing import sign_file
 
         try:
-            return sign(video, self.credentials)
+            sign_file(video, signed, self.credentials)
         except RuntimeError as error:
             log.error("%s", error)
             raise ServiceError("internal_error", "the video could not be signed") from error

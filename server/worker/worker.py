@@ -307,8 +307,9 @@ class Worker:
             while self._held and time.monotonic() < give_up_s:
                 successors = self._successors(await self._consumer.other_workers())
                 held = list(self._held.values())
-                if successors:
-                    await self._hand_over(held)
+                movable = [job for job in held if self._consumer.can_move(job.claim, successors)]
+                if movable:
+                    await self._hand_over(movable)
                 elif held:
                     await asyncio.wait([job.task for job in held], timeout=_LEASE_POLL_S)
 

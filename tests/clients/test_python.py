@@ -94,7 +94,7 @@ def test_jobs(client: Client, tmp_path: Path) -> None:
         client.jobs.video(job.id, tmp_path / "out.mp4")
 
 
-def test_what_was_repaired_is_told_with_the_video_and_the_job(client: Client) -> None:
+def test_video_and_job_name_what_was_repaired(client: Client) -> None:
     with client.animate(picture(), integer_floats(), size=128) as video:
         assert len(video.warnings) == 1 and "integers of 16 bits" in video.warnings[0]
         list(video)

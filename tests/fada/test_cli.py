@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fada.cli import main
+from tests.hostile.files import integer_floats
 from tests.server.media_files import NO_FACE, POISON, picture, sound
 from tests.server.media_probe import probe
 from tests.server.service import FAKE, Service, environment, running
@@ -34,10 +35,10 @@ def fada(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
-        output = capsys.readouterr().out
+        output, errors = capsys.readouterr()
         if isinstance(ended.value.code, str):
             return Result(1, ended.value.code, output)
-        return Result(ended.value.code or 0, "", output)
+        return Result(ended.value.code or 0, errors, output)
 
     return call
 
@@ -144,6 +145,17 @@ def test_a_service_makes_the_video(
     assert len(probe(out.read_bytes()).times_s) == 50
     assert fada(*words, "-o", out.with_name("local.mp4")).status == 0
     assert out.with_name("local.mp4").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_what_was_repaired_in_the_sound_is_printed(
+    fada: Fada, inputs: tuple[Path, Path, Path], service: Service, remote: bool
+) -> None:
+    portrait, audio, out = inputs
+    audio.write_bytes(integer_floats())
+    flags = ("--url", service.url, "--api-key", KEY) if remote else ()
+    done = fada("animate", portrait, audio, "--size", "128", "-o", out, *flags)
+    assert done.status == 0 and "warning: the float samples are integers" in done.error
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,13 @@ def sound(seconds: float, *, silent: bool = False, rate: int = 16_000, kind: str
     return file.getvalue()
 
 
+def overstated_sound(seconds: float, factor: int) -> bytes:
+    """A WAV whose header states ``factor`` times its length."""
+    blob = bytearray(sound(seconds, kind="WAV"))
+    blob[28:32] = (32_000 // factor).to_bytes(4, "little")  # bytes a second
+    return bytes(blob)
+
+
 def encoded_sound(seconds: float, ending: str, rate: int = 48_000) -> bytes:
     """Noise as a file with that ending: wav, flac, mp3, ogg, m4a or webm."""
     if ending not in _CODECS:

@@ -80,7 +80,9 @@ def running(settings: Mapping[str, str], command: str = "serve") -> Iterator[Ser
             log.open("w") as errors,
             subprocess.Popen(
                 [sys.executable, "-m", "fada.cli", command, "--port", "0"],
-                env=environment({**settings, "TMPDIR": directory}),
+                env=environment(
+                    {"FADA_DATA": f"{directory}/data", "TMPDIR": directory, **settings}
+                ),
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

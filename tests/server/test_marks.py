@@ -20,7 +20,7 @@ from server.api.protocol import AI_GENERATED
 from server.errors import ServiceError
 from server.worker.marks import Marks
 from tests.media.certificates import SignerFiles, write_signer
-from tests.server.media_files import picture, sound
+from tests.server.media_files import overstated_sound, picture, sound
 from tests.server.media_probe import pictures_of
 from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, Service, running
@@ -57,9 +57,11 @@ def is_labelled(video: bytes) -> bool:
     return bool((np.ptp(corners.astype(int), axis=(1, 2)).min(axis=1) > 120).all())
 
 
-def test_a_kept_video_is_signed_when_it_is_finished(service: Service) -> None:
+@pytest.mark.parametrize("factor", [1, 200])  # in Redis, and expected to be too large for it
+def test_a_kept_video_is_signed_when_it_is_finished(service: Service, factor: int) -> None:
     with service.client() as client:
-        answer = animate(client, headers={"Prefer": "respond-async"})
+        audio = overstated_sound(0.4, factor)
+        answer = animate(client, audio=audio, headers={"Prefer": "respond-async"})
         assert answer.headers["x-content-source"] == AI_GENERATED
         job = answer.headers["location"]
         while client.get(job).json()["status"] not in ("done", "failed"):

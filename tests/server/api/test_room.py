@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.media_files import sound
+from tests.server.media_files import overstated_sound
 from tests.server.media_probe import probe
 from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, Service, running
@@ -39,13 +38,6 @@ def client(service: Service) -> Iterator[httpx.Client]:
         yield client
 
 
-def long_by_its_header(seconds: float) -> bytes:
-    """A WAV whose header states a tenth of its bytes a second, and so ten times its length."""
-    blob = bytearray(sound(seconds, kind="WAV"))
-    blob[28:32] = struct.pack("<I", 3200)
-    return bytes(blob)
-
-
 def peak_bytes(service: Service) -> int:
     """The most memory that the API process ever had."""
     status = Path(f"/proc/{service.process.pid}/status").read_text()
@@ -57,11 +49,11 @@ def peak_bytes(service: Service) -> int:
 def test_a_video_larger_than_redis_allows_plays_with_ranges(
     client: httpx.Client, data: Path
 ) -> None:
-    asked = animate(client, audio=long_by_its_header(6.0), headers=ASYNC)
+    asked = animate(client, audio=overstated_sound(2.0, 40), headers=ASYNC)
     assert asked.status_code == 202, asked.text
     address = asked.headers["location"]
     followed = client.get(f"{address}/video")  # while it is made
-    assert probe(followed.content).video_s == pytest.approx(6.0)
+    assert probe(followed.content).video_s == pytest.approx(2.0)
     deadline = time.monotonic() + 20
     while client.get(address).json()["status"] != "done":
         assert time.monotonic() < deadline
@@ -75,10 +67,10 @@ def test_a_video_larger_than_redis_allows_plays_with_ranges(
 
 
 def test_what_never_fits_is_too_large(client: httpx.Client) -> None:
-    answer = animate(client, audio=long_by_its_header(20.0), size="1024", headers=ASYNC)
+    answer = animate(client, audio=overstated_sound(2.0, 100), size="1024", headers=ASYNC)
     assert problem(answer) == (413, "too_large")
     assert "bytes on disk, expected at most 100000000" in answer.json()["detail"]
-    read_as_made = animate(client, audio=long_by_its_header(0.4))
+    read_as_made = animate(client, audio=overstated_sound(0.4, 100))
     assert read_as_made.status_code == 200
 
 
