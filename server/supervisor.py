@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server import process
-from server.broker.liveness import deregister, is_live, release_leases, worker_id
+from server.broker.liveness import (
+    announce_start,
+    deregister,
+    is_live,
+    release_leases,
+    worker_id,
+)
 from server.broker.redis import BROKER_LOST, Connection
 
 log = logging.getLogger("fada.serve")
@@ -84,6 +90,8 @@ class Supervisor:
             child = process.spawn([sys.executable, "-m", "server.worker"], settings)
             self._running[slot] = child
             joined = False
+            with contextlib.suppress(*BROKER_LOST):
+                await announce_start(self._connection, worker_id(child.pid))
             while child.poll() is None:
                 await asyncio.sleep(_POLL_S)
                 with contextlib.suppress(*BROKER_LOST):

@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection, Request
 from server.api.access import Access
 from server.api.protocol import ModelView, unknown_model
 from server.broker.place import Place
-from server.broker.producer import JobProducer, no_worker
+from server.broker.producer import JobProducer
 from server.errors import ServiceError
 from server.settings import Settings
 
@@ -95,11 +95,11 @@ AvatarId = Annotated[str, Depends(_avatar_id)]
 async def choose_model(producer: JobProducer, name: str | None) -> ModelView:
     """The model called ``name``, or the default.
 
-    Raises `ServiceError` ``no_worker`` when none is loaded, ``invalid_option`` for an unknown name.
+    Waits for a worker that starts. Raises `ServiceError` ``no_worker`` when there is none,
+    ``invalid_option`` for an unknown name.
     """
+    await producer.wait_for_worker()
     models = (await producer.models()).models
-    if not models:
-        raise no_worker()
     for model in models:
         if name is None or model.name == name:
             return model

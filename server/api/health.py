@@ -25,7 +25,7 @@ async def healthz() -> dict[str, str]:
 async def readyz(context: ServiceContext) -> dict[str, str]:
     """A worker is ready for jobs; ``detail``: what workers still prepare, such as an engine."""
     if not (await context.producer.models()).models:
-        raise no_worker()
+        raise no_worker(starting=await context.producer.starting())
     detail = await context.producer.preparations()
     return {"status": "ready", **({"detail": "; ".join(detail)} if detail else {})}
 

@@ -105,6 +105,10 @@ class JobConsumer:
                         queue, redis.GROUP, consumer["name"]
                     )
 
+    async def started(self) -> None:
+        """Readers no longer wait for this worker's start: it has sent its first heartbeat."""
+        await liveness.end_start(self.connection, self.worker_id)
+
     async def heartbeat(self, heartbeat: messages.Heartbeat) -> None:
         """Report this worker alive for the next `_WORKER_TTL_S` seconds."""
         keys = [redis.WORKERS, redis.worker_key(self.worker_id)]

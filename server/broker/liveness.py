@@ -14,6 +14,9 @@ from server.tasks import background
 # The idle time of a released job: longer than any lease.
 RELEASED_MS = 3_600_000
 
+# How long a start is waited for: it takes seconds, on a busy machine a minute.
+STARTING_S = 60
+
 _READER_TTL_S = 5
 _READER_HEARTBEAT_S = 1.0
 
@@ -39,13 +42,38 @@ async def live_workers(connection: redis.Connection) -> dict[str, messages.Heart
     }
 
 
+async def announce_start(connection: redis.Connection, worker_id: str) -> None:
+    """Say that a worker starts: jobs wait for it for `STARTING_S`, or until `end_start`."""
+    await connection.redis.set(redis.starting_key(worker_id), "", ex=STARTING_S)
+    await connection.redis.sadd(redis.STARTING, worker_id)
+
+
+async def end_start(connection: redis.Connection, worker_id: str) -> None:
+    """The worker has joined, or will not."""
+    await connection.redis.delete(redis.starting_key(worker_id))
+    await connection.redis.srem(redis.STARTING, worker_id)
+
+
+async def starting_workers(connection: redis.Connection) -> list[str]:
+    """The ids of workers that have begun to start and not joined yet."""
+    ids = sorted(await connection.redis.smembers(redis.STARTING))
+    if not ids:
+        return []
+    signs = await connection.redis.mget([redis.starting_key(i.decode()) for i in ids])
+    late = [i for i, sign in zip(ids, signs, strict=True) if sign is None]
+    if late:
+        await connection.redis.srem(redis.STARTING, *late)
+    return [i.decode() for i in ids if i not in late]
+
+
 async def is_live(connection: redis.Connection, worker_id: str) -> bool:
     """Whether this worker has joined and still sends heartbeats."""
     return bool(await connection.redis.exists(redis.worker_key(worker_id)))
 
 
 async def deregister(connection: redis.Connection, worker_id: str) -> None:
-    """Remove this worker until its next heartbeat."""
+    """Remove this worker until its next heartbeat, whether it has joined or still starts."""
+    await end_start(connection, worker_id)
     await connection.redis.delete(redis.worker_key(worker_id))
     await connection.redis.srem(redis.WORKERS, worker_id)
 

@@ -14,16 +14,17 @@ from typing import Any
 from server import traces
 from server.api.protocol import AvatarView, JobView, ModelList, ModelView
 from server.broker import messages, redis, reservations
-from server.broker.liveness import live_workers
+from server.broker.liveness import STARTING_S, live_workers, starting_workers
 from server.broker.place import Place
 from server.broker.reservations import UNLIMITED, Limits
 from server.errors import ServiceError
 
 _BLOCK_MS = 1000
-_NO_WORKER_S = 20.0  # enough for a worker to restart
+_NO_WORKER_S = 20.0  # where none starts
 _UNCLAIMED_S = 3.0  # how long an admitted live session waits for a worker with room
 _READ_BATCH = 4  # events fetched at once
 _ENDED_TTL_S = 600
+_WAIT_POLL_S = 0.2  # for a worker that starts
 _MAX_COMMANDS = 20_000  # that no snapshot includes yet
 
 
@@ -159,10 +160,8 @@ class JobProducer:
         return int(written or 0)
 
     async def _workers(self) -> list[messages.Heartbeat]:
-        """Live workers that read our format; raises `ServiceError` ``no_worker`` without any."""
-        alive = (await live_workers(self.connection)).values()
-        if not alive:
-            raise no_worker()
+        """Live workers that read our format; waits and raises as `wait_for_worker` does."""
+        alive = await self.wait_for_worker()
         workers = [worker for worker in alive if messages.reads(worker.format, self.format)]
         if not workers:
             formats = ", ".join(str(one) for one in sorted({worker.format for worker in alive}))
@@ -170,6 +169,20 @@ class JobProducer:
                 "no_worker", f"format of the workers = {formats}, expected {self.format}"
             )
         return workers
+
+    async def wait_for_worker(self) -> list[messages.Heartbeat]:
+        """The heartbeats of all live workers; while there is none, wait for one that starts.
+
+        Raises `ServiceError` ``no_worker`` when none starts, or a start takes `STARTING_S`.
+        """
+        deadline_s = time.monotonic() + STARTING_S
+        while True:
+            starting = await self.starting()  # asked first: a worker joins before its start ends
+            if alive := await live_workers(self.connection):
+                return list(alive.values())
+            if not starting or time.monotonic() > deadline_s:
+                raise no_worker()
+            await asyncio.sleep(_WAIT_POLL_S)
 
     async def follow(self, job_id: str, *, consume: bool) -> AsyncIterator[messages.AnyEvent]:
         """Yield every event of a job, from the first to its ending.
@@ -180,7 +193,7 @@ class JobProducer:
         `ServiceError` ``internal_error`` when a fragment is missing.
         """
         last, unconfirmed, fragments = b"0", -1, 0
-        deadlines = _Deadlines(_GracePeriod(_NO_WORKER_S), _GracePeriod(_UNCLAIMED_S))
+        deadlines = _Deadlines(*map(_GracePeriod, (_NO_WORKER_S, STARTING_S, _UNCLAIMED_S)))
         while True:
             reply = await redis.retry_on_disconnect(
                 partial(
@@ -368,6 +381,10 @@ class JobProducer:
                 found.setdefault(model.name, model)
         return ModelList(models=list(found.values()), default=next(iter(found), None))
 
+    async def starting(self) -> bool:
+        """Whether a worker starts, for which requests wait."""
+        return bool(await starting_workers(self.connection))
+
     async def preparations(self) -> list[str]:
         """What live workers prepare while they serve, each once."""
         workers = (await live_workers(self.connection)).values()
@@ -391,8 +408,14 @@ class JobProducer:
     async def _may_continue(self, job_id: str, deadlines: _Deadlines) -> bool:
         """Fail a job that no worker serves; False once the job is gone and no event can follow."""
         alive = bool(await live_workers(self.connection))
-        if deadlines.no_worker.expired(alive):
-            await self._fail(job_id, "no_worker", f"no worker was alive for {_NO_WORKER_S:g} s")
+        starting = not alive and bool(await starting_workers(self.connection))
+        for deadline, ok in (
+            (deadlines.no_worker, alive or starting),
+            (deadlines.start, alive),
+        ):
+            if deadline.expired(ok):
+                detail = f"no worker was alive for {deadline.limit_s:g} s"
+                await self._fail(job_id, "no_worker", detail)
         # Capacity may have shrunk since the session was admitted: it must not wait for a place.
         if deadlines.unclaimed.expired(not (alive and await self._is_unclaimed_live(job_id))):
             await self._fail(job_id, "busy", f"no worker had room within {_UNCLAIMED_S:g} s")
@@ -428,7 +451,7 @@ class _GracePeriod:
     """Expires when a condition has been false for ``limit_s`` seconds without a break."""
 
     def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         self._since_s: float | None = None
 
     def expired(self, ok: bool) -> bool:
@@ -438,12 +461,13 @@ class _GracePeriod:
             self._since_s = None
         elif self._since_s is None:
             self._since_s = now_s
-        return self._since_s is not None and now_s - self._since_s > self._limit_s
+        return self._since_s is not None and now_s - self._since_s > self.limit_s
 
 
 @dataclass(frozen=True)
 class _Deadlines:
     no_worker: _GracePeriod
+    start: _GracePeriod
     unclaimed: _GracePeriod
 
 
@@ -455,6 +479,7 @@ def _new_id() -> str:
     return secrets.token_hex(12)
 
 
-def no_worker() -> ServiceError:
+def no_worker(*, starting: bool = False) -> ServiceError:
     """The error of a request that needs a worker while none is connected."""
-    return ServiceError("no_worker", "no worker is connected yet; try again in a moment")
+    what = "a worker is starting" if starting else "no worker is connected yet"
+    return ServiceError("no_worker", f"{what}; try again in a moment")

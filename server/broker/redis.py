@@ -16,6 +16,8 @@ Keys, all under ``fada:``, on one server (no cluster)
     job:{id}:in         stream of commands, from the readers to the worker
     job:{id}:state      snapshot after the last event, from which another worker can resume
     workers             set of worker ids; worker:{id} is a heartbeat and expires without it
+    starting            set of ids of workers that have not joined yet; starting:{id} expires
+                        when the start takes too long
     reader:{name}       heartbeat of the API process that reads the jobs it submitted
     avatars:{owner}     sorted set, by last use; avatar:{id} hash: view, reference, owner,
                         format
@@ -57,6 +59,7 @@ T = TypeVar("T")
 QUEUES = ("live", "animate", "avatar", "verify")
 GROUP = "workers"
 WORKERS = "fada:workers"
+STARTING = "fada:starting"
 OWNERS = "fada:owners"
 SERVICE = "fada:service"
 RESERVED, EXPIRIES = "fada:reserved", "fada:reserved:until"
@@ -98,6 +101,10 @@ def part_key(job_id: str, part: str) -> str:
 
 def worker_key(worker_id: str) -> str:
     return f"fada:worker:{worker_id}"
+
+
+def starting_key(worker_id: str) -> str:
+    return f"fada:starting:{worker_id}"
 
 
 def reader_key(name: str) -> str:

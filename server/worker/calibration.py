@@ -61,10 +61,13 @@ class Calibration:
         encoding: Encoding = DEFAULT_ENCODING,
     ) -> None:
         self._cores = cores_per_worker(workers)
-        self._costs = {
-            name: window_cost(pipeline, example_reference(pipeline), encoding=encoding)
-            for name, pipeline in pipelines.items()
-        }
+        references: dict[str, Reference] = {}  # one for all models of a latent space
+        self._costs = dict[str, WindowCost]()
+        for name, pipeline in pipelines.items():
+            space = pipeline.space.name
+            if space not in references:
+                references[space] = example_reference(pipeline)
+            self._costs[name] = window_cost(pipeline, references[space], encoding=encoding)
 
     def capacity(self, max_sessions: int) -> Capacity:
         default = next(iter(self._costs.values()))

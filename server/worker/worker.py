@@ -111,6 +111,7 @@ class Worker:
                 building.result()
             await self._consumer.join()
             await self._heartbeat()
+            await self._consumer.started()
             lasting = [
                 asyncio.create_task(self._resources.serve()),
                 asyncio.create_task(self._repeat(_LEASE_POLL_S, self._keep_leases)),
@@ -344,6 +345,7 @@ def main(settings: Settings, url: str) -> None:
         )
     if settings.devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.devices[0]  # CUDA reads it on first use
+    asyncio.run(_announce_start(url))
     memory.map_large_blocks()
     marks = load_marks(settings)
     engines = student_engines(settings)
@@ -365,6 +367,13 @@ def main(settings: Settings, url: str) -> None:
         )
 
     asyncio.run(_serve_until_signalled(settings, url, worker))
+
+
+async def _announce_start(url: str) -> None:
+    """Have jobs wait while the models load."""
+    async with connect(url) as connection:
+        with contextlib.suppress(*BROKER_LOST):
+            await liveness.announce_start(connection, liveness.worker_id(os.getpid()))
 
 
 async def _serve_until_signalled(

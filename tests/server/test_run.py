@@ -156,6 +156,14 @@ def test_a_killed_worker_is_replaced_and_its_job_resumes(narrow: Service) -> Non
     assert (seen.sound_s, len(seen.sound)) == (expected.sound_s, len(expected.sound))
 
 
+def test_requests_wait_for_a_worker_that_starts(narrow: Service) -> None:
+    (worker,) = narrow.workers()
+    os.kill(worker, signal.SIGKILL)
+    with narrow.client() as client:
+        assert until(lambda: "a worker is starting" in client.get("/readyz").text)
+        assert works(narrow)
+
+
 def test_a_disconnect_frees_the_place(narrow: Service) -> None:
     with narrow.client() as client:
         with client.stream("POST", "/animate", files=LONG, data=SLOW) as response:

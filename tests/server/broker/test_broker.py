@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.api.protocol import AnimationOptions, AvatarView, FaceView, ModelView
-from server.broker import messages, redis
+from server.broker import liveness, messages, redis
 from server.broker.amount import Amount
 from server.broker.consumer import LEASE_S, START, Claim, JobConsumer, Retention
 from server.broker.embedded import embedded_server, valkey_program
@@ -456,3 +456,45 @@ def avatar(name: str) -> AvatarView:
     return AvatarView(
         avatar_id=name, width=4, height=4, face=FaceView(box=(0, 0, 4, 4), confidence=1.0)
     )
+
+
+async def test_a_job_waits_for_a_worker_that_starts(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.broker.producer._NO_WORKER_S", 0.2)
+    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 100)
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        await consumer.leave()
+        await liveness.announce_start(producer.connection, "w2")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await ending(producer, job_id)
+        submitting = asyncio.create_task(producer.submit(animate_request(), PARTS))
+        started = worker(producer.connection, "w2")
+        await started.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
+        await started.started()
+        assert await submitting
+        assert await liveness.starting_workers(producer.connection) == []
+        await started.leave()
+        assert (await ending(producer, job_id)).code == "no_worker"
+
+
+async def test_a_start_that_takes_too_long_is_not_waited_for(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.broker.producer.STARTING_S", 0.3)
+    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 100)
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        await consumer.leave()
+        await liveness.announce_start(producer.connection, "w2")
+        assert (await ending(producer, job_id)).code == "no_worker"
+        with pytest.raises(ServiceError, match="no worker is connected yet"):
+            await producer.submit(animate_request(), PARTS)
+
+
+async def ending(producer: JobProducer, job_id: str) -> messages.Failed:
+    events = [event async for event in producer.follow(job_id, consume=True)]
+    assert isinstance(events[-1], messages.Failed)
+    return events[-1]
