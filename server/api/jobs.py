@@ -22,6 +22,7 @@ from server.api.video import (
     video_headers,
     video_response,
 )
+from server.broker.videos import finished_video, read_video
 from server.errors import ServiceError
 
 router = APIRouter(
@@ -60,15 +61,16 @@ async def video(
     """The MP4: finished, with its length and by ranges; else from its start, as it is made."""
     if not await context.producer.keeps_video(job_id):
         raise ServiceError("not_found", f"no video of job {job_id!r} is kept")
-    finished = await context.producer.finished_video(job_id)
+    connection = context.producer.connection
+    finished = await finished_video(connection, job_id)
     head = request.method == "HEAD"
     if finished is not None:
         try:
             part = None if head or wanted is None else byte_range(wanted, finished.size)
         except ServiceError as error:
             return problem_response(error, {"Content-Range": f"bytes */{finished.size}"})
-        read = None if head else partial(context.producer.read_video, job_id, finished)
-        return finished_response(job_id, finished, part, read=read)
+        read = partial(read_video, connection, job_id, finished)
+        return finished_response(job_id, finished, part, read=None if head else read)
     if head:
         return Response(headers=video_headers(job_id), media_type="video/mp4")
     events = context.producer.follow(job_id, consume=False)

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from server import metrics
 from server.api.protocol import CONTENT_SOURCE
 from server.broker import messages
-from server.broker.producer import FinishedVideo
+from server.broker.videos import FinishedVideo
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
 
@@ -184,12 +184,12 @@ def finished_response(
     video: FinishedVideo,
     part: range | None,
     *,
-    read: Callable[[range], AsyncIterator[bytes]] | None,
+    read: Callable[..., AsyncIterator[bytes]] | None,
 ) -> Response:
     """The whole video, or ``part`` of it with status 206.
 
-    Players ask for parts, so that they can seek. ``read`` yields the bytes of one; without it, the
-    response has no body.
+    Players ask for parts, so that they can seek. ``read`` yields the bytes of a ``part``; without
+    it, the response has no body.
     """
     sent = range(video.size) if part is None else part
     headers = {
@@ -202,7 +202,7 @@ def finished_response(
     status = 200 if part is None else 206
     if read is None:
         return Response(headers=headers, media_type="video/mp4")
-    return StreamingResponse(read(sent), status, headers, media_type="video/mp4")
+    return StreamingResponse(read(part=sent), status, headers, media_type="video/mp4")
 
 
 def byte_range(header: str, size: int) -> range | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -14,10 +13,9 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import ResponseError
 
 from server.api.protocol import AvatarView
-from server.broker import liveness, messages, redis, reservations
+from server.broker import avatars, liveness, messages, redis, reservations
 from server.broker.amount import NOTHING, Amount, amount
 from server.broker.reservations import UNLIMITED, Limits
-from server.errors import ServiceError
 
 log = logging.getLogger("fada.worker")
 
@@ -25,7 +23,6 @@ LEASE_S = 1.0
 QUARANTINE_S = 20.0  # how long a suspected poison job is reserved for idle workers
 _WORKER_TTL_S = 4
 _CLAIM_BLOCK_MS = 250
-_READ_BATCH = 32  # fragments read at a time
 _COMMANDS_BLOCK_MS = 1000
 _RECLAIM_BATCH = 10  # expired leases inspected at a time
 _CONSUMER_TTL_MS = 60_000  # an idle worker's name in the consumer group
@@ -235,36 +232,6 @@ class JobConsumer:
         blob = None if folder is None else await folder.read(job_id, part)
         return blob if blob is not None else await self._get(redis.part_key(job_id, part))
 
-    async def video(self, job_id: str) -> AsyncIterator[messages.Started | messages.JobFragment]:
-        """What has been published of a kept video, with its data unless that is in the folder.
-
-        Each fragment's ``stored`` is set.
-        """
-        start = "-"
-        while True:
-            entries = await self.connection.redis.xrange(
-                redis.out_key(job_id), min=start, count=_READ_BATCH
-            )
-            for entry, fields in entries:
-                event = messages.unpack_event(fields[b"m"], fields[b"b"])
-                if isinstance(event, messages.JobFragment) and event.stored is None:
-                    stored = entry.decode(), len(event.data)
-                    event = event.model_copy(update={"stored": stored})
-                if isinstance(event, messages.Started | messages.JobFragment):
-                    yield event
-            if len(entries) < _READ_BATCH:
-                return
-            start = f"({entries[-1][0].decode()}"
-
-    async def data(self, claim: Claim, event: messages.JobFragment) -> bytes:
-        """The bytes of a fragment that `video` yielded."""
-        if event.data or event.stored is None or self.connection.folder is None:
-            return event.data
-        (entry, size), folder = event.stored, self.connection.folder
-        start, _, number = entry.partition("-")
-        name = messages.video_file(int(number))
-        return await folder.read(claim.job_id, name, int(start), size) or b""
-
     async def store(self, claim: Claim, data: bytes, at: int) -> tuple[str, int]:
         """Write a fragment to byte ``at`` of the claim's file in the folder.
 
@@ -367,8 +334,20 @@ class JobConsumer:
             await self.connection.redis.xtrim(redis.out_key(claim.job_id), maxlen=1)
         elif ended and claim.request.keep:
             ranking = redis.videos_key(claim.request.owner)
-            for job_id in await self._rank(ranking, claim.job_id, self.retention.max_videos):
+            limit = self.retention.max_videos
+            for job_id in await avatars.rank(self.connection, ranking, claim.job_id, limit=limit):
                 await redis.drop_video(self.connection, job_id)
+
+    async def reserved_video(self, claim: Claim) -> int:
+        """How many bytes are reserved for the job's video."""
+        entry = await self.connection.redis.hget(redis.RESERVED, claim.job_id)
+        if entry is None:
+            return 0
+        _, in_redis, in_folder, _ = entry.decode().split(" ", 3)
+        uploads = claim.request.uploads
+        if claim.request.in_folder:
+            return int(in_folder) - uploads.folder_bytes
+        return int(in_redis) - uploads.redis_bytes
 
     async def reserve_video(self, claim: Claim, video_bytes: int) -> None:
         """Change what is reserved for the job to its uploads and so many bytes of video.
@@ -386,20 +365,15 @@ class JobConsumer:
 
     async def save_avatar(self, avatar: AvatarView, reference: bytes, owner: str = "") -> None:
         """Store a prepared portrait; the owner's least recently used go beyond the limit."""
-        key = redis.avatar_key(avatar.avatar_id)
-        fields = {
-            "view": avatar.model_dump_json(),
-            "reference": reference,
-            "owner": owner,
-            "format": self.format,
-        }
-        write = partial(self.connection.redis.hset, key, mapping=fields)
-        await redis.with_eviction(self.connection, write, owner)
-        await self.connection.redis.expire(key, self.retention.avatar_ttl_s)
-        await self.connection.redis.sadd(redis.OWNERS, owner)
-        ranking = redis.avatars_key(owner)
-        for old in await self._rank(ranking, avatar.avatar_id, self.retention.max_avatars):
-            await redis.drop_avatar(self.connection, old)
+        await avatars.save_avatar(
+            self.connection,
+            avatar,
+            reference,
+            owner=owner,
+            format=self.format,
+            ttl_s=self.retention.avatar_ttl_s,
+            limit=self.retention.max_avatars,
+        )
 
     async def load_avatar(self, avatar_id: str, job_id: str) -> bytes | None:
         """The reference that `save_avatar` stored, marked as most recently used.
@@ -410,22 +384,15 @@ class JobConsumer:
         own = redis.part_key(job_id, "reference")
         if (copied := await self._get(own)) is not None:
             return copied
-        key = redis.avatar_key(avatar_id)
-        reference, owner, written = await self.connection.redis.hmget(
-            key, "reference", "owner", "format"
+        found = await avatars.load_avatar(
+            self.connection, avatar_id, format=self.format, ttl_s=self.retention.avatar_ttl_s
         )
-        if reference is None:
+        if found is None:
             return None
-        if not messages.reads(self.format, int(written or messages.UNVERSIONED)):
-            raise ServiceError(
-                "not_found", f"avatar {avatar_id!r} is of another release; create it again"
-            )
-        owner = (owner or b"").decode()
-        await self.connection.redis.expire(key, self.retention.avatar_ttl_s)
-        await self.connection.redis.zadd(redis.avatars_key(owner), {avatar_id: time.time()})
+        reference, owner = found
         write = partial(self.connection.redis.set, own, reference, ex=self.retention.job_ttl_s)
         await redis.with_eviction(self.connection, write, owner)
-        return bytes(reference)
+        return reference
 
     async def _claim(
         self,
@@ -488,15 +455,6 @@ class JobConsumer:
     async def _get(self, key: str) -> bytes | None:
         value = await self.connection.redis.get(key)
         return None if value is None else bytes(value)
-
-    async def _rank(self, ranking: str, name: str, limit: int) -> list[str]:
-        """Rank ``name`` first; remove and return those beyond ``limit``, the oldest first."""
-        await self.connection.redis.zadd(ranking, {name: time.time()})
-        excess = await self.connection.redis.zcard(ranking) - limit
-        if excess <= 0:
-            return []
-        popped = await self.connection.redis.zpopmin(ranking, excess)
-        return [member.decode() for member, _ in popped]
 
 
 def _next_id(entry: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from server import traces
 from server.api.protocol import AvatarView, JobView, ModelList, ModelView
-from server.broker import messages, redis, reservations
+from server.broker import messages, redis, reservations, videos
 from server.broker.liveness import STARTING_S, live_workers, starting_workers
 from server.broker.place import Place
 from server.broker.reservations import UNLIMITED, Limits
@@ -26,27 +26,6 @@ _READ_BATCH = 4  # events fetched at once
 _ENDED_TTL_S = 600
 _WAIT_POLL_S = 0.2  # for a worker that starts
 _MAX_COMMANDS = 20_000  # that no snapshot includes yet
-
-
-@dataclass(frozen=True)
-class FinishedVideo:
-    """``init`` segment and fragments: each one's entry of the job's stream, and its size.
-
-    Of a video ``in_folder``, an entry is the byte at which a fragment begins in a worker's file,
-    and that file's number. ``warnings`` name what was repaired in the sound.
-    """
-
-    seed: int
-    init: bytes
-    fragments: tuple[tuple[str, int], ...]
-    warnings: tuple[str, ...] = ()
-    _: KW_ONLY
-    in_folder: bool = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole video."""
-        return len(self.init) + sum(size for _, size in self.fragments)
 
 
 @dataclass(frozen=True)
@@ -75,15 +54,15 @@ class JobProducer:
     ) -> AsyncIterator[Place]:
         """A place in a queue, with room for so many bytes of uploads.
 
-        A number that is only ``guessed`` is reduced to what may ever be stored.
         It is free again at the end of the block unless the job was submitted. Videos, avatars and
-        verifications each have ``max_jobs`` places. Raises `ServiceError` ``busy`` or
+        verifications each have ``max_jobs`` places. A number of bytes that is only ``guessed`` is
+        reduced to what may ever be stored. Raises `ServiceError` ``busy`` or
         ``too_large`` when it cannot be had, ``no_worker`` when no worker that reads our format is
         alive.
         """
         folder = self.connection.folder
         shared = {worker.folder for worker in await self._workers()}
-        if folder is not None and folder.token not in shared:
+        if folder is not None and (folder.token not in shared or not self.limits.folder_bytes):
             folder = None
         place = Place(self, kind, _new_id(), folder=folder)
         await place.reserve(upload_bytes, guessed=guessed)
@@ -215,7 +194,12 @@ class JobProducer:
                 last = entry
                 event, repeated = messages.unpack_event(fields[b"m"], fields[b"b"]), False
                 if isinstance(event, messages.JobFragment) and event.stored is not None:
-                    event = event.model_copy(update={"data": await self._read(job_id, event)})
+                    data = await videos.read_fragment(
+                        self.connection, job_id, event.stored, in_folder=True
+                    )
+                    if data is None:  # it was deleted
+                        return
+                    event = event.model_copy(update={"data": data})
                 if isinstance(event, messages.JobFragment):
                     if event.index > fragments:
                         raise redis.lost()
@@ -298,7 +282,7 @@ class JobProducer:
                 "progress": 1.0 if status == "done" else progress,
                 "frames": int(job.get(b"frames", 0)),
                 "duration_s": duration_s,
-                "warnings": _lines(job.get(b"warnings")),
+                "warnings": videos.lines(job.get(b"warnings")),
                 "error": error,
             }
         )
@@ -317,61 +301,6 @@ class JobProducer:
         if request.in_folder and (written_in or b"").decode() != folder:
             return False
         return bool(await self.connection.redis.exists(redis.out_key(job_id)))
-
-    async def finished_video(self, job_id: str) -> FinishedVideo | None:
-        """The finished video of a job whose video is kept, else ``None``."""
-        names = ("request", "init", "index", "warnings")
-        text, init, index, warnings = await self.connection.redis.hmget(
-            redis.job_key(job_id), names
-        )
-        if text is None or init is None or index is None:
-            return None
-        request = messages.unpack_request(text)
-        assert isinstance(request, messages.AnimateRequest)
-        fragments = tuple(messages.unpack_index(index))
-        return FinishedVideo(
-            request.seed, init, fragments, _lines(warnings), in_folder=request.in_folder
-        )
-
-    async def read_video(
-        self, job_id: str, video: FinishedVideo, part: range
-    ) -> AsyncIterator[bytes]:
-        """Yield the bytes ``part`` of a finished video; fewer if it is deleted meanwhile."""
-        if part.start < len(video.init):
-            yield video.init[part.start : part.stop]
-        at = len(video.init)
-        for entry, size in video.fragments:
-            if at >= part.stop:
-                return
-            if at + size > part.start:
-                data = await self._fragment(job_id, entry, size, in_folder=video.in_folder)
-                if data is None:
-                    return
-                yield data[max(0, part.start - at) : part.stop - at]
-            at += size
-
-    async def _fragment(
-        self, job_id: str, entry: str, size: int, *, in_folder: bool
-    ) -> bytes | None:
-        if in_folder:
-            assert self.connection.folder is not None
-            start, _, number = entry.partition("-")
-            return await self.connection.folder.read(
-                job_id, messages.video_file(int(number)), int(start), size
-            )
-        found = await self.connection.redis.xrange(redis.out_key(job_id), entry, entry)
-        return bytes(found[0][1][b"b"]) if found else None
-
-    async def _read(self, job_id: str, event: messages.JobFragment) -> bytes:
-        """The bytes of a fragment in the folder; raises `ServiceError` when they are not there."""
-        assert event.stored is not None
-        entry, size = event.stored
-        data = None
-        if self.connection.folder is not None:
-            data = await self._fragment(job_id, entry, size, in_folder=True)
-        if data is None:
-            raise ServiceError("not_found", "the video was deleted")
-        return data
 
     async def models(self) -> ModelList:
         """The models that live workers have loaded, in the workers' order."""
@@ -469,10 +398,6 @@ class _Deadlines:
     no_worker: _GracePeriod
     start: _GracePeriod
     unclaimed: _GracePeriod
-
-
-def _lines(text: bytes | None) -> tuple[str, ...]:
-    return tuple(text.decode().splitlines()) if text else ()
 
 
 def _new_id() -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from typing import BinaryIO, cast
 
 from media.boxes import with_duration
-from server.broker import estimates, messages
+from server.broker import estimates, messages, videos
 from server.broker.consumer import Claim, JobConsumer
 from server.worker.marks import Marks
 
@@ -25,7 +25,8 @@ class KeptVideo:
     ) -> None:
         self._consumer, self._claim, self._request = consumer, claim, request
         self.stored_bytes = claim.stored_bytes
-        self._reserved_bytes = self._in_file = 0
+        self._reserved_bytes = -1  # not known yet
+        self._in_file = 0
 
     async def store(self, event: messages.Progress) -> messages.Progress:
         """Make room for the event's bytes, and for all that is expected; return what to publish.
@@ -38,6 +39,8 @@ class KeptVideo:
         if isinstance(event, messages.Started) and event.total_s:
             expected = estimates.video_bytes(event.total_s, self._request.options.size)
             await self._reserve(max(expected, self.stored_bytes))
+        if self._reserved_bytes < 0:
+            self._reserved_bytes = await self._consumer.reserved_video(self._claim)
         self.stored_bytes += len(event.data)
         if self.stored_bytes > self._reserved_bytes:
             await self._reserve(self.stored_bytes + _MORE_BYTES)
@@ -51,17 +54,21 @@ class KeptVideo:
         self, done: messages.JobDone, marks: Marks, pool: Executor
     ) -> messages.JobDone:
         """``done`` with what readers of the finished video need, see `messages.JobDone`."""
+        connection, job_id = self._consumer.connection, self._claim.job_id
         init, index = b"", list[tuple[str, int]]()
         with self._scratch() as video:
-            async for event in self._consumer.video(self._claim.job_id):
+            async for event in videos.published_video(connection, job_id):
                 if isinstance(event, messages.Started):
                     init = with_duration(event.data, done.duration_s)
                     video.write(init)
                 elif event.stored is not None:
                     index.append(event.stored)
                     if marks.credentials is not None:
-                        data = await self._consumer.data(self._claim, event)
-                        await asyncio.to_thread(video.write, data)
+                        in_folder = self._request.in_folder
+                        data = await videos.read_fragment(
+                            connection, job_id, event.stored, in_folder=in_folder
+                        )
+                        await asyncio.to_thread(video.write, data or b"")
             if marks.credentials is not None:
                 loop = asyncio.get_running_loop()
                 init = await loop.run_in_executor(pool, self._signed_init, marks, video, len(init))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.broker import messages, redis
+from server.broker import messages, redis, videos
 from server.broker.consumer import JobConsumer
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.folder import PRIVATE, SharedFolder, shared_folder
@@ -70,7 +70,8 @@ async def make(consumer: JobConsumer, *, fragments: int) -> messages.JobDone:
     events = [started(), *map(fragment, range(fragments))]
     for number, event in enumerate(events, 1):
         assert await publish(consumer, claim, number, event=await video.store(event))
-    found = [e async for e in consumer.video(claim.job_id) if isinstance(e, messages.JobFragment)]
+    published = videos.published_video(consumer.connection, claim.job_id)
+    found = [event async for event in published if isinstance(event, messages.JobFragment)]
     index = messages.pack_index(e.stored for e in found if e.stored)
     done = messages.JobDone(frames=8, duration_s=0.32, init=b"init", index=index)
     await consumer.end(claim, done)
@@ -104,11 +105,12 @@ async def test_a_large_video_is_kept_in_the_folder_and_read_by_ranges(
         data = [bytes([k]) * 1000 for k in range(3)]
         followed = [e async for e in producer.follow(job_id, consume=False)]
         assert [e.data for e in followed if isinstance(e, messages.JobFragment)] == data
-        video = await producer.finished_video(job_id)
+        video = await videos.finished_video(producer.connection, job_id)
         assert video is not None and await producer.keeps_video(job_id)
         whole = b"init" + b"".join(data)
         for part in (range(len(whole)), range(2), range(900, 2500), range(3003, 3004)):
-            pieces = [piece async for piece in producer.read_video(job_id, video, part)]
+            reading = videos.read_video(producer.connection, job_id, video, part=part)
+            pieces = [piece async for piece in reading]
             assert b"".join(pieces) == whole[part.start : part.stop]
         await producer.forget(job_id)
         assert not files(tmp_path) and not await producer.keeps_video(job_id)
@@ -131,8 +133,10 @@ async def test_a_video_that_changed_hands_is_made_of_both_workers_files(
         assert second is not None
         late = await before.store(fragment(1).model_copy(update={"data": b"late" * 250}))
         assert not await publish(consumer, first, 3, event=late)
+        reserved = await other.reserved_video(second)
         after = KeptVideo(other, second, first.request)
         await publish(other, second, 3, event=await after.store(fragment(1)))
+        assert await other.reserved_video(second) == reserved > 0  # still that of the whole
         index = messages.pack_index([("0-1", 1000), ("0-2", 1000)])
         done = messages.JobDone(frames=16, duration_s=0.64, init=b"i", index=index)
         await other.end(second, done)
