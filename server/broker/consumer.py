@@ -117,10 +117,10 @@ class JobConsumer:
         """Deregister this worker. It may still finish or `release` the jobs it holds."""
         await liveness.deregister(self.connection, self.worker_id)
 
-    async def other_workers(self) -> list[messages.Heartbeat]:
-        """The last heartbeats of the other live workers."""
+    async def other_workers(self) -> dict[str, messages.Heartbeat]:
+        """The last heartbeats of the other live workers, by id."""
         workers = await liveness.live_workers(self.connection)
-        return [heartbeat for name, heartbeat in workers.items() if name != self.worker_id]
+        return {name: one for name, one in workers.items() if name != self.worker_id}
 
     async def claim(self, kind: str) -> Claim | None:
         """Claim the next queued job; ``None`` if none arrives within a quarter of a second."""

@@ -16,6 +16,7 @@ RELEASED_MS = 3_600_000
 
 # How long a start is waited for: it takes seconds, on a busy machine a minute.
 STARTING_S = 60
+_LOADED = b"loaded"
 
 _READER_TTL_S = 5
 _READER_HEARTBEAT_S = 1.0
@@ -54,16 +55,22 @@ async def end_start(connection: redis.Connection, worker_id: str) -> None:
     await connection.redis.srem(redis.STARTING, worker_id)
 
 
-async def starting_workers(connection: redis.Connection) -> list[str]:
-    """The ids of workers that have begun to start and not joined yet."""
+async def announce_loaded(connection: redis.Connection, worker_id: str) -> None:
+    """Say that a worker that starts has loaded its models."""
+    await connection.redis.set(redis.starting_key(worker_id), _LOADED, ex=STARTING_S)
+
+
+async def starting_workers(connection: redis.Connection) -> dict[str, bool]:
+    """The workers that have begun to start and not joined yet: id → whether models are loaded."""
     ids = sorted(await connection.redis.smembers(redis.STARTING))
     if not ids:
-        return []
+        return {}
     signs = await connection.redis.mget([redis.starting_key(i.decode()) for i in ids])
     late = [i for i, sign in zip(ids, signs, strict=True) if sign is None]
     if late:
         await connection.redis.srem(redis.STARTING, *late)
-    return [i.decode() for i in ids if i not in late]
+    found = zip(ids, signs, strict=True)
+    return {i.decode(): sign == _LOADED for i, sign in found if sign is not None}
 
 
 async def is_live(connection: redis.Connection, worker_id: str) -> bool:

@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from model.audio.log_mel import LOG_MEL
 
 HOP_S = LOG_MEL.hop_s
-# The share of a core's time that windows may take. Snapshots, the broker and the API need some, and
-# side by side a window takes nearly twice the time that it takes alone: eight sessions on two cores
-# keep real time (docs/experiments/performance.md), and this is the share that gives them.
-CPU_SHARE = 0.55
+# The share of a core's time that windows may take, for sessions that are admitted at once. The
+# broker, the API and snapshots need some; whether more sessions fit is seen while they run.
+CPU_SHARE = 0.5
 # Load is the time that making a window takes, by its media time. A session makes one window at a
-# time: at 1 it falls behind. Above _FULL no session is admitted; above _BUSY offline jobs wait;
-# below _LIGHT there may be one session more than estimated. (Two sessions a core are at 0.3 where
-# two cores are nearly all in use: with a fifth session there, all five fell behind.)
-_FULL, _BUSY, _LIGHT = 0.8, 0.6, 0.25
+# time: at 1 it falls behind. Above _FULL no session is admitted; above _BUSY offline jobs wait.
+_FULL, _BUSY = 0.8, 0.6
+_EMPTY_LOAD = 0.25  # before the first window
 _SMOOTHING_WINDOWS = 8
-_STALE_S = 2.0
+_RECENT_S = 2.0
+# The share of the machine's cores that stays free: at a higher load windows wait for one another.
+_RESERVE = 0.12
+# Load and cores are averages over seconds: what a new session costs shows after this time.
+_SETTLE_S = 3.0
+_LOWERED_S = 60.0  # how long fewer sessions are admitted once too many were
+_EXTRA = 2.0  # times the sessions that are admitted at once: beyond, none
+
+
+@dataclass(frozen=True)
+class Host:
+    """This worker's machine: how many of its ``cores`` are ``left``, if known, how many live
+    ``sessions`` all of its workers hold, and whether this worker is the next to take one more."""
+
+    cores: float
+    left: float | None
+    sessions: int
+    next: bool
 
 
 class Capacity:
-    """Places for live sessions: estimated from a window's cost, corrected by the measured load."""
+    """Places for live sessions: from a window's cost at first, then by what running ones leave.
+
+    `review` regularly. At once only so many sessions are admitted as surely keep real time. Beyond
+    them, one at a time is admitted where the last has left room for it. Where too many run, none is
+    admitted, and fewer for some time.
+    """
 
     def __init__(
         self,
@@ -39,34 +61,50 @@ class Capacity:
 
         ``relative_costs`` as in `set_cost`; ``max_sessions`` may be changed later.
         """
-        self.max_sessions, self._clock = max_sessions, clock
+        self.max_sessions, self._clock, self._cores = max_sessions, clock, cores
         self.set_cost(window_s / (cores * hop_s), relative_costs or {})
-        self._last_load, self._recorded_s = _LIGHT, -math.inf
+        self._last_load = _EMPTY_LOAD
+        self._windows: deque[tuple[float, float]] = deque()  # when each was made, and its length
         self._neighbours_busy = False
+        self._host_sessions, self._settled_s = 0, -math.inf
+        self._ceiling, self._lowered_s = math.inf, -math.inf
+        self._full = False
+        self._extra_at: int | None = None  # the places that must be taken for one more
 
     def set_cost(self, share: float, relative_costs: Mapping[str, float]) -> None:
         """A session of the default model needs ``share`` of what this worker has.
 
         ``relative_costs``, by model, are multiples of that; models that are not in it cost 1.
         """
-        self._measured = int(CPU_SHARE / share)
+        self._share = share
         self._relative_costs = dict(relative_costs)
 
     @property
-    def _estimate(self) -> int:
-        return max(1, min(self.max_sessions, self._measured))
+    def estimate(self) -> int:
+        """Sessions that are admitted at once."""
+        measured = min(self.max_sessions, int(CPU_SHARE / self._share))
+        if self._clock() < self._lowered_s:
+            measured = min(measured, int(self._ceiling))
+        return max(1, measured)
 
     def record_window(self, took_s: float, media_s: float) -> None:
         """A live window of ``media_s`` was made in ``took_s``, without waiting."""
         # A first window costs more than those that follow, so it counts for little.
-        before = _LIGHT if self._load is None else self._load
+        before = _EMPTY_LOAD if self._load is None else self._load
         self._last_load = before + (took_s / media_s - before) / _SMOOTHING_WINDOWS
-        self._recorded_s = self._clock()
+        self._windows.append((self._clock(), media_s))
 
     @property
     def _load(self) -> float | None:
         """``None`` when nothing was made of late: silent sessions need nothing."""
-        return self._last_load if self._clock() - self._recorded_s < _STALE_S else None
+        while self._windows and self._windows[0][0] < self._clock() - _RECENT_S:
+            self._windows.popleft()
+        return self._last_load if self._windows else None
+
+    @property
+    def _active(self) -> float:
+        """How many sessions had windows made of late: those that are silent need none."""
+        return sum(media_s for _, media_s in self._windows) / _RECENT_S
 
     @property
     def busy(self) -> bool:
@@ -86,13 +124,30 @@ class Capacity:
         """How many places sessions of these models take."""
         return sum(max(1, round(self._relative_costs.get(model, 1.0))) for model in models)
 
+    def review(self, taken: int, host: Host) -> None:
+        """Learn from how the ``taken`` places and the machine are doing now."""
+        now_s, load = self._clock(), self._load
+        if host.sessions != self._host_sessions:
+            self._host_sessions, self._settled_s = host.sessions, now_s + _SETTLE_S
+        crowded = host.left is not None and host.left < _RESERVE * host.cores / 2
+        self._full = (load is not None and load > _FULL) or (crowded and host.sessions > 0)
+        self._extra_at = None
+        if now_s < self._settled_s or load is None or not taken:
+            return
+        if self._full:
+            self._ceiling, self._lowered_s = max(1, taken - 1), now_s + _LOWERED_S
+            self._settled_s = now_s + _SETTLE_S
+        elif host.next and host.left is not None and now_s >= self._lowered_s:
+            needs = max(self._share * self._cores, (host.cores - host.left) / host.sessions)
+            room = host.left - needs >= _RESERVE * host.cores
+            speaking = self._active >= 0.8 * taken
+            if room and speaking and load < _BUSY:
+                self._extra_at = taken
+
     def places(self, taken: int) -> int:
         """How many places there are, given how many are taken."""
-        load = self._load
-        if load is None or taken == 0:
-            return self._estimate
-        if load > _FULL:
-            return min(taken, self._estimate)
-        if load < _LIGHT and taken >= self._estimate:
+        if taken and self._full:
+            return min(taken, self.max_sessions)
+        if taken == self._extra_at and self.estimate <= taken < _EXTRA * self.estimate:
             return min(taken + 1, self.max_sessions)
-        return self._estimate
+        return max(self.estimate, min(taken, self.max_sessions))

@@ -23,13 +23,15 @@ from server.broker.consumer import Claim, JobConsumer, Retention
 from server.broker.redis import BROKER_LOST, QUEUES, connect
 from server.broker.reservations import configured_limits
 from server.errors import ServiceError, SetupError
+from server.process import usable_cores
 from server.settings import Settings
 from server.tasks import cancel_and_wait
 from server.worker import jobs, memory
 from server.worker.backpressure import JobAborted, ReaderGone
 from server.worker.calibration import Calibration
-from server.worker.capacity import Capacity
+from server.worker.capacity import Capacity, Host
 from server.worker.engines import WorkerEngines
+from server.worker.host_load import HostLoad
 from server.worker.marks import NO_MARKS, Marks, load_marks
 from server.worker.pipelines import load_pipelines, model_view, student_engines
 from server.worker.resources import WorkerResources
@@ -48,6 +50,7 @@ _SHORT_JOBS_AT_ONCE = 2  # of a kind
 _NO_RECLAIM_S = 1.5
 _LAST_CLAIM_S = 1.0
 _DECODE_THREADS = 32
+_MEET_S, _MEET_POLL_S = 3.0, 0.02  # for others that start here
 _SESSIONS = 8  # jobs at once where neither a setting nor an engine's batch says how many
 
 
@@ -79,6 +82,7 @@ class Worker:
         self._capacity = capacity
         self._models = [model_view(pipeline) for pipeline in pipelines.values()]
         self._sandbox = Sandbox()
+        self._host_load = HostLoad()
         self._resources = WorkerResources(
             consumer,
             pipelines,
@@ -149,8 +153,13 @@ class Worker:
     async def _heartbeat(self) -> None:
         models = self._models_running("live")
         running, taken = len(models), self._capacity.places_taken(models)
+        others, host = await self._consumer.other_workers(), socket.gethostname()
+        neighbours = {name: one for name, one in others.items() if one.host == host}
+        self._capacity.set_neighbours_busy(any(one.busy for one in neighbours.values()))
+        self._capacity.review(taken, self._host(running, neighbours))
         # In sessions: the extra places that sessions of a costly model take are not offered.
-        places = max(0, self._capacity.places(taken) - (taken - running))
+        extra = taken - running
+        places = max(0, self._capacity.places(taken) - extra)
         if self._resources.quarantine:
             places = running
         self._room_changed.set()  # the capacity changes with the load
@@ -159,19 +168,29 @@ class Worker:
             live_places=places,
             live_running=running,
             busy=self._capacity.busy,
-            host=socket.gethostname(),
+            host=host,
             detail=self._engines.detail,
         )
         await self._consumer.heartbeat(heartbeat)
-        others = await self._consumer.other_workers()
-        neighbours = [other for other in others if other.host == heartbeat.host]
-        self._capacity.set_neighbours_busy(any(other.busy for other in neighbours))
-        successors = self._successors(others)
-        if running > places and any(o.live_running < o.live_places for o in successors):
+        # To even numbers out only, or two workers would send a session to and fro.
+        able = [one for one in self._successors(others) if one.live_running + 1 < running]
+        over = running > self._capacity.estimate - extra
+        if over and any(one.live_running < one.live_places for one in able):
             # We reclaimed more than fits: workers with room get a session with each heartbeat.
             live = [job for job in self._held.values() if job.claim.request.kind == "live"]
             self._no_reclaim_until_s = time.monotonic() + _NO_RECLAIM_S
             await self._hand_over(live[-1:])
+
+    def _host(self, running: int, neighbours: Mapping[str, messages.Heartbeat]) -> Host:
+        """``neighbours`` by id: the other workers of this machine."""
+        full = all(one.live_running >= one.live_places for one in neighbours.values())
+        order = [(one.live_running, name) for name, one in neighbours.items()]
+        return Host(
+            cores=usable_cores(),
+            left=self._host_load.cores_left(),
+            sessions=running + sum(one.live_running for one in neighbours.values()),
+            next=full and all((running, self._consumer.worker_id) < other for other in order),
+        )
 
     async def _repeat(self, pause_s: float, step: Callable[[], Awaitable[None]]) -> None:
         """Run ``step`` until cancelled, also while the broker is away."""
@@ -314,9 +333,9 @@ class Worker:
                 elif held:
                     await asyncio.wait([job.task for job in held], timeout=_LEASE_POLL_S)
 
-    def _successors(self, others: Sequence[messages.Heartbeat]) -> list[messages.Heartbeat]:
+    def _successors(self, others: Mapping[str, messages.Heartbeat]) -> list[messages.Heartbeat]:
         """Those that can go on from our snapshots."""
-        return [one for one in others if messages.reads(one.format, self._consumer.format)]
+        return [one for one in others.values() if messages.reads(one.format, self._consumer.format)]
 
     async def _hand_over(self, held: Sequence[_HeldJob]) -> None:
         await cancel_and_wait([job.task for job in held])
@@ -350,7 +369,12 @@ def main(settings: Settings, url: str) -> None:
     marks = load_marks(settings)
     engines = student_engines(settings)
     pipelines = load_pipelines(settings, engines=engines)
-    calibration = Calibration(pipelines, settings.workers or 1, marks.encoding)
+    calibration = Calibration(
+        pipelines,
+        settings.workers or 1,
+        marks.encoding,
+        meet=lambda: asyncio.run(_meet(url)),
+    )
     capacity = calibration.capacity(settings.sessions_per_worker or _SESSIONS)
     log.info("loaded %s; places for %d live sessions", ", ".join(pipelines), capacity.places(0))
     memory.freeze_gc_heap()
@@ -374,6 +398,20 @@ async def _announce_start(url: str) -> None:
     async with connect(url) as connection:
         with contextlib.suppress(*BROKER_LOST):
             await liveness.announce_start(connection, liveness.worker_id(os.getpid()))
+
+
+async def _meet(url: str) -> None:
+    """Return when all other workers that start on this machine have loaded their models."""
+    ours, deadline_s = liveness.worker_id(os.getpid()), time.monotonic() + _MEET_S
+    async with connect(url) as connection:
+        with contextlib.suppress(*BROKER_LOST):
+            await liveness.announce_loaded(connection, ours)
+            while time.monotonic() < deadline_s:
+                starting = await liveness.starting_workers(connection)
+                here = f"{socket.gethostname()}-"
+                if all(loaded for name, loaded in starting.items() if name.startswith(here)):
+                    return
+                await asyncio.sleep(_MEET_POLL_S)
 
 
 async def _serve_until_signalled(

@@ -475,7 +475,7 @@ async def test_a_job_waits_for_a_worker_that_starts(
         await started.heartbeat(messages.Heartbeat(models=[MODEL], live_places=2))
         await started.started()
         assert await submitting
-        assert await liveness.starting_workers(producer.connection) == []
+        assert await liveness.starting_workers(producer.connection) == {}
         await started.leave()
         assert (await ending(producer, job_id)).code == "no_worker"
 

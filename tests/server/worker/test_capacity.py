@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +23,8 @@ from server.worker.calibration import (
     example_reference,
     window_cost,
 )
-from server.worker.capacity import CPU_SHARE, HOP_S, Capacity
+from server.worker.capacity import CPU_SHARE, HOP_S, Capacity, Host
+from server.worker.host_load import HostLoad
 from tests.server.fake_pipeline import FakePipeline
 
 WINDOW_S = 2 * HOP_S * CPU_SHARE / 8.5  # eight on two cores
@@ -32,12 +37,80 @@ def test_places_follow_from_the_cost_of_a_window() -> None:
     assert Capacity(cores=2.0, window_s=10.0, max_sessions=8).places(0) == 1  # late, but not never
 
 
+class Machine:
+    """Two cores with two workers that make windows in real time, on a clock of its own."""
+
+    def __init__(self, *, window_s: float = WINDOW_S, max_sessions: int = 64) -> None:
+        self.now_s = 100.0
+        self.capacity = Capacity(
+            cores=1.0, window_s=window_s, max_sessions=max_sessions, clock=lambda: self.now_s
+        )
+
+    def run(
+        self,
+        seconds: float,
+        taken: int,
+        *,
+        left: float | None,
+        load: float = 0.3,
+        speaking: int | None = None,
+        next: bool = True,
+    ) -> int:
+        """The places after so many seconds with ``taken`` sessions here and two beside."""
+        for _ in range(round(seconds / HOP_S)):
+            self.now_s += HOP_S
+            for _ in range(taken if speaking is None else speaking):
+                self.capacity.record_window(load * HOP_S, HOP_S)
+            self.capacity.review(taken, Host(2.0, left, taken + 2 if taken else 0, next))
+        return self.capacity.places(taken)
+
+
 def test_no_session_is_admitted_near_full_load() -> None:
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64)
-    for pace, places, spare in [(0.3, 8, True), (0.7, 8, False), (0.95, 5, False), (0.5, 8, True)]:
-        for _ in range(40):
-            capacity.record_window(pace * HOP_S, HOP_S)
-        assert (capacity.places(5), capacity.has_spare) == (places, spare)
+    for load, left, places, spare in [
+        (0.3, None, 4, True),
+        (0.7, None, 4, False),
+        (0.95, None, 3, False),
+        (0.3, 0.05, 3, True),  # a short queue, but the cores are in use
+    ]:
+        machine = Machine()
+        assert machine.run(4.0, 3, left=left, load=load) == places
+        assert machine.capacity.has_spare == spare
+
+
+def test_after_too_many_fewer_are_admitted_for_a_while() -> None:
+    machine = Machine()
+    machine.run(4.0, 4, left=0.02, load=0.95)
+    assert machine.run(10.0, 2, left=1.0) == 3  # one has left; it was one too many
+    assert machine.run(60.0, 2, left=1.0) == 4
+
+
+def test_beyond_the_estimate_one_session_at_a_time_takes_what_others_leave() -> None:
+    machine = Machine()
+    assert machine.run(1.0, 4, left=0.8) == 4  # what four cost shows only after a while
+    assert machine.run(4.0, 4, left=0.8) == 5
+    assert machine.capacity.places(5) == 5  # until it is seen what the fifth leaves
+    assert machine.run(1.0, 5, left=0.6) == 5
+    assert machine.run(4.0, 5, left=0.6) == 6
+    assert machine.run(4.0, 6, left=0.3) == 6  # a session costs 0.2, and some stays free
+    assert machine.capacity.places(3) == 4  # sessions of another day may cost more
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"next": False},  # another worker is asked first
+        {"left": None},
+        {"load": 0.7},
+        {"speaking": 2},  # silent ones may speak at any time
+    ],
+)
+def test_nothing_is_added_without_a_reason(case: dict[str, Any]) -> None:
+    assert Machine().run(6.0, 4, **{"left": 0.8, **case}) == 4
+
+
+def test_a_worker_never_has_more_places_than_the_setting_allows() -> None:
+    assert Machine(max_sessions=4).run(6.0, 4, left=1.0) == 4
+    assert Machine(window_s=10.0).run(6.0, 1, left=1.9) == 1
 
 
 def test_offline_jobs_wait_for_live_sessions_of_other_workers() -> None:
@@ -49,24 +122,32 @@ def test_offline_jobs_wait_for_live_sessions_of_other_workers() -> None:
     assert capacity.has_spare
 
 
-def test_light_load_admits_one_session_beyond_the_estimate() -> None:
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=9)
-    assert capacity.places(8) == 8  # nothing was seen yet
-    capacity.record_window(0.2 * HOP_S, HOP_S)
-    assert capacity.places(7) == 8
-    assert capacity.places(8) == 9
-    assert capacity.places(9) == 9
-
-
 def test_silent_sessions_cost_nothing() -> None:
-    now_s = 100.0
-    capacity = Capacity(cores=2.0, window_s=WINDOW_S, max_sessions=64, clock=lambda: now_s)
-    for _ in range(40):
-        capacity.record_window(2 * HOP_S, HOP_S)
-    assert (capacity.places(5), capacity.has_spare) == (5, False)
-    assert capacity.places(0) == 8  # and an empty worker has all of its places
-    now_s += 3.0
-    assert (capacity.places(5), capacity.has_spare) == (8, True)
+    machine = Machine()
+    machine.run(4.0, 3, left=0.0, load=2.0)
+    assert (machine.capacity.places(3), machine.capacity.has_spare) == (3, False)
+    assert machine.capacity.places(0) > 0  # an empty worker takes some
+    machine.now_s += 3.0
+    assert machine.capacity.has_spare
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux writes")
+def test_cores_left_are_those_idle_or_at_low_priority(tmp_path: Path) -> None:
+    now_s, stat = 10.0, tmp_path / "stat"
+    core = min(os.sched_getaffinity(0))
+
+    def line(core: int, nice: int, idle: int) -> str:
+        return f"cpu{core} 9 {nice} 9 {idle} 3 9 9 9 0 0\n"
+
+    load = HostLoad(stat, lambda: now_s, hertz=100)
+    assert load.cores_left() is None  # the kernel does not say
+    stat.write_text("cpu 1 1 1 1 1 1 1 1\n" + line(core, 100, 200) + line(4096, 0, 0))
+    assert load.cores_left() is None  # nothing to compare with
+    now_s += 2.0
+    stat.write_text("cpu 9 9 9 9 9 9 9 9\n" + line(core, 120, 300) + line(4096, 500, 900))
+    assert load.cores_left() == pytest.approx(0.6)
+    now_s += 2.0
+    assert load.cores_left() == 0.0
 
 
 @settings(deadline=None)
