@@ -1,7 +1,7 @@
 """Draw one framed portrait with any facial actions and head pose.
 
 Back to front: the still background; the person, a mesh over face, hair and shoulders that is moved;
-the mouth's interior between the lips; the eyeballs between the lids; lids that close over them.
+the mouth's interior between the lips, and lips that close over it; eyeballs, and lids that do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from model.portrait.person_mask import PersonMask
 from model.rendering.eyes import Eyeball
 from model.rendering.face_model import EYES, FaceShape, RigidMotion, hide_teeth
 from model.rendering.lids import Lids
+from model.rendering.lips import ClosingLips
 from model.rendering.matting import split
 from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
 from model.rendering.mouth import Mouth
@@ -136,6 +137,7 @@ class PortraitRenderer:
         self._eyes = [Eyeball.of(padded, placed, eye) for eye in EYES]
         self._lids = [Lids.of(padded, placed, eye) for eye in EYES]
         self._mouth = Mouth.of(padded, placed, self._shape)
+        self._lips = ClosingLips.of(padded, placed)
         self.rest = self._shape.rest
 
     def render(
@@ -155,6 +157,7 @@ class PortraitRenderer:
         draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
         rigid = self._rigid(turn, shift, grow)
         self._mouth.draw(face, target, rigid, out=out)
+        self._lips.draw(target, out)
         for eyeball in self._eyes:
             eyeball.draw(target, rigid, now=np.asarray(coefficients), rest=self.rest, out=out)
         for lids in self._lids:

@@ -12,7 +12,7 @@ from model.motion.space import MotionSpace
 from model.portrait.blendshapes import ABSOLUTE, ACTIONS, MOTION_DIM
 from model.portrait.face_tracker import FaceTracker, NoFaceError
 from model.portrait.image import load_picture
-from model.rendering.face_model import EYES
+from model.rendering.face_model import EYES, LOWER_ROWS
 from model.rendering.mesh import signed_areas
 from model.rendering.renderer import PortraitRenderer
 from model.types import Floats, Reference
@@ -158,6 +158,19 @@ def test_a_closed_eye_is_skin_and_one_smooth_line(
             lid = rows[: max(1, rows.argmin() - 3)]
             assert 0.7 * np.median(lid) < lid.min() and lid.max() < 1.3 * np.median(lid)
         assert np.abs(np.diff(line)).max() <= 2
+
+
+def test_a_smile_closes_without_a_rim_of_teeth(
+    space: MotionSpace, references: dict[str, Reference]
+) -> None:
+    renderer = space.decoder(references["astronaut"], 512, "portrait")
+    closed = shaped(renderer.rest)
+    points = renderer.landmarks(closed, STILL)
+    frame = renderer.render(closed, STILL) @ (0.299, 0.587, 0.114)
+    seam = points[LOWER_ROWS[0][1:-1]].round().astype(int)
+    lip = points[LOWER_ROWS[2][1:-1]].round().astype(int)
+    rows = [frame[y - 2 : y + 3, x].max() for x, y in seam]
+    assert np.median(rows) < 1.05 * np.median(frame[lip[:, 1], lip[:, 0]])
 
 
 def test_more_jaw_opens_more(space: MotionSpace, references: dict[str, Reference]) -> None:
