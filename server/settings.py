@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.errors import SetupError
 
+CLIENT_SHARE = 0.75
 _MIN_KEY_LENGTH = 16
 SECRET = frozenset({"api_keys", "redis_url"})  # values that error messages must not repeat
 

@@ -29,7 +29,7 @@ from server.broker.producer import JobProducer
 from server.broker.redis import BROKER_LOST, connect, sweeping
 from server.broker.reservations import configured_limits
 from server.errors import KINDS, ServiceError
-from server.settings import Settings
+from server.settings import CLIENT_SHARE, Settings
 
 log = logging.getLogger("fada.api")
 
@@ -105,7 +105,8 @@ def _client_share(settings: Settings, *, loopback: bool) -> float:
     """One person's own service has nobody to leave room for."""
     if settings.client_share is not None:
         return settings.client_share
-    return 1.0 if loopback and not (settings.api_keys or settings.trusted_proxies) else 0.75
+    alone = loopback and not (settings.api_keys or settings.trusted_proxies)
+    return 1.0 if alone else CLIENT_SHARE
 
 
 class _Application(FastAPI):

@@ -7,6 +7,7 @@ from functools import partial
 
 from server.api.protocol import AvatarView
 from server.broker import messages, redis
+from server.broker.reservations import Limits, reserve_avatar
 from server.errors import ServiceError
 
 
@@ -19,8 +20,22 @@ async def save_avatar(
     format: int,
     ttl_s: int,
     limit: int,
+    limits: Limits,
+    share: float,
 ) -> None:
-    """Store a prepared portrait; the owner's least recently used go beyond the ``limit``."""
+    """Store a prepared portrait; the owner's least recently used go beyond the ``limit``.
+
+    Raises `ServiceError` ``busy`` when there is no room.
+    """
+    await reserve_avatar(
+        connection,
+        avatar.avatar_id,
+        len(reference),
+        limits=limits,
+        share=share,
+        ttl_s=ttl_s,
+        owner=owner,
+    )
     key = redis.avatar_key(avatar.avatar_id)
     fields = {
         "view": avatar.model_dump_json(),
@@ -53,7 +68,9 @@ async def load_avatar(
         )
     owner = (owner or b"").decode()
     await connection.redis.expire(key, ttl_s)
-    await connection.redis.zadd(redis.avatars_key(owner), {avatar_id: time.time()})
+    now = time.time()
+    await connection.redis.zadd(redis.avatars_key(owner), {avatar_id: now})
+    await connection.redis.zadd(redis.AVATAR_EXPIRIES, {avatar_id: now + ttl_s}, xx=True)
     return bytes(reference), owner
 
 

@@ -64,12 +64,16 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What is kept, how many and for how many seconds; see `server.settings`."""
+    """What is kept, how many and for how many seconds; see `server.settings`.
+
+    An owner's avatars may take ``avatar_share`` of the room that others leave.
+    """
 
     job_ttl_s: int
     avatar_ttl_s: int
     max_avatars: int
     max_videos: int
+    avatar_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -373,6 +377,8 @@ class JobConsumer:
             format=self.format,
             ttl_s=self.retention.avatar_ttl_s,
             limit=self.retention.max_avatars,
+            limits=self.limits,
+            share=self.retention.avatar_share if owner else 1.0,
         )
 
     async def load_avatar(self, avatar_id: str, job_id: str) -> bytes | None:

@@ -74,6 +74,7 @@ class Place:
         for part in self._blocks:
             await self._flush(part)
         uploads = amount(self._received_bytes, in_folder=self._to_folder)
+        uploads += Amount(await self._producer.reference_bytes(request))
         in_folder = request.keep and self._folder is not None and video_bytes > SMALL_BYTES
         if guessed:
             taken = uploads.folder_bytes if in_folder else uploads.redis_bytes

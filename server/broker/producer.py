@@ -138,6 +138,13 @@ class JobProducer:
         written = await self.connection.redis.hget(redis.avatar_key(avatar_id), "format")
         return int(written or 0)
 
+    async def reference_bytes(self, request: messages.AnyRequest) -> int:
+        """What the copy of a request's avatar takes that its job keeps; 0 without an avatar."""
+        avatar_id = getattr(request, "avatar_id", None)
+        if avatar_id is None:
+            return 0
+        return int(await self.connection.redis.hstrlen(redis.avatar_key(avatar_id), "reference"))
+
     async def _workers(self) -> list[messages.Heartbeat]:
         """Live workers that read our format; waits and raises as `wait_for_worker` does."""
         alive = await self.wait_for_worker()

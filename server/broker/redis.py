@@ -25,7 +25,8 @@ Keys, all under ``fada:``, on one server (no cluster)
     owners              set of the clients that keep avatars
     service             name of this Redis's subfolder in the shared folder
     reserved            hash: what is reserved for each job and kept video, see lua/reserve.lua;
-                        reserved:until is a sorted set of the times at which that expires
+                        reserved:until is a sorted set of the times at which that expires;
+                        reserved:avatars and reserved:avatars:until are the same for avatars
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ STARTING = "fada:starting"
 OWNERS = "fada:owners"
 SERVICE = "fada:service"
 RESERVED, EXPIRIES = "fada:reserved", "fada:reserved:until"
+RESERVED_AVATARS, AVATAR_EXPIRIES = "fada:reserved:avatars", "fada:reserved:avatars:until"
 PARTS = ("portrait", "audio", "reference", "video")
 
 # What a call raises while the server is away or hangs.
@@ -315,4 +317,6 @@ async def sweep(connection: Connection, folder: SharedFolder) -> None:
 
 async def drop_avatar(connection: Connection, avatar_id: str) -> int:
     """Delete an avatar; return the number of keys deleted."""
+    await connection.redis.hdel(RESERVED_AVATARS, avatar_id)
+    await connection.redis.zrem(AVATAR_EXPIRIES, avatar_id)
     return int(await connection.redis.delete(avatar_key(avatar_id)))

@@ -1,32 +1,35 @@
 """What is reserved for jobs: a place, bytes of Redis and bytes of the folder that all share.
 
 A job's uploads and its video are reserved before the first byte is stored, so that a job that was
-accepted finds room. `lua/reserve.lua` decides.
+accepted finds room. Avatars have room of their own, or they would take that of jobs.
+`lua/reserve.lua` decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from server.broker import redis
 from server.broker.amount import Amount
 from server.errors import ServiceError
 
-_REDIS_PART = 4
-_DEFAULT_BYTES = 256 << 20  # of a Redis without maxmemory
+_DEFAULT_MEMORY = 1 << 30  # of a Redis without maxmemory
 _WHAT = ("", "places", "bytes in Redis", "bytes on disk")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the uploads and videos of all jobs may take together.
+    """What the uploads and videos of all jobs may take together, and all avatars in Redis.
 
     A client may hold at most ``share`` of what the others leave, and always one place.
     """
 
     redis_bytes: int = 1 << 50
     folder_bytes: int = 1 << 50
+    avatar_bytes: int = 1 << 50
     share: float = 1.0
 
     @property
@@ -41,11 +44,20 @@ UNLIMITED = Limits()
 async def configured_limits(
     connection: redis.Connection, redis_bytes: int | None, folder_bytes: int, *, share: float = 1.0
 ) -> Limits:
-    """Without ``redis_bytes``, a part of Redis's memory: avatars and sessions need the rest."""
+    """Half of Redis's memory is for avatars; without ``redis_bytes``, a quarter is for jobs.
+
+    Live sessions need the rest.
+    """
+    info = await connection.redis.info("memory")
+    memory = int(info["maxmemory"]) or _DEFAULT_MEMORY
     if redis_bytes is None:
-        memory = await connection.redis.info("memory")
-        redis_bytes = int(memory["maxmemory"]) // _REDIS_PART or _DEFAULT_BYTES
-    return Limits(redis_bytes=redis_bytes, folder_bytes=folder_bytes, share=share)
+        redis_bytes = memory // 4
+    return Limits(
+        redis_bytes=redis_bytes,
+        folder_bytes=folder_bytes,
+        avatar_bytes=memory // 2,
+        share=share,
+    )
 
 
 async def reserve(
@@ -81,17 +93,65 @@ async def reserve(
     arguments = [job_id, ttl_s, kind, client, limits.share]
     for what, limit in enumerate(most[1:], 1):
         arguments += [wanted[what], limit]
-    keys = [redis.RESERVED, redis.EXPIRIES]
+
+    async def drop(video: str) -> None:
+        await connection.redis.zrem(redis.videos_key(owner), video)
+        await redis.drop_video(connection, video)
+
+    keys = (redis.RESERVED, redis.EXPIRIES)
+    missing, left = await _reserve(connection, keys, arguments, drop=drop)
+    if missing:
+        raise _busy(missing, wanted[missing], left, limits=limits, limit=most[missing])
+
+
+async def reserve_avatar(
+    connection: redis.Connection,
+    avatar_id: str,
+    size: int,
+    *,
+    limits: Limits,
+    share: float,
+    ttl_s: int,
+    owner: str,
+) -> None:
+    """Reserve ``size`` bytes for an avatar; the owner's least recently used make room.
+
+    Raises `ServiceError` ``busy`` where that is not enough.
+    """
+
+    async def drop(avatar: str) -> None:
+        await connection.redis.zrem(redis.avatars_key(owner), avatar)
+        await redis.drop_avatar(connection, avatar)
+
+    keys = (redis.RESERVED_AVATARS, redis.AVATAR_EXPIRIES)
+    arguments = [avatar_id, ttl_s, "kept", owner, share, 0, 0, size, limits.avatar_bytes, 0, 0]
+    missing, left = await _reserve(connection, keys, arguments, drop=drop)
+    if missing:
+        raise ServiceError(
+            "busy", f"the avatar takes {size} bytes in Redis, expected at most {left} now"
+        )
+
+
+async def _reserve(
+    connection: redis.Connection,
+    keys: Sequence[str],
+    arguments: Sequence[Any],
+    *,
+    drop: Callable[[str], Awaitable[None]],
+) -> tuple[int, int]:
+    """Run ``reserve.lua``; while it names something that the client keeps, ``drop`` that and retry.
+
+    Returns what is missing then (0: nothing), and how much of it the client may still take.
+    """
     while True:
         run = partial(connection.run, "reserve", keys, arguments)
         missing, *rest = await redis.retry_on_disconnect(run)
         if not missing:
-            return
+            return 0, 0
         left, oldest = rest
         if not oldest:
-            raise _busy(missing, wanted[missing], left, limits=limits, limit=most[missing])
-        await connection.redis.zrem(redis.videos_key(owner), oldest)
-        await redis.drop_video(connection, oldest.decode())
+            return missing, left
+        await drop(oldest.decode())
 
 
 async def release(connection: redis.Connection, job_id: str) -> None:

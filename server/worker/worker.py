@@ -24,7 +24,7 @@ from server.broker.redis import BROKER_LOST, QUEUES, connect
 from server.broker.reservations import configured_limits
 from server.errors import ServiceError, SetupError
 from server.process import usable_cores
-from server.settings import Settings
+from server.settings import CLIENT_SHARE, Settings
 from server.tasks import cancel_and_wait
 from server.worker import jobs, memory
 from server.worker.backpressure import JobAborted, ReaderGone
@@ -428,6 +428,7 @@ async def _serve_until_signalled(
         avatar_ttl_s=settings.avatar_ttl_s,
         max_avatars=settings.max_avatars,
         max_videos=settings.max_videos,
+        avatar_share=settings.client_share or CLIENT_SHARE,
     )
     async with connect(url, settings.data) as connection, metrics.reporting(connection, "worker"):
         limits = await configured_limits(connection, settings.redis_bytes, settings.data_bytes)

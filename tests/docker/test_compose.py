@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(_COMPOSE is None, reason="no docker-compose for 
 API_ONLY = {
     "api_keys", "requests_per_minute", "sessions_per_client", "cors_origins", "trusted_proxies",
     "max_jobs", "max_upload_bytes", "max_portrait_bytes", "keys_share", "hosts",
-    "max_connections", "connections_per_address", "client_share",
+    "max_connections", "connections_per_address",
 }  # fmt: skip
 BOTH = {
     "redis_url",
@@ -38,6 +38,7 @@ BOTH = {
     "redis_bytes",
     "data",
     "data_bytes",
+    "client_share",
 }
 
 

@@ -17,7 +17,7 @@ if before ~= 'queued' and before ~= 'running' then return 0 end
 local reserved = redis.call('HGET', KEYS[9], ARGV[1])
 if reserved and (ARGV[7] ~= '0' or ARGV[8] ~= '0') then
   local client = string.match(reserved, '^%S+ %d+ %d+ (.*)$')
-  redis.call('HSET', KEYS[9], ARGV[1], table.concat({'video', ARGV[7], ARGV[8], client}, ' '))
+  redis.call('HSET', KEYS[9], ARGV[1], table.concat({'kept', ARGV[7], ARGV[8], client}, ' '))
   local time = redis.call('TIME')
   redis.call('ZADD', KEYS[10], time[1] + time[2] / 1e6 + ARGV[6], ARGV[1])
 else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -189,7 +190,7 @@ async def test_a_job_holds_its_bytes_until_it_ends_and_its_video_until_it_goes(u
         index = messages.pack_index([("1-0", 1000)])
         done = messages.JobDone(frames=8, duration_s=0.32, init=b"init", index=index)
         await consumer.end(claim, done)
-        assert await reserved(producer, job_id) == b"video 1004 0 "
+        assert await reserved(producer, job_id) == b"kept 1004 0 "
         await producer.forget(job_id)
         assert await reserved(producer, job_id) is None
 
@@ -254,6 +255,32 @@ async def test_many_large_uploads_spare_avatars_and_fail_no_accepted_job(url: st
         finally:
             await server.config_set("maxmemory", 0)
         assert not await server.exists(*KEYS)
+
+
+async def test_avatars_of_one_client_leave_room_for_those_of_others(url: str) -> None:
+    async with connected(url) as (producer, consumer):
+        many = replace(consumer.retention, max_avatars=9, avatar_share=0.5)
+        narrow = replace(consumer, limits=Limits(avatar_bytes=1000), retention=many)
+        for name in ("a", "b", "c"):
+            await narrow.save_avatar(avatar(name), bytes(200), "first")
+            assert await narrow.load_avatar("a", f"job-{name}") is not None  # it stays in use
+        await narrow.save_avatar(avatar("d"), bytes(300), "second")
+        with pytest.raises(ServiceError, match="expected at most 150 now") as caught:
+            await narrow.save_avatar(avatar("e"), bytes(400), "third")
+        assert caught.value.code == "busy"
+        there = [await producer.connection.redis.exists(redis.avatar_key(n)) for n in "abcde"]
+        assert there == [1, 0, 1, 1, 0]
+        await redis.drop_avatar(producer.connection, "a")
+        held = await producer.connection.redis.hkeys(redis.RESERVED_AVATARS)
+        assert set(held) == {b"c", b"d"}
+
+
+async def test_a_job_holds_the_copy_of_its_avatar(url: str) -> None:
+    async with connected(url) as (producer, consumer):
+        await consumer.save_avatar(avatar("a"), bytes(700))
+        request = animate_request().model_copy(update={"avatar_id": "a"})
+        job_id = await producer.submit(request, {"audio": bytes(30)})
+        assert await reserved(producer, job_id) == b"animate 730 0 "
 
 
 async def test_avatars_of_a_newer_format_go_to_workers_that_read_it(url: str) -> None:
