@@ -19,6 +19,7 @@ SHARE_A_SERVICE = (
     (
         "tests/hostile/test_contract.py",
         "tests/hostile/test_doors.py",
+        "tests/hostile/test_kinds.py",
         "tests/hostile/test_origins.py",
         "tests/hostile/test_floods.py",
         "tests/hostile/test_uploads.py",
