@@ -170,8 +170,9 @@ def test_a_large_picture_is_reduced_and_keeps_its_size() -> None:
         assert abs(int(loaded.pixels[1250, 100, 0]) - 127) <= 2
 
 
-def test_a_large_picture_in_16_bits_takes_little_memory() -> None:
-    blob = encoded(Image.fromarray(np.zeros((5000, 5000), np.uint16)), "PNG")
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("WEBP", np.uint8)])
+def test_a_large_picture_takes_little_memory(kind: str, dtype: type) -> None:
+    blob = encoded(Image.fromarray(np.zeros((5000, 5000), dtype)), kind)
     code = (
         "import resource, sys; from model.portrait.image import load_upload\n"
         "blob = sys.stdin.buffer.read()\n"
