@@ -125,14 +125,17 @@ def _parts(drawn: list[Drawn], length: int) -> list[list[Drawn]]:
 
 
 def speed(args: argparse.Namespace) -> None:
-    """CPU time of the mouth in a frame."""
-    wishes: list[Wish] = [{"opening": o} for o in np.linspace(0.02, 0.3, 60)]
+    """CPU time of the mouth in a frame, and of frames with the eyes open and closed."""
+    openings = np.linspace(0.02, 0.3, 40)
+    wishes: list[Wish] = [*({"opening": o} for o in openings), *([{}, {"blink": 1.0}] * 20)]
     shots: list[Shot] = [(p, wishes) for p in pictures(args.portraits, args.count)]
     for name, checkout in _named(args):
-        spent = np.array([[one.mouth_ms for one in shot] for shot in draw(checkout, shots)])
-        print(
-            f"{name}: mouth {np.median(spent):.2f} ms a frame, at 30 % {spent[:, -5:].mean():.2f}"
-        )
+        drawn = draw(checkout, shots)
+        mouth = np.array([[one.mouth_ms for one in shot[: len(openings)]] for shot in drawn])
+        frame = np.array([[one.frame_ms for one in shot[len(openings) :]] for shot in drawn])
+        open_, closed = np.median(frame[:, ::2]), np.median(frame[:, 1::2])
+        print(f"{name}: mouth {np.median(mouth):.2f} ms, at 30 % {np.median(mouth[:, -5:]):.2f}")
+        print(f"{name}: frame at rest {open_:.2f} ms, with closed eyes {closed:.2f}")
 
 
 def pairs(args: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def _teeth(shift: float) -> Drawn:
     angle = np.linspace(np.pi, 3 * np.pi, 20, endpoint=False)
     points[MOUTH_RING] = np.stack([80 + 45 * np.cos(angle), 60 + 15 * np.sin(angle)], axis=1)
     points[[33, 263]] = (5.0, 20.0), (155.0, 20.0)
-    return Drawn(cv2.GaussianBlur(picture, (0, 0), 0.7).astype(np.uint8), points, 0.0)
+    return Drawn(cv2.GaussianBlur(picture, (0, 0), 0.7).astype(np.uint8), points, 0.0, 0.0)
 
 
 def test_a_blind_choice_is_counted_by_the_key(tmp_path: Path) -> None:
