@@ -23,7 +23,6 @@ from model.models import WEIGHTS, motion_pipeline, motion_student
 from model.motion.rollout import MotionOnly, roll_out
 from model.portrait.blendshapes import ACTION_COUNT, from_motion, rotation_vectors
 from model.portrait.face_tracker import FaceTracker
-from model.rendering.renderer import LIVELINESS
 from model.types import FPS, SAMPLE_RATE, Floats
 from training.data.inferred import split_speeches
 from training.data.tracking import at_video_rate, track
@@ -52,7 +51,7 @@ def unseen_speeches(folder: Path, count: int) -> list[Floats]:
 
 def generated(weights: Path, sounds: list[Floats]) -> list[FaceMotion]:
     """The model's motion for each sound, as in service."""
-    pipeline = motion_pipeline("lively", motion_student(weights), MotionOnly())
+    pipeline = motion_pipeline("lively", motion_student(weights), MotionOnly(), nonverbal=True)
     known, face = pipeline.metadata, np.zeros(64, np.float32)
     face[:ACTION_COUNT] = REST
     motions = roll_out(
@@ -69,7 +68,7 @@ def generated(weights: Path, sounds: list[Floats]) -> list[FaceMotion]:
 def shown(motion: Floats) -> FaceMotion:
     """The face that the renderer draws of ``motion`` (T, 58)."""
     coefficients, pose = from_motion(motion, REST)
-    return FaceMotion(coefficients, LIVELINESS * pose[:, :3])
+    return FaceMotion(coefficients, pose[:, :3])
 
 
 def tracked(video: Path, tracker: FaceTracker) -> tuple[FaceMotion, Prosody]:
@@ -129,8 +128,9 @@ def main() -> None:
     if args.speech:
         speeches = unseen_speeches(args.speech, args.count)
         long = np.resize(np.concatenate(speeches), 600 * SAMPLE_RATE)
-        *faces, endless = generated(args.weights, [*speeches, long])
-        print_rows({args.weights.stem: medians(faces[1::2])})
+        silence = np.zeros(120 * SAMPLE_RATE, np.float32)
+        *faces, endless, quiet = generated(args.weights, [*speeches, long, silence])
+        print_rows({args.weights.stem: medians(faces[1::2]), "in silence": activity(quiet)})
         print_rows({args.weights.stem: halves(faces, [prosody(s) for s in speeches])})
         print_rows({f"{len(endless.rotation) / FPS / 60:.0f} minutes": drift(endless)})
 

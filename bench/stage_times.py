@@ -30,9 +30,9 @@ from media.fmp4 import KEY_INTERVAL
 from model.audio.log_mel import HOP, LOG_MEL
 from model.audio.stream import SpeechStream
 from model.models import DEFAULT, Choice, load
-from model.portrait.blendshapes import from_motion
+from model.portrait.blendshapes import from_motion, shown_motion
 from model.portrait.image import load_picture
-from model.rendering.renderer import LIVELINESS, PortraitRenderer
+from model.rendering.renderer import PortraitRenderer
 from model.types import FPS, Floats, Window
 from server.worker.live_planner import FRAGMENT_FRAMES
 
@@ -71,8 +71,7 @@ def render_times(
     renderer: PortraitRenderer, latents: Floats
 ) -> tuple[list[np.ndarray], float, float]:
     """Frames, milliseconds per frame, and the part of it for the mesh's vertices."""
-    actions, poses = from_motion(latents, renderer.rest)
-    poses = LIVELINESS * poses
+    actions, poses = from_motion(shown_motion(latents), renderer.rest)
     count = len(latents)
     points = median_ms(lambda i: renderer.vertices(actions[i], poses[i]), count)
     whole = median_ms(lambda i: renderer.render(actions[i], poses[i]), count)

@@ -17,6 +17,7 @@ from model.diffusion.denoiser import Conditions, Forward, X0Denoiser
 from model.diffusion.guidance import guided
 from model.diffusion.schedule import CosineSchedule
 from model.manifest import WEIGHTS as WEIGHTS
+from model.motion.nonverbal import perform
 from model.motion.smoothing import smooth
 from model.motion.student import MotionStudent, read_student
 from model.pipeline import LatentSpace, Student, StudentPipeline, refuse_teacher
@@ -127,7 +128,8 @@ def load(
         motion_engine, video_engine: prepare a network's forward (compiled, on another device);
             plain torch by default.
         stored_engine: asked first; a motion model that has one is loaded without torch.
-        space: draws motion, for all motion models; by default the portrait renderer's.
+        space: for all motion models, which then give the network's motion alone; by default the
+            portrait renderer's.
         folder: holds the shipped weights.
         threads: torch's, for the whole process; more than one pays only on idle cores.
 
@@ -142,6 +144,7 @@ def load(
         paths = {name: (_kind(name), _file(name, folder)) for name in known}
     # Files are checked before a space is made, which takes seconds.
     motion = {n: _student(path) for n, (kind, path) in paths.items() if kind == MOTION}
+    drawn = space is None
     if motion and space is None:
         from model.motion.space import MotionSpace  # imports numba and OpenCV
 
@@ -155,10 +158,17 @@ def load(
             loaded[name] = _video_pipeline(name, kind, path, licence=licence, engine=video_engine)
         elif forward is None:
             loaded[name] = motion_pipeline(
-                name, motion_student(path), space, engine=motion_engine, licence=licence
+                name,
+                motion_student(path),
+                space,
+                engine=motion_engine,
+                licence=licence,
+                nonverbal=drawn,
             )
         else:
-            loaded[name] = _pipeline(name, motion[name], space, forward=forward, licence=licence)
+            loaded[name] = _pipeline(
+                name, motion[name], space, forward=forward, licence=licence, nonverbal=drawn
+            )
     return loaded
 
 
@@ -202,17 +212,27 @@ def motion_pipeline(
     *,
     engine: MotionEngine | None = None,
     licence: str | None = None,
+    nonverbal: bool = False,
 ) -> StudentPipeline:
     """A pipeline around ``weights``; `load` for the served ones.
 
-    ``licence`` overrides the file's.
+    ``licence`` overrides the file's. ``nonverbal`` adds `model.motion.nonverbal` to the network's
+    motion, as in service.
     """
     forward = CachedContext(weights.net) if engine is None else engine(weights)
-    return _pipeline(name, weights.student, space, forward=forward, licence=licence)
+    return _pipeline(
+        name, weights.student, space, forward=forward, licence=licence, nonverbal=nonverbal
+    )
 
 
 def _pipeline(
-    name: str, motion: MotionStudent, space: LatentSpace, *, forward: Forward, licence: str | None
+    name: str,
+    motion: MotionStudent,
+    space: LatentSpace,
+    *,
+    forward: Forward,
+    licence: str | None,
+    nonverbal: bool,
 ) -> StudentPipeline:
     metadata = ModelMetadata.parse(motion.metadata, guided=motion.guided, licence=licence)
 
@@ -229,6 +249,7 @@ def _pipeline(
         std=motion.std,
         conditions=conditions,
         postprocess=smooth,
+        perform=perform if nonverbal else None,
         temperature=like(temperature_of(*metadata.temperature), motion.mean),
     )
     return StudentPipeline(name, metadata, space=space, student=student)

@@ -70,7 +70,7 @@ class AvatarPipeline(Protocol):
         ...
 
     def step(self, tasks: Sequence[WindowTask]) -> list[tuple[Floats, SessionState]]:
-        """Latents (window.frames, D) and next state of each task, in order, run as one batch.
+        """Latents (window.frames, D + C) and next state of each task, in order, run as one batch.
 
         Batched equals alone within numeric tolerance: noise is seeded by (session seed, window
         index), never by the place in the batch. Draw with `FrameDecoder.decode`.
@@ -88,6 +88,9 @@ class Student:
             array that it takes and on its device. Latents are passed on and kept in physical units.
         conditions: a batch's references -> the conditions that they give.
         postprocess: (B, P, D) latents before, (B, hop, D) sampled -> (B, hop, D), physical units.
+        perform: a task, its latents (hop, D) -> (hop, D + C): the same latents, and what is carried
+            beside them to the decoder and, from the last frame shown, to the next window. The
+            network never sees it.
         temperature: scales the initial noise, one number or one per component of a latent. Few
             steps spread less from seed to seed than many; above 1 makes up for that.
     """
@@ -100,6 +103,7 @@ class Student:
     std: Array
     conditions: Callable[[Sequence[Reference]], Conditions]
     postprocess: Callable[[Floats, Floats], Floats] | None = None
+    perform: Callable[[WindowTask, Floats], Floats] | None = None
     temperature: float | Array = 1.0
 
 
@@ -137,6 +141,8 @@ class StudentPipeline:
             chosen = [i for i, task in enumerate(tasks) if task.steps == steps]
             batch = self._sample([tasks[i] for i in chosen], steps)
             for i, latents in zip(chosen, batch, strict=True):
+                if self._student.perform is not None:
+                    latents = self._student.perform(tasks[i], latents)
                 frames = tasks[i].window.frames
                 results[i] = latents[:frames], tasks[i].state.after(latents, frames)
         return [results[i] for i in range(len(tasks))]

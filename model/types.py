@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,24 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Behaviour:
+    """How a face acts beside its speech; a session may change it at any window.
+
+    ``head_motion`` and ``expressiveness`` (0 to 2) scale the head, and brows, cheeks and smile.
+    ``gaze``: the eyes wander a little (``natural``) or hold the viewer's (``camera``).
+    ``blink_rate`` (0 to 3) times the natural rate.
+    """
+
+    head_motion: float = 1.0
+    expressiveness: float = 1.0
+    gaze: str = "natural"
+    blink_rate: float = 1.0
+
+
+NATURAL = Behaviour()
+
+
+@dataclass(frozen=True)
 class Window:
     """One input of the model: the speech of some new frames, with past and look-ahead.
 
@@ -110,14 +128,15 @@ class SessionState:
     """All that one session needs to go on anywhere: in and out of every step, never mutated.
 
     ``prefix`` (P, D) holds the last P clean latents, flat, whatever shape the network gives them.
-    The noise of a window is seeded by (``seed``, ``window_index``), so a replayed window gives the
-    same latents.
+    ``carry`` (C,) is what the last frame has beside its latent, see `Student.perform`. The noise of
+    a window is seeded by (``seed``, ``window_index``), so a replayed window gives the same latents.
     """
 
     seed: int
     prefix: Floats
     window_index: int = 0
     frames_done: int = 0
+    carry: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def to_bytes(self) -> bytes:
         values: dict[str, object] = {
@@ -125,20 +144,25 @@ class SessionState:
             "window_index": self.window_index,
             "frames_done": self.frames_done,
         }
-        return pack({"prefix": self.prefix}, values)
+        return pack({"prefix": self.prefix, "carry": self.carry}, values)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> SessionState:
         """Raises ``ValueError`` when ``blob`` is not a packed state."""
         arrays, values = unpack(blob)
-        return cls(prefix=arrays["prefix"].astype(np.float32), **values)  # type: ignore[arg-type]
+        known = {
+            name: arrays[name].astype(np.float32) for name in ("prefix", "carry") if name in arrays
+        }
+        return cls(**known, **values)  # type: ignore[arg-type]
 
     def after(self, latents: Floats, frames: int) -> SessionState:
-        """The state after ``frames`` of the window's ``latents`` (hop, D)."""
-        joined = np.concatenate([self.prefix, latents[:frames]])
+        """The state after ``frames`` of the window's ``latents`` (hop, D + C)."""
+        dim = self.prefix.shape[1]
+        joined = np.concatenate([self.prefix, latents[:frames, :dim]])
         return replace(
             self,
             prefix=joined[len(joined) - len(self.prefix) :],
+            carry=latents[frames - 1, dim:],
             window_index=self.window_index + 1,
             frames_done=self.frames_done + frames,
         )
@@ -153,6 +177,7 @@ class WindowTask:
     reference: Reference
     guidance: Guidance
     steps: int
+    behaviour: Behaviour = NATURAL
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from model.audio.stream import windows_of
 from model.pipeline import FrameDecoder, StudentPipeline
-from model.portrait.blendshapes import MOTION_DIM
-from model.types import Floats, Guidance, Picture, Reference, WindowTask
+from model.portrait.blendshapes import MOTION_DIM, shown_motion
+from model.types import NATURAL, Behaviour, Floats, Guidance, Picture, Reference, WindowTask
 
 
 class MotionOnly:
@@ -42,9 +42,10 @@ def roll_out(
     seeds: list[int],
     guidance: Guidance,
     steps: int,
+    behaviour: Behaviour = NATURAL,
     progress: bool = True,
 ) -> list[Floats]:
-    """The motion (T, 58) of each speech, with all sessions in one batch.
+    """The motion (T, 58) of each speech, as it is shown, with all sessions in one batch.
 
     ``sounds``: (N,) samples each; ``features``: (64,) of each one's reference; ``progress`` shows
     a bar.
@@ -58,11 +59,11 @@ def roll_out(
         active = [i for i, w in enumerate(windows) if index < len(w)]
         for group in _groups(active, 64):
             tasks = [
-                WindowTask(windows[i][index], states[i], references[i], guidance, steps)
+                WindowTask(windows[i][index], states[i], references[i], guidance, steps, behaviour)
                 for i in group
             ]
             for i, (latents, state) in zip(group, pipeline.step(tasks), strict=True):
-                made[i].append(latents)
+                made[i].append(shown_motion(latents))
                 states[i] = state
     return [np.concatenate(parts) for parts in made]
 

@@ -193,6 +193,13 @@ def from_motion(motion: Floats, rest: Floats) -> tuple[Floats, Floats]:
     return coefficients, motion[:, ACTION_COUNT:].astype(np.float32)
 
 
+def shown_motion(latents: Floats) -> Floats:
+    """(T, 58) of ``latents`` (T, 58 or more): the motion to draw, which follows the network's own
+    where a pipeline adds to it (`model.motion.nonverbal`)."""
+    own = latents.shape[1] == MOTION_DIM
+    return latents if own else latents[:, MOTION_DIM : 2 * MOTION_DIM]
+
+
 def reference_features(rest: Floats, landmarks: Floats | None) -> Floats:
     """The network's features of a portrait: (64,) = 52 rest coefficients + 12 face ratios.
 

@@ -13,7 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.portrait.blendshapes import FACE_LANDMARKS, from_motion, rotation_matrices
+from model.portrait.blendshapes import (
+    FACE_LANDMARKS,
+    from_motion,
+    rotation_matrices,
+    shown_motion,
+)
 from model.portrait.framing import Frame, frame
 from model.portrait.person_mask import PersonMask
 from model.rendering.eyes import Eyeball
@@ -33,9 +38,6 @@ MAX_TURN = 0.42  # radians
 # A portrait that is already turned (radians) shows less of the head, so it turns less.
 TURNED_FROM, TURNED_TO, TURNED_SHARE = 0.35, 0.9, 0.35
 MAX_SHIFT = 0.6  # outer-eye distances
-# The students learned the motion of one speaker who sits still: head rotation has a standard
-# deviation of 0.5 degrees, that of free speech one to three. Unscaled, a portrait looks stiff.
-LIVELINESS = np.float32(2.5)
 # A weak perspective: a head this many eye distances away grows as it comes nearer.
 CAMERA_DISTANCE = 12.0
 UNTANGLE_ROUNDS = 80
@@ -165,10 +167,11 @@ class PortraitRenderer:
         return out
 
     def decode(self, latents: Floats) -> Iterator[NDArray[np.uint8]]:
-        """Motion latents (T, 58) → T frames; each is valid until the next is asked for."""
-        coefficients, poses = from_motion(np.asarray(latents, np.float32), self.rest)
+        """Motion latents (T, 58 or more) → T frames; each is valid until the next is asked for."""
+        motion = shown_motion(np.asarray(latents, np.float32))
+        coefficients, poses = from_motion(motion, self.rest)
         out = np.empty_like(self.portrait)
-        for actions, pose in zip(coefficients, LIVELINESS * poses, strict=True):
+        for actions, pose in zip(coefficients, poses, strict=True):
             yield self.render(actions, pose, out)
 
     def vertices(self, coefficients: Floats, pose: Floats) -> Floats:

@@ -20,6 +20,7 @@ PHRASE_END = (-0.3, 0.7)  # seconds around the end of a phrase in which a blink 
 _LAGS = range(-2, 8, 2)  # frames by which motion may follow sound
 _RIDGE = 0.3
 _DRAWS = 9999
+_JITTER = 1.5  # frames
 _QUIET_DB = 40.0  # below a speech's loudest frame, all is silence
 
 
@@ -55,7 +56,9 @@ def activity(face: FaceMotion) -> dict[str, float]:
     """Standard deviations over a clip, and the rest of the columns that need no sound."""
     degrees = np.degrees(face.rotation)
     spread = degrees.std(0)
-    speed = float(np.median(np.linalg.norm(np.diff(degrees, axis=0), axis=1)) * FPS)
+    # A tracker's jitter of 0.1 degrees a frame alone would be 3 degrees a second.
+    steps = np.diff(smoothed(degrees, _JITTER), axis=0)
+    speed = float(np.median(np.linalg.norm(steps, axis=1)) * FPS)
     jaw = face.mean_of("jawOpen")
     across, up = face.gaze()
     return {

@@ -1,6 +1,6 @@
 """Prosody of speech at video rate: loudness, pitch, pauses and accents, measured on the samples.
 
-For evaluation. It shares nothing with what generates motion, which sees log-mel rows alone.
+For evaluation, and to train `model.motion.cues`, which sees log-mel rows alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Floats
 
 _LOWEST_HZ, _HIGHEST_HZ = 70.0, 420.0
 _VOICED = 0.5  # of the autocorrelation at lag 0
+_FAR = 10.0  # semitones from the median
 _WINDOW = 800  # samples, 50 ms: three periods of a low voice
 _SPEECH_DB = 30.0  # below a speech's loudest frames
 _PAUSE_FRAMES = 6  # 0.24 s; shorter silences are stops
@@ -44,7 +45,7 @@ def prosody(samples: Floats) -> Prosody:
     whole = samples[: frames * SAMPLES_PER_FRAME].reshape(frames, -1)
     loudness = 10 * np.log10((whole.astype(np.float64) ** 2).mean(1) + 1e-9)
     speaking = _without_short(loudness > np.percentile(loudness, 95) - _SPEECH_DB)
-    pitch = _pitch(samples, frames)
+    pitch = _pitch(samples)
     prominence = _prominence(loudness, pitch, speaking)
     accent_at = _peaks(prominence, speaking)
     away = np.arange(frames)[:, None] - accent_at
@@ -82,8 +83,12 @@ def _without_short(active: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return filled
 
 
-def _pitch(samples: Floats, frames: int) -> NDArray[np.float64]:
-    """(T,) semitones over the median, by autocorrelation (Rabiner 1977)."""
+def voiced_pitch(samples: Floats) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(T,) semitones over 1 Hz, and whether a frame is voiced, by autocorrelation (Rabiner 1977).
+
+    Where a frame is not voiced, its pitch means nothing.
+    """
+    frames = len(samples) // SAMPLES_PER_FRAME
     before = (_WINDOW - SAMPLES_PER_FRAME) // 2
     padded = np.pad(samples.astype(np.float64), (before, _WINDOW))
     views = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::SAMPLES_PER_FRAME][:frames]
@@ -95,14 +100,22 @@ def _pitch(samples: Floats, frames: int) -> NDArray[np.float64]:
     share = correlation[:, lags] / taper[lags] / (correlation[:, :1] / taper[0] + 1e-9)
     # Multiples of the period correlate as well: a small cost of long lags prefers the first.
     best = (share - 0.02 * np.log2(lags / lags[0])).argmax(1)
-    voiced = np.flatnonzero(share[np.arange(frames), best] > _VOICED)
-    if len(voiced) < 2:
-        return np.zeros(frames)
-    semitones = 12 * np.log2(SAMPLE_RATE / lags[best[voiced]])
-    semitones -= np.median(semitones)
-    semitones = np.where(np.abs(semitones) > 10, 0.0, semitones)  # octave errors
-    middle = np.stack([semitones, np.roll(semitones, 1), np.roll(semitones, -1)])
-    return np.interp(np.arange(frames), voiced, np.median(middle, axis=0))
+    semitones = 12 * np.log2(SAMPLE_RATE / lags[best])
+    voiced = share[np.arange(frames), best] > _VOICED
+    if voiced.any():  # an octave off is an error
+        voiced &= np.abs(semitones - np.median(semitones[voiced])) < _FAR
+    return semitones, voiced
+
+
+def _pitch(samples: Floats) -> NDArray[np.float64]:
+    """(T,) semitones over the median, without gaps."""
+    semitones, voiced = voiced_pitch(samples)
+    at = np.flatnonzero(voiced)
+    if len(at) < 2:
+        return np.zeros(len(semitones))
+    known = semitones[at] - np.median(semitones[at])
+    middle = np.median(np.stack([known, np.roll(known, 1), np.roll(known, -1)]), axis=0)
+    return np.interp(np.arange(len(semitones)), at, middle)
 
 
 def _prominence(

@@ -21,7 +21,6 @@ from model.portrait.blendshapes import from_motion
 from model.portrait.face_tracker import FaceTracker, NoFaceError
 from model.portrait.framing import Frame
 from model.portrait.image import PictureError, load_picture
-from model.rendering.renderer import LIVELINESS
 from model.types import Floats
 from model.video.space import face_square
 from training.data.corpus import Grid, clip_motion, held_out, load_grid
@@ -162,7 +161,7 @@ def render_clip(
     coefficients, poses = from_motion(motion, renderer.rest)
     points = [
         square.place(renderer.landmarks(actions, pose)[LANDMARK_INDEX])
-        for actions, pose in zip(coefficients, LIVELINESS * poses, strict=True)
+        for actions, pose in zip(coefficients, poses, strict=True)
     ]
     marks = np.asarray(np.stack(points) / square.width, np.float32)
     return RenderedClip(np.stack(frames), marks, coefficients)
