@@ -79,12 +79,23 @@ def cpu_seconds(pid: int | None) -> dict[str, float] | None:
         return None
     spent: dict[str, float] = {}
     for process in [pid, *_family(pid)]:
-        fields = _stat(process)
-        if fields:
+        seconds = process_cpu_s(process)
+        if seconds is not None:
             role = "api" if process == pid else _role(process)
-            spent[role] = spent.get(role, 0.0) + _ticks(fields)
-    spent["client"] = _ticks(_stat(os.getpid()))
+            spent[role] = spent.get(role, 0.0) + seconds
+    spent["client"] = process_cpu_s(os.getpid()) or 0.0
     return spent
+
+
+def process_cpu_s(pid: int) -> float | None:
+    """Processor time of one process; ``None`` when it has ended."""
+    fields = _stat(pid)
+    return _ticks(fields) if fields else None
+
+
+def worker_processes(pid: int) -> list[int]:
+    """The workers among the children of ``pid``, without their decoders."""
+    return [p for p in _family(pid) if int(_stat(p)[1]) == pid and _role(p) == "worker"]
 
 
 def _ticks(fields: list[str]) -> float:
