@@ -25,6 +25,7 @@ KINDS: dict[str, Kind] = {
     "unsupported_media": Kind(415, "The input is not a readable picture or sound"),
     "range_not_satisfiable": Kind(416, "The range lies outside of the video"),
     "no_face": Kind(422, "There is no face in the picture"),
+    "occluded": Kind(422, "The mouth in the picture is covered"),
     "empty_audio": Kind(422, "There is no sound in the audio"),
     "invalid_option": Kind(422, "An option is not allowed"),
     "busy": Kind(429, "All places are taken", retry_after_s=5),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from model.portrait.face_tracker import Face, FaceTracker
+from model.portrait.occlusion import MouthCover
 from model.portrait.person_mask import PersonMask
 from model.types import Floats, Picture, Reference
 
@@ -32,9 +34,10 @@ class TrackedPortrait:
 
     @classmethod
     def of(cls, uploaded: Picture, tracker: FaceTracker) -> TrackedPortrait:
-        """``uploaded`` (H, W, 3) RGB. Raises `NoFaceError`."""
+        """``uploaded`` (H, W, 3) RGB. Raises `NoFaceError` or `OccludedError`."""
         kept = _at_most(uploaded, MAX_KEPT_SIDE)
         picture, face = tracker.find_upright(kept)
+        _mouth_cover().check(picture, face.landmarks)
         person = tracker.person(picture, face)
         height, width = uploaded.shape[:2]
         if picture.shape[:2] != kept.shape[:2]:  # turned by a quarter
@@ -56,6 +59,11 @@ class TrackedPortrait:
             features=features,
             arrays=arrays,
         )
+
+
+@cache
+def _mouth_cover() -> MouthCover:
+    return MouthCover()
 
 
 def _at_most(picture: Picture, side: int) -> Picture:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from model.portrait.face_tracker import NoFaceError
 from model.portrait.image import LoadedPicture
+from model.portrait.occlusion import OccludedError
 from model.types import DEFAULT_SIZE, FPS, Guidance, Reference
 from server.api.protocol import AnimationOptions, ModelView
 from server.errors import ServiceError, SetupError
@@ -104,10 +105,13 @@ def model_view(pipeline: AvatarPipeline) -> ModelView:
 def encode_portrait(pipeline: AvatarPipeline, picture: LoadedPicture) -> Reference:
     """A picture to the pipeline's reference, in pixels of the upload; blocks for 0.1 s.
 
-    One call at a time, as the trackers are shared. Raises `ServiceError` ``no_face``.
+    One call at a time, as the trackers are shared. Raises `ServiceError` ``no_face`` or
+    ``occluded``.
     """
     try:
         reference = pipeline.space.encode_reference(picture.pixels)
+    except OccludedError as error:
+        raise ServiceError("occluded", str(error)) from error
     except NoFaceError as error:
         raise ServiceError("no_face", str(error)) from error
     size = picture.width, picture.height

@@ -115,7 +115,7 @@ def test_unusable_portraits_are_rejected(client: httpx.Client, test_data: Path) 
         ("noface_chelsea.jpg", "no_face"), ("noface_dogs.jpg", "no_face"),
         ("noface_hubble_deep_field.jpg", "no_face"), ("blank.png", "no_face"),
         ("noise.png", "no_face"), ("not_an_image.jpg", "unsupported_media"),
-        ("one_pixel.png", "unsupported_media"),
+        ("one_pixel.png", "unsupported_media"), ("mouth_masked.jpg", "occluded"),
     ]:  # fmt: skip
         response = animate(client, bad / name, sound(0.1), size="128")
         assert response.json()["code"] == code, name

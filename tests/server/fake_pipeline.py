@@ -1,8 +1,9 @@
 """A pipeline that draws flat colours, from which tests read what the service did.
 
 Each frame is one flat colour: red tells the window, green the session's seed, blue the frame. A
-picture whose top left pixel is pure red has no face, and one of pure blue poisons its third
-window. Named by ``FADA_PIPELINE=tests.server.fake_pipeline:load_pipeline``.
+picture whose top left pixel is pure red has no face, one of pure green a covered mouth, and one of
+pure blue poisons its third window. Named by
+``FADA_PIPELINE=tests.server.fake_pipeline:load_pipeline``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from model.audio.log_mel import LOG_MEL
 from model.portrait.face_tracker import NoFaceError
+from model.portrait.occlusion import OccludedError
 from model.types import (
     Floats,
     Guidance,
@@ -44,6 +46,8 @@ class FakeSpace:
     def encode_reference(self, picture: Picture) -> Reference:
         if tuple(picture[0, 0]) == (255, 0, 0):
             raise NoFaceError("there is no face in the picture")
+        if tuple(picture[0, 0]) == (0, 255, 0):
+            raise OccludedError("the mouth is covered")
         height, width = picture.shape[:2]
         return Reference(
             latent_space=self.name,

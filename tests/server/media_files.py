@@ -11,7 +11,8 @@ from PIL import Image
 
 _CODECS = {"m4a": ("mp4", "aac"), "webm": ("webm", "libopus")}
 
-GREY, NO_FACE, POISON = (90, 140, 90), (255, 0, 0), (0, 0, 255)  # see fake_pipeline
+# See fake_pipeline.
+GREY, NO_FACE, COVERED, POISON = (90, 140, 90), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def picture(

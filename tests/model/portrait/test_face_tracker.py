@@ -10,6 +10,7 @@ from model.portrait.blendshapes import ACTIONS
 from model.portrait.face_tracker import FaceTracker, NoFaceError
 from model.portrait.framing import Frame
 from model.portrait.image import load_picture
+from model.portrait.occlusion import MouthCover
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,10 @@ def test_no_face_is_an_error(tracker: FaceTracker, what: str) -> None:
 
 
 def test_the_collection_of_faces(tracker: FaceTracker, test_data: Path) -> None:
+    cover = MouthCover()
     for path in sorted(test_data.glob("portraits/[air]*/*")):
-        tracker.find(load_picture(path.read_bytes()))
+        picture = load_picture(path.read_bytes())
+        cover.check(picture, tracker.find(picture).landmarks)
     for path in sorted(test_data.glob("portraits/bad_inputs/noface*")):
         with pytest.raises(NoFaceError):
             tracker.find(load_picture(path.read_bytes()))

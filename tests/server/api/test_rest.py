@@ -11,7 +11,7 @@ import pytest
 
 from server.api.protocol import AI_GENERATED
 from tests.server.fake_pipeline import GREEN_STEP
-from tests.server.media_files import NO_FACE, POISON, noise_picture, picture, sound
+from tests.server.media_files import COVERED, NO_FACE, POISON, noise_picture, picture, sound
 from tests.server.media_probe import boxes, probe
 from tests.server.rest_client import animate, problem
 from tests.server.service import FAKE, Service, running
@@ -88,10 +88,11 @@ PNG_HEAD = b"\x89PNG\r\n\x1a\n"
         (picture(size=(400, 400), kind="JPEG")[:700], (415, "unsupported_media")),
         (picture(size=(1, 1)), (415, "unsupported_media")),
         (picture(NO_FACE), (422, "no_face")),
+        (picture(COVERED), (422, "occluded")),
         (noise_picture(700), (413, "too_large")),
     ],
     ids=["empty", "text", "sound", "head only", "cut png", "cut jpeg", "one pixel", "no face",
-         "large file"],
+         "covered", "large file"],
 )  # fmt: skip
 def test_bad_portraits(client: httpx.Client, portrait: bytes, expected: tuple[int, str]) -> None:
     assert problem(animate(client, portrait=portrait)) == expected

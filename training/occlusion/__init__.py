@@ -1,0 +1,1 @@
+"""A network that sees whether a mouth is covered (`model.portrait.occlusion`)."""
