@@ -82,7 +82,7 @@ class ClosingLips:
         alpha = float(smoothstep((closed - DRAWN_FROM) / (DRAWN_WHOLLY - DRAWN_FROM)))
         if alpha <= 0.0:
             return
-        ends = smoothstep(ALONG / 0.08) * smoothstep((1.0 - ALONG) / 0.08)
+        ends = smoothstep((ALONG + 0.02) / 0.06) * smoothstep((1.02 - ALONG) / 0.06)
         seam = SEAM_SHARE * ends * np.exp(-((gaps / SEAM_GAP) ** 2))
         look = np.array([alpha, 0.0, 0.0, 0.0, 0.0])
         for rim, skin, line_share in (
