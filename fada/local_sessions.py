@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from media.fmp4 import SAMPLE_RATE
 from model.types import FPS, Floats
 from server.api.protocol import parse_options
-from server.broker.messages import Update
+from server.broker.messages import LIVE_OPTIONS
 from server.errors import ServiceError, SetupError
 from server.tasks import cancel_and_wait
 from server.worker.session import SpeechInterrupted, VideoFragment, VideoSession, VideoStarted
 
 T = TypeVar("T")
 Kind = Literal["speech", "idle"]
-
-_LIVE_OPTIONS = tuple(name for name in Update.model_fields if name != "type")
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,9 @@ class LocalStream(Iterator["Event | RawFrame"]):
     def update(self, **options: Any) -> None:
         """Change options from the next window on."""
         with client_errors():
-            for name in options.keys() - _LIVE_OPTIONS:
+            for name in options.keys() - LIVE_OPTIONS:
                 raise ServiceError(
-                    "invalid_option", f"{name!r} cannot change, expected {', '.join(_LIVE_OPTIONS)}"
+                    "invalid_option", f"{name!r} cannot change, expected {', '.join(LIVE_OPTIONS)}"
                 )
             changed = parse_options(options).model_dump(include=set(options))
         self._call(self._session.update, **changed)

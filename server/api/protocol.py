@@ -35,6 +35,16 @@ class AnimationOptions(BaseModel):
         "portrait", description="square crop around the head, or the whole picture"
     )
     model: str | None = Field(None, max_length=100, description="model to use")
+    head_motion: float = Field(
+        1.0, ge=0, le=2, description="how far the head moves; 0 holds it as in the portrait"
+    )
+    expressiveness: float = Field(
+        1.0, ge=0, le=2, description="how far brows, cheeks and smile act; 0 is a calm newsreader"
+    )
+    gaze: Literal["natural", "camera"] = Field(
+        "natural", description="whether the eyes wander a little or hold the viewer's"
+    )
+    blink_rate: float = Field(1.0, ge=0, le=3, description="times the natural rate of blinks")
 
 
 class LiveStart(BaseModel):
@@ -57,6 +67,10 @@ ALLOWED = {
     "size": "an even integer from 128 to 1024",
     "framing": "portrait or full",
     "model": "a name from GET /models",
+    "head_motion": "a number from 0 to 2",
+    "expressiveness": "a number from 0 to 2",
+    "gaze": "natural or camera",
+    "blink_rate": "a number from 0 to 3",
 }
 
 

@@ -44,7 +44,6 @@ MAX_TEXT_BYTES = 16 << 10  # after `start`
 MAX_PORTRAIT_BYTES = 1 << 20  # larger ones are uploaded to /avatars
 _MARGIN_BYTES = 64 << 10
 _START_TIMEOUT_S = 10.0
-_UPDATES = ("steps", "audio_cfg", "reference_cfg")
 _POLICY_VIOLATION = 1008
 _ARRIVAL_RESOLUTION_S = 0.02  # chunks this close count as one arrival, to keep the queue short
 _CLOSE_CODES = {"too_large": 1009, "internal_error": 1011, "busy": 1013, "no_worker": 1013}
@@ -323,15 +322,12 @@ async def _request(
 
 def _update(fields: dict[str, Any]) -> messages.Update:
     for name in fields:
-        if name not in _UPDATES:
+        if name not in messages.LIVE_OPTIONS:
             raise ServiceError(
                 "invalid_option",
-                f"update of {name[:100]!r}, expected {', '.join(_UPDATES)}",
+                f"update of {name[:100]!r}, expected {', '.join(messages.LIVE_OPTIONS)}",
             )
-    options = parse_options(fields)
-    return messages.Update(
-        steps=options.steps, audio_cfg=options.audio_cfg, reference_cfg=options.reference_cfg
-    )
+    return messages.Update(**parse_options(fields).model_dump(include=set(fields)))
 
 
 async def _receive(

@@ -221,6 +221,13 @@ class Update(_Message):
     steps: int | None = None
     audio_cfg: float | None = None
     reference_cfg: float | None = None
+    head_motion: float | None = None
+    expressiveness: float | None = None
+    gaze: Literal["natural", "camera"] | None = None
+    blink_rate: float | None = None
+
+
+LIVE_OPTIONS = tuple(name for name in Update.model_fields if name != "type")
 
 
 class End(_Message):

@@ -163,7 +163,8 @@ export function acceptDrops({ onPortrait, onVoice, onProblem }) {
   });
 }
 
-const LIVE_KNOBS = ["audio_cfg", "reference_cfg", "steps"];
+const MODEL_KNOBS = ["audio_cfg", "reference_cfg", "steps"];
+const LIVE_KNOBS = [...MODEL_KNOBS, "head_motion", "expressiveness", "blink_rate"];
 
 /** The settings, with the defaults of the chosen model. */
 export class Knobs {
@@ -175,6 +176,7 @@ export class Knobs {
       range.addEventListener("input", () => this.#label());
       range.addEventListener("change", () => onLive(this.live()));
     }
+    form.elements.gaze.addEventListener("change", () => onLive(this.live()));
     form.elements.model.addEventListener("change", () => this.reset());
     $("defaults").addEventListener("click", () => {
       this.reset();
@@ -197,8 +199,10 @@ export class Knobs {
 
   reset() {
     const model = this.model;
-    for (const name of [...LIVE_KNOBS, "size"]) form.elements[name].value = model[name];
+    for (const name of LIVE_KNOBS) form.elements[name].value = form.elements[name].defaultValue;
+    for (const name of [...MODEL_KNOBS, "size"]) form.elements[name].value = model[name];
     form.elements.framing.value = "portrait";
+    form.elements.gaze.value = "natural";
     form.elements.seed.value = "";
     this.#label();
   }
@@ -219,7 +223,8 @@ export class Knobs {
   }
 
   live() {
-    return Object.fromEntries(LIVE_KNOBS.map((name) => [name, Number(form.elements[name].value)]));
+    const scales = LIVE_KNOBS.map((name) => [name, Number(form.elements[name].value)]);
+    return { ...Object.fromEntries(scales), gaze: form.elements.gaze.value };
   }
 
   /** All but the seed, as the API names them. */

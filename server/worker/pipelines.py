@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from model.portrait.face_tracker import NoFaceError
 from model.portrait.image import LoadedPicture
 from model.portrait.occlusion import OccludedError
-from model.types import DEFAULT_SIZE, FPS, Guidance, Reference
+from model.types import DEFAULT_SIZE, FPS, Behaviour, Guidance, Reference
 from server.api.protocol import AnimationOptions, ModelView
 from server.errors import ServiceError, SetupError
 from server.settings import Settings
@@ -138,3 +138,13 @@ def sampling_options(pipeline: AvatarPipeline, options: AnimationOptions) -> tup
         reference=default.reference if options.reference_cfg is None else options.reference_cfg,
     )
     return guidance, pipeline.metadata.steps if options.steps is None else options.steps
+
+
+def behaviour(options: AnimationOptions) -> Behaviour:
+    """How the face acts beside its speech."""
+    return Behaviour(
+        head_motion=options.head_motion,
+        expressiveness=options.expressiveness,
+        gaze=options.gaze,
+        blink_rate=options.blink_rate,
+    )

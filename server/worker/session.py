@@ -35,7 +35,7 @@ from model.types import FPS, Floats, Picture, Reference, WindowTask
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import PartialWindow, Snapshot
-from server.worker.pipelines import check_reference, sampling_options
+from server.worker.pipelines import behaviour, check_reference, sampling_options
 from server.worker.speech import FileSpeech, Interruption, LiveSpeech, PlannedWindow
 
 if TYPE_CHECKING:
@@ -245,7 +245,8 @@ class VideoSession:
     async def _denoise(self, planned: PlannedWindow) -> _Denoised:
         before = self._denoised_state
         guidance, steps = sampling_options(self._pipeline, self._speech.options)
-        task = WindowTask(planned.window, before, self._reference, guidance, steps)
+        acting = behaviour(self._speech.options)
+        task = WindowTask(planned.window, before, self._reference, guidance, steps, acting)
         latents, self._denoised_state = await self._batcher.step(
             self._name, planned.deadline_s, task
         )

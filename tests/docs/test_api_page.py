@@ -24,6 +24,7 @@ from fada import local
 from fada.cli import COMMANDS
 from server.api import protocol, stream
 from server.api.app import create_app
+from server.broker import messages
 from server.errors import KINDS
 from server.settings import Settings
 
@@ -133,7 +134,7 @@ def test_every_message_of_a_live_session() -> None:
     assert sent == {"start", "interrupt", "update", "end", "error"} | {
         event.__name__.lower() for event in events
     }
-    assert tuple(names(rows["text `update`"])) == stream._UPDATES
+    assert tuple(names(rows["text `update`"])) == messages.LIVE_OPTIONS
     for event in events:
         fields = {field.name for field in dataclasses.fields(event)} - {"data"}
         assert fields <= set(names(rows[f"text `{event.__name__.lower()}`"])), event

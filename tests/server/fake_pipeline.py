@@ -16,6 +16,7 @@ from model.audio.log_mel import LOG_MEL
 from model.portrait.face_tracker import NoFaceError
 from model.portrait.occlusion import OccludedError
 from model.types import (
+    Behaviour,
     Floats,
     Guidance,
     ModelMetadata,
@@ -82,12 +83,14 @@ class FakePipeline:
         )
         self.space, self.window_spec = FakeSpace(), LOG_MEL
         self.batches: list[int] = []
+        self.behaviours: list[Behaviour] = []
 
     def start(self, seed: int) -> SessionState:
         return SessionState(seed, self.space.rest_prefix(1))
 
     def step(self, tasks: Sequence[WindowTask]) -> list[tuple[Floats, SessionState]]:
         self.batches.append(len(tasks))
+        self.behaviours += [task.behaviour for task in tasks]
         return [self._one(task) for task in tasks]
 
     def _one(self, task: WindowTask) -> tuple[Floats, SessionState]:

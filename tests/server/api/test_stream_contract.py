@@ -165,7 +165,7 @@ def test_an_interrupt_with_idle_stops_speech_soon(stream: Stream) -> None:
 
 def test_options_change_during_a_session(stream: Stream) -> None:
     stream.start()
-    stream.send("update", steps=6, audio_cfg=1.5)
+    stream.send("update", steps=6, audio_cfg=1.5, head_motion=0, gaze="camera", blink_rate=2)
     stream.send_audio(pcm(0.5))
     stream.finish()
 
@@ -183,6 +183,8 @@ def refused(stream: Stream) -> tuple[str, int]:
     [
         ({"steps": 0}, ("invalid_option", 1008)),
         ({"audio_cfg": "loud"}, ("invalid_option", 1008)),
+        ({"head_motion": 2.1}, ("invalid_option", 1008)),
+        ({"gaze": "away"}, ("invalid_option", 1008)),
         ({"sample_rate": 7_999}, ("invalid_option", 1008)),
         ({"sample_rate": 48_001}, ("invalid_option", 1008)),
         ({"sample_rate": "fast"}, ("invalid_option", 1008)),

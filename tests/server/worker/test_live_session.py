@@ -10,7 +10,7 @@ from contextlib import aclosing
 import numpy as np
 
 from model.audio.log_mel import LOG_MEL
-from model.types import Floats, Picture
+from model.types import NATURAL, Behaviour, Floats, Picture
 from server.api.protocol import AnimationOptions
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import Snapshot
@@ -31,9 +31,11 @@ Commands = Callable[[VideoSession], None]
 OPTIONS = AnimationOptions(size=128)
 
 
-def play(commands: Commands, at: dict[int, Commands]) -> Events:
+def play(
+    commands: Commands, at: dict[int, Commands], pipeline: FakePipeline | None = None
+) -> Events:
     """``commands`` at once; those of ``at`` while the fragment of that number is being sent."""
-    pipeline = FakePipeline("fake")
+    pipeline = pipeline or FakePipeline("fake")
     reference = pipeline.space.encode_reference(np.zeros((48, 32, 3), np.uint8))
     events: Events = []
 
@@ -84,6 +86,20 @@ def test_sound_after_an_interrupt_starts_afresh() -> None:
     made = [f for f in fragments(events) if f.frames]
     assert sum(f.frames for f in made) == 13
     assert all(f.speech for f in made)
+
+
+def test_a_face_acts_as_updated_from_the_next_window_on() -> None:
+    def commands(session: VideoSession) -> None:
+        session.push_audio(pcm(1.3))
+
+    def update(session: VideoSession) -> None:
+        session.update(head_motion=0.0, gaze="camera")
+        session.end()
+
+    pipeline = FakePipeline("fake")
+    play(commands, {1: update}, pipeline)
+    acting = Behaviour(head_motion=0.0, gaze="camera")
+    assert pipeline.behaviours[0] == NATURAL and pipeline.behaviours[1:] == [acting] * 4
 
 
 class Hooked(FakeDecoder):
