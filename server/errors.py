@@ -28,7 +28,7 @@ KINDS: dict[str, Kind] = {
     "occluded": Kind(422, "The mouth in the picture is covered"),
     "empty_audio": Kind(422, "There is no sound in the audio"),
     "invalid_option": Kind(422, "An option is not allowed"),
-    "busy": Kind(429, "All places are taken", retry_after_s=5),
+    "busy": Kind(429, "There is no room now", retry_after_s=5),
     "internal_error": Kind(500, "The server failed"),
     "no_worker": Kind(503, "No worker is ready", retry_after_s=5),
 }

@@ -22,7 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from server.broker import redis
+from server.broker import redis, reservations
 from server.broker.liveness import live_workers
 from server.broker.redis import Connection
 from server.tasks import background
@@ -239,9 +239,16 @@ async def _service(connection: Connection) -> list[Metric]:
     avatars = 0
     for owner in await connection.redis.smembers(redis.OWNERS):
         avatars += await connection.redis.zcard(redis.avatars_key(owner.decode()))
+    reserved = GaugeMetricFamily(
+        "fada_reserved_bytes", "Reserved for uploads and kept videos.", labels=["store"]
+    )
+    amount = await reservations.reserved(connection)
+    reserved.add_metric(["redis"], amount.redis_bytes)
+    reserved.add_metric(["folder"], amount.folder_bytes)
     memory = await connection.redis.info("memory")
     return [
         jobs,
+        reserved,
         places,
         GaugeMetricFamily("fada_workers", "Live workers.", len(workers)),
         GaugeMetricFamily("fada_avatars", "Avatars stored.", avatars),

@@ -33,7 +33,7 @@ from server.api.video import HEADERS, MP4, first_fragment_timed, video_response
 from server.broker import estimates, messages
 from server.errors import ServiceError
 
-_UNREAD_S = 5.0
+_UNREAD_S = 5.0  # of video that waits for its reader
 
 router = APIRouter(tags=["animation"], dependencies=ADMITTED)
 

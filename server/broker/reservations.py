@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from server.broker import redis
-from server.broker.amount import Amount
+from server.broker.amount import NOTHING, Amount
 from server.errors import ServiceError
 
 _DEFAULT_MEMORY = 1 << 30  # of a Redis without maxmemory
@@ -48,7 +48,7 @@ async def configured_limits(
 
     Live sessions need the rest.
     """
-    info = await connection.redis.info("memory")
+    info = await redis.retry_on_disconnect(partial(connection.redis.info, "memory"))
     memory = int(info["maxmemory"]) or _DEFAULT_MEMORY
     if redis_bytes is None:
         redis_bytes = memory // 4
@@ -152,6 +152,15 @@ async def _reserve(
         if not oldest:
             return missing, left
         await drop(oldest.decode())
+
+
+async def reserved(connection: redis.Connection) -> Amount:
+    """What is reserved for all jobs and kept videos."""
+    total = NOTHING
+    for entry in (await connection.redis.hgetall(redis.RESERVED)).values():
+        _, in_redis, in_folder, _ = entry.decode().split(" ", 3)
+        total += Amount(int(in_redis), int(in_folder))
+    return total
 
 
 async def release(connection: redis.Connection, job_id: str) -> None:

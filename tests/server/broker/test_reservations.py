@@ -13,6 +13,7 @@ import redis as blocking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server import metrics
 from server.api.access import Access
 from server.api.protocol import AnimationOptions
 from server.broker import estimates, messages, redis
@@ -184,6 +185,8 @@ async def test_a_job_holds_its_bytes_until_it_ends_and_its_video_until_it_goes(u
         async with producer.place("animate", 12) as place:
             job_id = await place.submit(animate_request(keep=True), video_bytes=5000)
         assert await reserved(producer, job_id) == b"animate 5000 0 "
+        figures = (await metrics.render(producer.connection, "api")).decode()
+        assert 'fada_reserved_bytes{store="redis"} 5000' in figures
         claim = await claim_next(consumer)
         await publish(consumer, claim, 1, event=started())
         await publish(consumer, claim, 2, event=fragment(0))
