@@ -38,6 +38,7 @@ from server.supervisor import worker_count
 EXAMPLES = Path(server.__file__).parent / "static" / "examples"
 REAL_TIME, STALL_S, USED = 0.99, 0.3, 0.9
 _RETRY_S, _APART_S = 2.0, 0.05
+_LATE_S = 20.0  # after the last sound: far behind real time
 _SETTLE_S = 3.0  # of a session: its portrait is prepared meanwhile
 _SHIFT = 4  # pixels by which copies of one portrait differ
 
@@ -190,7 +191,11 @@ async def _client(url: str, avatar: str, voice: Voice, end_s: float, wait_s: flo
     while True:
         left_s = end_s - time.monotonic()
         start = {"avatar_id": avatar, "idle": True}
-        record = await hold(url, start, voice, seconds=max(left_s, 1.0))
+        try:
+            async with asyncio.timeout(max(left_s, 1.0) + _LATE_S):
+                record = await hold(url, start, voice, seconds=max(left_s, 1.0))
+        except TimeoutError:
+            return Record(ready_s=end_s, trouble="late")
         if record.ready_s is not None or end_s - time.monotonic() < 2 * _SETTLE_S:
             return record
         await asyncio.sleep(_RETRY_S)
