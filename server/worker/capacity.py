@@ -25,7 +25,7 @@ _RESERVE = 0.12
 # Load and cores are averages over seconds: what a new session costs shows after this time.
 _SETTLE_S = 3.0
 _LOWERED_S = 60.0  # how long fewer sessions are admitted once too many were
-_EXTRA = 2.0  # times the sessions that are admitted at once: beyond, none
+_EXTRA = 3.0  # times the sessions that are admitted at once: beyond, none
 
 
 @dataclass(frozen=True)
