@@ -14,17 +14,29 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-SHARE_A_SERVICE = (
+from tests.server.service import FAKE, KEYS, ORIGIN, Service, running
+
+# Files, or folders of them, that share a service or heavy imports: each group runs in one process.
+# The longest begin first, so that no process is left with one when the others are done.
+TOGETHER = (
+    ("tests/hostile/",),
     ("tests/e2e/test_animate.py", "tests/e2e/test_stream.py", "tests/e2e/test_studio.py"),
+    ("tests/training/",),
+    ("tests/engines/",),
     (
-        "tests/hostile/test_contract.py",
-        "tests/hostile/test_doors.py",
-        "tests/hostile/test_kinds.py",
-        "tests/hostile/test_origins.py",
-        "tests/hostile/test_floods.py",
-        "tests/hostile/test_uploads.py",
+        "tests/server/api/test_jobs.py",
+        "tests/server/api/test_rest.py",
+        "tests/server/api/test_stream_contract.py",
     ),
-    ("tests/server/api/test_jobs.py", "tests/server/api/test_rest.py"),
+    ("tests/docs/test_commands.py",),
+    (
+        "tests/clients/test_python.py",
+        "tests/fada/test_cli.py",
+        "tests/fada/test_local.py",
+        "tests/server/api/test_access.py",
+    ),
+    ("tests/server/test_run.py",),
+    ("tests/e2e/test_video_student.py",),
 )
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -46,6 +58,14 @@ def test_data() -> Path:
     if not place:
         pytest.skip("FADA_TEST_DATA is not set")
     return Path(place)
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[Service]:
+    """A service that asks for one of `KEYS` and lets pages of `ORIGIN` call."""
+    settings = {"FADA_API_KEYS": ",".join(KEYS), "FADA_CORS_ORIGINS": f"{ORIGIN},https://b.example"}
+    with running({**FAKE, **settings}) as service:
+        yield service
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,7 +95,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return next((group[0] for group in SHARE_A_SERVICE if path in group), path)
+            return next((group[0] for group in TOGETHER if path.startswith(group)), path)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            longest = next((group[0] for group in TOGETHER if group[0] in self.workqueue), None)
+            if longest is not None:
+                self.workqueue.move_to_end(longest, last=False)
+            super()._assign_work_unit(node)
 
     return ByFile(config, log)
 

@@ -23,16 +23,15 @@ from server.errors import KINDS
 from tests.hostile.files import integer_floats
 from tests.server.media_files import NO_FACE, POISON, picture, sound
 from tests.server.media_probe import probe
-from tests.server.service import FAKE, Service, running
+from tests.server.service import KEYS, Service
 from tests.server.stream_client import pcm
 
-KEY = "0123456789abcdef"
+KEY = KEYS[0]
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running({**FAKE, "FADA_API_KEYS": KEY}) as service:
-        yield service
+@pytest.fixture
+def service(guarded: Service) -> Service:
+    return guarded
 
 
 @pytest.fixture

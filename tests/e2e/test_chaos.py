@@ -62,6 +62,13 @@ class World:
 
     service: Service
     path: Path
+    redis: ExitStack
+
+    def replace_redis(self) -> None:
+        """Stop Redis without saving, and start an empty one in its place."""
+        with redis.Redis(unix_socket_path=str(self.path)) as client:
+            client.shutdown(nosave=True)
+        self.redis.enter_context(redis_at(self.path))
 
     def keys(self) -> set[bytes]:
         """The keys of jobs, without the status of asynchronous ones."""
@@ -79,10 +86,11 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "redis.sock"
-        with redis_at(path), running(settings(path)) as service:
-            yield World(service, path)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running_over(Path(directory) / "redis.sock") as world,
+    ):
+        yield world
 
 
 def settings(path: Path) -> dict[str, str]:
@@ -209,26 +217,19 @@ def test_sessions_survive_a_suspended_redis(world: World, paused_s: float) -> No
     finish(world, talkers, 40.0)
 
 
-def test_a_redis_that_loses_its_data_ends_sessions_with_an_error() -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "redis.sock"
-        with redis_at(path), running(settings(path)) as service:
-            before = World(service, path)
-            before.ready(1)
-            talkers = party(before, 2, seconds=30.0)
-            time.sleep(2.0)
-            with redis.Redis(unix_socket_path=str(path)) as client:
-                client.shutdown(nosave=True)
-            with redis_at(path):
-                for talker in talkers:
-                    talker.join(20.0)
-                    assert not talker.is_alive()
-                    assert talker.stream is not None and talker.failure is None
-                    assert talker.stream.texts[-1]["type"] == "error"
-                    assert talker.ended in (1011, 1013)
-                after = World(service, path)
-                after.ready(1)
-                finish(after, party(after, 2, seconds=1.0), 30.0)
+def test_a_redis_that_loses_its_data_ends_sessions_with_an_error(world: World) -> None:
+    world.ready(1)
+    talkers = party(world, 2, seconds=30.0)
+    time.sleep(2.0)
+    world.replace_redis()
+    for talker in talkers:
+        talker.join(20.0)
+        assert not talker.is_alive()
+        assert talker.stream is not None and talker.failure is None
+        assert talker.stream.texts[-1]["type"] == "error"
+        assert talker.ended in (1011, 1013)
+    world.ready(1)
+    finish(world, party(world, 2, seconds=1.0), 30.0)
 
 
 @pytest.mark.slow
@@ -247,8 +248,9 @@ def test_sessions_survive_a_redis_that_restores_its_data() -> None:
 
 @contextmanager
 def running_over(path: Path, *options: str) -> Iterator[World]:
-    with redis_at(path, *options), running(settings(path)) as service:
-        world = World(service, path)
+    with ExitStack() as stack:
+        stack.enter_context(redis_at(path, *options))
+        world = World(stack.enter_context(running(settings(path))), path, stack)
         world.ready(1)
         yield world
 

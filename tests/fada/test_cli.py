@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fada.cli import main
 from tests.hostile.files import integer_floats
 from tests.server.media_files import NO_FACE, POISON, picture, sound
 from tests.server.media_probe import probe
-from tests.server.service import FAKE, Service, environment, running
+from tests.server.service import FAKE, KEYS, Service, environment
 
 Fada = Callable[..., "Result"]
 
@@ -124,13 +124,12 @@ def test_settings_are_listed_and_checked(fada: Fada, inputs: tuple[Path, Path, P
     assert "FADA_MAX_AUDIO_S" in wrong.error and "never" in wrong.error
 
 
-KEY = "0123456789abcdef"
+KEY = KEYS[0]
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running({**FAKE, "FADA_API_KEYS": KEY}) as service:
-        yield service
+@pytest.fixture
+def service(guarded: Service) -> Service:
+    return guarded
 
 
 def test_a_service_makes_the_video(

@@ -16,7 +16,7 @@ from media.fmp4 import SAMPLE_RATE
 from model.types import FPS
 from tests.server.media_files import NO_FACE, POISON, picture, sound
 from tests.server.media_probe import probe
-from tests.server.service import FAKE, running
+from tests.server.service import FAKE, KEYS, Service
 from tests.server.stream_client import pcm
 
 
@@ -38,9 +38,9 @@ def test_a_video_comes_fragment_by_fragment(client: LocalClient) -> None:
     assert probe(b"".join(units)).video_s == pytest.approx(1.0)
 
 
-def test_it_is_the_services_video(client: LocalClient, tmp_path: Path) -> None:
+def test_it_is_the_services_video(client: LocalClient, guarded: Service, tmp_path: Path) -> None:
     client.animate(picture(), sound(1.0), tmp_path / "here.mp4", size=128, seed=7)
-    with running(FAKE) as service, fada.Client(service.url) as remote:
+    with fada.Client(guarded.url, KEYS[0]) as remote:
         remote.animate(picture(), sound(1.0), tmp_path / "there.mp4", size=128, seed=7)
     assert (tmp_path / "here.mp4").read_bytes() == (tmp_path / "there.mp4").read_bytes()
 

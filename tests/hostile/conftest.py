@@ -15,15 +15,23 @@ import numpy as np
 import pytest
 
 from bench.doors import Address
+from server.broker.embedded import embedded_server, valkey_program
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import pcm, stream_to
 
 
 @pytest.fixture(scope="package")
-def service() -> Iterator[Service]:
+def broker() -> Iterator[str]:
+    """The queue of `service`; APIs with other settings are put before it, at no worker's cost."""
     if "FADA_TEST_URL" in os.environ:
         pytest.skip("needs a service of its own, and FADA_TEST_URL names another")
-    with running({**FAKE, "FADA_WORKERS": "2"}) as service:
+    with embedded_server(valkey_program()) as broker:
+        yield broker.url
+
+
+@pytest.fixture(scope="package")
+def service(broker: str) -> Iterator[Service]:
+    with running({**FAKE, "FADA_WORKERS": "2", "FADA_REDIS_URL": broker}) as service:
         yield service
 
 

@@ -29,15 +29,16 @@ from server.api.connections import (
 from server.api.limits import BodyLimit
 from tests.hostile.conftest import undisturbed
 from tests.server.media_files import noise_picture, picture
-from tests.server.service import FAKE, Service, running
+from tests.server.service import Service, running
 from tests.server.stream_client import pcm, stream_to
 
 
 @pytest.fixture(scope="module")
-def few() -> Iterator[Service]:
-    """A service that allows few connections from one address."""
-    with running({**FAKE, "FADA_CONNECTIONS_PER_ADDRESS": "12"}) as service:
-        yield service
+def few(service: Service, broker: str) -> Iterator[Service]:
+    """An API that allows few connections from one address."""
+    settings = {"FADA_REDIS_URL": broker, "FADA_CONNECTIONS_PER_ADDRESS": "12"}
+    with running(settings, "api") as api:
+        yield api
 
 
 def dialled(service: Service, words: bytes = b"") -> socket.socket:

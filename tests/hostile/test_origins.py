@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.server.media_files import picture, sound
 from tests.server.rest_client import animate, problem
-from tests.server.service import FAKE, Service, running
+from tests.server.service import Service, running
 from tests.server.stream_client import pcm, stream_to
 
 ALLOWED = "https://app.example"
@@ -20,18 +20,18 @@ KEYS = ",".join(key["X-API-Key"] for key in (ONE, TWO))
 
 
 @pytest.fixture(scope="module")
-def keyed() -> Iterator[Service]:
-    extra = {"FADA_API_KEYS": KEYS, "FADA_CORS_ORIGINS": ALLOWED, "FADA_HOSTS": "fada.example"}
-    with running({**FAKE, **extra}) as service:
-        yield service
+def keyed(service: Service, broker: str) -> Iterator[Service]:
+    extra = {"FADA_CORS_ORIGINS": ALLOWED, "FADA_HOSTS": "fada.example"}
+    with running({"FADA_REDIS_URL": broker, "FADA_API_KEYS": KEYS, **extra}, "api") as api:
+        yield api
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Service]:
+def shared(service: Service, broker: str) -> Iterator[Service]:
     """Its keys share, and it is behind a proxy."""
     extra = {"FADA_KEYS_SHARE": "1", "FADA_TRUSTED_PROXIES": "127.0.0.1"}
-    with running({**FAKE, "FADA_API_KEYS": KEYS, **extra}) as service:
-        yield service
+    with running({"FADA_REDIS_URL": broker, "FADA_API_KEYS": KEYS, **extra}, "api") as api:
+        yield api
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ FAKE = {
     "FADA_MODELS": "fake",
     "FADA_WORKERS": "1",
 }
+KEYS = ("first-key-of-two", "s/2:%+=-and-longer")
+ORIGIN = "https://avatars.example"
 _STOP_S = 20.0
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.exceptions import ConnectionClosed
 
 from server import metrics
 from server.api.stream import _AudioArrivals
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.redis import Connection, connect
+from tests.e2e.talker import eventually
 from tests.server.media_files import POISON, picture, sound
 from tests.server.service import FAKE, Service, running, working
-from tests.server.stream_client import pcm, run_session
+from tests.server.stream_client import pcm, run_session, stream_to
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -109,8 +110,7 @@ def test_metrics_after_finished_jobs(service: Service) -> None:
     assert total(figures, "fada_requests_total", route="/animate", status="200") >= 1
     assert total(figures, "fada_requests_total", route="/stream", status="1000") == 1
     assert total(figures, "fada_requests_total", route="/jobs/{job_id}", status="404") == 1
-    processes = {dict(held).get("process", "") for _, held in figures}
-    assert {name.split("-")[0] for name in processes - {""}} == {"api", "worker"}
+    assert {name.split("-")[0] for name in processes(service)} == {"api", "worker"}
     assert total(figures, "process_resident_memory_bytes") > 1e7
 
 
@@ -135,25 +135,34 @@ def given_up(figures: Figures) -> float:
     return sum(total(figures, "fada_jobs_total", kind="animate", outcome=o) for o in outcomes)
 
 
-def test_a_dead_workers_metrics_expire_and_every_api_serves_all() -> None:
+def test_what_dead_processes_held_is_free_and_their_metrics_expire() -> None:
     with embedded_server(valkey_program()) as broker, ExitStack() as stack:
-        settings = {**FAKE, "FADA_REDIS_URL": broker.url}
+        settings = {**FAKE, "FADA_REDIS_URL": broker.url, "FADA_SESSIONS_PER_WORKER": "1"}
         worker = stack.enter_context(working(settings))
-        apis = [stack.enter_context(running(settings, "api")) for _ in range(2)]
+        first, second = (stack.enter_context(running(settings, "api")) for _ in range(2))
+        eventually(lambda: len(processes(first)) == len(processes(second)) == 3, 180.0)
+        with stream_to(first.url) as stream:
+            stream.start()  # and sends nothing: its worker waits
+            stream.until("ready")
+            assert full(second)
+            first.process.kill()
+            eventually(lambda: not full(second), 60.0)
+        worker.kill()
+        eventually(lambda: len(processes(second)) == 1)
+        assert not any(name.endswith(f"-{worker.pid}") for name in processes(second))
 
-        def seen(service: Service) -> set[str]:
-            names = {dict(held).get("process", "") for _, held in figures_of(service)}
-            return names - {""}
 
-        deadline = time.monotonic() + 20
-        while not all(len(seen(api)) == 3 for api in apis):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        worker.send_signal(signal.SIGKILL)
-        while not all(len(seen(api)) == 2 for api in apis):
-            assert time.monotonic() < deadline + 20
-            time.sleep(0.5)
-        assert not any(name.endswith(f"-{worker.pid}") for name in seen(apis[0]))
+def processes(service: Service) -> set[str]:
+    """The processes of which this one's metrics tell."""
+    return {dict(held).get("process", "") for _, held in figures_of(service)} - {""}
+
+
+def full(service: Service) -> bool:
+    with stream_to(service.url) as stream:
+        stream.start()
+        with suppress(ConnectionClosed):  # it may have been rejected by now
+            stream.send("end")
+        return stream.close_code() == 1013
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The service that most tests of the REST contract use."""
+"""The service that most tests of the contract use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tests.server.rest_client import animate
 from tests.server.service import FAKE, Service, running
 
 LIMITS = {"FADA_MAX_UPLOAD_BYTES": str(4 << 20), "FADA_MAX_PORTRAIT_BYTES": str(1 << 20)}
+WIDE = {"FADA_MODELS": "fake,other", "FADA_SESSIONS_PER_WORKER": "4"}
 
 
 @pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
-    with running({**FAKE, **LIMITS}) as service:
+    with running({**FAKE, **LIMITS, **WIDE}) as service:
         yield service
 
 

@@ -18,14 +18,8 @@ from server.api.protocol import AI_GENERATED
 from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.media_files import NO_FACE, POISON, picture
 from tests.server.media_probe import boxes
-from tests.server.service import FAKE, Service, running
+from tests.server.service import Service
 from tests.server.stream_client import Stream, pcm, run_session, stream_to
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running({**FAKE, "FADA_SESSIONS_PER_WORKER": "4"}) as service:
-        yield service
 
 
 @pytest.fixture
