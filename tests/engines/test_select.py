@@ -171,13 +171,13 @@ def shipped(name: str) -> MotionWeights:
 def speech_motion(
     weights: MotionWeights, engine: MotionEngine | None, examples: Path
 ) -> list[Floats]:
-    """The motion of two sessions for the first two seconds of the example speech."""
+    """The motion of two sessions for the first second of the example speech."""
     samples, rate = soundfile.read(examples / "speech.wav", dtype="float32")
     pipeline = motion_pipeline("tested", weights, MotionOnly(), engine=engine)
     rest = np.zeros(REFERENCE_DIM, np.float32)
     return roll_out(
         pipeline,
-        [samples[: 2 * rate]] * 2,
+        [samples[:rate]] * 2,
         [rest] * 2,
         seeds=[1, 2],
         guidance=pipeline.metadata.guidance,

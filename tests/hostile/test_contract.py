@@ -7,20 +7,20 @@ are good.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from schemathesis import Case, GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from server.api.app import create_app
 from server.settings import Settings
 from tests.server.media_files import picture, sound
 from tests.server.rest_client import animate
 from tests.server.service import Service
+
+if TYPE_CHECKING:
+    from schemathesis import Case
 
 EXAMPLES = max(1, int(os.environ.get("FADA_TEST_EXAMPLES", "4")))
 DOCUMENT = create_app(Settings(), "redis://nowhere").openapi()
@@ -42,6 +42,10 @@ def ids(service: Service) -> dict[str, str]:
 def test_answers_conform_to_the_document(
     service: Service, ids: dict[str, str], method: str, path: str
 ) -> None:
+    import schemathesis  # seconds, which only this test's process spends
+    from schemathesis import GenerationMode
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
     operation = schemathesis.openapi.from_dict(DOCUMENT)[path][method.upper()]
     made_up = st.one_of(
         operation.as_strategy(generation_mode=mode)

@@ -111,13 +111,13 @@ def test_a_student_goes_on_with_another_teachers_encoder() -> None:
         student_of(teacher, DistillConfig(guided=False), begun)
 
 
-@pytest.mark.parametrize("blocks", [0, 2])
+@pytest.mark.parametrize("blocks", [0, 1])
 def test_it_exports_with_a_dynamic_batch(blocks: int) -> None:
-    """Two blocks of each kind: further ones are the same again, and take seconds to export."""
+    """One block of each kind: further ones are the same again, and take seconds to export."""
     x, t, cond = inputs(2)
     batch = torch.export.Dim("batch", min=2, max=64)
     shapes = ({0: batch}, {0: batch}, {k: {0: batch} for k in cond})
-    student = net(guided=True, whisper_blocks=blocks, blocks=2, audio_layers=2)
+    student = net(guided=True, whisper_blocks=blocks, blocks=1, audio_layers=1)
     program = torch.export.export(student, (x, t, cond), dynamic_shapes=shapes)
     more = inputs(7, seed=3)
     torch.testing.assert_close(program.module()(*more), student(*more), atol=1e-4, rtol=1e-4)
