@@ -69,8 +69,9 @@ class MouthCover:
     def _convolve(self, x: Floats, layer: str, stride: int = 1) -> Floats:
         padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
         squares = sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::stride, ::stride]
-        out = np.einsum("bcyxij,ocij->boyx", squares, self._weights[f"{layer}.weight"])
-        return out + self._weights[f"{layer}.bias"][:, None, None]
+        kernel = self._weights[f"{layer}.weight"]
+        out = np.tensordot(squares, kernel, axes=([1, 4, 5], [1, 2, 3]))  # (B, H, W, channels)
+        return (out + self._weights[f"{layer}.bias"]).transpose(0, 3, 1, 2)
 
 
 def normalised(x: Floats) -> Floats:

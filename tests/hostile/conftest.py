@@ -16,6 +16,7 @@ import pytest
 
 from bench.doors import Address
 from server.broker.embedded import embedded_server, valkey_program
+from tests.conftest import EXAMPLES
 from tests.server.service import FAKE, Service, running
 from tests.server.stream_client import pcm, stream_to
 
@@ -60,7 +61,7 @@ def unharmed(service: Service) -> Iterator[Service]:
 def undisturbed(url: str, headers: Mapping[str, str] | None = None) -> Iterator[None]:
     """Run another client's live session, whose video must be complete at the end of the block."""
     with stream_to(url, headers) as neighbour:
-        neighbour.start(idle=True)
+        neighbour.start((EXAMPLES / "presenter.jpg").read_bytes(), idle=True)
         neighbour.until("fragment")
         yield
         neighbour.send_audio(pcm(0.4))

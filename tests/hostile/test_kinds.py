@@ -23,6 +23,7 @@ from tests.server.service import Service
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg makes the sounds")
 
 _SILENCE = "-f lavfi -t 3 -i anullsrc=r=44100:cl=mono"
+_VIDEO = "-f lavfi -i testsrc=s=64x64:r=10:d=9"
 _PIECES = ("-t 1", "-ss 1 -t 1 -ar 24000", "-ss 2 -t 1 -ac 2")
 _PAUSE = "-af aselect='not(between(t,1,1.999))' -fps_mode passthrough -c:a flac .mkv"
 _BARE = "-write_xing 0 -id3v2_version 0 .mp3"
@@ -40,6 +41,7 @@ _FILES = {
     "centre of 5.1": f"-af {LAYOUTS['5.1 centre']} -c:a flac .flac",
     "stereo": f"-af {LAYOUTS['stereo']} -c:a flac .flac",
     "a pause": _PAUSE,
+    "a long video": "-map 2:v -map 0:a -c:v libx264 -c:a aac .mp4",
     "second track by default": "-map 1:a -map 0:a -disposition:0 0 -disposition:1 default "
     "-c:a aac -ar 44100 -shortest .mp4",
     **{
@@ -51,7 +53,7 @@ _FILES = {
 
 
 _AS_MADE = (
-    "ogg flac", "speex", "opposite phases", "centre of 5.1", "stereo", "a pause",
+    "ogg flac", "speex", "a long video", "opposite phases", "centre of 5.1", "stereo", "a pause",
     "second track by default",
 )  # fmt: skip
 
@@ -59,7 +61,7 @@ _AS_MADE = (
 @pytest.fixture(scope="module")
 def sounds() -> dict[str, bytes]:
     """Three seconds of speech each."""
-    made = encoded(_FILES, extra=_SILENCE)
+    made = encoded(_FILES, extra=f"{_SILENCE} {_VIDEO}")
     wav, flac, mp3, webm, m4a = (made[name] for name in ("wav", "flac", "mp3", "webm", "m4a"))
     data = wav.index(b"data") + 4
     count = int.from_bytes(flac[18:26], "big") >> 36 << 36  # STREAMINFO's, of 36 bits, unknown
