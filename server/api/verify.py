@@ -40,6 +40,8 @@ async def verify(context: Context, request: Request) -> MarksView:
         upload = await read_upload(request, ("video",), place.write)
         if set(upload.fields) or "video" not in upload.files:
             raise ServiceError("bad_request", "expected the file 'video' and no other part")
+        if not upload.files["video"].size:
+            raise ServiceError("unsupported_media", "the file 'video' is empty")
         verified = await short_answer(context, request, place, job=messages.VerifyRequest())
     if not isinstance(verified, messages.Verified):
         raise TypeError(f"first event = {verified.type!r}, expected 'verified'")
