@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import re
 import shlex
@@ -72,21 +73,25 @@ def service() -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder from which the examples are reached as from the repository's root.
+def furnish(folder: Path) -> Path:
+    """Make the examples reachable in ``folder`` as from the repository's root.
 
     The speech is its first second.
     """
-    for folder in ("model", "bench"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    examples = tmp_path / "docs" / "examples"
+    for name in ("model", "bench"):
+        (folder / name).symlink_to(ROOT / name)
+    examples = folder / "docs" / "examples"
     examples.mkdir(parents=True)
     for path in (ROOT / "docs" / "examples").glob("*.jpg"):
         (examples / path.name).symlink_to(path)
     sound, rate = soundfile.read(ROOT / "docs/examples/speech.wav", dtype="int16")
     soundfile.write(examples / "speech.wav", sound[:rate], rate)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return furnish(tmp_path)
 
 
 def commands(code: str) -> list[list[str]]:
@@ -121,26 +126,52 @@ def test_every_language_is_known() -> None:
                if one.language == "js")  # fmt: skip
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=name)
-def test_python_runs(block: Block, service: Service, place: Path) -> None:
+_RUN_ALL = """
+import json, os, runpy, sys, traceback
+errors = {}
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    try:
+        runpy.run_path("block.py", run_name="__main__")
+    except BaseException:
+        errors[folder] = traceback.format_exc()
+print("\\n" + json.dumps(errors))
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of each Python block, with `error` in it; one process runs all of them."""
     sound, rate = soundfile.read(ROOT / "docs/examples/speech.wav", dtype="int16")
     assert rate == 16_000
-    code = f"pcm = open('pcm', 'rb').read()\nplayer = open('player', 'wb')\n{block.code}"
-    (place / "pcm").write_bytes(sound[: 2 * rate].tobytes())
-    (place / "block.py").write_text(code.replace(URL, service.url))
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "clients/python")])
+    folders = {}
+    for block in blocks("python"):
+        folder = furnish(tmp_path_factory.mktemp("block"))
+        code = f"pcm = open('pcm', 'rb').read()\nplayer = open('player', 'wb')\n{block.code}"
+        (folder / "pcm").write_bytes(sound[: 2 * rate].tobytes())
+        (folder / "block.py").write_text(code.replace(URL, service.url))
+        folders[block.code] = folder
     done = subprocess.run(
-        [sys.executable, "block.py"],
-        cwd=place,
-        env={**environment(FAKE), "PYTHONPATH": paths},
+        [sys.executable, "-c", _RUN_ALL, *map(str, folders.values())],
+        env=environment(FAKE),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout.splitlines()[-1])
+    for folder in folders.values():
+        (folder / "error").write_text(errors.get(str(folder), ""))
+    return folders
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=name)
+def test_python_runs(block: Block, finished: dict[str, Path]) -> None:
+    folder = finished[block.code]
+    assert not (error := (folder / "error").read_text()), error
     for made in ("talking.mp4", "player"):
         if made in block.code or f"{made}." in block.code:
-            assert (place / made).stat().st_size > 1_000
+            assert (folder / made).stat().st_size > 1_000
 
 
 @pytest.mark.parametrize("block", [one for one in blocks("sh") if runs(one)], ids=name)

@@ -18,7 +18,7 @@ from tests.server.stream_client import pcm, run_session
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    weights = write_tiny(tmp_path_factory.mktemp("weights") / "mine.safetensors")
+    weights = write_tiny(tmp_path_factory.mktemp("weights") / "mine.safetensors", shallow=True)
     settings = {
         "FADA_MODELS": "video-tiny",
         "FADA_WEIGHTS": str(weights),
