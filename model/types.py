@@ -97,13 +97,16 @@ class Behaviour:
 
     ``head_motion`` and ``expressiveness`` (0 to 2) scale the head, and brows, cheeks and smile.
     ``gaze``: the eyes wander a little (``natural``) or hold the viewer's (``camera``).
-    ``blink_rate`` (0 to 3) times the natural rate.
+    ``blink_rate`` (0 to 3) times the natural rate. ``emotion``: ``neutral`` or one of
+    `model.motion.emotions.EMOTIONS`, as strong as ``emotion_strength`` (0 to 1).
     """
 
     head_motion: float = 1.0
     expressiveness: float = 1.0
     gaze: str = "natural"
     blink_rate: float = 1.0
+    emotion: str = "neutral"
+    emotion_strength: float = 0.6
 
 
 NATURAL = Behaviour()

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from model.audio.log_mel import HOP, PREFIX
 from model.motion.cues import SpeechCues, speech_cues
+from model.motion.emotions import EMOTION_ACTIONS, EMOTION_POSTURES, EMOTIONS
 from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, MOTION_DIM, ROTATION, TRANSLATION
 from model.types import FPS, Behaviour, Floats, WindowTask
 
@@ -36,9 +37,10 @@ POSTURE, BEAT = slice(0, 3), slice(3, 6)  # pitch (down), yaw (to the subject's 
 BROWS, FROWN, SMILE, CHEEKS = range(6, 10)
 LOOK = slice(10, 12)  # to the subject's left, up
 GAINS = slice(12, 15)  # options: head, expression, wandering gaze
-_COUNT = 15
-_HERTZ = np.array([0.46, 0.38, 0.38] + [1.5] * 3 + [1.8, 1.0, 0.6, 0.7] + [8.0] * 2 + [0.8] * 3)
-_DAMPING = np.array([1.0] * 3 + [0.75] * 3 + [1.0] * 9)
+FEELING = slice(15, 21)  # how strong each emotion is
+_COUNT = 21
+_HERTZ = np.array([0.46, 0.38, 0.38] + [1.5] * 3 + [1.8, 1.0, 0.6, 0.7] + [8.0] * 2 + [0.8] * 9)
+_DAMPING = np.array([1.0] * 3 + [0.75] * 3 + [1.0] * 15)
 
 # Head: deviations of postures in degrees, and of the push that keeps a head from being frozen.
 _POSTURE_SPREAD = np.array([9.5, 6.8, 4.4])
@@ -181,6 +183,7 @@ class _Face:
     def __init__(self, carry: Floats, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
         gains = behaviour.head_motion, behaviour.expressiveness, behaviour.gaze == "natural"
+        feeling = [behaviour.emotion_strength * (behaviour.emotion == name) for name in EMOTIONS]
         if len(carry) == CARRY_DIM:
             state = carry[MOTION_DIM:].astype(np.float64)
             self._x, self._v, self._target = state[: 3 * _COUNT].reshape(3, _COUNT)
@@ -188,8 +191,8 @@ class _Face:
         else:
             self._x, self._v, self._target = np.zeros((3, _COUNT))
             self._memory = _Memory()
-            self._x[GAINS] = gains
-        self._target[GAINS] = gains
+            self._x[GAINS], self._x[FEELING] = gains, feeling
+        self._target[GAINS], self._target[FEELING] = gains, feeling
 
     def row(self) -> NDArray[np.float64]:
         """(_STATE_DIM,) what `__init__` takes up again."""
@@ -369,7 +372,8 @@ def _motion(
     shown = latents.astype(np.float64)
     shown[:, _OWNED] = 0.0
     head, acting, wander = x[:, GAINS].T
-    degrees = x[:, POSTURE] + x[:, BEAT]
+    feeling = x[:, FEELING]
+    degrees = x[:, POSTURE] + x[:, BEAT] + feeling @ EMOTION_POSTURES
     degrees[:, 0] += _BREATH_PITCH * np.sin(breath)
     degrees *= head[:, None]
     pitch, yaw, roll = np.radians(degrees).T
@@ -379,11 +383,14 @@ def _motion(
     shown[:, TRANSLATION] = np.stack(
         [before * yaw - above * roll, rise - before * pitch, above * pitch], axis=1
     )
-    shown += acting[:, None] * (x[:, [BROWS, FROWN, SMILE, CHEEKS]] @ _EXPRESSIONS)
+    acts = acting[:, None] * x[:, [BROWS, FROWN, SMILE, CHEEKS]]
+    acts[:, 2] *= 1.0 - feeling[:, 1:].sum(axis=1).clip(0.0, 1.0)  # only the happy go on smiling
+    shown += acts @ _EXPRESSIONS
+    shown[:, :ACTION_COUNT] += feeling @ EMOTION_ACTIONS
     across = wander * x[:, LOOK.start] - _COUNTER[0] * degrees[:, 1]
     up = wander * x[:, LOOK.start + 1] + _COUNTER[1] * degrees[:, 0]
     for columns, sign in ((_LEFT, 1.0), (_RIGHT, -1.0)):
         sides = np.stack([sign * across, -sign * across, up, -up], axis=1)
-        shown[:, columns] = np.maximum(sides, 0.0)
+        shown[:, columns] += np.maximum(sides, 0.0)
     shown[:, _BLINKS] = lids[:, None]
     return shown

@@ -19,6 +19,9 @@ def location(what: str) -> dict[str, object]:
     return {"description": f"path of {what}", "required": True, "schema": {"type": "string"}}
 
 
+Emotion = Literal["neutral", "happy", "sad", "angry", "surprised", "afraid", "disgusted"]
+
+
 class AnimationOptions(BaseModel):
     """``None`` means the default (``steps``, guidance, ``model``) or a random ``seed``."""
 
@@ -45,6 +48,8 @@ class AnimationOptions(BaseModel):
         "natural", description="whether the eyes wander a little or hold the viewer's"
     )
     blink_rate: float = Field(1.0, ge=0, le=3, description="times the natural rate of blinks")
+    emotion: Emotion = Field("neutral", description="what colours the face")
+    emotion_strength: float = Field(0.6, ge=0, le=1, description="how strongly it does")
 
 
 class LiveStart(BaseModel):
@@ -71,6 +76,8 @@ ALLOWED = {
     "expressiveness": "a number from 0 to 2",
     "gaze": "natural or camera",
     "blink_rate": "a number from 0 to 3",
+    "emotion": "neutral, happy, sad, angry, surprised, afraid or disgusted",
+    "emotion_strength": "a number from 0 to 1",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from server.api.protocol import AnimationOptions, AvatarView, MarksView, ModelView
+from server.api.protocol import AnimationOptions, AvatarView, Emotion, MarksView, ModelView
 from server.broker.amount import NOTHING, Amount
 
 # Raise it with every change that the release before cannot read; `reads` then covers both. New
@@ -225,6 +225,8 @@ class Update(_Message):
     expressiveness: float | None = None
     gaze: Literal["natural", "camera"] | None = None
     blink_rate: float | None = None
+    emotion: Emotion | None = None
+    emotion_strength: float | None = None
 
 
 LIVE_OPTIONS = tuple(name for name in Update.model_fields if name != "type")

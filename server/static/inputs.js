@@ -164,7 +164,8 @@ export function acceptDrops({ onPortrait, onVoice, onProblem }) {
 }
 
 const MODEL_KNOBS = ["audio_cfg", "reference_cfg", "steps"];
-const LIVE_KNOBS = [...MODEL_KNOBS, "head_motion", "expressiveness", "blink_rate"];
+const LIVE_KNOBS = [...MODEL_KNOBS, "head_motion", "expressiveness", "blink_rate", "emotion_strength"];
+const LIVE_CHOICES = ["gaze", "emotion"];
 
 /** The settings, with the defaults of the chosen model. */
 export class Knobs {
@@ -176,7 +177,9 @@ export class Knobs {
       range.addEventListener("input", () => this.#label());
       range.addEventListener("change", () => onLive(this.live()));
     }
-    form.elements.gaze.addEventListener("change", () => onLive(this.live()));
+    for (const name of LIVE_CHOICES) {
+      form.elements[name].addEventListener("change", () => onLive(this.live()));
+    }
     form.elements.model.addEventListener("change", () => this.reset());
     $("defaults").addEventListener("click", () => {
       this.reset();
@@ -202,7 +205,7 @@ export class Knobs {
     for (const name of LIVE_KNOBS) form.elements[name].value = form.elements[name].defaultValue;
     for (const name of [...MODEL_KNOBS, "size"]) form.elements[name].value = model[name];
     form.elements.framing.value = "portrait";
-    form.elements.gaze.value = "natural";
+    for (const name of LIVE_CHOICES) form.elements[name].selectedIndex = 0;
     form.elements.seed.value = "";
     this.#label();
   }
@@ -224,7 +227,8 @@ export class Knobs {
 
   live() {
     const scales = LIVE_KNOBS.map((name) => [name, Number(form.elements[name].value)]);
-    return { ...Object.fromEntries(scales), gaze: form.elements.gaze.value };
+    const choices = LIVE_CHOICES.map((name) => [name, form.elements[name].value]);
+    return Object.fromEntries([...scales, ...choices]);
   }
 
   /** All but the seed, as the API names them. */

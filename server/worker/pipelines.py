@@ -147,4 +147,6 @@ def behaviour(options: AnimationOptions) -> Behaviour:
         expressiveness=options.expressiveness,
         gaze=options.gaze,
         blink_rate=options.blink_rate,
+        emotion=options.emotion,
+        emotion_strength=options.emotion_strength,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,16 +12,21 @@ import soundfile
 
 from model.audio.log_mel import HOP, LOG_MEL, PREFIX, silence_row
 from model.audio.stream import SpeechStream, windows_of
+from model.motion.emotions import EMOTIONS
 from model.motion.nonverbal import CARRY_DIM, perform
 from model.motion.rollout import reference_of
 from model.portrait.blendshapes import (
+    ACTION_COUNT,
     ACTIONS,
+    EYES,
     MOTION_DIM,
     MOUTH,
     ROTATION,
     TRANSLATION,
+    from_motion,
     shown_motion,
 )
+from model.rendering.face_model import lip_gaps
 from model.types import (
     FPS,
     NATURAL,
@@ -31,6 +37,8 @@ from model.types import (
     Window,
     WindowTask,
 )
+from server.api.protocol import Emotion
+from training.losses import CLOSED_GAP
 
 MINUTES = 10
 BROWS = [i for i, name in enumerate(ACTIONS) if name.startswith("brow")]
@@ -168,9 +176,28 @@ def test_blink_rate_goes_from_none_to_many(speech: list[Window]) -> None:
     assert counts[0] == 0 and counts == sorted(counts) and counts[3] > 1.8 * counts[2]
 
 
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_lips_close_under_every_emotion_which_grows_with_its_strength(
+    speech: list[Window], emotion: str
+) -> None:
+    rest = np.full(ACTION_COUNT, 0.05, np.float32)
+    faces = []
+    for strength in (0.0, 0.3, 0.6, 1.0):
+        acting = Behaviour(expressiveness=0, emotion=emotion, emotion_strength=strength)
+        coefficients, _ = from_motion(shown(speech[:2], acting), rest)
+        assert lip_gaps(coefficients)[:, 4].max() < CLOSED_GAP  # the network's lips are closed
+        faces.append(coefficients[:, ~EYES])
+    changes = [float(np.abs(face - faces[0]).sum(axis=1).mean()) for face in faces]
+    assert changes == sorted(changes) and changes[-1] > 1.0
+
+
+def test_every_emotion_of_the_api_is_known() -> None:
+    assert get_args(Emotion) == ("neutral", *EMOTIONS)
+
+
 def test_an_update_never_jumps(speech: list[Window]) -> None:
     *_, (before, state) = steps(speech[:6], Behaviour(head_motion=2, expressiveness=2))
-    still = Behaviour(head_motion=0, expressiveness=0, gaze="camera")
+    still = Behaviour(head_motion=0, expressiveness=0, gaze="camera", emotion="happy")
     after = shown(speech[6:], still, state)
     joined = np.concatenate([shown_motion(before), after])
     degrees = np.abs(np.diff(np.degrees(joined[:, ROTATION]), axis=0))
