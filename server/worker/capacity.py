@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from model.audio.log_mel import LOG_MEL
+from server.worker.host_load import Cores
 
 HOP_S = LOG_MEL.hop_s
 # The share of a core's time that windows may take, for sessions that are admitted at once. The
@@ -22,6 +23,7 @@ _SMOOTHING_WINDOWS = 8
 _RECENT_S = 2.0
 # The share of the machine's cores that stays free: at a higher load windows wait for one another.
 _RESERVE = 0.12
+_MOST = 0.7  # of a worker's share of the cores
 # Load and cores are averages over seconds: what a new session costs shows after this time.
 _SETTLE_S = 3.0
 _LOWERED_S = 60.0  # how long fewer sessions are admitted once too many were
@@ -30,11 +32,11 @@ _EXTRA = 3.0  # times the sessions that are admitted at once: beyond, none
 
 @dataclass(frozen=True)
 class Host:
-    """This worker's machine: how many of its ``cores`` are ``left``, if known, how many live
+    """This worker's machine: its ``cores``, how much of them is in use, if known, how many live
     ``sessions`` all of its workers hold, and whether this worker is the next to take one more."""
 
     cores: float
-    left: float | None
+    load: Cores | None
     sessions: int
     next: bool
 
@@ -129,20 +131,30 @@ class Capacity:
         now_s, load = self._clock(), self._load
         if host.sessions != self._host_sessions:
             self._host_sessions, self._settled_s = host.sessions, now_s + _SETTLE_S
-        crowded = host.left is not None and host.left < _RESERVE * host.cores / 2
-        self._full = (load is not None and load > _FULL) or (crowded and host.sessions > 0)
+        self._full = load is not None and (load > _FULL or self._crowds(host))
         self._extra_at = None
         if now_s < self._settled_s or load is None or not taken:
             return
         if self._full:
             self._ceiling, self._lowered_s = max(1, taken - 1), now_s + _LOWERED_S
             self._settled_s = now_s + _SETTLE_S
-        elif host.next and host.left is not None and now_s >= self._lowered_s:
-            needs = max(self._share * self._cores, (host.cores - host.left) / host.sessions)
-            room = host.left - needs >= _RESERVE * host.cores
+        elif host.next and host.load is not None and now_s >= self._lowered_s:
+            left = host.load.left
+            needs = max(self._share * self._cores, (host.cores - left) / host.sessions)
+            room = left - needs >= _RESERVE * host.cores
             speaking = self._active >= 0.8 * taken
             if room and speaking and load < _BUSY:
                 self._extra_at = taken
+
+    def _crowds(self, host: Host) -> bool:
+        """Whether hardly anything is left of the machine, by this worker's doing.
+
+        Where others use it up, windows are late or they are not.
+        """
+        cores = host.load
+        if cores is None or cores.left > _RESERVE / 2 * host.cores:
+            return False
+        return cores.used > _MOST * self._cores
 
     def places(self, taken: int) -> int:
         """How many places there are, given how many are taken."""

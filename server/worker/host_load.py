@@ -1,4 +1,4 @@
-"""How much of this machine's cores is left, by the kernel's account."""
+"""What this process uses of the machine's cores, and what is left, by the kernel's account."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 _STAT = Path("/proc/stat")
@@ -13,31 +14,47 @@ _WINDOW_S = 2.0
 _NICE, _IDLE, _IOWAIT, _FIELDS = 1, 3, 4, 8  # of a core's line; after _FIELDS: of guests
 
 
+@dataclass(frozen=True)
+class Cores:
+    """Cores, over the last seconds: ``used`` by this process, and ``left`` by all, which are idle
+    or busy at low priority, as with offline jobs."""
+
+    used: float
+    left: float
+
+
 class HostLoad:
-    """Reads what the cores that this process may use have done; `cores_left` is the answer."""
+    """Reads what the cores that this process may use have done."""
 
     def __init__(
-        self, stat: Path = _STAT, clock: Callable[[], float] = time.monotonic, *, hertz: int = 0
+        self,
+        stat: Path = _STAT,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        used_s: Callable[[], float] = time.process_time,
+        hertz: int = 0,
     ) -> None:
-        self._stat, self._clock = stat, clock
+        self._stat, self._clock, self._used_s = stat, clock, used_s
         self._hertz = hertz or os.sysconf("SC_CLK_TCK")
-        self._readings: deque[tuple[float, int]] = deque()
+        self._readings: deque[tuple[float, float, float]] = deque()
 
-    def cores_left(self) -> float | None:
-        """Cores idle, or busy at low priority, over the last seconds; call it regularly.
-
-        Low priority is what offline jobs run at. None at first, and where the kernel does not say.
-        """
-        ticks, now_s = self._ticks(), self._clock()
+    def read(self) -> Cores | None:
+        """Call it regularly. None at first, and where the kernel does not say."""
+        ticks, now_s, used_s = self._ticks(), self._clock(), self._used_s()
         if ticks is None:
             return None
-        self._readings.append((now_s, ticks))
+        self._readings.append((now_s, used_s, ticks / self._hertz))
         while len(self._readings) > 2 and self._readings[1][0] <= now_s - _WINDOW_S:
             self._readings.popleft()
-        began_s, before = self._readings[0]
-        if now_s - began_s < _WINDOW_S / 2:
+        began_s, *before = self._readings[0]
+        passed_s = now_s - began_s
+        if passed_s < _WINDOW_S / 2:
             return None
-        return (ticks - before) / self._hertz / (now_s - began_s)
+        used, left = (
+            (now - then) / passed_s
+            for now, then in zip(self._readings[-1][1:], before, strict=True)
+        )
+        return Cores(used, left)
 
     def _ticks(self) -> int | None:
         try:

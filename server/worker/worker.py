@@ -160,22 +160,21 @@ class Worker:
         # In sessions: the extra places that sessions of a costly model take are not offered.
         extra = taken - running
         places = max(0, self._capacity.places(taken) - extra)
+        spare = self._capacity.estimate - extra - running
         if self._resources.quarantine:
-            places = running
+            places, spare = running, 0
         self._room_changed.set()  # the capacity changes with the load
         heartbeat = messages.Heartbeat(
             models=self._models,
             live_places=places,
             live_running=running,
+            live_spare=max(0, spare),
             busy=self._capacity.busy,
             host=host,
             detail=self._engines.detail,
         )
         await self._consumer.heartbeat(heartbeat)
-        # To even numbers out only, or two workers would send a session to and fro.
-        able = [one for one in self._successors(others) if one.live_running + 1 < running]
-        over = running > self._capacity.estimate - extra
-        if over and any(one.live_running < one.live_places for one in able):
+        if spare < 0 and any(one.live_spare for one in self._successors(others)):
             # We reclaimed more than fits: workers with room get a session with each heartbeat.
             live = [job for job in self._held.values() if job.claim.request.kind == "live"]
             self._no_reclaim_until_s = time.monotonic() + _NO_RECLAIM_S
@@ -187,7 +186,7 @@ class Worker:
         order = [(one.live_running, name) for name, one in neighbours.items()]
         return Host(
             cores=usable_cores(),
-            left=self._host_load.cores_left(),
+            load=self._host_load.read(),
             sessions=running + sum(one.live_running for one in neighbours.values()),
             next=full and all((running, self._consumer.worker_id) < other for other in order),
         )

@@ -24,7 +24,7 @@ from server.worker.calibration import (
     window_cost,
 )
 from server.worker.capacity import CPU_SHARE, HOP_S, Capacity, Host
-from server.worker.host_load import HostLoad
+from server.worker.host_load import Cores, HostLoad
 from tests.server.fake_pipeline import FakePipeline
 
 WINDOW_S = 2 * HOP_S * CPU_SHARE / 8.5  # eight on two cores
@@ -52,16 +52,18 @@ class Machine:
         taken: int,
         *,
         left: float | None,
+        used: float = 0.8,
         load: float = 0.3,
         speaking: int | None = None,
         next: bool = True,
     ) -> int:
         """The places after so many seconds with ``taken`` sessions here and two beside."""
+        cores = None if left is None else Cores(used, left)
         for _ in range(round(seconds / HOP_S)):
             self.now_s += HOP_S
             for _ in range(taken if speaking is None else speaking):
                 self.capacity.record_window(load * HOP_S, HOP_S)
-            self.capacity.review(taken, Host(2.0, left, taken + 2 if taken else 0, next))
+            self.capacity.review(taken, Host(2.0, cores, taken + 2 if taken else 0, next))
         return self.capacity.places(taken)
 
 
@@ -75,6 +77,8 @@ def test_no_session_is_admitted_near_full_load() -> None:
         machine = Machine()
         assert machine.run(4.0, 3, left=left, load=load) == places
         assert machine.capacity.has_spare == spare
+    # Another program uses the cores up, and windows are made in time.
+    assert Machine().run(4.0, 3, left=0.0, used=0.3) == 4
 
 
 def test_after_too_many_fewer_are_admitted_for_a_while() -> None:
@@ -139,15 +143,15 @@ def test_cores_left_are_those_idle_or_at_low_priority(tmp_path: Path) -> None:
     def line(core: int, nice: int, idle: int) -> str:
         return f"cpu{core} 9 {nice} 9 {idle} 3 9 9 9 0 0\n"
 
-    load = HostLoad(stat, lambda: now_s, hertz=100)
-    assert load.cores_left() is None  # the kernel does not say
+    load = HostLoad(stat, lambda: now_s, used_s=lambda: now_s / 4, hertz=100)
+    assert load.read() is None  # the kernel does not say
     stat.write_text("cpu 1 1 1 1 1 1 1 1\n" + line(core, 100, 200) + line(4096, 0, 0))
-    assert load.cores_left() is None  # nothing to compare with
+    assert load.read() is None  # nothing to compare with
     now_s += 2.0
     stat.write_text("cpu 9 9 9 9 9 9 9 9\n" + line(core, 120, 300) + line(4096, 500, 900))
-    assert load.cores_left() == pytest.approx(0.6)
+    assert load.read() == Cores(used=0.25, left=pytest.approx(0.6))
     now_s += 2.0
-    assert load.cores_left() == 0.0
+    assert load.read() == Cores(used=0.25, left=0.0)
 
 
 @settings(deadline=None)
