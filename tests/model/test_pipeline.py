@@ -121,7 +121,7 @@ def test_silence_rests_with_closed_lips_for_a_minute(compiled: StudentPipeline) 
         [features()],
         seeds=[3],
         guidance=compiled.metadata.guidance,
-        steps=6,
+        steps=compiled.metadata.steps,
     )[0]
     assert np.quantile(motion[:, JAW], 0.95) < 0.08
     assert np.abs(motion[:, 52:]).max() < 0.3
