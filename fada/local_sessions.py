@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from media.fmp4 import SAMPLE_RATE
 from model.types import FPS, Floats
-from server.api.protocol import parse_options
+from server.api.protocol import parse_options, parse_state
 from server.broker.messages import LIVE_OPTIONS
 from server.errors import ServiceError, SetupError
 from server.tasks import cancel_and_wait
@@ -128,6 +128,12 @@ class LocalStream(Iterator["Event | RawFrame"]):
                 )
             changed = parse_options(options).model_dump(include=set(options))
         self._call(self._session.update, **changed)
+
+    def state(self, state: str) -> None:
+        """How the avatar behaves while it does not speak: listening, thinking or idle."""
+        with client_errors():
+            known = parse_state(state)
+        self._call(self._session.update, state=known)
 
     def end(self) -> None:
         """No more sound: the session ends after the last of it."""

@@ -98,7 +98,8 @@ class Behaviour:
     ``head_motion`` and ``expressiveness`` (0 to 2) scale the head, and brows, cheeks and smile.
     ``gaze``: the eyes wander a little (``natural``) or hold the viewer's (``camera``).
     ``blink_rate`` (0 to 3) times the natural rate. ``emotion``: ``neutral`` or one of
-    `model.motion.emotions.EMOTIONS`, as strong as ``emotion_strength`` (0 to 1).
+    `model.motion.emotions.EMOTIONS`, as strong as ``emotion_strength`` (0 to 1). ``state``, while
+    nothing is said: ``listening`` (attention and nods), ``thinking`` (a look aside) or ``idle``.
     """
 
     head_motion: float = 1.0
@@ -107,6 +108,7 @@ class Behaviour:
     blink_rate: float = 1.0
     emotion: str = "neutral"
     emotion_strength: float = 0.6
+    state: str = "idle"
 
 
 NATURAL = Behaviour()

@@ -38,9 +38,10 @@ BROWS, FROWN, SMILE, CHEEKS = range(6, 10)
 LOOK = slice(10, 12)  # to the subject's left, up
 GAINS = slice(12, 15)  # options: head, expression, wandering gaze
 FEELING = slice(15, 21)  # how strong each emotion is
-_COUNT = 21
-_HERTZ = np.array([0.46, 0.38, 0.38] + [1.5] * 3 + [1.8, 1.0, 0.6, 0.7] + [8.0] * 2 + [0.8] * 9)
-_DAMPING = np.array([1.0] * 3 + [0.75] * 3 + [1.0] * 15)
+STATE = slice(21, 23)  # listening and thinking
+_COUNT = 23
+_HERTZ = np.array([0.46, 0.38, 0.38] + [1.5] * 3 + [1.8, 1.0, 0.6, 0.7] + [8.0] * 2 + [0.8] * 11)
+_DAMPING = np.array([1.0] * 3 + [0.75] * 3 + [1.0] * 17)
 
 # Head: deviations of postures in degrees, and of the push that keeps a head from being frozen.
 _POSTURE_SPREAD = np.array([9.5, 6.8, 4.4])
@@ -69,6 +70,13 @@ _BLINK = 0.45, 1.0, 0.95, 0.7, 0.42, 0.2, 0.07
 _BLINKS_A_MINUTE = 13.0  # at any time; those at phrase ends and with gaze come on top
 _BLINK_AT_END, _BLINK_WITH_GAZE, _REFRACTORY, _END_FRAMES = 0.55, 0.3, 14, 12
 
+# A listener leans in, brows a little up, and nods; a thinker tilts the head and looks up and aside.
+_STATES = "listening", "thinking"
+_STATE_POSTURES = np.array([[2.0, 0.0, 2.5], [-3.0, 5.0, 3.0]])
+_STATE_ACTS = np.array([[0.12, 0.0, 0.12, 0.0], [0.0, 0.25, 0.0, 0.1]])
+_LISTENER_NOD, _NOD_FRAMES, _AGAIN, _AGAIN_FRAMES = 2.6, 70.0, 0.45, 11.0
+_THOUGHT, _THOUGHT_SPREAD, _THOUGHT_FRAMES, _AVERSE_LISTENING = (0.6, 0.5), 0.08, 30.0, 0.03
+
 _PAUSE_DB, _FLOOR_DB = 28.0, -78.0  # below the speech's peaks; below any speech
 _LEAST_ACCENT, _ACCENT_APART = 0.4, 6  # deviations, frames
 _GESTURED = 0.82  # of accents
@@ -96,6 +104,7 @@ class _Memory:
     frown: float = 0.0
     look: float = 10.0  # frames until the next
     posture: float = 20.0
+    nod: float = 30.0
 
 
 _STATE_DIM = 3 * _COUNT + len(fields(_Memory))
@@ -213,6 +222,10 @@ class _Face:
         strength, high = self._listen(cues, at)
         started, ended = memory.speaking > was, memory.speaking < was
         self._settle()
+        quiet = 0.0 if memory.speaking else 1.0
+        self._target[STATE] = [quiet * (self._behaviour.state == name) for name in _STATES]
+        if self._target[STATE.start]:
+            self._nod_along(normal=normal, uniform=uniform)
         if strength > 0 and uniform[0] < _GESTURED:
             self._accent(strength, high, normal=normal, uniform=uniform)
         if started or ended:
@@ -295,6 +308,16 @@ class _Face:
             target[FROWN] = 0.12 + 0.1 * strength
             memory.frown = 8.0
 
+    def _nod_along(self, *, normal: list[float], uniform: list[float]) -> None:
+        """A listener's nods, now and then two or three in a row."""
+        memory = self._memory
+        memory.nod -= 1
+        if memory.nod <= 0:
+            self._target[BEAT] = _LISTENER_NOD * max(0.5, 1.0 + 0.2 * normal[3]), 0.0, 0.0
+            memory.beat = 4.0
+            again = uniform[1] < _AGAIN
+            memory.nod = _AGAIN_FRAMES if again else _NOD_FRAMES * math.exp(0.3 * normal[4])
+
     def _bound(self, ended: bool, normal: list[float]) -> None:
         """A phrase begins or ends: another smile, brows that rise to begin or to ask."""
         self._mood(0.14 + 0.08 * ended, normal)
@@ -331,8 +354,13 @@ class _Face:
             return
         share = _AVERSE if memory.speaking else _AVERSE_IDLE
         share = _AVERSE_START if started else _AVERSE_END if ended else share
+        listening, thinking = target[STATE]
+        share = _AVERSE_LISTENING if listening else share
         before = target[LOOK].copy()
-        if uniform[3] < share:
+        if thinking and uniform[3] < 0.8:
+            target[LOOK] = np.array(_THOUGHT) + _THOUGHT_SPREAD * np.array(normal[4:6])
+            memory.look = _THOUGHT_FRAMES * math.exp(0.4 * normal[6])
+        elif uniform[3] < share:
             # Sizes are distributed exponentially (Lee, Badler & Badler 2002).
             size = _AVERTED * (0.4 - 0.6 * math.log(1 - 0.95 * uniform[4]))
             angle = 0.7 * normal[4]
@@ -372,8 +400,8 @@ def _motion(
     shown = latents.astype(np.float64)
     shown[:, _OWNED] = 0.0
     head, acting, wander = x[:, GAINS].T
-    feeling = x[:, FEELING]
-    degrees = x[:, POSTURE] + x[:, BEAT] + feeling @ EMOTION_POSTURES
+    feeling, state = x[:, FEELING], x[:, STATE]
+    degrees = x[:, POSTURE] + x[:, BEAT] + feeling @ EMOTION_POSTURES + state @ _STATE_POSTURES
     degrees[:, 0] += _BREATH_PITCH * np.sin(breath)
     degrees *= head[:, None]
     pitch, yaw, roll = np.radians(degrees).T
@@ -383,7 +411,7 @@ def _motion(
     shown[:, TRANSLATION] = np.stack(
         [before * yaw - above * roll, rise - before * pitch, above * pitch], axis=1
     )
-    acts = acting[:, None] * x[:, [BROWS, FROWN, SMILE, CHEEKS]]
+    acts = acting[:, None] * (x[:, [BROWS, FROWN, SMILE, CHEEKS]] + state @ _STATE_ACTS)
     acts[:, 2] *= 1.0 - feeling[:, 1:].sum(axis=1).clip(0.0, 1.0)  # only the happy go on smiling
     shown += acts @ _EXPRESSIONS
     shown[:, :ACTION_COUNT] += feeling @ EMOTION_ACTIONS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ def location(what: str) -> dict[str, object]:
     return {"description": f"path of {what}", "required": True, "schema": {"type": "string"}}
 
 
+FaceState = Literal["listening", "thinking", "idle"]
 Emotion = Literal["neutral", "happy", "sad", "angry", "surprised", "afraid", "disgusted"]
 
 
@@ -95,6 +96,16 @@ def parse_options(fields: Mapping[str, object]) -> AnimationOptions:
         raise ServiceError(
             "invalid_option", f"{name} = {str(fields[name])[:100]!r}, expected {ALLOWED[name]}"
         ) from error
+
+
+def parse_state(state: object) -> FaceState:
+    """Raises `ServiceError` ``invalid_option`` for anything but a state of a live session."""
+    if state not in get_args(FaceState):
+        raise ServiceError(
+            "invalid_option",
+            f"state = {str(state)[:100]!r}, expected {', '.join(get_args(FaceState))}",
+        )
+    return cast(FaceState, state)
 
 
 def unknown_model(name: str, names: Iterable[str]) -> ServiceError:

@@ -26,7 +26,7 @@ from server.api.access import subprotocol
 from server.api.connections import SET_MESSAGE_LIMIT
 from server.api.dependencies import RequestContext, admit, choose_model, require_avatar
 from server.api.problems import broker_lost
-from server.api.protocol import AI_GENERATED, LiveStart, parse_options
+from server.api.protocol import AI_GENERATED, LiveStart, parse_options, parse_state
 from server.api.uploads import check_portrait
 from server.api.video import ClientGone, first_event, first_fragment_timed
 from server.broker import messages
@@ -165,11 +165,13 @@ class _LiveConnection:
         kind = fields.pop("type", None)
         if kind == "update":
             return _update(fields)
+        if kind == "state" and fields.keys() == {"state"}:
+            return messages.Update(state=parse_state(fields["state"]))
         if kind not in ("interrupt", "end") or fields:
             raise ServiceError(
                 "bad_request",
                 f"message = {str(kind)[:100]!r} with {_names(fields)}, "
-                "expected interrupt or end without fields, or update with options",
+                "expected interrupt or end without fields, update with options or state with state",
             )
         if kind == "interrupt":
             self._dropped = self._received

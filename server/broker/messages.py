@@ -12,7 +12,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from server.api.protocol import AnimationOptions, AvatarView, Emotion, MarksView, ModelView
+from server.api.protocol import (
+    AnimationOptions,
+    AvatarView,
+    Emotion,
+    FaceState,
+    MarksView,
+    ModelView,
+)
 from server.broker.amount import NOTHING, Amount
 
 # Raise it with every change that the release before cannot read; `reads` then covers both. New
@@ -217,7 +224,7 @@ class Interrupt(_Message):
 
 
 class Update(_Message):
-    """Change options from the next window on; ``None`` keeps an option."""
+    """Change options from the next window on, or the face's ``state``; ``None`` keeps one."""
 
     type: Literal["update"] = "update"
     steps: int | None = None
@@ -229,9 +236,10 @@ class Update(_Message):
     blink_rate: float | None = None
     emotion: Emotion | None = None
     emotion_strength: float | None = None
+    state: FaceState | None = None
 
 
-LIVE_OPTIONS = tuple(name for name in Update.model_fields if name != "type")
+LIVE_OPTIONS = tuple(name for name in Update.model_fields if name not in ("type", "state"))
 
 
 class End(_Message):

@@ -11,7 +11,7 @@ from model.portrait.face_tracker import NoFaceError
 from model.portrait.image import LoadedPicture
 from model.portrait.occlusion import OccludedError
 from model.types import DEFAULT_SIZE, FPS, Behaviour, Guidance, Reference
-from server.api.protocol import AnimationOptions, ModelView
+from server.api.protocol import AnimationOptions, FaceState, ModelView
 from server.errors import ServiceError, SetupError
 from server.settings import Settings
 
@@ -140,7 +140,7 @@ def sampling_options(pipeline: AvatarPipeline, options: AnimationOptions) -> tup
     return guidance, pipeline.metadata.steps if options.steps is None else options.steps
 
 
-def behaviour(options: AnimationOptions) -> Behaviour:
+def behaviour(options: AnimationOptions, state: FaceState) -> Behaviour:
     """How the face acts beside its speech."""
     return Behaviour(
         head_motion=options.head_motion,
@@ -149,4 +149,5 @@ def behaviour(options: AnimationOptions) -> Behaviour:
         blink_rate=options.blink_rate,
         emotion=options.emotion,
         emotion_strength=options.emotion_strength,
+        state=state,
     )

@@ -32,6 +32,7 @@ from media.boxes import with_duration
 from media.encoders import DEFAULT_ENCODING, Encoding
 from media.fmp4 import AT_START, SAMPLE_RATE, FragmentedMP4Muxer, MuxerState
 from model.types import FPS, Floats, Picture, Reference, WindowTask
+from server.api.protocol import FaceState
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import PartialWindow, Snapshot
@@ -144,9 +145,10 @@ class VideoSession:
         """Drop what was pushed and not shown; the face settles to rest."""
         self._live.interrupt()
 
-    def update(self, **options: object) -> None:
-        """Change fields of `AnimationOptions` from the next window on."""
-        self._live.update(**options)
+    def update(self, *, state: FaceState | None = None, **options: object) -> None:
+        """Change fields of `AnimationOptions`, or how the face acts while nothing is said, from the
+        next window on."""
+        self._live.update(state=state, **options)
 
     def end(self) -> None:
         """No more sound will come."""
@@ -245,7 +247,7 @@ class VideoSession:
     async def _denoise(self, planned: PlannedWindow) -> _Denoised:
         before = self._denoised_state
         guidance, steps = sampling_options(self._pipeline, self._speech.options)
-        acting = behaviour(self._speech.options)
+        acting = behaviour(self._speech.options, self._speech.face_state)
         task = WindowTask(planned.window, before, self._reference, guidance, steps, acting)
         latents, self._denoised_state = await self._batcher.step(
             self._name, planned.deadline_s, task

@@ -20,7 +20,7 @@ from media.fmp4 import SAMPLE_RATE
 from model.audio.frontend import AudioWindowSpec
 from model.audio.stream import SpeechStream
 from model.types import FPS, SAMPLES_PER_FRAME, Floats, Window, pack, unpack
-from server.api.protocol import AnimationOptions
+from server.api.protocol import AnimationOptions, FaceState
 from server.errors import ServiceError
 from server.worker.live_planner import FRAGMENT_FRAMES, LivePlanner, NextWindow, Wait
 
@@ -73,6 +73,7 @@ class FileSpeech:
         deadline_s: float = 0.0,
     ) -> None:
         self.options = options
+        self.face_state: FaceState = "idle"
         self.total_s = speech.duration_s
         self.warnings = speech.warnings
         self.fragment_frames = window_spec.hop
@@ -181,6 +182,7 @@ class LiveSpeech:
     ) -> None:
         """``pool`` computes features, off the event loop; ``None``: the loop's own."""
         self.options = options
+        self.face_state: FaceState = "idle"
         self._clock, self._pool = clock, pool
         self._stream = SpeechStream(window_spec, rate, output_rate=SAMPLE_RATE)
         self._planner = LivePlanner(self._stream, idle, clock())
@@ -211,6 +213,7 @@ class LiveSpeech:
         new._planner = LivePlanner(new._stream, idle, clock())
         new._planner.resume(known["planner"], time.time() - known["at_s"], clock())
         new._interrupted = known["interrupted"]
+        new.face_state = known.get("face_state", "idle")
         new._replayed = new._stream.consumed_bytes - edge
         return new
 
@@ -222,6 +225,7 @@ class LiveSpeech:
             "at_s": time.time(),
             "options": self.options.model_dump(),
             "interrupted": self._interrupted,
+            "face_state": self.face_state,
         }
         return pack({"stream": stream}, facts)
 
@@ -238,8 +242,9 @@ class LiveSpeech:
         self._interrupted = True
         self._changed.set()
 
-    def update(self, **options: object) -> None:
+    def update(self, *, state: FaceState | None = None, **options: object) -> None:
         """See `VideoSession`."""
+        self.face_state = state or self.face_state
         self.options = self.options.model_copy(update=options)
         self._changed.set()
 

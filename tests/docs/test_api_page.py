@@ -131,7 +131,7 @@ def test_every_message_of_a_live_session() -> None:
     rows = {row[0]: row[-1] for row in table(section("## WebSocket `GET /stream`"))}
     sent = {name for cell in rows for name in names(cell) if cell.startswith("text `")}
     events = {fada_client.Ready, fada_client.Interrupted, fada_client.Done, fada_client.Fragment}
-    assert sent == {"start", "interrupt", "update", "end", "error"} | {
+    assert sent == {"start", "interrupt", "update", "state", "end", "error"} | {
         event.__name__.lower() for event in events
     }
     assert tuple(names(rows["text `update`"])) == messages.LIVE_OPTIONS

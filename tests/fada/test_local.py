@@ -79,6 +79,7 @@ def test_a_live_session(client: LocalClient) -> None:
     with client.stream(avatar.avatar_id, size=128, seed=5) as stream:
         assert stream.ready.seed == 5 and stream.ready.mime.startswith("video/mp4; codecs=")
         stream.update(audio_cfg=2.0)
+        stream.state("listening")
         for _ in range(4):
             stream.push_audio(pcm(0.25))
         stream.end()

@@ -195,6 +195,20 @@ def test_every_emotion_of_the_api_is_known() -> None:
     assert get_args(Emotion) == ("neutral", *EMOTIONS)
 
 
+def test_a_listener_nods_and_a_thinker_looks_aside(speech: list[Window]) -> None:
+    silence = Window(0, np.broadcast_to(silence_row(), (LOG_MEL.frames, *silence_row().shape)), HOP)
+    idle, listening, thinking = (
+        shown([silence] * 60, Behaviour(state=state)) for state in ("idle", "listening", "thinking")
+    )
+    down = [np.diff(np.degrees(face[:, ROTATION.start])) * FPS for face in (idle, listening)]
+    assert down[1].max() > 2 * down[0].max()
+    across = [(face[:, ACROSS[0]] - face[:, ACROSS[1]])[50:].mean() for face in (idle, thinking)]
+    assert across[1] > across[0] + 0.2
+    state = Behaviour(state="listening")
+    spoken = shown(speech[3:9], state) - shown(speech[3:9])
+    assert np.abs(np.degrees(spoken[-8:, ROTATION])).max() < 1.0  # speech goes before
+
+
 def test_an_update_never_jumps(speech: list[Window]) -> None:
     *_, (before, state) = steps(speech[:6], Behaviour(head_motion=2, expressiveness=2))
     still = Behaviour(head_motion=0, expressiveness=0, gaze="camera", emotion="happy")

@@ -160,6 +160,7 @@ def test_an_interrupt_with_idle_stops_speech_soon(stream: Stream) -> None:
 def test_options_change_during_a_session(stream: Stream) -> None:
     stream.start()
     stream.send("update", steps=6, audio_cfg=1.5, head_motion=0, gaze="camera", blink_rate=2)
+    stream.send("state", state="listening")
     stream.send_audio(pcm(0.5))
     stream.finish()
 
@@ -223,6 +224,9 @@ def test_audio_before_start(stream: Stream) -> None:
         ('{"type":["end"]}', "bad_request"),
         ('{"type":"update","steps":99}', "invalid_option"),
         ('{"type":"update","seed":1}', "invalid_option"),
+        ('{"type":"update","state":"idle"}', "invalid_option"),
+        ('{"type":"state","state":"bored"}', "invalid_option"),
+        ('{"type":"state"}', "bad_request"),
         ('{"type":"update","audio_cfg":NaN}', "invalid_option"),
     ],
 )

@@ -94,11 +94,12 @@ def test_a_face_acts_as_updated_from_the_next_window_on() -> None:
 
     def update(session: VideoSession) -> None:
         session.update(head_motion=0.0, gaze="camera")
+        session.update(state="thinking")
         session.end()
 
     pipeline = FakePipeline("fake")
     play(commands, {1: update}, pipeline)
-    acting = Behaviour(head_motion=0.0, gaze="camera")
+    acting = Behaviour(head_motion=0.0, gaze="camera", state="thinking")
     assert pipeline.behaviours[0] == NATURAL and pipeline.behaviours[1:] == [acting] * 4
 
 
