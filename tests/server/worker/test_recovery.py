@@ -95,6 +95,7 @@ class Tape:
         *,
         snapshot: bytes,
         last_command: str,
+        stored_bytes: int = 0,
     ) -> bool:
         self.dies_at -= 1
         if self.dies_at == 0 and self.dies_before:
@@ -262,10 +263,11 @@ def test_snapshots_of_the_format_before_are_read_and_later_ones_are_not() -> Non
     assert saved is not None
     arrays, facts = unpack(saved)
     position = unpack_saved(saved)[1]
-    unversioned = {name: value for name, value in facts.items() if name != "format"}
-    assert unpack_saved(pack(arrays, unversioned))[1] == position
-    with pytest.raises(ValueError, match="format of the snapshot = 99"):
-        unpack_saved(pack(arrays, {**facts, "format": 99}))
+    before = {**facts, "format": messages.FORMAT - 1}
+    assert unpack_saved(pack(arrays, before))[1] == position
+    for unread in (messages.FORMAT - 2, messages.FORMAT + 1):
+        with pytest.raises(ValueError, match=f"format of the snapshot = {unread}"):
+            unpack_saved(pack(arrays, {**facts, "format": unread}))
 
 
 @pytest.mark.parametrize(("attempts", "lease_timeouts"), [(3, 0), (1, 101)])
