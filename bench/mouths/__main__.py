@@ -59,17 +59,19 @@ def _looks(drawn: list[Drawn]) -> Picture:
 
 def kernel_distance(args: argparse.Namespace) -> None:
     """Distances of this and the other checkout's mouths to real ones kept apart."""
-    from bench.mouths.kernel_distance import features, kid, nearest, of_drawn, of_real
-    from training.data.mouths import load_mouths
+    from bench.mouths.kernel_distance import features, kid, lightness, nearest
+    from training.data.mouths import align, load_mouths
     from training.video.metrics import load_mobilenet
 
     learned, apart = load_mouths(args.mouths)
     net = load_mobilenet(args.mobilenet).eval()
-    true, known = (features(net, of_real(m)) for m in (apart, learned))
+    real_crops = [list(zip(m.pictures, m.rings, strict=True)) for m in (apart, learned)]
+    true, known = (features(net, crops) for crops in real_crops)
     print(f"{len(known)} mouths to learn from, {len(true)} kept apart")
     print(f"KID × 1000 of the former to the latter: {kid(known, true, groups=learned.names)}")
     real = nearest(true, known)
     print(f"nearest mouth to learn from, of those kept apart: {_spread(real)}")
+    print(f"lightness of those kept apart: {_light([lightness(*c) for c in real_crops[0]])}")
     shapes = apart[np.abs(apart.yaw) < MOST_YAW].rings
     portraits = pictures(args.portraits, args.count)
     order = np.random.default_rng(0).permutation(DRAWN_EACH * len(portraits)) % len(shapes)
@@ -79,13 +81,19 @@ def kernel_distance(args: argparse.Namespace) -> None:
     ]
     for name, checkout in _named(args):
         drawn = draw(checkout, shots)
-        insides = [of_drawn(one.picture, one.points[MOUTH_RING]) for shot in drawn for one in shot]
-        made = features(net, np.stack(insides))
+        crops = [align(one.picture, one.points[MOUTH_RING]) for shot in drawn for one in shot]
+        made = features(net, crops)
         groups = [portrait for portrait in portraits for _ in range(DRAWN_EACH)]
         print(f"{name}: {len(made)} mouths, KID × 1000 {kid(made, true, groups=groups)}")
         near = nearest(made, known)
         print(f"{name}: nearest mouth to learn from: {_spread(near)}; ", end="")
         print(f"{(near < real.min()).sum()} nearer than any real one")
+        print(f"{name}: lightness {_light([lightness(*c) for c in crops])}")
+
+
+def _light(rows: list[np.ndarray]) -> str:
+    middle, most = np.median(rows, axis=0)
+    return f"{middle:.2f} of the skin's, its lightest tenth {most:.2f}"
 
 
 def _spread(distances: Floats) -> str:

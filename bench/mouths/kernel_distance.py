@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from model.rendering.raster import distance_map
-from training.data.mouths import Mouths, align
 
 Features = NDArray[np.float64]  # (N, 1280)
+Crop = tuple[NDArray[np.uint8], NDArray[np.floating]]  # and its contour
 Network = Callable[[torch.Tensor], torch.Tensor]
 GREY = np.array([124, 116, 104])  # ImageNet's mean: what lies outside the lips
 WINDOW = (slice(56, 152), slice(48, 208))  # rows and columns of a crop that hold all contours
 # Both kinds are seen at the resolution of a mouth in a 512 pixel portrait, then enlarged.
 REDUCED, SEEN = (128, 88), (256, 176)
+SKIN_FROM = 24.0  # pixels of a crop outside the contour
 BOOTSTRAPS = 1000
 
 
@@ -47,19 +48,16 @@ def inside(picture: NDArray[np.uint8], ring: NDArray[np.floating]) -> NDArray[np
     return np.asarray(masked[WINDOW])
 
 
-def of_real(mouths: Mouths) -> NDArray[np.uint8]:
-    """(N, H, W, 3) the interiors of real mouths."""
-    pairs = zip(mouths.pictures, mouths.rings, strict=True)
-    return np.stack([inside(picture, ring) for picture, ring in pairs])
+def lightness(picture: NDArray[np.uint8], ring: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(2,): how light the mouth of a crop is, its median and its lightest tenth, over the skin."""
+    within, light = distance_map(ring, picture.shape[:2]), picture @ (0.299, 0.587, 0.114)
+    skin = float(np.median(light[within < -SKIN_FROM]))
+    return np.quantile(light[within > 2.0], (0.5, 0.9)) / max(skin, 1.0)
 
 
-def of_drawn(picture: NDArray[np.uint8], ring: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """The interior of a drawn mouth whose contour ``ring`` (20, 2) is in pixels of its picture."""
-    return inside(*align(picture, np.asarray(ring, np.float32)))
-
-
-def features(net: Network, pictures: NDArray[np.uint8]) -> Features:
-    rows = []
+def features(net: Network, crops: Sequence[Crop]) -> Features:
+    """Of what is inside the lips."""
+    pictures, rows = np.stack([inside(*crop) for crop in crops]), []
     for start in range(0, len(pictures), 32):
         pixels = torch.from_numpy(pictures[start : start + 32]).permute(0, 3, 1, 2).float() / 255.0
         large = torch.nn.functional.interpolate(pixels, scale_factor=1.5, mode="bilinear")
