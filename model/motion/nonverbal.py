@@ -82,6 +82,7 @@ _LEAST_ACCENT, _ACCENT_APART = 0.4, 6  # deviations, frames
 _GESTURED = 0.82  # of accents
 _QUESTION = 2.0  # semitones over the usual, at the end of a phrase
 _NORMALS, _UNIFORMS = 8, 6  # random numbers a frame
+_BEFORE = 2  # rows before a frame that its smoothed loudness takes
 
 
 @dataclass
@@ -148,12 +149,12 @@ def perform(task: WindowTask, latents: Floats) -> Floats:
     Returns (HOP, 58 + CARRY_DIM): the same latents, the motion to show (58), and the state.
     """
     seed, first = task.state.seed, task.state.frames_done
-    cues = speech_cues(task.window.features)
+    cues = speech_cues(task.window.features[PREFIX - _BEFORE :])
     face = _Face(task.state.carry, task.behaviour)
     states = np.empty((HOP, _STATE_DIM))
     lids = np.empty(HOP)
     for k, (normal, uniform) in enumerate(_noise(seed, first)):
-        face.step(cues, PREFIX + k, normal=normal, uniform=uniform)
+        face.step(cues, _BEFORE + k, normal=normal, uniform=uniform)
         states[k], lids[k] = face.row(), face.lids()
     breath = 2 * np.pi * (seed % 997 / 997 + _BREATH_HZ / FPS * (first + np.arange(HOP)))
     shown = _motion(latents, states[:, :_COUNT], lids, breath=breath)
@@ -213,7 +214,7 @@ class _Face:
         return _BLINK[at] if at < len(_BLINK) else 0.0
 
     def step(self, cues: SpeechCues, at: int, *, normal: list[float], uniform: list[float]) -> None:
-        """One frame: row ``at`` of the window is its own, four more are ahead."""
+        """One frame: row ``at`` of the cues is its own, four more are ahead."""
         memory = self._memory
         memory.since_accent += 1
         memory.since_bound += 1
