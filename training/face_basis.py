@@ -3,8 +3,7 @@
 ICT-FaceKit's expression meshes (MIT) are transferred to MediaPipe's canonical face by a thin-plate
 warp on 68 shared landmarks; they give the prior for all actions. Tracked frames of a real speaker
 (GRID s1, CC BY 4.0) correct it by a ridge regression towards the prior:
-B = argmin |Y - X B|² + λ |B - B_ict|². ICT-FaceKit's teeth, gums and tongue are rendered once, from
-the front, as textures of the mouth.
+B = argmin |Y - X B|² + λ |B - B_ict|².
 
     python -m training.face_basis --canonical geometry_pipeline_metadata_landmarks.binarypb \
         --ict ict_facekit.npz --frames landmarks478_sample.npz
@@ -42,8 +41,6 @@ Array = NDArray[np.float64]
 OUT = WEIGHTS / "face_basis.safetensors"
 RIDGE = 5.0
 LOWER_FACE_TOP_CM = 1.5  # the eyes are at 2.7, the tip of the nose at -1.1
-TEETH_PIXELS_PER_CM = 40
-TEETH_WINDOW_CM = (-3.4, 3.4, -1.9, 1.9)  # x0, x1, y0, y1 around the centre of the lips
 
 # The same 68 points (Multi-PIE) as vertices of ICT-FaceKit and of MediaPipe's mesh.
 # fmt: off
@@ -62,8 +59,6 @@ MESH_68 = [
 # Without the ends of the jaw line, which are silhouettes, not anatomy, and would bend the warp.
 WARP_ON = [*range(5, 12), *range(17, 68)]
 ICT_SKIN = 11248  # vertices of face, head and neck, which come first
-ICT_GUMS = (14062, 17039)
-ICT_TEETH = (17039, 21451)
 LIP_SPLIT_CM = (-1.45, -1.6)  # jawOpen moves upper lips less, lower lips more than this
 
 
@@ -90,13 +85,11 @@ def main() -> None:
     basis = correct(prior, coefficients, landmarks, canonical=canonical)
     unit = float(np.linalg.norm(canonical[33] - canonical[263]))
     down = np.array([1.0, -1.0, -1.0])  # picture axes: x right, y down, z away
-    textures = mouth_textures(ict, placed, moves[names.index("jawOpen")], canonical=canonical)
     save_file(
         {
             "canonical": (canonical * down / unit).astype(np.float32),
             "triangles": triangles.astype(np.int32),
             "basis": (basis * down / unit).astype(np.float16),
-            **textures,
         },
         args.out,
         metadata={
@@ -236,104 +229,6 @@ def correct(prior: Array, coefficients: Array, landmarks: Array, *, canonical: A
     corrected = prior.copy()
     corrected[speech_actions] += change * lower_face[:, None]
     return corrected
-
-
-def mouth_textures(
-    ict: dict[str, NDArray[np.generic]], placed: Array, jaw: Array, *, canonical: Array
-) -> dict[str, NDArray[np.generic]]:
-    """Upper and lower teeth from the front, (H, W, 4) uint8 with straight alpha.
-
-    Colours are shaded (255: fully lit): teeth white, gums pink; the renderer tints them to the
-    portrait. ``mouth_window`` is x0, x1, y0, y1 in eye-corner distances, y down, around the centre
-    of the closed lips.
-    """
-    faces = ict["faces"].astype(np.int64)
-    centre = canonical[[13, 14]].mean(axis=0)
-    unit = float(np.linalg.norm(canonical[33] - canonical[263]))
-    moved = np.abs(jaw[:, 1])
-    out: dict[str, NDArray[np.generic]] = {}
-    for name, ranges, lower in (
-        ("teeth_upper", (ICT_GUMS, ICT_TEETH), False),
-        ("teeth_lower", (ICT_GUMS, ICT_TEETH), True),
-    ):
-        buffer = _ZBuffer(centre)
-        for (start, stop), colour in zip(ranges, ((196, 104, 104), (255, 252, 244)), strict=True):
-            inside = np.all((faces >= start) & (faces < stop) | (faces < 0), axis=1)
-            lit = _lighting(placed, faces[inside])
-            for face in faces[inside]:
-                corner = face[face >= 0]
-                palate = (
-                    not lower
-                    and placed[corner, 1].mean() < centre[1] - 0.1
-                    and start == ICT_GUMS[0]
-                )
-                if (moved[corner].mean() > 0.5) == lower and not palate:
-                    buffer.draw(placed[corner], np.array(colour) * lit[corner, None])
-        out[name] = buffer.pixels()
-    window = np.array(TEETH_WINDOW_CM)[[0, 1, 2, 3]] / unit
-    out["mouth_window"] = window.astype(np.float32)
-    return out
-
-
-def _lighting(vertices: Array, faces: NDArray[np.int64]) -> Array:
-    """(N,) brightness 0 to 1 by vertex normals, lit from the front and slightly above."""
-    normals = np.zeros_like(vertices)
-    for face in faces:
-        corner = face[face >= 0]
-        normals[corner] += np.cross(
-            vertices[corner[1]] - vertices[corner[0]], vertices[corner[2]] - vertices[corner[0]]
-        )
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-    normals *= np.sign(normals[:, 2:] + 1e-9)
-    lit: Array = 0.45 + 0.55 * np.clip(normals @ np.array([0.0, 0.35, 0.94]), 0.0, 1.0)
-    return lit
-
-
-class _ZBuffer:
-    """An orthographic z-buffer with four samples per pixel."""
-
-    def __init__(self, centre: Array) -> None:
-        x0, x1, y0, y1 = TEETH_WINDOW_CM
-        self.scale = TEETH_PIXELS_PER_CM * 2
-        self.centre = centre
-        self.corner = np.array([x0, y0])
-        self.size = (round((y1 - y0) * self.scale), round((x1 - x0) * self.scale))
-        self.depth = np.full(self.size, -np.inf)
-        self.colour = np.zeros((*self.size, 4))
-
-    def draw(self, corners: Array, colours: Array) -> None:
-        for i in range(1, len(corners) - 1):
-            self._triangle(corners[[0, i, i + 1]], colours[[0, i, i + 1]])
-
-    def _triangle(self, corners: Array, colours: Array) -> None:
-        flat = (corners - self.centre) * (1.0, -1.0, 1.0)
-        xy = (flat[:, :2] - self.corner) * self.scale
-        low = np.maximum(np.floor(xy.min(axis=0)).astype(int), 0)
-        high = np.minimum(np.ceil(xy.max(axis=0)).astype(int) + 1, self.size[::-1])
-        (ax, ay), (bx, by), (cx, cy) = xy
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if area == 0.0 or np.any(high <= low):
-            return
-        gx, gy = np.meshgrid(np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5)
-        u = ((bx - gx) * (cy - gy) - (by - gy) * (cx - gx)) / area
-        v = ((cx - gx) * (ay - gy) - (cy - gy) * (ax - gx)) / area
-        share = np.stack([u, v, 1.0 - u - v], axis=-1)
-        z = share @ flat[:, 2]
-        part = (slice(low[1], high[1]), slice(low[0], high[0]))
-        seen = (share.min(axis=-1) >= 0) & (z > self.depth[part])
-        self.depth[part][seen] = z[seen]
-        self.colour[part][seen] = np.append(share @ colours, np.full((*z.shape, 1), 255.0), -1)[
-            seen
-        ]
-
-    def pixels(self) -> NDArray[np.uint8]:
-        height, width = self.size[0] // 2, self.size[1] // 2
-        block = self.colour[: height * 2, : width * 2].reshape(height, 2, width, 2, 4)
-        alpha = block[..., 3:].mean(axis=(1, 3))
-        rgb = (block[..., :3] * block[..., 3:]).sum(axis=(1, 3)) / np.maximum(
-            block[..., 3:].sum(axis=(1, 3)), 1e-6
-        )
-        return np.concatenate([rgb, alpha], axis=2).round().astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,6 @@ class FaceBasis:
     canonical: Floats
     triangles: NDArray[np.int32]
     basis: Floats
-    textures: dict[str, NDArray[np.generic]]
 
 
 @cache
@@ -129,8 +128,7 @@ def face_basis() -> FaceBasis:
     tensors = load_file(verified(BASIS_FILE))
     basis = np.zeros((ACTION_COUNT, LANDMARKS, 3), np.float32)
     basis[:, :FACE_LANDMARKS] = tensors["basis"]
-    textures = {k: tensors[k] for k in ("teeth_upper", "teeth_lower", "mouth_window")}
-    return FaceBasis(tensors["canonical"], tensors["triangles"], basis, textures)
+    return FaceBasis(tensors["canonical"], tensors["triangles"], basis)
 
 
 @dataclass(frozen=True)

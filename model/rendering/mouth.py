@@ -1,21 +1,37 @@
-"""The mouth's interior, which shows between the lips: teeth, tongue and cavity.
+"""The mouth's interior, which shows between the lips: teeth, gums, tongue and cavity.
 
-It is prepared once per portrait and drawn over the finished skin, clipped softly to the polygon of
-the inner lips.
+It is prepared once per portrait and drawn over the finished skin, clipped softly to the curve of
+the inner lips. `training.mouth_textures` makes ``mouth.safetensors``, which any renderer can draw:
+
+- ``upper``, ``lower`` (72, 252, 5) uint8: a row of teeth with gums, unrolled from the front, 36
+  texels an upper incisor. Channels: colour (200: equal to the tint), share of gum, alpha. The tint
+  is the portrait's tooth colour, or its gums'. The row's edge lies 1.8 incisors below the upper
+  texture's top, or above the lower one's bottom; the midline is its middle column.
+- ``upper_depth``, ``lower_depth`` (252,): how far each column lies behind the incisors, in
+  distances of the outer eye corners: a strip of quads, or a look-up in a shader.
+- ``tongue`` (80, 160, 3) uint8: light (200: the tint), moist highlights (255: the teeth's tint) and
+  alpha. It is 0.52 wide; the row `TONGUE_CREST` of it lies where it is highest.
+
+A frame needs few numbers: the head's motion; where the rows' edges and the tongue's tip lie in the
+head (``upper_edge`` belongs to the skull, the others follow the jaw by ``drop``); how far the
+tongue is raised (`tongue_rise`, 0..1); and the lips' curve, from which shadows and soft edges
+follow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
+from model.manifest import WEIGHTS, verified
 from model.portrait.blendshapes import ACTIONS
 from model.rendering.face_model import (
     CHIN,
-    EYES,
     LOWER_ROWS,
     MOUTH_CORNERS,
     MOUTH_RING,
@@ -25,60 +41,139 @@ from model.rendering.face_model import (
     RigidMotion,
     face_basis,
 )
-from model.rendering.raster import Packed, distance_map, draw_mouth, pack_rgba
+from model.rendering.mouth_colours import darker, light_tilt, soft_colours, tooth_colour
+from model.rendering.mouth_raster import draw_mouth
+from model.rendering.own_teeth import View, take_over
+from model.rendering.raster import Packed, distance_map, pack_rgba
 from model.types import Floats
 
 # The portrait's own teeth show where its lips are further apart than this (eye distances).
 OWN_MOUTH_GAP = 0.022
+OWN_FADE = 0.025  # it is gone where the lips have moved this far from rest
+OWN_SHADED = 0.35  # of the lips' shadow, for own teeth are in a shadow already
 CANONICAL_MOUTH_WIDTH = 0.552  # between the mouth's corners, in eye distances
+TEXTURES_FILE = WEIGHTS / "mouth.safetensors"
+# As `training.mouth_textures` has them: an incisor in eye distances and in texels; the textures
+# reach this many incisors above the edge.
+INCISOR, TEXELS, GUM_TOP = 0.0935, 36, 1.8
+UPPER_EDGE = 0.024  # the upper teeth end this far below the line where lips meet
+TEETH_BEHIND = 0.03  # and lie this far behind it
+OVERBITE = 0.012
+TONGUE_WIDTH, TONGUE_CREST = 0.52, 0.02 / 0.26
+TONGUE_HEIGHT = 0.50  # above the lower teeth, of the jaw's drop
+DEPTH_SHADE = 2.5
+TONGUE_ACTIONS = ("jawOpen", "mouthFunnel", "mouthPucker", "tongueOut")
+
+
+@cache
+def mouth_textures() -> dict[str, NDArray[np.generic]]:
+    """What `training.mouth_textures` makes, read once per process."""
+    return dict(load_file(verified(TEXTURES_FILE)))
 
 
 @dataclass(frozen=True)
 class Mouth:
-    """Teeth, tongue and cavity, tinted to the portrait, and the mouth that the portrait shows."""
+    """Teeth, tongue and cavity in the portrait's colours, and the mouth that the portrait shows."""
 
     shape: FaceShape
     upper: Packed
     lower: Packed
-    window: NDArray[np.float64]
-    centre: NDArray[np.float64]
-    scale: float
-    cavity: NDArray[np.float64]
-    tint: NDArray[np.float64]
+    tongue: Packed
     own: Packed
     own_corner: NDArray[np.float64]
     own_depth: float
     own_gap: float
+    depths: NDArray[np.float64]
+    upper_edge: NDArray[np.float64]
+    lower_edge: NDArray[np.float64]
+    scale: float
+    texels: float
+    colours: NDArray[np.float64]
+    gloss: float
+    light: float
     jaw_rest: float
+    shaded: float
 
     @classmethod
     def of(cls, padded: NDArray[np.uint8], points: Floats, shape: FaceShape) -> Mouth:
-        textures = face_basis().textures
+        textures = mouth_textures()
         head = shape.points
         upper, lower = head[UPPER_ROWS[0]], head[LOWER_ROWS[0]]
         gap = np.maximum(lower[:, 1] - upper[:, 1], 0.0)
         middle = slice(2, 7)
-        centre = upper[middle].mean(axis=0)
-        centre[1] += UPPER_SHARE * gap[middle].mean()
+        meet = upper[middle].mean(axis=0)
+        meet[1] += UPPER_SHARE * gap[middle].mean()
         width = float(np.linalg.norm(head[MOUTH_CORNERS[0]] - head[MOUTH_CORNERS[1]]))
+        scale = float(np.clip(width / CANONICAL_MOUTH_WIDTH, 0.85, 1.12))
+        # A texel a pixel, or teeth would flicker as the head moves.
+        size = INCISOR * scale * shape.eye_distance / TEXELS
+        shrink = float(min(1.0, 1.15 * size))
+        tooth, (gum, lip) = tooth_colour(padded, points), soft_colours(padded, points)
         shows = float(gap[middle].mean()) > OWN_MOUTH_GAP
-        own, corner = _own_mouth(padded, points) if shows else (np.zeros((1, 1), np.uint32), None)
+        own, corner = _own_mouth(padded, points)
         jaw = ACTIONS.index("jawOpen")
         dropped = face_basis().basis[jaw, CHIN, 1] * shape.rest[jaw]
+        depths = np.stack(
+            [
+                cv2.resize(textures[name].astype(np.float64)[None] * scale, None, fx=shrink, fy=1)[
+                    0
+                ]
+                for name in ("upper_depth", "lower_depth")
+            ]
+        )
+        texels = TEXELS * depths.shape[1] / len(textures["upper_depth"])
+        edge = meet + (0.0, UPPER_EDGE, TEETH_BEHIND)
+        gain, moved, shaded = np.ones(3), 0.0, 1.0
+        tilt = light_tilt(padded, points)
+        upper_colour, upper_alpha = _coloured(
+            textures["upper"], tooth, gum, depth=depths[0], tilt=tilt
+        )
+        if shows:
+            # Room for teeth that reach further down.
+            more = ((0, round(1.2 * texels)), (0, 0))
+            upper_colour = np.pad(upper_colour, (*more, (0, 0)), mode="edge")
+            upper_alpha = np.pad(upper_alpha, more)
+            view = _view(
+                padded,
+                points,
+                shape=shape,
+                edge=edge,
+                depth=depths[0],
+                rows=len(upper_alpha),
+                texel=INCISOR * scale / texels,
+                texels=texels,
+            )
+            found = take_over(view, upper_colour, upper_alpha, tooth=tooth, texels=texels)
+            if found is not None:
+                upper_colour, upper_alpha, gain = found.colour, found.alpha, found.gain
+                moved = found.moved * INCISOR * scale / texels
+                shaded = OWN_SHADED
+        lower = _coloured(
+            textures["lower"],
+            np.clip(tooth * gain, 20.0, 250.0),
+            gum,
+            depth=depths[1],
+            tilt=tilt,
+        )
         return cls(
             shape=shape,
-            upper=pack_rgba(textures["teeth_upper"]),
-            lower=pack_rgba(textures["teeth_lower"]),
-            window=textures["mouth_window"].astype(np.float64),
-            centre=centre.astype(np.float64),
-            scale=float(np.clip(width / CANONICAL_MOUTH_WIDTH, 0.8, 1.15)),
-            cavity=_cavity_colour(padded, points),
-            tint=_tooth_colour(padded, points) / 255.0,
+            upper=_packed(upper_colour, upper_alpha),
+            lower=_packed(*lower),
+            tongue=_tongue(textures["tongue"], gum, tooth, shrink=shrink),
             own=own,
-            own_corner=np.zeros(2) if corner is None else corner,
+            own_corner=corner,
             own_depth=float(points[UPPER_ROWS[0], 2].mean()),
             own_gap=float(gap[middle].mean()),
+            depths=depths,
+            upper_edge=edge,
+            lower_edge=edge + (0.0, moved - OVERBITE, 0.02),
+            scale=scale,
+            texels=texels,
+            colours=np.stack([darker(lip, 0.40), darker(lip, 0.15)]),
+            gloss=0.07 * float(tooth.mean()),
+            light=0.5 + 0.5 * tilt,
             jaw_rest=float(head[CHIN, 1] - dropped),
+            shaded=shaded,
         )
 
     def draw(
@@ -87,41 +182,180 @@ class Mouth:
         target: Floats,
         rigid: RigidMotion,
         *,
+        now: Floats,
         out: NDArray[np.uint8],
     ) -> None:
-        ring = np.ascontiguousarray(target[MOUTH_RING])
+        ring = target[MOUTH_RING].astype(np.float64)
         gap = float((face[LOWER_ROWS[0], 1] - face[UPPER_ROWS[0], 1])[2:7].mean())
         if np.ptp(ring[:, 1]) < 0.5:
             return
-        shape = self.shape
-        x0, x1, y0, y1 = self.window * self.scale
-        rows, columns = self.upper.shape
-        # Texels → head frame → frame pixels, for the plane just behind the lips, then inverted.
-        axes = shape.eye_distance * (rigid.turn @ shape.rotation)[:2]
-        texel = np.array([(x1 - x0) / columns, (y1 - y0) / rows])
-        start = self.centre + (x0, y0, 0.03)
-        forward = np.zeros((2, 3))
-        forward[:, :2] = axes[:, :2] * texel
-        forward[:, 2] = axes @ start + rigid.origin[:2] + rigid.shift[:2] - rigid.pad
-        to_own = rigid.from_frame(self.own_depth)
-        to_own[:, 2] -= self.own_corner
-        # The lower teeth move with the jaw, which turns about its joint: front teeth move furthest.
-        drop = max(0.0, float(face[CHIN, 1]) - self.jaw_rest) * 1.1 / texel[1]
-        opened = max(0.0, gap - self.own_gap) * shape.eye_distance
+        shape, unit = self.shape, self.shape.eye_distance
+        drop = max(0.0, float(face[CHIN, 1]) - self.jaw_rest)
+        axes = unit * (rigid.turn @ shape.rotation)[:2]
+        zero = rigid.origin[:2] + rigid.shift[:2] - rigid.pad
+        texel = INCISOR * self.scale / self.texels
+        lower_edge = self.lower_edge + (0.0, drop, 0.25 * drop)
+        rise = tongue_rise(now)
+        low, high = lower_edge[1] - 0.016 - TONGUE_HEIGHT * drop, self.upper_edge[1] - 0.03
+        tip = lower_edge.copy()
+        tip[1:] = low + rise * (min(low, high) - low), lower_edge[2] + 0.08 - 0.05 * rise
+        middle, above = self.upper.shape[1] / 2, GUM_TOP * self.texels
+        wide = TONGUE_WIDTH * self.scale / self.tongue.shape[1]
+        # Where each texture's own origin, a point of it in texels, lies in the head.
+        layers = (
+            (self.upper_edge, texel, (middle, above)),
+            (lower_edge, texel, (middle, self.lower.shape[0] - above)),
+            (tip, wide, (self.tongue.shape[1] / 2, TONGUE_CREST * self.tongue.shape[0])),
+        )
+        (a, b), (c, d) = axes[:, :2]
+        inverse = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
+        places = np.empty((4, 2, 3))
+        for place, (edge, size, at) in zip(places, layers, strict=False):
+            place[:, :2] = inverse / size
+            place[:, 2] = at - place[:, :2] @ (axes @ edge + zero)
+        places[3] = rigid.from_frame(self.own_depth)
+        places[3, :, 2] -= self.own_corner
+        # Texels a unit of depth: a point behind the plane is seen where the plane's own is not.
+        leans = -places[:2, :, :2] @ axes[:, 2]
+        opened = max(0.0, gap) * unit
+        widest = float((face[LOWER_ROWS[0], 1] - face[UPPER_ROWS[0], 1]).max()) * unit
+        moved = face[MOUTH_RING, :2] - shape.points[MOUTH_RING, :2]
+        changed = float(np.abs(moved).max())
+        numbers = np.array(
+            [
+                max(1.2, 0.010 * unit),
+                max(1.5, 0.07 * unit),
+                max(1.5, min(0.055 * unit, 0.6 * opened)),
+                max(0.8, min(0.024 * unit, 0.09 * opened)),
+                1.0 - 0.12 * self.shaded * (1.0 - _eased(gap / 0.10)),
+                1.0 - _eased(changed / OWN_FADE),
+                self.gloss,
+                self.light,
+                0.75 + 0.15 * rise,
+                _eased(widest / 1.5),  # lips that meet hide all
+                0.26 * self.shaded,
+            ]
+        )
         draw_mouth(
             ring,
-            cv2.invertAffineTransform(forward),
             self.upper,
             self.lower,
-            drop,
-            self.cavity,
-            self.tint,
-            max(1.5, 0.07 * shape.eye_distance),
+            self.tongue,
             self.own,
-            to_own,
-            1.5 - min(3.0, 0.75 * opened),
+            places,
+            leans,
+            self.depths,
+            self.colours,
+            numbers,
             out,
         )
+
+
+def _eased(x: float) -> float:
+    """`smoothstep` of one number, in a tenth of the time."""
+    x = min(1.0, max(0.0, x))
+    return x * x * (3.0 - 2.0 * x)
+
+
+def tongue_rise(now: Floats) -> float:
+    """How far the tongue is raised, 0 (it lies behind the lower teeth) to 1 (at the upper ones).
+
+    Coefficients do not say it, except tongueOut: a jaw that is little open with spread or relaxed
+    lips is typical of /l th d t n/ and of front vowels, a wide or rounded mouth of a low tongue.
+    """
+    value = {name: float(now[ACTIONS.index(name)]) for name in TONGUE_ACTIONS}
+    rounded = value["mouthFunnel"] + value["mouthPucker"]
+    low = _eased((value["jawOpen"] - 0.05) / 0.35)
+    return min(1.0, 0.7 * (1.0 - low) * max(0.0, 1.0 - 1.5 * rounded) + value["tongueOut"])
+
+
+def _coloured(
+    row: NDArray[np.generic],
+    tooth: NDArray[np.float64],
+    gum: NDArray[np.float64],
+    *,
+    depth: NDArray[np.float64],
+    tilt: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A row of teeth in the portrait's colours (H, W, 3) and its alpha (H, W), W as ``depth``'s."""
+    size = (len(depth), round(row.shape[0] * len(depth) / row.shape[1]))
+    alpha = row[..., 4].astype(np.float64)
+    weighted = row[..., :4].astype(np.float64) * (alpha[..., None] + 1.0)
+    small = cv2.resize(weighted, size, interpolation=cv2.INTER_AREA)
+    alpha = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA)
+    small /= alpha[..., None] + 1.0
+    gums, colour = small[..., 3:] / 255.0, small[..., :3] / 200.0
+    grey = colour.mean(axis=2, keepdims=True)
+    hue = float(np.clip(np.ptp(gum) / 40.0, 0.0, 1.0))
+    colour = grey + hue * (colour - grey)
+    colour = colour * (tooth * (1.0 - gums) + gum * gums)
+    shade = (1.0 + tilt * np.linspace(-1.0, 1.0, len(depth))) / (1.0 + DEPTH_SHADE * depth)
+    return np.clip(colour * shade[:, None], 0.0, 255.0), alpha / 255.0
+
+
+def _tongue(
+    tongue: NDArray[np.generic],
+    gum: NDArray[np.float64],
+    tooth: NDArray[np.float64],
+    *,
+    shrink: float,
+) -> Packed:
+    small = cv2.resize(
+        tongue.astype(np.float64), None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA
+    )
+    light, moist, alpha = (small[..., i : i + 1] for i in range(3))
+    flesh = 0.75 * gum + 0.25 * darker(gum, 0.9)
+    colour = light / 200.0 * flesh + 0.35 * moist / 255.0 * tooth
+    return _packed(np.clip(colour, 0.0, 255.0), alpha[..., 0] / 255.0)
+
+
+def _packed(colour: NDArray[np.float64], alpha: NDArray[np.float64]) -> Packed:
+    """Premultiplied."""
+    whole = np.concatenate([colour * alpha[..., None], alpha[..., None] * 255.0], axis=2)
+    return pack_rgba(np.clip(np.round(whole), 0, 255))
+
+
+def _view(
+    padded: NDArray[np.uint8],
+    points: Floats,
+    *,
+    shape: FaceShape,
+    edge: NDArray[np.float64],
+    depth: NDArray[np.float64],
+    rows: int,
+    texel: float,
+    texels: float,
+) -> View:
+    """The portrait in the frame of the upper row's texture."""
+    v, u = np.mgrid[:rows, : len(depth)] + 0.5
+    head = np.stack(
+        [
+            edge[0] + (u - len(depth) / 2) * texel,
+            edge[1] + (v - GUM_TOP * texels) * texel,
+            edge[2] + np.broadcast_to(depth, u.shape),
+        ],
+        axis=-1,
+    )
+    # The mouth's points have moved with the padding; the head frame has not.
+    pad = points[:, :2].mean(axis=0) - (
+        shape.eye_distance * shape.points @ shape.rotation.T + shape.origin
+    )[:, :2].mean(axis=0)
+    at = (shape.eye_distance * head @ shape.rotation.T)[..., :2] + shape.origin[:2] + pad
+    ring = points[MOUTH_RING, :2]
+    low = np.maximum(np.floor(ring.min(axis=0)) - 4, 0).astype(int)
+    size = np.ceil(ring.max(axis=0)).astype(int) + 4 - low
+    distance = distance_map(ring - low, (int(size[1]), int(size[0])))
+    x, y = (at[..., 0] - 0.5).astype(np.float32), (at[..., 1] - 0.5).astype(np.float32)
+    picture = cv2.remap(padded, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    inside = cv2.remap(
+        distance,
+        x - np.float32(low[0]),
+        y - np.float32(low[1]),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    scale = 1.0 / (texel * shape.eye_distance)
+    return View(picture.astype(np.float64), inside.astype(np.float64) * scale)
 
 
 def _own_mouth(padded: NDArray[np.uint8], points: Floats) -> tuple[Packed, NDArray[np.float64]]:
@@ -136,36 +370,3 @@ def _own_mouth(padded: NDArray[np.uint8], points: Floats) -> tuple[Packed, NDArr
     distance = distance_map(ring - low, patch.shape[:2])
     alpha = np.clip(128 + 16 * distance, 0, 255)[..., None]
     return pack_rgba(np.concatenate([patch, alpha.astype(np.uint8)], axis=2)), low.astype(float)
-
-
-def _tooth_colour(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:
-    """(3,) 0..255: the whites of the eyes show how light teeth are in the portrait's light."""
-    whites = []
-    for eye in EYES:
-        mask = np.zeros(padded.shape[:2], np.uint8)
-        cv2.fillPoly(mask, [points[eye.ring, :2].round().astype(np.int32)], 1)
-        whites.append(padded[mask > 0].reshape(-1, 3))
-    skin = _mean_around(padded, points[[50, 280, 205, 425], :2])
-    pixels = np.concatenate([*whites, skin[None].round().astype(np.uint8)]).astype(np.float64)
-    light = pixels @ (0.299, 0.587, 0.114)
-    white = pixels[light >= np.quantile(light, 0.85)].mean(axis=0)
-    # At least as light as the cheeks, with little of their colour.
-    level = max(float(white @ (0.299, 0.587, 0.114)), 1.02 * float(skin @ (0.299, 0.587, 0.114)))
-    hue = 0.65 * white / max(float(white.mean()), 1.0) + 0.35
-    return np.clip(level * 1.04 * hue, 30.0, 245.0)
-
-
-def _cavity_colour(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:
-    lips = _mean_around(padded, points[[0, 17, 37, 267, 84, 314], :2])
-    return np.clip(lips * (0.26, 0.15, 0.15), 6.0, 70.0)
-
-
-def _mean_around(padded: NDArray[np.uint8], points: Floats) -> NDArray[np.float64]:
-    height, width = padded.shape[:2]
-    x = np.clip(points[:, 0].round().astype(int), 1, width - 2)
-    y = np.clip(points[:, 1].round().astype(int), 1, height - 2)
-    patches = [
-        padded[b - 1 : b + 2, a - 1 : a + 2].reshape(-1, 3) for a, b in zip(x, y, strict=True)
-    ]
-    mean: NDArray[np.float64] = np.concatenate(patches).astype(np.float64).mean(axis=0)
-    return mean

@@ -1,4 +1,4 @@
-"""Compiled drawing kernels: textured triangles, mouth interior, eyeballs.
+"""Compiled drawing kernels: textured triangles and eyeballs.
 
 Numba compiles these on first use and caches the result.
 """
@@ -282,76 +282,6 @@ def _over(out, y, x, r, g, b, alpha):  # type: ignore[no-untyped-def]
     out[y, x, 0] = np.uint8(out[y, x, 0] * (1.0 - alpha) + r * alpha + 0.5)
     out[y, x, 1] = np.uint8(out[y, x, 1] * (1.0 - alpha) + g * alpha + 0.5)
     out[y, x, 2] = np.uint8(out[y, x, 2] * (1.0 - alpha) + b * alpha + 0.5)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _below(sides, x, y):  # type: ignore[no-untyped-def]
-    """How far (x, y) is from the upper half of a ring: its first half, corner to corner."""
-    nearest = 1e18
-    for i in range(sides.shape[0] // 2):
-        ex, ey = sides[i, 2], sides[i, 3]
-        px, py = x - sides[i, 0], y - sides[i, 1]
-        t = min(1.0, max(0.0, (px * ex + py * ey) * sides[i, 4]))
-        nearest = min(nearest, (px - t * ex) ** 2 + (py - t * ey) ** 2)
-    return np.sqrt(nearest)
-
-
-@njit(cache=True, nogil=True)
-def draw_mouth(  # type: ignore[no-untyped-def]
-    ring, to_window, upper, lower, drop, cavity, teeth, shadow, own, to_own, own_grow, out
-):
-    """The mouth's interior, seen through the polygon ``ring`` (N, 2) of the inner lips.
-
-    ``upper`` and ``lower`` (packed, straight alpha) are teeth and gums; ``to_window`` (2, 3) maps
-    ``out``'s pixels to their texels, ``drop`` texels is how far the lower ones hang with the jaw.
-    ``cavity`` (3,) is the colour of the dark, ``teeth`` (3,) tints 255-white teeth. The upper lip's
-    shadow reaches ``shadow`` pixels down. ``own`` (packed) is the portrait's own open mouth: its
-    alpha is 128 + 16 x the distance to the lips at rest; ``to_own`` maps to its texels; it is drawn
-    where that distance is above ``-own_grow`` pixels.
-    """
-    height, width = out.shape[0], out.shape[1]
-    x0, x1 = max(0, int(ring[:, 0].min()) - 1), min(width, int(ring[:, 0].max()) + 2)
-    y0, y1 = max(0, int(ring[:, 1].min()) - 1), min(height, int(ring[:, 1].max()) + 2)
-    sides = _sides(ring)
-    for y in range(y0, y1):
-        for x in range(x0, x1):
-            px, py = x + 0.5, y + 0.5
-            depth = _signed_distance(sides, px, py)
-            alpha = min(1.0, depth + 0.5)
-            if alpha <= 0.0:
-                continue
-            u = to_window[0, 0] * px + to_window[0, 1] * py + to_window[0, 2] - 0.5
-            v = to_window[1, 0] * px + to_window[1, 1] * py + to_window[1, 2] - 0.5
-            r, g, b = cavity[0], cavity[1], cavity[2]
-            # Light comes from the front; the upper lip and the corners shade it.
-            side = abs(2.0 * u / upper.shape[1] - 1.0)
-            lit = 0.6 + 0.4 * _smoothstep(_below(sides, px, py) / shadow)
-            lit *= 1.0 - 0.7 * _smoothstep(side * 1.25 - 0.3)
-            for jaw in range(2):
-                layer = lower if jaw == 0 else upper
-                row = v - drop if jaw == 0 else v
-                if 0 <= u < layer.shape[1] - 1 and 0 <= row < layer.shape[0] - 1:
-                    texel = _bilinear(layer, np.int64(u * 256.0), np.int64(row * 256.0))
-                    cover = ((texel >> np.uint32(24)) & np.uint32(255)) / 255.0
-                    bright = lit * (0.72 if jaw == 0 else 1.0) * cover
-                    dark = cover - bright
-                    r = r * (1.0 - cover) + cavity[0] * dark
-                    g = g * (1.0 - cover) + cavity[1] * dark
-                    b = b * (1.0 - cover) + cavity[2] * dark
-                    r += (texel & np.uint32(255)) * teeth[0] * bright
-                    g += ((texel >> np.uint32(8)) & np.uint32(255)) * teeth[1] * bright
-                    b += ((texel >> np.uint32(16)) & np.uint32(255)) * teeth[2] * bright
-            if own.shape[0] > 1:
-                ou = to_own[0, 0] * px + to_own[0, 1] * py + to_own[0, 2] - 0.5
-                ov = to_own[1, 0] * px + to_own[1, 1] * py + to_own[1, 2] - 0.5
-                if 0 <= ou < own.shape[1] - 1 and 0 <= ov < own.shape[0] - 1:
-                    texel = _bilinear(own, np.int64(ou * 256.0 + 0.5), np.int64(ov * 256.0 + 0.5))
-                    far = (((texel >> np.uint32(24)) & np.uint32(255)) - 128.0) / 16.0
-                    cover = _smoothstep((far + own_grow) / 1.5 + 0.5)
-                    r = r * (1.0 - cover) + (texel & np.uint32(255)) * cover
-                    g = g * (1.0 - cover) + ((texel >> np.uint32(8)) & np.uint32(255)) * cover
-                    b = b * (1.0 - cover) + ((texel >> np.uint32(16)) & np.uint32(255)) * cover
-            _over(out, y, x, r, g, b, alpha)
 
 
 @njit(cache=True, nogil=True)

@@ -158,7 +158,7 @@ class PortraitRenderer:
         out[...] = self._still
         draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
         rigid = self._rigid(turn, shift, grow)
-        self._mouth.draw(face, target, rigid, out=out)
+        self._mouth.draw(face, target, rigid, now=np.asarray(coefficients), out=out)
         self._lips.draw(target, out)
         for eyeball in self._eyes:
             eyeball.draw(target, rigid, now=np.asarray(coefficients), rest=self.rest, out=out)
