@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 
 from fada.cli.settings import (
     add_address_flags,
     add_student_flags,
+    check_packages,
     list_settings,
     read_settings,
     start_logging,
@@ -17,7 +17,6 @@ from server import run as service
 from server.settings import Settings
 
 _MARKS = {"encoder", "label", "c2pa_cert", "c2pa_key"}
-_WORKERS_NEED = ("av", "numba", "numpy", "soxr")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     start_logging(settings, "api")
-    _check_packages(settings)
+    check_packages(settings)
     _check_marks(settings)
     wait_for_redis(settings)
     with service.listening(options.host, options.port) as sock:
@@ -46,10 +45,3 @@ def _check_marks(settings: Settings) -> None:
     from server.worker.marks import load_marks
 
     load_marks(settings)
-
-
-def _check_packages(settings: Settings) -> None:
-    """Raises what a worker would raise: once and here, rather than in each child process."""
-    for name in (*_WORKERS_NEED, *(() if settings.pipeline else ("torch",))):
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(name=name)

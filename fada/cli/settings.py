@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+from importlib.util import find_spec
 
 from pydantic import ValidationError
 
@@ -16,6 +17,7 @@ from server.settings import SECRET, Settings, check_names, describe
 log = logging.getLogger("fada")
 
 _REDIS_TIMEOUT_S = 10.0
+_WORKERS_NEED = ("av", "numba", "numpy", "soxr")
 
 
 def list_settings(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +67,13 @@ def start_logging(settings: Settings, role: str) -> None:
     """Logs and traces of a service's process; ``role`` is ``api`` or ``worker``."""
     logs.configure(settings.log_format)
     traces.configure(role)
+
+
+def check_packages(settings: Settings) -> None:
+    """Raises ``ModuleNotFoundError`` for what a worker lacks, before any process is started."""
+    for name in (*_WORKERS_NEED, *(() if settings.pipeline else ("torch",))):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
 
 
 def wait_for_redis(settings: Settings) -> None:

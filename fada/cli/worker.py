@@ -6,6 +6,7 @@ import argparse
 
 from fada.cli.settings import (
     add_student_flags,
+    check_packages,
     list_settings,
     read_settings,
     required_redis_url,
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     start_logging(settings, "worker")
+    check_packages(settings)
     from server.worker.pipelines import model_names
 
     model_names(settings)  # report an unknown model before waiting for Redis

@@ -22,7 +22,7 @@ NEEDED = {
     "dataset": "torch",
     "corpus": "pocketsphinx",
     "train": "torch",
-    "evaluate": "scipy",
+    "evaluate": "torch",
     "evaluate-video": "cv2",
 }
 LIGHT = ("serve", "api", "worker", "animate", "health", "doctor", "bench")

@@ -77,13 +77,12 @@ class Stream:
         return self.texts[-1]
 
     def close_code(self) -> int:
-        """Receive messages up to the close; return its code."""
+        """Receive messages up to the close; return its code, 1006 for one without a close frame."""
         try:
             while True:
                 self.next()
         except ConnectionClosed as closed:
-            assert closed.rcvd is not None
-            return closed.rcvd.code
+            return 1006 if closed.rcvd is None else closed.rcvd.code
 
     def finish(self) -> dict[str, Any]:
         """Send `end` and receive everything; return the `done` message."""
