@@ -163,6 +163,7 @@ def spoken(sound: Path) -> Floats:
     import soundfile
 
     from model.motion.rollout import roll_out
+    from model.portrait.blendshapes import shown_motion
     from server.settings import Settings
     from server.worker.pipelines import load_pipelines
 
@@ -171,9 +172,10 @@ def spoken(sound: Path) -> Floats:
     features = pipeline.space.encode_reference(portrait).features
     samples = soundfile.read(sound, dtype="float32")[0]
     known = pipeline.metadata
-    return roll_out(
+    latents = roll_out(
         pipeline, [samples], [features], seeds=[0], guidance=known.guidance, steps=known.steps
     )[0]
+    return shown_motion(latents)
 
 
 def _named(args: argparse.Namespace) -> list[tuple[str, Path]]:

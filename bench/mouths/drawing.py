@@ -112,10 +112,9 @@ class _Drawer:
             return self._imitating(wish["ring"])
         if "latents" in wish:
             from model.portrait.blendshapes import from_motion
-            from model.rendering.renderer import LIVELINESS
 
             actions, poses = from_motion(wish["latents"][None], self._renderer.rest)
-            return actions[0], LIVELINESS * poses[0]
+            return actions[0], poses[0]
         if "actions" in wish:
             return self._with(self._neutral, **wish["actions"]), pose
         return self._renderer.rest, pose
