@@ -1,11 +1,11 @@
-"""Whether whoever is admitted keeps real time, and whether the machine's room is used.
+"""Whether admitted sessions keep real time, and whether the machine's room is used.
 
 python bench/admission.py --starts 20 --clients 12 --seconds 120 --portraits DIR
 
 Each start runs a service of its own. All clients come at once, each with a portrait of its own, and
 speak without a pause until the end; one that is refused tries again every two seconds. A sweep with
 admission overridden then finds how many sessions the machine can bear: each keeps at least 99 % of
-real time and stalls for at most 0.3 s. Exit status 0: nobody who was admitted fell below that, and
+real time and stalls for at most 0.3 s. Exit status 0: no admitted session fell below that, and
 at least 90 % of what the machine can bear was admitted in every start.
 """
 

@@ -134,7 +134,7 @@ class VideoEncoder:
                 raise
             log.warning("%s; %s encodes instead", error, library.fallback)
             if continues:
-                library = _second(_LIBRARIES[library.fallback])
+                library = _with_other_set_ids(_LIBRARIES[library.fallback])
             else:
                 self.encoder = library.fallback
                 library = _LIBRARIES[self.encoder]
@@ -271,7 +271,7 @@ def _open_video(library: _Library, width: int, height: int, *, fps: int) -> Vide
     return video
 
 
-def _second(library: _Library) -> _Library:
+def _with_other_set_ids(library: _Library) -> _Library:
     """x264 with other numbers for its parameter sets, which then stand beside another encoder's."""
     options = dict(library.options)
     options["x264-params"] += ":sps-id=1"
@@ -284,7 +284,7 @@ def _sample_description(
     if library.format == "h264":
         sets = [_parameter_sets(codec.extradata)]
         if library.fallback:
-            second = _second(_LIBRARIES[library.fallback])
+            second = _with_other_set_ids(_LIBRARIES[library.fallback])
             opened = _open_video(second, codec.width, codec.height, fps=fps)
             sets.append(_parameter_sets(opened.extradata))
         return boxes.avc_description(sets)

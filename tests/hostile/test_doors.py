@@ -1,4 +1,4 @@
-"""What every way into the service must bear, whoever comes through it."""
+"""What every way into the service must bear from any client."""
 
 from __future__ import annotations
 

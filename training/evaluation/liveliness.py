@@ -134,9 +134,9 @@ class ProsodyFit:
     """
 
     def __init__(self, faces: Sequence[FaceMotion], sounds: Sequence[Prosody]) -> None:
-        pairs = [_common(_moving(f), _heard(s)) for f, s in zip(faces, sounds, strict=True)]
+        pairs = [_common(_moving(f), _voice(s)) for f, s in zip(faces, sounds, strict=True)]
         x = np.concatenate([moving for moving, _ in pairs])
-        y = np.concatenate([heard / (heard.std(0) + 1e-6) for _, heard in pairs])
+        y = np.concatenate([voice / (voice.std(0) + 1e-6) for _, voice in pairs])
         self._scale = x.std(0) + 1e-6
         x = x / self._scale
         gram = x.T @ x / len(x) + _RIDGE * np.eye(x.shape[1])
@@ -145,8 +145,8 @@ class ProsodyFit:
     def __call__(self, faces: Sequence[FaceMotion], sounds: Sequence[Prosody]) -> dict[str, float]:
         """Mean correlations, and the share of shuffles of the sounds that fit as well."""
         read = [_moving(face) / self._scale @ self._weights for face in faces]
-        heard = [_heard(sound) for sound in sounds]
-        table = np.array([[_correlations(*_common(r, h)) for h in heard] for r in read])
+        voice = [_voice(sound) for sound in sounds]
+        table = np.array([[_correlations(*_common(r, h)) for h in voice] for r in read])
         own = np.einsum("iic->ic", table).mean(0)
         scores, count = table.mean(2), len(faces)
         random = np.random.default_rng(0)
@@ -172,18 +172,18 @@ def _moving(face: FaceMotion) -> NDArray[np.float64]:
     return np.concatenate([np.roll(moving, -lag, axis=0) for lag in _LAGS], axis=1)
 
 
-def _heard(sound: Prosody) -> NDArray[np.float64]:
+def _voice(sound: Prosody) -> NDArray[np.float64]:
     """(T, 3) accents, loudness and pitch, band-passed."""
     loud = np.maximum(sound.loudness, sound.loudness.max() - _QUIET_DB)
     return _band(np.stack([sound.accents, loud, sound.pitch], axis=1))
 
 
 def _common(
-    moving: NDArray[np.float64], heard: NDArray[np.float64]
+    moving: NDArray[np.float64], voice: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The frames that both have, without those that a lag takes from the other end."""
-    inner = slice(max(_LAGS), min(len(moving), len(heard)) - max(_LAGS))
-    return moving[inner], heard[inner]
+    inner = slice(max(_LAGS), min(len(moving), len(voice)) - max(_LAGS))
+    return moving[inner], voice[inner]
 
 
 def _correlations(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
