@@ -289,11 +289,11 @@ async def test_no_task_outlives_its_worker_after_a_second_claim(
             while True:
                 try:
                     await asyncio.sleep(0.02)
+                    await loop.run_in_executor(resources.pool, int)
                 except asyncio.CancelledError:
                     if claim.token != 1 or asked:
                         raise
                     asked.append(claim.token)
-                await loop.run_in_executor(resources.pool, int)
         finally:
             at_work.remove(claim.token)
 
@@ -301,7 +301,7 @@ async def test_no_task_outlives_its_worker_after_a_second_claim(
     async with clients(url) as client:
         async with working(client, "w1", drain_s=0.1, kind=Forgetful):
             await talk(client, 1)
-            await until(client, lambda _: asked == [1] and 2 in at_work and 1 in at_work)
+            await until(client, lambda _: asked == [1] and 1 in at_work and len(at_work) > 1)
         assert at_work == []
 
 
