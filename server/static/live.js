@@ -40,6 +40,11 @@ export class LiveSession {
     this.#send(JSON.stringify({ type: "update", ...options }));
   }
 
+  /** How it behaves while it does not speak: `idle`, `listening` or `thinking`. */
+  state(state) {
+    this.#send(JSON.stringify({ type: "state", state }));
+  }
+
   /** Ends the session once all audio sent so far has been spoken. */
   end() {
     if (this.#ready) this.#send(JSON.stringify({ type: "end" }));

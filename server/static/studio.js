@@ -180,6 +180,7 @@ function runSession({ avatarId, sound, signal }) {
         const player = newPlayer({ live: true });
         run = { ...run, session, player, report, update: (options) => session.update(options) };
         player.start(mime).catch(reject);
+        $("state").value = "idle";
         view.setRun("live");
         view.setStatus("Turn the microphone on, or let it speak the chosen voice.");
       },
@@ -266,6 +267,7 @@ function wire() {
     view.video.muted = !view.video.muted;
     showAudioState(run.sound);
   });
+  $("state").addEventListener("change", () => run.session.state($("state").value));
   onButton("end", () => {
     run.sound.stopFile();
     run.sound.stopMicrophone();

@@ -340,13 +340,15 @@ def test_a_live_session_rests_speaks_is_interrupted_and_ends(studio: Studio) -> 
     studio.until(f"document.querySelector('video').currentTime > {began} + 1")
     assert np.abs(studio.picture() - at_rest).max() > 8
     studio.page.press("[name=audio_cfg]", "ArrowRight")
+    studio.page.select_option("#state", "listening")
     studio.page.keyboard.press("Escape")
     studio.until(badge("resting"))
     studio.page.click("#end")
     seen = probe(studio.download())
     done = wire.got("done")[0]
     assert seen.video_s == pytest.approx(done["duration_s"], abs=0.041)
-    assert [m["type"] for m in wire.sent] == ["start", "update", "interrupt", "end"]
+    assert [m["type"] for m in wire.sent] == ["start", "update", "state", "interrupt", "end"]
+    assert wire.sent[2]["state"] == "listening"
     assert wire.sent[1]["audio_cfg"] == pytest.approx(wire.sent[0]["audio_cfg"] + 0.1)
     assert len(wire.got("interrupted")) == 1
     indices = [fragment["index"] for fragment in wire.got("fragment")]
