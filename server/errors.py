@@ -52,6 +52,13 @@ class ServiceError(Exception):
         self.detail = detail
         self.retry_after_s = self.kind.retry_after_s if retry_after_s is None else retry_after_s
 
+    @classmethod
+    def published(cls, code: str, detail: str) -> ServiceError:
+        """The error that a worker published; a newer worker's codes may be unknown here."""
+        if code in KINDS:
+            return cls(code, detail)
+        return cls("internal_error", f"{code}: {detail}")
+
     @property
     def kind(self) -> Kind:
         return KINDS[self.code]

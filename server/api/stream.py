@@ -213,7 +213,7 @@ class _LiveConnection:
 
     async def _forward(self, event: messages.AnyEvent) -> None:
         if isinstance(event, messages.Failed):
-            raise ServiceError(event.code, event.detail)
+            raise ServiceError.published(event.code, event.detail)
         if isinstance(event, messages.JobInterrupted):
             self._consumed = max(self._consumed, event.consumed_bytes)
             self._arrivals.seek(event.consumed_bytes)

@@ -74,7 +74,7 @@ async def first_event(
         if isinstance(event, messages.Started | messages.AvatarCreated | messages.Verified):
             return event
         if isinstance(event, messages.Failed):
-            raise ServiceError(event.code, event.detail)
+            raise ServiceError.published(event.code, event.detail)
         if isinstance(event, messages.Cancelled):
             raise ServiceError("not_found", "the job was cancelled")
     raise ServiceError("not_found", "the job has expired")

@@ -281,7 +281,8 @@ class JobProducer:
         progress = min(1.0, duration_s / total_s) if total_s else 0.0
         error = None
         if b"code" in job:
-            error = ServiceError(job[b"code"].decode(), job[b"detail"].decode()).problem()
+            published = ServiceError.published(job[b"code"].decode(), job[b"detail"].decode())
+            error = published.problem()
         return JobView.model_validate(
             {
                 "id": job_id,

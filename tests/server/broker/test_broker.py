@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.api.protocol import AnimationOptions, AvatarView, FaceView, ModelView
+from server.api.video import first_event
 from server.broker import liveness, messages, redis
 from server.broker.amount import Amount
 from server.broker.consumer import LEASE_S, START, Claim, JobConsumer, Retention
@@ -152,6 +153,20 @@ async def test_a_reader_waits_for_a_running_job(url: str) -> None:
         assert (await asyncio.wait_for(reading, 10))[-1] == messages.Failed(
             code="empty_audio", detail="nothing"
         )
+
+
+async def test_an_error_code_of_a_newer_worker_is_an_internal_error(url: str) -> None:
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(animate_request(), PARTS)
+        claim = await claim_next(consumer)
+        await consumer.end(claim, messages.Failed(code="too_loud", detail="it hurts"))
+        view = await producer.view(job_id)
+        assert view is not None and view.error is not None
+        assert view.error.code == "internal_error"
+        assert view.error.detail == "too_loud: it hurts"
+        with pytest.raises(ServiceError, match="too_loud: it hurts") as caught:
+            await first_event(producer.follow(job_id, consume=True))
+        assert caught.value.code == "internal_error"
 
 
 async def test_a_kept_video_can_be_read_again_until_evicted(url: str) -> None:
