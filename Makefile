@@ -6,20 +6,22 @@ ARGS ?=
 COUNT ?= 1000000
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml)
+# Packages of their own, each tested in an environment of its own: their protobufs differ.
+INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 # TensorRT for NVIDIA's cards, as nvidia-smi lists them; not beside a torch for CPUs.
 EXTRA ?= $(if $(filter %/cpu,$(TORCH_INDEX)),serve,$(shell $(PYTHON) fada/machine.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow fuzz check docs format dist clean
+.PHONY: help serve test test-slow test-integrations fuzz check docs format dist clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 	@echo
-	@echo '  PYTHON=python3.12    another interpreter (3.11 to 3.13)'
-	@echo '  TORCH_INDEX=URL      another index for torch, like that of the CPU-only or CUDA wheels'
-	@echo '  EXTRA=serve          nothing for a GPU; by default what nvidia-smi shows: serve,'
-	@echo '                       tensorrt, or tensorrt-datacenter for A100, H100, B200'
-	@echo '  ARGS="--port 9000"   passed on to `fada serve` or pytest'
+	@echo '  PYTHON=python3.12       another interpreter (3.11 to 3.13)'
+	@echo '  TORCH_INDEX=URL         another index for torch, like that of the CPU-only or CUDA wheels'
+	@echo '  EXTRA=serve             nothing for a GPU; by default what nvidia-smi shows: serve,'
+	@echo '                          tensorrt, or tensorrt-datacenter for A100, H100, B200'
+	@echo '  ARGS="--port 9000"      passed on to `fada serve` or pytest'
 
 serve: $(VENV)/.serve ## set up and run the service
 	$(BIN)/fada serve $(ARGS)
@@ -30,6 +32,13 @@ test: $(VENV)/.dev ## run the tests
 
 test-slow: $(VENV)/.dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-integrations: $(VENV)/.dev $(INTEGRATIONS:%=$(VENV)-%/.installed) ## test each package of integrations/ against the service
+	@for name in $(INTEGRATIONS); do \
+	  echo "integrations/$$name"; \
+	  (cd integrations/$$name && FADA_TEST_PYTHON=$(abspath $(BIN)/python) \
+	    $(abspath $(VENV))-$$name/bin/python -m pytest $(ARGS)) || exit 1; \
+	done
 
 fuzz: $(VENV)/.dev ## decode COUNT damaged files, send COUNT/1000 requests to each operation
 	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT) $(ARGS)
@@ -71,5 +80,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
 	$(BIN)/python -m pip install --quiet -e clients/python -e '.[dev]'
 	touch $@ $(if $(filter serve,$(EXTRA)),$(VENV)/.serve)
 
-clean: ## remove the environment and the wheels
-	rm -rf $(VENV) dist
+$(VENV)-%/.installed: integrations/%/pyproject.toml clients/python/pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet -e clients/python -e 'integrations/$*[test]'
+	touch $@
+
+clean: ## remove the environments and the wheels
+	rm -rf $(VENV) $(INTEGRATIONS:%=$(VENV)-%) dist
