@@ -197,9 +197,9 @@ def print_speeds(
     """Frames per second at the floor: a window's context, its passes, and decoding its frames."""
     nothing = Cost((), 0)
     ways = [
-        ("teacher, 25 steps × 3 branches", 75, plain, nothing, decoder),
+        ("teacher, 25 steps × 2 branches", 50, plain, nothing, decoder),
         ("EchoMimic, 30 steps × 2 branches", 60, plain, nothing, decoder),
-        ("balanced, 6 steps × 3 branches", 18, plain, nothing, decoder),
+        ("balanced, 6 steps × 2 branches", 12, plain, nothing, decoder),
         ("student, 6 steps", 6, student, context, decoder),
         ("student, 4 steps", 4, student, context, decoder),
         ("student, 2 steps", 2, student, context, decoder),

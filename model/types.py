@@ -90,6 +90,11 @@ class Guidance:
     audio: float
     reference: float
 
+    @property
+    def branches(self) -> int:
+        """How many of guidance's three branches have weight, see `MultiCFGDenoiser`."""
+        return sum(w != 0 for w in (1 - self.reference, self.reference - self.audio, self.audio))
+
 
 @dataclass(frozen=True)
 class Behaviour:
@@ -191,7 +196,7 @@ class ModelMetadata:
 
     ``steps`` and ``guidance`` are defaults. ``limits`` are the scales that a student with CFG
     tokens was distilled in; ``None``: three branches are mixed by the scales, so a step costs
-    three evaluations. ``temperature`` scales a motion student's initial noise: of the eyes, and
+    an evaluation for each that has weight. ``temperature`` scales a motion student's initial noise: of the eyes, and
     of brows and head.
     """
 
@@ -203,8 +208,8 @@ class ModelMetadata:
 
     @property
     def nfe_per_window(self) -> int:
-        """Network evaluations per window, at the default number of steps."""
-        return self.steps * (3 if self.limits is None else 1)
+        """Network evaluations per window, with the default steps and scales."""
+        return self.steps * (self.guidance.branches if self.limits is None else 1)
 
     @classmethod
     def parse(

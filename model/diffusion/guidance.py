@@ -8,6 +8,9 @@ from model.diffusion.schedule import like
 from model.types import ScaleLimits
 
 
+_BRANCHES = 3  # nothing, reference, reference and audio
+
+
 def guided(denoiser: Denoiser, limits: ScaleLimits | None) -> Denoiser:
     """``denoiser`` with its two scales: as tokens within ``limits``, or by its three branches."""
     return MultiCFGDenoiser(denoiser) if limits is None else CFGTokenDenoiser(denoiser, limits)
@@ -22,8 +25,9 @@ class MultiCFGDenoiser:
     """Guidance of the teacher: its three branches in one batched call.
 
     x̂ = x̂(∅,∅) + s_ref·[x̂(ref,∅) - x̂(∅,∅)] + s_aud·[x̂(ref,aud) - x̂(ref,∅)]
+      = (1 - s_ref)·x̂(∅,∅) + (s_ref - s_aud)·x̂(ref,∅) + s_aud·x̂(ref,aud)
     (FADA, arXiv 2412.16915, after InstructPix2Pix, arXiv 2211.09800, equation 3).
-    ``cond["guidance"]`` is (B, 2): s_aud, s_ref.
+    ``cond["guidance"]`` is (B, 2): s_aud, s_ref. A branch of weight 0 is not evaluated.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -32,19 +36,32 @@ class MultiCFGDenoiser:
     def __call__(self, x_t: Array, t: Array, cond: Conditions) -> Array:
         guidance = cond["guidance"]
         _check_scales(guidance, len(x_t))
-        nothing, reference, both = self.branches(x_t, t, cond)
-        s_aud, s_ref = (like(guidance[:, i], x_t) for i in range(2))
-        return nothing + s_ref * (reference - nothing) + s_aud * (both - reference)
+        xp = functions(x_t)
+        s_aud, s_ref = guidance[:, 0], guidance[:, 1]
+        weights = xp.stack([1 - s_ref, s_ref - s_aud, s_aud])  # (3, B)
+        branch, row = xp.where(weights != 0)
+        made = self._evaluate(x_t, t, cond, branch=branch, row=row)
+        made = like(weights[branch, row], made) * made
+        x0_hat = xp.zeros_like(x_t)
+        for one in range(_BRANCHES):  # in which no row comes twice
+            x0_hat[row[branch == one]] += made[branch == one]
+        return x0_hat
 
     def branches(self, x_t: Array, t: Array, cond: Conditions) -> tuple[Array, Array, Array]:
         """x̂(∅,∅), x̂(ref,∅) and x̂(ref,aud); scales in ``cond`` are ignored."""
         xp, rows = functions(x_t), len(x_t)
-        rest = {k: xp.concat([v] * 3) for k, v in cond.items() if k != "guidance"}
-        on, off = xp.ones_like(t), xp.zeros_like(t)
-        rest["has_reference"] = xp.concat([off, on, on])
-        rest["has_audio"] = xp.concat([off, off, on])
-        made = self._denoiser(xp.concat([x_t] * 3), xp.concat([t] * 3), rest)
+        branch, row = xp.where(xp.stack([xp.ones_like(t)] * _BRANCHES) != 0)
+        made = self._evaluate(x_t, t, cond, branch=branch, row=row)
         return made[:rows], made[rows : 2 * rows], made[2 * rows :]
+
+    def _evaluate(
+        self, x_t: Array, t: Array, cond: Conditions, *, branch: Array, row: Array
+    ) -> Array:
+        """x̂ (N, ...) of the rows ``row`` (N,), each in its ``branch`` (N,) of 0 to 2."""
+        rest = {name: value[row] for name, value in cond.items() if name != "guidance"}
+        on = functions(t).ones_like(t)[row]
+        rest["has_reference"], rest["has_audio"] = on * (branch > 0), on * (branch > 1)
+        return self._denoiser(x_t[row], t[row], rest)
 
 
 class CFGTokenDenoiser:

@@ -65,7 +65,7 @@ def test_both_students_are_loaded_over_one_space(folder: Path) -> None:
     assert list(loaded) == [FAST, BALANCED]
     assert fast.space is balanced.space
     assert (fast.metadata.steps, balanced.metadata.steps) == (2, 6)
-    assert (fast.metadata.nfe_per_window, balanced.metadata.nfe_per_window) == (2, 18)
+    assert (fast.metadata.nfe_per_window, balanced.metadata.nfe_per_window) == (2, 12)
     assert "GRID" in fast.metadata.licence and fast.metadata.licence == balanced.metadata.licence
 
 

@@ -90,7 +90,7 @@ def test_train_teacher_resume_and_distil(grid_folder: Path, tmp_path: Path) -> N
     )
     assert fada_train(*words) == 0
     balanced = load_weights(tmp_path / "three" / "student.safetensors")
-    assert motion_pipeline("new", balanced, MotionOnly()).metadata.nfe_per_window == 18
+    assert motion_pipeline("new", balanced, MotionOnly()).metadata.nfe_per_window == 12
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

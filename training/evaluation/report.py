@@ -138,7 +138,7 @@ def write_report(tests: HeldOut, rows: Sequence[str], seeds: int, *, path: Path)
 
 def _shipped_rows() -> list[RowSpec]:
     balanced, fast = (WEIGHTS / f"motion-{name}.safetensors" for name in ("balanced", "fast"))
-    rows = [RowSpec("balanced, 18 NFE", balanced)] if balanced.is_file() else []
+    rows = [RowSpec("balanced, 12 NFE", balanced)] if balanced.is_file() else []
     return rows + [RowSpec(f"fast, {n} NFE", fast, n) for n in (6, 4, 2, 1)]
 
 

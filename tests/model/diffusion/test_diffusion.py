@@ -19,6 +19,7 @@ from model.diffusion.denoiser import Conditions, EpsDenoiser, VDenoiser, X0Denoi
 from model.diffusion.guidance import CFGTokenDenoiser, MultiCFGDenoiser
 from model.diffusion.sampler import ddim_step, ddim_target, sample, uniform_timesteps
 from model.diffusion.schedule import CosineSchedule, add_noise, like
+from model.types import Guidance
 
 SCHEDULE = CosineSchedule()
 DOUBLE = torch.float64
@@ -128,11 +129,10 @@ def conditions(audio: float, reference: float, batch: int = 4) -> dict[str, Tens
     return {"guidance": torch.tensor([[audio, reference]], dtype=DOUBLE).expand(batch, 2)}
 
 
-def test_guidance_at_one_is_no_guidance_and_one_call_makes_all_branches() -> None:
+def test_guidance_at_one_is_no_guidance() -> None:
     net = Switched()
     x_t, t = noise(), torch.full((4,), 0.6, dtype=DOUBLE)
     guided = MultiCFGDenoiser(net)(x_t, t, conditions(1.0, 1.0))
-    assert net.calls == [12]
     on = torch.ones(4, dtype=DOUBLE)
     plain = net(x_t, t, {"has_audio": on, "has_reference": on})
     torch.testing.assert_close(guided, plain)
@@ -147,6 +147,15 @@ def test_guidance_moves_along_each_condition_by_its_own_scale(
     guided = MultiCFGDenoiser(Switched())(x_t, t, conditions(audio, reference))
     wanted = Gaussian(0.3, 0.7)(x_t, t, {}) + reference + 10 * audio
     torch.testing.assert_close(guided, wanted)
+
+
+def test_one_call_makes_the_branches_that_have_weight() -> None:
+    net = Switched()
+    t = torch.full((4,), 0.6, dtype=DOUBLE)
+    scales = torch.tensor([[2.0, 1.0], [2.0, 3.0], [1.0, 1.0], [0.0, 0.0]], dtype=DOUBLE)
+    MultiCFGDenoiser(net)(noise(), t, {"guidance": scales})
+    assert net.calls == [2 + 3 + 1 + 1]
+    assert [Guidance(*row.tolist()).branches for row in scales] == [2, 3, 1, 1]
 
 
 def test_sampling_in_a_batch_equals_alone() -> None:

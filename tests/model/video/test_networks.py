@@ -253,6 +253,7 @@ def test_the_projects_sampler_and_guidance_drive_it(
         return net(x_t, t, cond)
 
     noise, _, cond = make_inputs(net.config, 2)
+    cond["guidance"] = torch.tensor([[2.0, 1.5]]).expand(2, 2)
     inner = VDenoiser(forward, SCHEDULE)
     denoiser = CFGTokenDenoiser(inner, ((1, 4), (1, 3))) if guided else MultiCFGDenoiser(inner)
     made = sample(denoiser, noise, uniform_timesteps(3), cond=cond, schedule=SCHEDULE)

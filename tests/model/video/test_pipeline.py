@@ -116,10 +116,10 @@ def test_avatars_of_one_space_are_refused_in_another(
         pipeline.step([task])
 
 
-def test_a_balanced_one_takes_three_evaluations_a_step(tmp_path: Path) -> None:
+def test_a_balanced_one_takes_two_evaluations_a_step(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "b.safetensors", guided=False, licence="ours")
     known = load("video-tiny", path).metadata
-    assert (known.steps, known.nfe_per_window, known.licence) == (2, 6, "ours")
+    assert (known.steps, known.nfe_per_window, known.licence) == (2, 4, "ours")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
