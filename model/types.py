@@ -195,9 +195,9 @@ class ModelMetadata:
     """What a model's file states beside its parameters.
 
     ``steps`` and ``guidance`` are defaults. ``limits`` are the scales that a student with CFG
-    tokens was distilled in; ``None``: three branches are mixed by the scales, so a step costs
-    an evaluation for each that has weight. ``temperature`` scales a motion student's initial noise: of the eyes, and
-    of brows and head.
+    tokens was distilled in; ``None``: three branches are mixed by the scales, so a step costs an
+    evaluation for each that has weight. ``temperature`` scales a motion student's initial noise: of
+    the eyes, and of brows and head.
     """
 
     steps: int

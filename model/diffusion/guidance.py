@@ -7,7 +7,6 @@ from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.schedule import like
 from model.types import ScaleLimits
 
-
 _BRANCHES = 3  # nothing, reference, reference and audio
 
 
