@@ -1,51 +1,36 @@
-"""`GET /stream`: a WebSocket that takes speech and sends the talking video while it is made.
-
-A client that sends audio faster than real time gets an error once `MAX_PENDING_S` are pending. TCP
-backpressure would not do: it would hold an interrupt back behind the audio that it is to stop.
-"""
+"""`GET /stream`: a WebSocket that takes speech and sends the talking video while it is made."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 import logging
-import secrets
 import time
-from collections import deque
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server import logs, metrics, traces
+from server import metrics
 from server.api.access import subprotocol
 from server.api.connections import SET_MESSAGE_LIMIT
-from server.api.dependencies import RequestContext, admit, choose_model, require_avatar
+from server.api.dependencies import RequestContext, admit
+from server.api.live import converse, live_job
 from server.api.problems import broker_lost
-from server.api.protocol import AI_GENERATED, LiveStart, parse_options, parse_state
-from server.api.uploads import check_portrait
-from server.api.video import ClientGone, first_event, first_fragment_timed
-from server.broker import messages
-from server.broker.producer import JobProducer
+from server.api.protocol import LiveStart, parse_options
+from server.api.video import ClientGone
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
-from server.tasks import cancel_and_wait
 
 router = APIRouter()
 log = logging.getLogger("fada.api")
 
-MAX_PENDING_S = 60
 MAX_MESSAGE_BYTES = 6 << 20  # a minute at 48 kHz
 MAX_TEXT_BYTES = 16 << 10  # after `start`
-MAX_PORTRAIT_BYTES = 1 << 20  # larger ones are uploaded to /avatars
 _MARGIN_BYTES = 64 << 10
 _START_TIMEOUT_S = 10.0
 _POLICY_VIOLATION = 1008
-_ARRIVAL_RESOLUTION_S = 0.02  # chunks this close count as one arrival, to keep the queue short
 _CLOSE_CODES = {"too_large": 1009, "internal_error": 1011, "busy": 1013, "no_worker": 1013}
 
 
@@ -59,7 +44,8 @@ async def stream(websocket: WebSocket) -> None:
             await websocket.close(1000)
             return
         metrics.error(error.code)
-        await _send(websocket, {"type": "error", "code": error.code, "detail": error.detail})
+        problem = {"type": "error", "code": error.code, "detail": error.detail}
+        await websocket.send_text(json.dumps(problem))
         await websocket.close(_CLOSE_CODES.get(error.code, _POLICY_VIOLATION), error.kind.title)
     except (ClientGone, WebSocketDisconnect, OSError):
         log.info("a live session's client disconnected")
@@ -86,191 +72,60 @@ async def _run_session(websocket: WebSocket) -> ServiceError | None:
 
 
 async def _session(websocket: WebSocket, context: RequestContext) -> None:
+    channel = _WebSocketChannel(websocket)
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
-            start = await _start(websocket)
+            start = await _start(channel)
     except TimeoutError as timeout:
         raise ServiceError("timeout", f"no 'start' within {_START_TIMEOUT_S:g} s") from timeout
     # A message slightly too large gets an error that states the limit; far too large, a close code.
     set_limit = websocket.scope.get(SET_MESSAGE_LIMIT, lambda max_bytes: None)
     set_limit(MAX_MESSAGE_BYTES + _MARGIN_BYTES)
+    channel.max_text_bytes = MAX_TEXT_BYTES
     start_s = time.monotonic()
-    request, parts = await _request(context, start)
-    job_id = await context.producer.submit(request, parts)
-    logs.bind(job=job_id)
-    traces.annotate(job=job_id)
-    events = first_fragment_timed(context.producer.follow(job_id, consume=True), "live", start_s)
-    live = _LiveConnection(websocket, context.producer, job_id, sample_rate=start.sample_rate)
-    receiving = asyncio.create_task(live.receive())
-    sending = asyncio.create_task(live.send(events))
-    error: BaseException | None = None
-    try:
-        # The client may be done sending while there is more to receive.
-        while error is None and not sending.done():
-            running = {task for task in (receiving, sending) if not task.done()}
-            ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            error = next((task.exception() for task in ended if task.exception()), None)
-    finally:
-        try:
-            await cancel_and_wait((receiving, sending))
-        finally:
-            await context.producer.abandon(job_id, live=True)
-    if error is not None:
-        raise error
-
-
-class _LiveConnection:
-    """A started session: forwards messages both ways and bounds the pending audio."""
-
-    def __init__(
-        self, websocket: WebSocket, producer: JobProducer, job_id: str, *, sample_rate: int
-    ) -> None:
-        self._websocket, self._producer, self._job_id = websocket, producer, job_id
-        self._max_pending_bytes = MAX_PENDING_S * sample_rate * 2
-        self._arrivals = _AudioArrivals(sample_rate)
-        # Bytes of audio: received in all, before the last interrupt, and consumed by the worker.
-        self._received = self._dropped = self._consumed = 0
-        self._commands = 0
-        self._ended = False
-
-    async def receive(self) -> None:
-        """Forward the client's messages to the worker until the session ends.
-
-        Raises `ClientGone` when the client disconnects, `ServiceError` for an invalid message.
-        """
-        while True:
-            message = await _receive(self._websocket, MAX_TEXT_BYTES)
-            command = self._audio(message) if isinstance(message, bytes) else self._command(message)
-            self._commands += 1
-            if not await self._producer.send_command(self._job_id, self._commands, command):
-                return  # the session has ended; its last event follows
-
-    def _audio(self, pcm: bytes) -> messages.AudioChunk:
-        if self._ended:
-            raise ServiceError("bad_request", "audio after 'end'")
-        self._received += len(pcm)
-        self._arrivals.add(self._received, time.monotonic())
-        # Audio that an interrupt drops takes memory until the worker has processed the interrupt.
-        pending = self._received - max(self._consumed, self._dropped)
-        limit = self._max_pending_bytes
-        if pending > limit or self._received - self._consumed > 2 * limit:
-            raise ServiceError(
-                "too_large",
-                f"{pending * MAX_PENDING_S / limit:.1f} s of audio are pending, "
-                f"expected at most {MAX_PENDING_S} s",
-            )
-        return messages.AudioChunk(data=pcm)
-
-    def _command(self, fields: dict[str, Any]) -> messages.LiveCommand:
-        kind = fields.pop("type", None)
-        if kind == "update":
-            return _update(fields)
-        if kind == "state" and fields.keys() == {"state"}:
-            return messages.Update(state=parse_state(fields["state"]))
-        if kind not in ("interrupt", "end") or fields:
-            raise ServiceError(
-                "bad_request",
-                f"message = {str(kind)[:100]!r} with {_names(fields)}, "
-                "expected interrupt or end without fields, update with options or state with state",
-            )
-        if kind == "interrupt":
-            self._dropped = self._received
-            return messages.Interrupt()
-        self._ended = True
-        return messages.End()
-
-    async def send(self, events: AsyncIterator[messages.AnyEvent]) -> None:
-        """Forward the worker's events to the client until the video is complete.
-
-        Raises `ServiceError` when the session fails, is cancelled or expires.
-        """
-        started = await first_event(events)
-        if not isinstance(started, messages.Started):
-            raise TypeError(f"first event = {started.type!r}, expected 'started'")
-        await _send(
-            self._websocket,
-            {
-                "type": "ready",
-                "session_id": self._job_id,
-                "seed": started.seed,
-                "mime": f'video/mp4; codecs="{started.codecs}"',
-                "fps": started.fps,
-                "width": started.width,
-                "height": started.height,
-                "digital_source_type": AI_GENERATED,
-            },
+    async with live_job(context, start) as job_id:
+        await converse(
+            channel, context.producer, job_id, sample_rate=start.sample_rate, start_s=start_s
         )
-        await self._websocket.send_bytes(started.data)
-        async for event in events:
-            if isinstance(event, messages.JobDone):
-                await _send(
-                    self._websocket,
-                    {"type": "done", "frames": event.frames, "duration_s": event.duration_s},
-                )
-                return
-            await self._forward(event)
-        raise ServiceError("internal_error", "the session has expired")
-
-    async def _forward(self, event: messages.AnyEvent) -> None:
-        if isinstance(event, messages.Failed):
-            raise ServiceError.published(event.code, event.detail)
-        if isinstance(event, messages.JobInterrupted):
-            self._consumed = max(self._consumed, event.consumed_bytes)
-            self._arrivals.seek(event.consumed_bytes)
-            await _send(self._websocket, {"type": "interrupted", "at_s": event.at_s})
-        elif isinstance(event, messages.JobFragment):
-            self._consumed = max(self._consumed, event.consumed_bytes)
-            fields = {
-                "type": "fragment",
-                "index": event.index,
-                "start_s": event.start_s,
-                "duration_s": event.duration_s,
-                "kind": "speech" if event.speech else "idle",
-            }
-            await _send(self._websocket, fields)
-            await self._websocket.send_bytes(event.data)
-            self._record_latency(event)
-        else:
-            raise ServiceError("internal_error", f"the session ended as {event.type}")
-
-    def _record_latency(self, fragment: messages.JobFragment) -> None:
-        if not fragment.speech:  # all audio before it has been played
-            self._arrivals.seek(fragment.consumed_bytes)
-            return
-        arrival_s = self._arrivals.take(fragment.duration_s)
-        if arrival_s is not None:
-            metrics.mic_to_fragment(time.monotonic() - arrival_s)
 
 
-class _AudioArrivals:
-    """When the audio of a fragment arrived. Positions are bytes since the start."""
+class _WebSocketChannel:
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self.max_text_bytes = MAX_MESSAGE_BYTES
 
-    def __init__(self, sample_rate: int) -> None:
-        self._byte_rate = 2 * sample_rate
-        self._position = 0.0
-        self._arrivals: deque[tuple[int, float]] = deque()  # end, arrival of its first byte
+    async def receive(self) -> bytes | dict[str, Any]:
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise ClientGone
+        content = message["text"] if message.get("bytes") is None else message["bytes"]
+        limit = self.max_text_bytes if isinstance(content, str) else MAX_MESSAGE_BYTES
+        if len(content) > limit:
+            raise ServiceError(
+                "too_large", f"the message has {len(content)} bytes, expected at most {limit}"
+            )
+        if isinstance(content, bytes):
+            return content
+        try:
+            fields = json.loads(content)
+            json.dumps(fields, ensure_ascii=False).encode()  # rejects lone surrogates
+        except (ValueError, RecursionError) as error:
+            raise ServiceError("bad_request", f"the message is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise ServiceError(
+                "bad_request", f"message = {type(fields).__name__}, expected a JSON object"
+            )
+        return fields
 
-    def add(self, end: int, now_s: float) -> None:
-        """All audio up to ``end`` has arrived by ``now_s``, in seconds."""
-        if self._arrivals and now_s - self._arrivals[-1][1] < _ARRIVAL_RESOLUTION_S:
-            self._arrivals[-1] = (end, self._arrivals[-1][1])
-        else:
-            self._arrivals.append((end, now_s))
+    async def send(self, fields: dict[str, Any]) -> None:
+        await self._websocket.send_text(json.dumps(fields))
 
-    def seek(self, position: int) -> None:
-        """Speech continues from ``position``."""
-        self._position = position
-
-    def take(self, seconds: float) -> float | None:
-        """When the first byte of the next ``seconds`` arrived; ``None`` for padding at the end."""
-        while self._arrivals and self._arrivals[0][0] <= self._position:
-            self._arrivals.popleft()
-        self._position += seconds * self._byte_rate
-        return self._arrivals[0][1] if self._arrivals else None
+    async def send_media(self, data: bytes) -> None:
+        await self._websocket.send_bytes(data)
 
 
-async def _start(websocket: WebSocket) -> LiveStart:
-    message = await _receive(websocket)
+async def _start(channel: _WebSocketChannel) -> LiveStart:
+    message = await channel.receive()
     kind = "audio" if isinstance(message, bytes) else message.pop("type", None)
     if isinstance(message, bytes) or kind != "start":
         raise ServiceError(
@@ -291,82 +146,3 @@ async def _start(websocket: WebSocket) -> LiveStart:
         raise ServiceError(
             "invalid_option", f"{name} = {str(own.get(name))[:100]!r}: {first['msg']}"
         ) from error
-
-
-async def _request(
-    context: RequestContext, start: LiveStart
-) -> tuple[messages.LiveRequest, dict[str, bytes]]:
-    if (start.portrait is None) == (start.avatar_id is None):
-        raise ServiceError("bad_request", "expected either 'portrait' or 'avatar_id'")
-    parts = {}
-    if start.avatar_id is not None:
-        await require_avatar(context.producer, start.avatar_id)
-    if start.portrait is not None:
-        try:
-            parts["portrait"] = base64.b64decode(start.portrait, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ServiceError("bad_request", f"'portrait' is not base64: {error}") from error
-        portrait = parts["portrait"]
-        max_bytes = min(MAX_PORTRAIT_BYTES, context.settings.max_portrait_bytes)
-        check_portrait(portrait, len(portrait), max_bytes)
-    model = await choose_model(context.producer, start.options.model)
-    seed = start.options.seed
-    request = messages.LiveRequest(
-        options=start.options,
-        model=model.name,
-        seed=secrets.randbelow(2**63) if seed is None else seed,
-        sample_rate=start.sample_rate,
-        idle=start.idle,
-        avatar_id=start.avatar_id,
-    )
-    return request, parts
-
-
-def _update(fields: dict[str, Any]) -> messages.Update:
-    for name in fields:
-        if name not in messages.LIVE_OPTIONS:
-            raise ServiceError(
-                "invalid_option",
-                f"update of {name[:100]!r}, expected {', '.join(messages.LIVE_OPTIONS)}",
-            )
-    return messages.Update(**parse_options(fields).model_dump(include=set(fields)))
-
-
-async def _receive(
-    websocket: WebSocket, max_text_bytes: int | None = None
-) -> bytes | dict[str, Any]:
-    """The next message: audio, or the JSON object of a text.
-
-    Raises `ClientGone` when the client disconnects, `ServiceError` for an invalid message.
-    """
-    message = await websocket.receive()
-    if message["type"] == "websocket.disconnect":
-        raise ClientGone
-    content = message["text"] if message.get("bytes") is None else message["bytes"]
-    limit = MAX_MESSAGE_BYTES
-    if max_text_bytes is not None and isinstance(content, str):
-        limit = max_text_bytes
-    if len(content) > limit:
-        raise ServiceError(
-            "too_large", f"the message has {len(content)} bytes, expected at most {limit}"
-        )
-    if isinstance(content, bytes):
-        return content
-    try:
-        fields = json.loads(content)
-        json.dumps(fields, ensure_ascii=False).encode()  # rejects lone surrogates
-    except (ValueError, RecursionError) as error:
-        raise ServiceError("bad_request", f"the message is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ServiceError(
-            "bad_request", f"message = {type(fields).__name__}, expected a JSON object"
-        )
-    return fields
-
-
-async def _send(websocket: WebSocket, fields: dict[str, Any]) -> None:
-    await websocket.send_text(json.dumps(fields))
-
-
-def _names(fields: dict[str, Any]) -> str:
-    return ", ".join(fields)[:100] or "no fields"

@@ -22,7 +22,7 @@ from starlette.routing import Route, WebSocketRoute
 import fada
 from fada import local
 from fada.cli import COMMANDS
-from server.api import protocol, stream
+from server.api import live, protocol, stream
 from server.api.app import create_app
 from server.broker import messages
 from server.errors import KINDS
@@ -144,10 +144,10 @@ def test_every_limit_of_a_live_session() -> None:
     rows = [row for row in table(section("## WebSocket `GET /stream`")) if row[1][0].isdigit()]
     assert [int(re.split(r"[ ;]", value)[0]) for _, value in rows] == [
         stream._START_TIMEOUT_S,
-        stream.MAX_PORTRAIT_BYTES,
+        live.MAX_PORTRAIT_BYTES,
         stream.MAX_TEXT_BYTES,
         stream.MAX_MESSAGE_BYTES,
-        stream.MAX_PENDING_S,
+        live.MAX_PENDING_S,
     ]
     text = section("## WebSocket `GET /stream`")
     assert all(

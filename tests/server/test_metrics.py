@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed
 
 from server import metrics
-from server.api.stream import _AudioArrivals
+from server.api.live import _AudioArrivals
 from server.broker.embedded import embedded_server, valkey_program
 from server.broker.redis import Connection, connect
 from tests.e2e.talker import eventually

@@ -1,0 +1,275 @@
+"""A live session between a client and a worker, whatever connects the client (`Channel`).
+
+A client that sends audio faster than real time gets an error once `MAX_PENDING_S` are pending. TCP
+backpressure would not do: it would hold an interrupt back behind the audio that it is to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from server import logs, metrics, traces
+from server.api.dependencies import RequestContext, choose_model, require_avatar
+from server.api.protocol import AI_GENERATED, LiveStart, parse_options, parse_state
+from server.api.uploads import check_portrait
+from server.api.video import first_event, first_fragment_timed
+from server.broker import messages
+from server.broker.producer import JobProducer
+from server.errors import ServiceError
+from server.tasks import cancel_and_wait
+
+MAX_PENDING_S = 60
+MAX_PORTRAIT_BYTES = 1 << 20  # larger ones are uploaded to /avatars
+_ARRIVAL_RESOLUTION_S = 0.02  # chunks this close count as one arrival, to keep the queue short
+
+
+class Channel(Protocol):
+    """The client's end of a live session."""
+
+    async def receive(self) -> bytes | dict[str, Any]:
+        """The next message: audio, or the fields of a command.
+
+        Raises `ClientGone` when the client disconnects, `ServiceError` for an invalid message.
+        """
+
+    async def send(self, fields: dict[str, Any]) -> None:
+        """Send an event."""
+
+    async def send_media(self, data: bytes) -> None:
+        """Send the init segment or a fragment."""
+
+
+@asynccontextmanager
+async def live_job(context: RequestContext, start: LiveStart) -> AsyncIterator[str]:
+    """Submit a live session and yield its id; it has ended when the block has."""
+    request, parts = await _request(context, start)
+    job_id = await context.producer.submit(request, parts)
+    logs.bind(job=job_id)
+    traces.annotate(job=job_id)
+    try:
+        yield job_id
+    finally:
+        await context.producer.abandon(job_id, live=True)
+
+
+async def converse(
+    channel: Channel, producer: JobProducer, job_id: str, *, sample_rate: int, start_s: float
+) -> None:
+    """Forward messages both ways until the session is done; ``start_s`` is when it was asked for.
+
+    Raises `ClientGone` when the client disconnects, `ServiceError` when the session fails.
+    """
+    events = first_fragment_timed(producer.follow(job_id, consume=True), "live", start_s)
+    live = _LiveConnection(channel, producer, job_id, sample_rate=sample_rate)
+    receiving = asyncio.create_task(live.receive())
+    sending = asyncio.create_task(live.send(events))
+    error: BaseException | None = None
+    try:
+        # The client may be done sending while there is more to receive.
+        while error is None and not sending.done():
+            running = {task for task in (receiving, sending) if not task.done()}
+            ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            error = next((task.exception() for task in ended if task.exception()), None)
+    finally:
+        await cancel_and_wait((receiving, sending))
+    if error is not None:
+        raise error
+
+
+class _LiveConnection:
+    """A started session: forwards messages both ways and bounds the pending audio."""
+
+    def __init__(
+        self, channel: Channel, producer: JobProducer, job_id: str, *, sample_rate: int
+    ) -> None:
+        self._channel, self._producer, self._job_id = channel, producer, job_id
+        self._max_pending_bytes = MAX_PENDING_S * sample_rate * 2
+        self._arrivals = _AudioArrivals(sample_rate)
+        # Bytes of audio: received in all, before the last interrupt, and consumed by the worker.
+        self._received = self._dropped = self._consumed = 0
+        self._commands = 0
+        self._ended = False
+
+    async def receive(self) -> None:
+        """Forward the client's messages to the worker until the session ends.
+
+        Raises `ClientGone` when the client disconnects, `ServiceError` for an invalid message.
+        """
+        while True:
+            message = await self._channel.receive()
+            command = self._audio(message) if isinstance(message, bytes) else self._command(message)
+            self._commands += 1
+            if not await self._producer.send_command(self._job_id, self._commands, command):
+                return  # the session has ended; its last event follows
+
+    def _audio(self, pcm: bytes) -> messages.AudioChunk:
+        if self._ended:
+            raise ServiceError("bad_request", "audio after 'end'")
+        self._received += len(pcm)
+        self._arrivals.add(self._received, time.monotonic())
+        # Audio that an interrupt drops takes memory until the worker has processed the interrupt.
+        pending = self._received - max(self._consumed, self._dropped)
+        limit = self._max_pending_bytes
+        if pending > limit or self._received - self._consumed > 2 * limit:
+            raise ServiceError(
+                "too_large",
+                f"{pending * MAX_PENDING_S / limit:.1f} s of audio are pending, "
+                f"expected at most {MAX_PENDING_S} s",
+            )
+        return messages.AudioChunk(data=pcm)
+
+    def _command(self, fields: dict[str, Any]) -> messages.LiveCommand:
+        kind = fields.pop("type", None)
+        if kind == "update":
+            return _update(fields)
+        if kind == "state" and fields.keys() == {"state"}:
+            return messages.Update(state=parse_state(fields["state"]))
+        if kind not in ("interrupt", "end") or fields:
+            raise ServiceError(
+                "bad_request",
+                f"message = {str(kind)[:100]!r} with {_names(fields)}, "
+                "expected interrupt or end without fields, update with options or state with state",
+            )
+        if kind == "interrupt":
+            self._dropped = self._received
+            return messages.Interrupt()
+        self._ended = True
+        return messages.End()
+
+    async def send(self, events: AsyncIterator[messages.AnyEvent]) -> None:
+        """Forward the worker's events to the client until the video is complete.
+
+        Raises `ServiceError` when the session fails, is cancelled or expires.
+        """
+        started = await first_event(events)
+        if not isinstance(started, messages.Started):
+            raise TypeError(f"first event = {started.type!r}, expected 'started'")
+        await self._channel.send(
+            {
+                "type": "ready",
+                "session_id": self._job_id,
+                "seed": started.seed,
+                "mime": f'video/mp4; codecs="{started.codecs}"',
+                "fps": started.fps,
+                "width": started.width,
+                "height": started.height,
+                "digital_source_type": AI_GENERATED,
+            }
+        )
+        await self._channel.send_media(started.data)
+        async for event in events:
+            if isinstance(event, messages.JobDone):
+                await self._channel.send(
+                    {"type": "done", "frames": event.frames, "duration_s": event.duration_s}
+                )
+                return
+            await self._forward(event)
+        raise ServiceError("internal_error", "the session has expired")
+
+    async def _forward(self, event: messages.AnyEvent) -> None:
+        if isinstance(event, messages.Failed):
+            raise ServiceError.published(event.code, event.detail)
+        if isinstance(event, messages.JobInterrupted):
+            self._consumed = max(self._consumed, event.consumed_bytes)
+            self._arrivals.seek(event.consumed_bytes)
+            await self._channel.send({"type": "interrupted", "at_s": event.at_s})
+        elif isinstance(event, messages.JobFragment):
+            self._consumed = max(self._consumed, event.consumed_bytes)
+            fields = {
+                "type": "fragment",
+                "index": event.index,
+                "start_s": event.start_s,
+                "duration_s": event.duration_s,
+                "kind": "speech" if event.speech else "idle",
+            }
+            await self._channel.send(fields)
+            await self._channel.send_media(event.data)
+            self._record_latency(event)
+        else:
+            raise ServiceError("internal_error", f"the session ended as {event.type}")
+
+    def _record_latency(self, fragment: messages.JobFragment) -> None:
+        if not fragment.speech:  # all audio before it has been played
+            self._arrivals.seek(fragment.consumed_bytes)
+            return
+        arrival_s = self._arrivals.take(fragment.duration_s)
+        if arrival_s is not None:
+            metrics.mic_to_fragment(time.monotonic() - arrival_s)
+
+
+class _AudioArrivals:
+    """When the audio of a fragment arrived. Positions are bytes since the start."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self._byte_rate = 2 * sample_rate
+        self._position = 0.0
+        self._arrivals: deque[tuple[int, float]] = deque()  # end, arrival of its first byte
+
+    def add(self, end: int, now_s: float) -> None:
+        """All audio up to ``end`` has arrived by ``now_s``, in seconds."""
+        if self._arrivals and now_s - self._arrivals[-1][1] < _ARRIVAL_RESOLUTION_S:
+            self._arrivals[-1] = (end, self._arrivals[-1][1])
+        else:
+            self._arrivals.append((end, now_s))
+
+    def seek(self, position: int) -> None:
+        """Speech continues from ``position``."""
+        self._position = position
+
+    def take(self, seconds: float) -> float | None:
+        """When the first byte of the next ``seconds`` arrived; ``None`` for padding at the end."""
+        while self._arrivals and self._arrivals[0][0] <= self._position:
+            self._arrivals.popleft()
+        self._position += seconds * self._byte_rate
+        return self._arrivals[0][1] if self._arrivals else None
+
+
+async def _request(
+    context: RequestContext, start: LiveStart
+) -> tuple[messages.LiveRequest, dict[str, bytes]]:
+    if (start.portrait is None) == (start.avatar_id is None):
+        raise ServiceError("bad_request", "expected either 'portrait' or 'avatar_id'")
+    parts = {}
+    if start.avatar_id is not None:
+        await require_avatar(context.producer, start.avatar_id)
+    if start.portrait is not None:
+        try:
+            parts["portrait"] = base64.b64decode(start.portrait, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ServiceError("bad_request", f"'portrait' is not base64: {error}") from error
+        portrait = parts["portrait"]
+        max_bytes = min(MAX_PORTRAIT_BYTES, context.settings.max_portrait_bytes)
+        check_portrait(portrait, len(portrait), max_bytes)
+    model = await choose_model(context.producer, start.options.model)
+    seed = start.options.seed
+    request = messages.LiveRequest(
+        options=start.options,
+        model=model.name,
+        seed=secrets.randbelow(2**63) if seed is None else seed,
+        sample_rate=start.sample_rate,
+        idle=start.idle,
+        avatar_id=start.avatar_id,
+    )
+    return request, parts
+
+
+def _update(fields: dict[str, Any]) -> messages.Update:
+    for name in fields:
+        if name not in messages.LIVE_OPTIONS:
+            raise ServiceError(
+                "invalid_option",
+                f"update of {name[:100]!r}, expected {', '.join(messages.LIVE_OPTIONS)}",
+            )
+    return messages.Update(**parse_options(fields).model_dump(include=set(fields)))
+
+
+def _names(fields: dict[str, Any]) -> str:
+    return ", ".join(fields)[:100] or "no fields"
