@@ -96,6 +96,7 @@ class Participant:
     async def publish_track(self, track: Any, options: rtc.TrackPublishOptions) -> Publication:
         publication = Publication(track, options)
         self.track_publications[publication.sid] = publication
+        self.room.emit("local_track_published", publication, track)
         for other in self.room.others.values():
             other.emit("track_published", publication, self)
         return publication

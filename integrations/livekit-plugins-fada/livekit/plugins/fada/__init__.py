@@ -2,12 +2,13 @@
 
 from livekit.agents import Plugin
 
+from .avatar import AvatarSession
 from .errors import FadaException
 from .log import logger
 from .version import __version__
 from .video_generator import FadaVideoGenerator
 
-__all__ = ["FadaException", "FadaVideoGenerator", "__version__"]
+__all__ = ["AvatarSession", "FadaException", "FadaVideoGenerator", "__version__"]
 
 
 class FadaPlugin(Plugin):

@@ -14,7 +14,6 @@ from livekit.agents.voice.avatar import (
 )
 
 from .errors import FadaException
-from .log import logger
 from .playout import QUEUE_MS, Playout
 from .video_generator import FadaVideoGenerator
 
@@ -41,6 +40,7 @@ class FadaAvatarRunner(AvatarRunner):
     It publishes by `video_publish_options`. It reports the end of playback when the last sound has
     been played, not when it was queued. It answers every ``clear_buffer`` by exactly one
     ``playback_finished(interrupted=True)``, also when the speech had not begun or was just over.
+    ``wait_for_complete`` raises `FadaException` if the service's session breaks off.
     """
 
     def __init__(
@@ -58,9 +58,17 @@ class FadaAvatarRunner(AvatarRunner):
             options=options,
             _queue_size_ms=QUEUE_MS,
         )
+        self._session_id = video_gen.session_id or ""
         self._playout = Playout(self._video_source, self._audio_source, fps=options.video_fps)
+        self._receiving = False  # in the middle of a segment
+        self._broken = False  # the avatar is gone; what is said counts as interrupted
         self._ending: asyncio.Task[None] | None = None
         self._ending_position = 0.0
+
+    @property
+    def session_id(self) -> str:
+        """The service's."""
+        return self._session_id
 
     async def aclose(self) -> None:
         self._playout.close()
@@ -83,6 +91,16 @@ class FadaAvatarRunner(AvatarRunner):
             # The first words are for somebody.
             await self._audio_publication.wait_for_subscription()
 
+    async def _read_audio(self) -> None:
+        async for frame in self._audio_recv:
+            self._receiving = isinstance(frame, rtc.AudioFrame)
+            self._audio_playing |= self._receiving
+            if not self._broken:
+                await self._video_gen.push_audio(frame)
+            elif not self._receiving:
+                self._audio_playing = False
+                self._finished(0.0, interrupted=True)
+
     async def _forward_video(self) -> None:
         try:
             async for frame in self._video_gen:
@@ -92,9 +110,10 @@ class FadaAvatarRunner(AvatarRunner):
                 if self._video_publication is None:
                     await self._publish_track()
                 await self._forward(frame)
-        except FadaException as error:
-            logger.error("the avatar stopped: %s", error)
-            if self._audio_playing or self._ending is not None:
+        except FadaException:
+            self._broken = True
+            if self._audio_playing and not self._receiving:  # else its end is answered
+                self._audio_playing = False
                 self._finished(self._playback_position, interrupted=True)
             raise
 
