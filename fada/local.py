@@ -28,11 +28,12 @@ from fada.local_sessions import (
     LocalAnimation,
     LocalStream,
     client_errors,
-    frames_or_bytes,
+    units,
 )
 from fada.local_sessions import (
     RawFrame as RawFrame,
 )
+from fada.motion import motion_file
 from media.fmp4 import SAMPLE_RATE
 from model.portrait.image import LoadedPicture
 from model.types import Reference
@@ -103,6 +104,8 @@ class LocalClient:
         """See `fada_client.Client.animate`. With ``frames``, iterate for `RawFrame`s instead."""
         if frames and out is not None:
             raise ValueError("frames = True and out, expected one of them: a file is encoded")
+        if frames and options.get("output") == "motion":
+            raise ValueError("frames = True and output = 'motion', expected one of them")
         with client_errors():
             parsed = self._options(options)
             blob = contents(audio)
@@ -116,7 +119,7 @@ class LocalClient:
                 opened = FileSpeech.open(speech, spec, parsed)
                 session = self._session(reference, opened, seed, raw=frames)
                 animation = LocalAnimation(
-                    BlockingIterator(frames_or_bytes(session), self._loop),
+                    BlockingIterator(units(session), self._loop),
                     session,
                     stack.pop_all(),
                     seed=seed,
@@ -124,7 +127,10 @@ class LocalClient:
                     began_s=began_s,
                     warnings=speech.warnings,
                 )
-        if out is not None:
+        if out is not None and parsed.output == "motion":
+            with animation, Path(out).open("wb") as file:
+                file.writelines(motion_file(animation, out))
+        elif out is not None:
             with animation, Path(out).open("wb") as file:
                 file.writelines(animation)
             with client_errors():

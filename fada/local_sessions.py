@@ -10,8 +10,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
-from fada_client import Done, Event, Fragment, InitSegment, Interrupted, Ready
+from fada_client import (
+    Done,
+    Event,
+    Fragment,
+    InitSegment,
+    Interrupted,
+    Motion,
+    MotionFrame,
+    Ready,
+    wire,
+)
 from fada_client.errors import InvalidOption, error_of
+from fada_client.types import known
 from numpy.typing import NDArray
 
 from media.fmp4 import SAMPLE_RATE
@@ -19,6 +30,7 @@ from model.types import FPS, Floats
 from server.api.protocol import parse_options, parse_state
 from server.broker.messages import LIVE_OPTIONS
 from server.errors import ServiceError, SetupError
+from server.motion import MOTION_READY, motion_message
 from server.tasks import cancel_and_wait
 from server.worker.session import SpeechInterrupted, VideoFragment, VideoSession, VideoStarted
 
@@ -41,7 +53,8 @@ class RawFrame:
 
 
 class LocalAnimation(Iterator[Any]):
-    """A video while it is being made: bytes as in `fada_client.Animation`, or `RawFrame`s.
+    """A video while it is being made: bytes as in `fada_client.Animation`, `RawFrame`s, or
+    `fada_client.MotionFrame`s.
 
     ``total_s``: length of the sound, where its container states it; ``began_s``: when the student
     began, of ``time.monotonic``; ``warnings`` name what was repaired in the sound.
@@ -49,7 +62,7 @@ class LocalAnimation(Iterator[Any]):
 
     def __init__(
         self,
-        units: BlockingIterator[bytes | RawFrame],
+        units: BlockingIterator[bytes | RawFrame | MotionFrame],
         session: VideoSession,
         stack: ExitStack,
         *,
@@ -153,10 +166,15 @@ class LocalStream(Iterator["Event | RawFrame"]):
         asyncio.run_coroutine_threadsafe(called(), self._loop).result()
 
 
-async def frames_or_bytes(session: VideoSession) -> AsyncGenerator[bytes | RawFrame, None]:
+async def units(session: VideoSession) -> AsyncGenerator[bytes | RawFrame | MotionFrame, None]:
+    """What an animation is iterated for."""
     async with aclosing(session):
         async for event, _ in session:
-            if isinstance(event, VideoFragment) and event.pictures is not None:
+            if session.output == "motion":
+                if isinstance(event, VideoFragment):
+                    for one in _motion(event).frames:
+                        yield one
+            elif isinstance(event, VideoFragment) and event.pictures is not None:
                 for frame in _raw_frames(event):
                     yield frame
             elif isinstance(event, VideoStarted | VideoFragment) and event.data:
@@ -166,16 +184,22 @@ async def frames_or_bytes(session: VideoSession) -> AsyncGenerator[bytes | RawFr
 async def _events(session: VideoSession, name: str) -> AsyncGenerator[Event | RawFrame, None]:
     async with aclosing(session):
         async for event, _ in session:
-            for one in _client_events(event, name):
+            for one in _client_events(event, name, output=session.output):
                 yield one
     yield Done(session.frames, session.duration_s)
 
 
 def _client_events(
-    event: VideoStarted | VideoFragment | SpeechInterrupted, name: str
+    event: VideoStarted | VideoFragment | SpeechInterrupted, name: str, *, output: str
 ) -> Iterator[Event | RawFrame]:
     """What a client of the service would read of ``event``."""
-    if isinstance(event, VideoStarted):
+    if output == "motion" and isinstance(event, VideoFragment):
+        yield _motion(event)
+    elif output == "motion" and isinstance(event, VideoStarted):
+        size = {"width": event.width, "height": event.height}
+        ready = {"session_id": name, "seed": event.seed, "fps": FPS, **size, **MOTION_READY}
+        yield known(Ready, ready)
+    elif isinstance(event, VideoStarted):
         mime = f'video/mp4; codecs="{event.codecs}"' if event.codecs else ""
         yield Ready(name, event.seed, mime, FPS, event.width, event.height)
         if event.data:
@@ -192,6 +216,16 @@ def _client_events(
             kind=_kind(event),
             data=event.data,
         )
+
+
+def _motion(event: VideoFragment) -> Motion:
+    fields = {
+        "index": event.index,
+        "start_s": event.first_frame / FPS,
+        "duration_s": event.frames / FPS,
+        "kind": _kind(event),
+    }
+    return wire.motion({"fps": FPS, **MOTION_READY}, motion_message(fields, event.data))
 
 
 def _raw_frames(event: VideoFragment) -> Iterator[RawFrame]:

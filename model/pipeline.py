@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -54,6 +54,19 @@ class LatentSpace(Protocol):
 
     def decoder(self, reference: Reference, size: int, framing: str) -> FrameDecoder:
         """``size``: long side in pixels, even; ``framing``: ``portrait`` or ``full``."""
+        ...
+
+
+@runtime_checkable
+class FacialSpace(Protocol):
+    """A `LatentSpace` whose frames have ARKit's actions and a head pose."""
+
+    def face_motion(self, reference: Reference, latents: Floats) -> tuple[Floats, Floats]:
+        """Latents (T, D or more) -> actions (T, 52) from 0 to 1, and head pose (T, 6).
+
+        As a capture of the reference's face would have them, in the order and units of
+        `model.portrait.blendshapes`.
+        """
         ...
 
 

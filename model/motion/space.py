@@ -16,7 +16,9 @@ from model.portrait.blendshapes import (
     FACE_LANDMARKS,
     LANDMARKS,
     MOTION_DIM,
+    from_motion,
     reference_features,
+    shown_motion,
 )
 from model.portrait.face_tracker import FaceTracker
 from model.portrait.person_mask import PersonMask
@@ -56,6 +58,11 @@ class MotionSpace:
     def rest_prefix(self, frames: int) -> Floats:
         """(frames, 58) zeros: no action beyond the portrait's rest, lips closed, head still."""
         return np.zeros((frames, self.dim), np.float32)
+
+    def face_motion(self, reference: Reference, latents: Floats) -> tuple[Floats, Floats]:
+        """See `FacialSpace`. The rest is that of the network's own features."""
+        reference.expect(self.name)
+        return from_motion(shown_motion(latents), reference.features[:ACTION_COUNT])
 
     def decoder(self, reference: Reference, size: int, framing: str) -> PortraitRenderer:
         """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""

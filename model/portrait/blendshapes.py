@@ -158,6 +158,27 @@ def rotation_vectors(matrices: NDArray[np.float64]) -> Floats:
     return np.stack([cv2.Rodrigues(m)[0][:, 0] for m in matrices]).astype(np.float32)
 
 
+def head_rotations(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Yaw, pitch and roll (T, 3) in radians -> rotation matrices (T, 3, 3).
+
+    Roll about z (towards the viewer) first, then pitch about x (right), then yaw about y (up).
+    """
+    x, y, z = np.eye(3)
+    yaw, pitch, roll = (a[:, None] for a in angles.T)
+    turns = [rotation_matrices((a * axis).astype(np.float32)) for a, axis in
+             ((yaw, y), (pitch, x), (roll, z))]  # fmt: skip
+    return np.asarray(turns[0] @ turns[1] @ turns[2])
+
+
+def head_angles(rotations: NDArray[np.float64]) -> Floats:
+    """Rotation matrices (T, 3, 3) -> yaw, pitch and roll (T, 3): the inverse of `head_rotations`,
+    for pitches below a right angle."""
+    yaw = np.arctan2(rotations[:, 0, 2], rotations[:, 2, 2])
+    pitch = np.arcsin(np.clip(-rotations[:, 1, 2], -1.0, 1.0))
+    roll = np.arctan2(rotations[:, 1, 0], rotations[:, 1, 1])
+    return np.stack([yaw, pitch, roll], axis=1).astype(np.float32)
+
+
 def to_motion(coefficients: Floats, pose: Floats, *, rest: Floats, rest_pose: Floats) -> Floats:
     """Tracked values as motion latents (T, 58).
 

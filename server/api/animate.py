@@ -1,4 +1,4 @@
-"""`POST /animate`: a portrait and speech in, a talking video out while it is being made."""
+"""`POST /animate`: a portrait and speech in, a talking video or its motion out while it is made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from server.api.protocol import (
     parse_options,
 )
 from server.api.uploads import Upload, check_portrait, read_upload
-from server.api.video import HEADERS, MP4, first_fragment_timed, video_response
+from server.api.video import HEADERS, MADE, first_fragment_timed, motion_format, video_response
 from server.broker import estimates, messages
 from server.errors import ServiceError
 
@@ -72,7 +72,7 @@ def _form_schema() -> dict[str, Any]:
     response_class=Response,
     openapi_extra=_form_schema(),
     responses={
-        200: MP4,
+        200: MADE,
         202: {
             "model": JobView,
             "description": "with `Prefer: respond-async`",
@@ -89,7 +89,7 @@ async def animate(context: Context, request: Request) -> Response:
         job = await _job(context, upload, keep=keep)
         start_s = time.monotonic()
         expected_s, guessed = _expected_s(context, upload, keep=keep)
-        video_bytes = estimates.video_bytes(expected_s, job.options.size)
+        video_bytes = estimates.output_bytes(expected_s, job.options)
         job_id = await place.submit(job, video_bytes=video_bytes, guessed=guessed)
     logs.bind(job=job_id)
     traces.annotate(job=job_id)
@@ -107,7 +107,8 @@ async def animate(context: Context, request: Request) -> Response:
     events = context.producer.follow(job_id, consume=True)
     events = first_fragment_timed(events, "animate", start_s)
     abandon = partial(context.producer.abandon, job_id)
-    return await video_response(request, job_id, events, on_close=abandon)
+    motion = motion_format(request) if job.options.output == "motion" else None
+    return await video_response(request, job_id, events, on_close=abandon, motion=motion)
 
 
 async def _job(context: RequestContext, upload: Upload, *, keep: bool) -> messages.AnimateRequest:

@@ -1,4 +1,4 @@
-"""`/jobs/{id}`: an animation's status, its video, its cancellation.
+"""`/jobs/{id}`: an animation's status, its video or motion, its cancellation.
 
 A job whose request was answered with the video is listed here too, but its video is not kept.
 """
@@ -11,14 +11,16 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
-from server.api.dependencies import ADMITTED, Context, JobId
+from server.api.dependencies import ADMITTED, Context, JobId, RequestContext
 from server.api.problems import PROBLEMS, problem_response
 from server.api.protocol import JobView
 from server.api.video import (
     HEADERS,
+    MOTION,
     MP4,
     byte_range,
     finished_response,
+    motion_format,
     video_headers,
     video_response,
 )
@@ -59,8 +61,7 @@ async def video(
     context: Context, job_id: JobId, request: Request, wanted: Range = None
 ) -> Response:
     """The MP4: finished, with its length and by ranges; else from its start, as it is made."""
-    if not await context.producer.keeps_video(job_id):
-        raise ServiceError("not_found", f"no video of job {job_id!r} is kept")
+    await _require(context, job_id, "video")
     connection = context.producer.connection
     finished = await finished_video(connection, job_id)
     head = request.method == "HEAD"
@@ -77,6 +78,16 @@ async def video(
     return await video_response(request, job_id, events, on_close=_keep)
 
 
+@router.get("/motion", response_class=Response, responses={200: MOTION})
+async def motion(context: Context, job_id: JobId, request: Request) -> Response:
+    """The motion from its start, as it is made: JSON lines, or a table by `Accept: text/csv`."""
+    await _require(context, job_id, "motion")
+    events = context.producer.follow(job_id, consume=False)
+    return await video_response(
+        request, job_id, events, on_close=_keep, motion=motion_format(request)
+    )
+
+
 @router.delete("", status_code=204)
 async def cancel(context: Context, job_id: JobId) -> None:
     """Stop the job, free its place and delete its video."""
@@ -88,6 +99,15 @@ async def cancel(context: Context, job_id: JobId) -> None:
 
 def _no_job(job_id: str) -> ServiceError:
     return ServiceError("not_found", f"there is no job {job_id!r}")
+
+
+async def _require(context: RequestContext, job_id: str, output: str) -> None:
+    """Raises `ServiceError` ``not_found`` unless this output of the job is kept."""
+    kept = await context.producer.kept_output(job_id)
+    if kept == output:
+        return
+    detail = f"no {output} of job {job_id!r} is kept"
+    raise ServiceError("not_found", f"{detail}; GET /jobs/{job_id}/{kept}" if kept else detail)
 
 
 async def _keep() -> None:

@@ -24,6 +24,7 @@ from server.api.video import first_event, first_fragment_timed
 from server.broker import messages
 from server.broker.producer import JobProducer
 from server.errors import ServiceError
+from server.motion import MOTION_READY, motion_message
 from server.tasks import cancel_and_wait
 
 MAX_PENDING_S = 60
@@ -96,7 +97,7 @@ class _LiveConnection:
         # Bytes of audio: received in all, before the last interrupt, and consumed by the worker.
         self._received = self._dropped = self._consumed = 0
         self._commands = 0
-        self._ended = False
+        self._ended = self._motion = False
 
     async def receive(self) -> None:
         """Forward the client's messages to the worker until the session ends.
@@ -152,19 +153,22 @@ class _LiveConnection:
         started = await first_event(events)
         if not isinstance(started, messages.Started):
             raise TypeError(f"first event = {started.type!r}, expected 'started'")
-        await self._channel.send(
-            {
-                "type": "ready",
-                "session_id": self._job_id,
-                "seed": started.seed,
-                "mime": f'video/mp4; codecs="{started.codecs}"',
-                "fps": started.fps,
-                "width": started.width,
-                "height": started.height,
-                "digital_source_type": AI_GENERATED,
-            }
-        )
-        await self._channel.send_media(started.data)
+        ready = {
+            "type": "ready",
+            "session_id": self._job_id,
+            "seed": started.seed,
+            "mime": f'video/mp4; codecs="{started.codecs}"',
+            "fps": started.fps,
+            "width": started.width,
+            "height": started.height,
+            "digital_source_type": AI_GENERATED,
+        }
+        self._motion = started.motion
+        if self._motion:
+            await self._channel.send({**ready, **MOTION_READY})
+        else:
+            await self._channel.send(ready)
+            await self._channel.send_media(started.data)
         async for event in events:
             if isinstance(event, messages.JobDone):
                 await self._channel.send(
@@ -190,8 +194,11 @@ class _LiveConnection:
                 "duration_s": event.duration_s,
                 "kind": "speech" if event.speech else "idle",
             }
-            await self._channel.send(fields)
-            await self._channel.send_media(event.data)
+            if self._motion:
+                await self._channel.send(motion_message(fields, event.data))
+            else:
+                await self._channel.send(fields)
+                await self._channel.send_media(event.data)
             self._record_latency(event)
         else:
             raise ServiceError("internal_error", f"the session ended as {event.type}")

@@ -51,6 +51,9 @@ class AnimationOptions(BaseModel):
     blink_rate: float = Field(1.0, ge=0, le=3, description="times the natural rate of blinks")
     emotion: Emotion = Field("neutral", description="what colours the face")
     emotion_strength: float = Field(0.6, ge=0, le=1, description="how strongly it does")
+    output: Literal["video", "motion"] = Field(
+        "video", description="what is made: a video, or ARKit actions and head pose"
+    )
 
 
 class LiveStart(BaseModel):
@@ -79,6 +82,7 @@ ALLOWED = {
     "blink_rate": "a number from 0 to 3",
     "emotion": "neutral, happy, sad, angry, surprised, afraid or disgusted",
     "emotion_strength": "a number from 0 to 1",
+    "output": "video or motion",
 }
 
 
@@ -186,11 +190,12 @@ JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 class JobView(BaseModel):
     """A job's status; ``progress`` is 0 to 1, or 0 until done if the length is unknown.
 
-    ``warnings`` name what was repaired in the sound.
+    ``warnings`` name what was repaired in the sound. ``output`` is the option of that name.
     """
 
     id: str
     status: JobStatus
+    output: Literal["video", "motion"]
     progress: float
     frames: int
     duration_s: float

@@ -1,4 +1,4 @@
-"""A job's video as an HTTP response: fragment by fragment as it is made, or finished."""
+"""A job's video or motion as an HTTP response: as it is made, or finished."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from server.api.protocol import CONTENT_SOURCE
 from server.broker import messages
 from server.broker.videos import FinishedVideo
 from server.errors import ServiceError
+from server.motion import JSON_LINES, LIVE_LINK, MotionFormat
 from server.tasks import cancel_and_wait
 
 log = logging.getLogger("fada.api")
@@ -39,6 +40,19 @@ MP4: dict[str, object] = {
     "description": "fragmented MP4, sent as it is made; finished, with its length",
     "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}},
     "headers": HEADERS,
+}
+_MOTION_CONTENT = {
+    one.media_type: {"schema": {"type": "string"}} for one in (JSON_LINES, LIVE_LINK)
+}
+MOTION: dict[str, object] = {
+    "description": "actions and head pose, sent as they are made",
+    "content": _MOTION_CONTENT,
+    "headers": HEADERS,
+}
+MADE: dict[str, object] = {
+    **MP4,
+    "description": "fragmented MP4, or with `output=motion` actions and head pose, as it is made",
+    "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}, **_MOTION_CONTENT},
 }
 
 _CLIENT_CLOSED = 499  # only the log shows it
@@ -98,8 +112,9 @@ async def video_response(
     events: AsyncIterator[messages.AnyEvent],
     *,
     on_close: OnClose,
+    motion: MotionFormat | None = None,
 ) -> Response:
-    """Wait until the job has started and respond with its video.
+    """Wait until the job has started and respond with its video, or with its ``motion``.
 
     ``on_close`` runs once when the response ends, for whatever reason. Raises the `ServiceError`
     of a job that failed before its first fragment.
@@ -114,17 +129,20 @@ async def video_response(
         raise
     if not isinstance(started, messages.Started):
         raise TypeError(f"first event = {started.type!r}, expected 'started'")
-    return VideoResponse(job_id, started, events, on_close=on_close)
+    return VideoResponse(job_id, started, events, on_close=on_close, motion=motion)
+
+
+def motion_format(request: Request) -> MotionFormat:
+    """The one that ``Accept`` asks for: JSON lines unless it names CSV."""
+    return LIVE_LINK if LIVE_LINK.media_type in request.headers.get("accept", "") else JSON_LINES
 
 
 class VideoResponse(Response):
-    """Sends the init segment and the fragments as they arrive.
+    """Sends the init segment and the fragments as they arrive, motion as text.
 
     A job that fails after its start cannot change the status any more: the chunked body is then
     left without its last chunk, which HTTP clients report as an incomplete response.
     """
-
-    media_type = "video/mp4"
 
     def __init__(
         self,
@@ -133,13 +151,18 @@ class VideoResponse(Response):
         events: AsyncIterator[messages.AnyEvent],
         *,
         on_close: OnClose,
+        motion: MotionFormat | None = None,
     ) -> None:
-        super().__init__(headers=video_headers(job_id, started.seed, started.warnings))
+        suffix = "mp4" if motion is None else motion.suffix
+        super().__init__(
+            headers=video_headers(job_id, started.seed, started.warnings, suffix=suffix),
+            media_type="video/mp4" if motion is None else motion.media_type,
+        )
         del self.headers["content-length"]
         self._job_id = job_id
         self._started = started
         self._events = events
-        self._on_close = on_close
+        self._on_close, self._motion = on_close, motion
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -151,10 +174,14 @@ class VideoResponse(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send(_body(self._started.data))
+        started, motion = self._started, self._motion
+        await send(_body(started.data if motion is None else motion.header(started.fps).encode()))
         async for event in self._events:
             if isinstance(event, messages.JobFragment):
-                await send(_body(event.data))
+                data = event.data
+                if motion is not None:
+                    data = motion.text(event.first_frame, data, started.fps).encode()
+                await send(_body(data))
             elif isinstance(event, messages.JobDone):
                 with contextlib.suppress(OSError):  # the client may disconnect after the last byte
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -165,7 +192,11 @@ class VideoResponse(Response):
 
 
 def video_headers(
-    job_id: str, seed: int | None = None, warnings: Iterable[str] = ()
+    job_id: str,
+    seed: int | None = None,
+    warnings: Iterable[str] = (),
+    *,
+    suffix: str = "mp4",
 ) -> dict[str, str]:
     """What every response with a video says; ``seed`` and ``warnings`` as far as known."""
     warning = "; ".join(warnings)
@@ -175,7 +206,7 @@ def video_headers(
         **({"X-Warning": warning} if warning else {}),
         **CONTENT_SOURCE,
         "Cache-Control": "no-store",
-        "Content-Disposition": f'inline; filename="{job_id}.mp4"',
+        "Content-Disposition": f'inline; filename="{job_id}.{suffix}"',
     }
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import struct
 
+from server.api.protocol import AnimationOptions
+from server.motion import BYTES_PER_S
+
 # Measured with x264: up to 0.6 kB a second for each pixel of the long side (`fada animate`, 512 and
 # 1024 pixels, the issue of a 30-minute video). Sound is a part of it.
 _BYTES_PER_S_AND_PIXEL = 700
@@ -12,9 +15,11 @@ _WAV_RATE = slice(28, 32)
 _FLAC_RATES = slice(18, 26)
 
 
-def video_bytes(duration_s: float, size: int) -> int:
-    """Of a video whose long side has ``size`` pixels, rather too many than too few."""
-    return round(_BYTES_PER_S_AND_PIXEL * size * duration_s)
+def output_bytes(duration_s: float, options: AnimationOptions) -> int:
+    """Of a video or its motion, rather too many than too few."""
+    if options.output == "motion":
+        return round(BYTES_PER_S * (duration_s + 1.0))
+    return round(_BYTES_PER_S_AND_PIXEL * options.size * duration_s)
 
 
 def speech_s(head: bytes, size: int) -> float | None:

@@ -116,6 +116,7 @@ class Queued(_Message):
 class Started(_Message):
     """The input is valid and a video follows; ``data`` is its init segment.
 
+    Of motion, ``data`` is the first of the JSON lines; there are no codecs.
     ``total_s`` is the length of the whole video in seconds, if known; ``warnings`` name what was
     repaired in the sound.
     """
@@ -130,9 +131,15 @@ class Started(_Message):
     warnings: list[str] = Field(default_factory=list)
     data: bytes = Field(exclude=True, default=b"")
 
+    @property
+    def motion(self) -> bool:
+        """Whether motion follows, not a video."""
+        return not self.codecs
+
 
 class JobFragment(_Message):
-    """One ``moof`` + ``mdat``; the last may hold audio alone (``frames`` 0).
+    """One ``moof`` + ``mdat``; the last may hold audio alone (``frames`` 0). Of motion, packed
+    frames (`server.motion`).
 
     ``consumed_bytes`` counts the bytes of `AudioChunk` that a live session has consumed so far.
     ``stored``: entry and size, as in `pack_index`, of a fragment whose ``data`` is in the folder.

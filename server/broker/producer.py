@@ -287,6 +287,7 @@ class JobProducer:
             {
                 "id": job_id,
                 "status": status,
+                "output": request.options.output,
                 "progress": 1.0 if status == "done" else progress,
                 "frames": int(job.get(b"frames", 0)),
                 "duration_s": duration_s,
@@ -297,18 +298,23 @@ class JobProducer:
 
     async def keeps_video(self, job_id: str) -> bool:
         """Whether the job exists and its video can be read from the start."""
+        return await self.kept_output(job_id) == "video"
+
+    async def kept_output(self, job_id: str) -> str | None:
+        """What a kept job makes, ``video`` or ``motion``, where it can be read from the start."""
         text, written_in = await self.connection.redis.hmget(
             redis.job_key(job_id), "request", "folder"
         )
         if text is None:
-            return False
+            return None
         request = messages.unpack_request(text)
-        if not request.keep or request.owner != self.owner:
-            return False
+        if request.kind != "animate" or not request.keep or request.owner != self.owner:
+            return None
         folder = "" if self.connection.folder is None else self.connection.folder.token
         if request.in_folder and (written_in or b"").decode() != folder:
-            return False
-        return bool(await self.connection.redis.exists(redis.out_key(job_id)))
+            return None
+        readable = await self.connection.redis.exists(redis.out_key(job_id))
+        return request.options.output if readable else None
 
     async def models(self) -> ModelList:
         """The models that live workers have loaded, in the workers' order."""

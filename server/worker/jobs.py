@@ -183,7 +183,7 @@ class _VideoJob:
 
     def _measure(self, fragment: VideoFragment, publish_s: float) -> None:
         """Record what a fragment took, apart from waiting."""
-        if fragment.frames:
+        if fragment.draw_s:  # motion is not drawn
             metrics.stage("draw", fragment.draw_s)
             metrics.stage("encode", fragment.encode_s)
 

@@ -37,7 +37,7 @@ class KeptVideo:
         if not isinstance(event, messages.Started | messages.JobFragment):
             return event
         if isinstance(event, messages.Started) and event.total_s:
-            expected = estimates.video_bytes(event.total_s, self._request.options.size)
+            expected = estimates.output_bytes(event.total_s, self._request.options)
             await self._reserve(max(expected, self.stored_bytes))
         if self._reserved_bytes < 0:
             self._reserved_bytes = await self._consumer.reserved_video(self._claim)
@@ -55,21 +55,25 @@ class KeptVideo:
     ) -> messages.JobDone:
         """``done`` with what readers of the finished video need, see `messages.JobDone`."""
         connection, job_id = self._consumer.connection, self._claim.job_id
+        is_video = self._request.options.output == "video"
+        credentials = marks.credentials if is_video else None
         init, index = b"", list[tuple[str, int]]()
         with self._scratch() as video:
             async for event in videos.published_video(connection, job_id):
                 if isinstance(event, messages.Started):
-                    init = with_duration(event.data, done.duration_s)
+                    init = event.data
+                    if is_video:
+                        init = with_duration(init, done.duration_s)
                     video.write(init)
                 elif event.stored is not None:
                     index.append(event.stored)
-                    if marks.credentials is not None:
+                    if credentials is not None:
                         in_folder = self._request.in_folder
                         data = await videos.read_fragment(
                             connection, job_id, event.stored, in_folder=in_folder
                         )
                         await asyncio.to_thread(video.write, data or b"")
-            if marks.credentials is not None:
+            if credentials is not None:
                 loop = asyncio.get_running_loop()
                 init = await loop.run_in_executor(pool, self._signed_init, marks, video, len(init))
         return done.model_copy(update={"init": init, "index": messages.pack_index(index)})

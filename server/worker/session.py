@@ -1,4 +1,4 @@
-"""One video session: speech goes in, fragments of video come out, each with a snapshot.
+"""One session: speech goes in, fragments of video or motion come out, each with a snapshot.
 
     speech = LiveSpeech(16_000, pipeline.window_spec, options)  # or FileSpeech.open(decoded, …)
     session = VideoSession(batcher, reference, speech, seed=7, pool=pool)
@@ -19,28 +19,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from media.boxes import with_duration
 from media.encoders import DEFAULT_ENCODING, Encoding
-from media.fmp4 import AT_START, SAMPLE_RATE, FragmentedMP4Muxer, MuxerState
-from model.types import FPS, Floats, Picture, Reference, WindowTask
+from media.fmp4 import SAMPLE_RATE
+from model.types import FPS, Floats, Reference, WindowTask
 from server.api.protocol import FaceState
 from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import PartialWindow, Snapshot
+from server.worker.outputs import MotionOutput, Output, RawOutput, VideoOutput, facial_space
 from server.worker.pipelines import behaviour, check_reference, sampling_options
 from server.worker.speech import FileSpeech, Interruption, LiveSpeech, PlannedWindow
-
-if TYPE_CHECKING:
-    from model.pipeline import FrameDecoder
 
 T = TypeVar("T")
 
@@ -50,6 +48,8 @@ _WINDOWS_AHEAD = 1  # of a file, denoised and waiting to be drawn
 @dataclass(frozen=True)
 class VideoStarted:
     """The first event: a video of this size will come. ``data`` is its init segment.
+
+    Of motion, which has no size and no ``codecs``, it is the first of the JSON lines.
 
     ``total_s`` is the length of a file's speech, where it is known; ``warnings`` name what was
     repaired in it.
@@ -67,6 +67,8 @@ class VideoStarted:
 @dataclass(frozen=True)
 class VideoFragment:
     """Some frames and their sound: one ``moof`` + ``mdat``, or pixels and samples when ``raw``.
+
+    Of motion, ``data`` is a `server.motion.FRAME` for each.
 
     The last fragment of all may hold sound alone (``frames`` 0). ``consumed_bytes`` of a live
     session's sound are no longer pending. ``offset`` and ``window_frames`` place the fragment in
@@ -127,6 +129,7 @@ class VideoSession:
         """
         self._pipeline = batcher.pipeline
         check_reference(self._pipeline, reference)
+        self._facial = facial_space(self._pipeline) if speech.options.output == "motion" else None
         self._batcher, self._reference, self._speech = batcher, reference, speech
         self._seed, self._pool, self._name, self._raw = seed, pool, name, raw
         self._encoding = encoding
@@ -153,6 +156,11 @@ class VideoSession:
     def end(self) -> None:
         """No more sound will come."""
         self._live.end()
+
+    @property
+    def output(self) -> Literal["video", "motion"]:
+        """What the fragments hold."""
+        return self._speech.options.output
 
     @property
     def frames(self) -> int:
@@ -190,47 +198,49 @@ class VideoSession:
         # Preparing to draw takes as long as a file's first window: both go on at once.
         ahead = Prefetch(windows, _WINDOWS_AHEAD) if isinstance(speech, FileSpeech) else windows
         async with aclosing(ahead):
-            video = await self._open(snapshot)
+            output = await self._open(snapshot)
             if snapshot is None:
-                yield self._started(video), self._now(video)
+                yield self._started(output), self._now(output)
             if self._partial is not None:
-                async for shown in self._show(video, self._partial, 0.0):
+                async for shown in self._show(output, self._partial, 0.0):
                     yield shown
             async for window in ahead:
                 if isinstance(window, Interruption):
                     at_s = self._state.frames_done / FPS
-                    yield SpeechInterrupted(at_s, speech.consumed_bytes), self._now(video)
+                    yield SpeechInterrupted(at_s, speech.consumed_bytes), self._now(output)
                     continue
-                async for shown in self._show(video, window.window, window.work_s):
+                async for shown in self._show(output, window.window, window.work_s):
                     yield shown
-        now = self._now(video)
-        data = await asyncio.get_running_loop().run_in_executor(self._pool, video.muxer.close)
+        now = self._now(output)
+        data = await asyncio.get_running_loop().run_in_executor(self._pool, output.close)
         if data:
             closing = VideoFragment(
                 index=now.video.sequence, first_frame=now.state.frames_done, frames=0, data=data
             )
             yield closing, replace(now, closed=True)
 
-    async def _open(self, snapshot: Snapshot | None) -> Video:
-        options = self._speech.options
-        loop, space = asyncio.get_running_loop(), self._pipeline.space
-        decoder = await loop.run_in_executor(
-            self._pool, space.decoder, self._reference, options.size, options.framing
-        )
+    async def _open(self, snapshot: Snapshot | None) -> Output:
         at = None if snapshot is None else snapshot.video
-        return Video(
-            decoder, RawFrames(at) if self._raw else mp4_muxer(decoder, at, self._encoding)
+        if self._facial is not None:
+            return MotionOutput(self._facial, self._reference, at)
+        options, loop = self._speech.options, asyncio.get_running_loop()
+        prepare = self._pipeline.space.decoder
+        decoder = await loop.run_in_executor(
+            self._pool, prepare, self._reference, options.size, options.framing
         )
+        if self._raw:
+            return RawOutput(decoder, at)
+        return VideoOutput(decoder, at, self._encoding)
 
-    def _started(self, video: Video) -> VideoStarted:
-        data, total_s = video.muxer.init_segment(), self._speech.total_s
-        if data and total_s is not None:
+    def _started(self, output: Output) -> VideoStarted:
+        data, total_s = output.init_segment(), self._speech.total_s
+        if output.codecs and total_s is not None:
             data = with_duration(data, total_s)
         return VideoStarted(
             seed=self._seed,
-            width=video.decoder.width,
-            height=video.decoder.height,
-            codecs=video.muxer.codecs,
+            width=output.width,
+            height=output.height,
+            codecs=output.codecs,
             total_s=total_s,
             warnings=self._speech.warnings,
             data=data,
@@ -256,7 +266,7 @@ class VideoSession:
         return _Denoised(window, time.monotonic() - planned.began_s)
 
     async def _show(
-        self, video: Video, window: PartialWindow, work_s: float
+        self, output: Output, window: PartialWindow, work_s: float
     ) -> AsyncGenerator[tuple[VideoFragment, Snapshot], None]:
         """A window's fragments, until an interrupt or speech makes the rest of them obsolete."""
         speech, loop, count = self._speech, asyncio.get_running_loop(), len(window.latents)
@@ -269,12 +279,12 @@ class VideoSession:
             end = min(first + speech.fragment_frames, count)
             pcm = speech.take(end - first, speech=window.speech)
             drawn = await loop.run_in_executor(
-                self._pool, video.add, window.latents[first:end], pcm
+                self._pool, output.add, window.latents[first:end], pcm
             )
             window = replace(window, sent=end)
             self._state = window.state
             self._partial = window if end < count else None
-            now = self._now(video)
+            now = self._now(output)
             fragment = VideoFragment(
                 index=now.video.sequence - 1,
                 first_frame=first_frame,
@@ -294,11 +304,11 @@ class VideoSession:
             yield fragment, now
         self._partial = None
 
-    def _now(self, video: Video) -> Snapshot:
+    def _now(self, output: Output) -> Snapshot:
         """Where the session stands; between two fragments, when nothing is being encoded."""
         return Snapshot(
             self._state,
-            video.muxer.state(),
+            output.state(),
             speech=self._speech.state(),
             partial=self._partial,
         )
@@ -341,84 +351,3 @@ class Prefetch(Generic[T]):
         except Exception as error:
             end = error
         await self._ready.put(end)
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    data: bytes
-    pictures: NDArray[np.uint8] | None
-    draw_s: float
-    encode_s: float
-
-
-@dataclass(frozen=True)
-class Video:
-    """What a session draws with and writes to."""
-
-    decoder: FrameDecoder
-    muxer: FragmentedMP4Muxer | RawFrames
-
-    def add(self, latents: Floats, pcm: Floats) -> _Drawn:
-        """Draw and encode one fragment; blocks."""
-        began_s = time.monotonic()
-        frames = _Timed(self.decoder.decode(latents))
-        data = self.muxer.add(frames, pcm)
-        encode_s = time.monotonic() - began_s - frames.seconds
-        pictures = self.muxer.pictures if isinstance(self.muxer, RawFrames) else None
-        return _Drawn(data, pictures, frames.seconds, encode_s)
-
-
-class RawFrames:
-    """In a muxer's place when nothing is to be encoded: keeps the last fragment's ``pictures``."""
-
-    codecs = ""
-
-    def __init__(self, state: MuxerState | None = None) -> None:
-        self._state = state or MuxerState(
-            sequence=0, frames=0, samples_in=0, samples_out=0, sound=np.zeros(0, np.int16)
-        )
-        self.pictures: NDArray[np.uint8] = np.zeros((0, 0, 0, 3), np.uint8)
-
-    def init_segment(self) -> bytes:
-        return b""
-
-    def add(self, frames: Iterable[Picture], pcm: Floats) -> bytes:
-        self.pictures = np.stack([frame.copy() for frame in frames])
-        now = self._state
-        self._state = replace(
-            now,
-            sequence=now.sequence + 1,
-            frames=now.frames + len(self.pictures),
-            samples_in=now.samples_in + len(pcm),
-            samples_out=now.samples_out + len(pcm),
-        )
-        return b""
-
-    def state(self) -> MuxerState:
-        return self._state
-
-    def close(self) -> bytes:
-        return b""
-
-
-def mp4_muxer(
-    decoder: FrameDecoder, state: MuxerState | None, encoding: Encoding = DEFAULT_ENCODING
-) -> FragmentedMP4Muxer:
-    """Encodes ``decoder``'s frames, going on from ``state`` if there is one."""
-    width, height = decoder.width, decoder.height
-    return FragmentedMP4Muxer(width, height, FPS, state=state or AT_START, encoding=encoding)
-
-
-class _Timed(Iterator[T]):
-    """Items that are made on demand; ``seconds`` is how long that took."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self._items = items
-        self.seconds = 0.0
-
-    def __next__(self) -> T:
-        began_s = time.monotonic()
-        try:
-            return next(self._items)
-        finally:
-            self.seconds += time.monotonic() - began_s

@@ -130,13 +130,19 @@ def test_every_error_code() -> None:
 def test_every_message_of_a_live_session() -> None:
     rows = {row[0]: row[-1] for row in table(section("## WebSocket `GET /stream`"))}
     sent = {name for cell in rows for name in names(cell) if cell.startswith("text `")}
-    events = {fada_client.Ready, fada_client.Interrupted, fada_client.Done, fada_client.Fragment}
+    events = {
+        fada_client.Ready,
+        fada_client.Interrupted,
+        fada_client.Done,
+        fada_client.Fragment,
+        fada_client.Motion,
+    }
     assert sent == {"start", "interrupt", "update", "state", "end", "error"} | {
         event.__name__.lower() for event in events
     }
     assert tuple(names(rows["text `update`"])) == messages.LIVE_OPTIONS
     for event in events:
-        fields = {field.name for field in dataclasses.fields(event)} - {"data"}
+        fields = {field.name for field in dataclasses.fields(event)} - {"data", "frames"}
         assert fields <= set(names(rows[f"text `{event.__name__.lower()}`"])), event
 
 
@@ -168,7 +174,15 @@ def signature(function: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", [blocking.Client, blocking.Jobs, blocking.Animation, blocking.Stream, local.LocalClient]
+    "kind",
+    [
+        blocking.Client,
+        blocking.Jobs,
+        blocking.Animation,
+        blocking.MotionAnimation,
+        blocking.Stream,
+        local.LocalClient,
+    ],
 )
 def test_every_method_of_the_client(kind: type[Any]) -> None:
     methods = {
@@ -193,7 +207,7 @@ def test_every_field_of_a_raw_frame() -> None:
 
 
 def test_the_awaited_client_has_the_same_methods() -> None:
-    for kind in ("Client", "Animation", "Stream"):
+    for kind in ("Client", "Animation", "MotionAnimation", "Stream"):
         ours, awaited = (
             {
                 name: signature(function)
@@ -215,6 +229,8 @@ def test_every_public_name_of_the_client() -> None:
         "Ready",
         "InitSegment",
         "Fragment",
+        "Motion",
+        "MotionFrame",
         "Interrupted",
         "Done",
         "Avatar",

@@ -94,6 +94,20 @@ def test_failures_say_why_and_leave_the_old_file(
     assert sorted(path.name for path in out.parent.iterdir()) == ["a.flac", "out.mp4", "p.png"]
 
 
+def test_motion_goes_to_a_table_or_lines(fada: Fada, inputs: tuple[Path, Path, Path]) -> None:
+    portrait, audio, out = inputs
+    table, lines = out.with_suffix(".csv"), out.with_suffix(".jsonl")
+    for file in (table, lines):
+        done = fada("animate", portrait, audio, "--motion", file, "--seed", "4")
+        assert done.status == 0 and "50 frames, seed 4" in done.output
+        assert len(file.read_text().splitlines()) == 51
+    assert table.read_text().startswith("Timecode,BlendShapeCount,EyeBlinkLeft,")
+    other = fada("animate", portrait, audio, "--motion", out.with_suffix(".txt"))
+    assert other.status == 1 and "expected *.csv or *.jsonl" in other.error
+    assert fada("animate", portrait, audio, "--motion", table, "-o", out).status == 2
+    assert fada("animate", portrait, audio).status == 2
+
+
 def test_a_video_that_breaks_off_is_not_left_behind(
     fada: Fada, inputs: tuple[Path, Path, Path]
 ) -> None:

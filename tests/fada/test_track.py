@@ -11,9 +11,13 @@ import pytest
 import soundfile
 
 from fada.cli import main
-from model.portrait.blendshapes import ACTIONS
+from model.portrait.blendshapes import ACTIONS, rotation_vectors
 from model.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+from tests.server.fake_pipeline import BLUE_STEP, RED_STEP
 from tests.server.footage_files import CLICK_S, write_video
+from tests.server.media_files import picture, sound
+from tests.server.service import FAKE
+from training.data.arkit import arkit_motion, read_arkit
 from training.data.corpus import grid_corpus, load_grid
 
 
@@ -64,6 +68,28 @@ def test_a_capture_with_its_sound_becomes_data(tmp_path: Path) -> None:
     assert grid.landmarks is None and abs(len(jaw) - 125) <= 1
     assert np.corrcoef(jaw, grid.lip_gap[0])[0, 1] > 0.95
     assert len(grid_corpus(grid, np.ones(1, bool))) == 1
+
+
+def test_motion_from_the_service_becomes_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in FAKE.items():
+        monkeypatch.setenv(name, value)
+    portrait, audio, take = tmp_path / "p.png", tmp_path / "a.flac", tmp_path / "take.csv"
+    portrait.write_bytes(picture())
+    audio.write_bytes(sound(5.0))
+    with pytest.raises(SystemExit) as ended:
+        main(["animate", str(portrait), str(audio), "--motion", str(take)])
+    assert not ended.value.code
+    out = tmp_path / "out"
+    assert track(take, "--audio", audio, "--out", out) == 0
+    grid = load_grid(out)
+    frames = np.arange(len(grid.coefficients[0]))
+    assert len(frames) == 125
+    jaw = grid.coefficients[0][:, ACTIONS.index("jawOpen")]
+    np.testing.assert_allclose(jaw, frames % 8 * BLUE_STEP / 255, atol=1e-4)
+    turned = rotation_vectors(arkit_motion(read_arkit(take)).pose[:, :, :3])
+    np.testing.assert_allclose(turned[:, 1], frames // 8 % 16 * RED_STEP / 255, atol=1e-4)
 
 
 def test_what_cannot_be_tracked_is_said(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from model.audio.log_mel import LOG_MEL
+from model.portrait.blendshapes import ACTIONS
 from model.portrait.face_tracker import NoFaceError
 from model.portrait.occlusion import OccludedError
 from model.types import (
@@ -62,6 +63,14 @@ class FakeSpace:
 
     def rest_prefix(self, frames: int) -> Floats:
         return np.zeros((frames, self.dim), np.float32)
+
+    def face_motion(self, reference: Reference, latents: Floats) -> tuple[Floats, Floats]:
+        """The jaw opens by the frame's blue, the head turns by its red; `browInnerUp` is seed."""
+        actions, pose = np.zeros((len(latents), 52), np.float32), np.zeros((len(latents), 6))
+        actions[:, ACTIONS.index("jawOpen")] = latents[:, 2] / 255
+        actions[:, ACTIONS.index("browInnerUp")] = latents[:, 1] / 255
+        pose[:, 1] = latents[:, 0] / 255
+        return actions, pose.astype(np.float32)
 
     def decoder(self, reference: Reference, size: int, framing: str) -> FakeDecoder:
         if framing == "portrait":

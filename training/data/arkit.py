@@ -2,8 +2,11 @@
 
 CSV, as Epic's Live Link Face app writes it: a header with ``Timecode`` (HH:MM:SS:FF, with or
 without a fraction of a frame), ``BlendShapeCount``, ARKit's 52 names in PascalCase, and
-``HeadYaw``, ``HeadPitch``, ``HeadRoll`` in radians. Six columns of eye rotations are ignored, as
-the ``EyeLook`` coefficients hold the same.
+``HeadYaw``, ``HeadPitch``, ``HeadRoll`` in radians, by Unreal Engine's axes: positive is to the
+subject's right, down, and to the viewer's right at the top. (The eyes' columns of a real capture
+show it: ``LeftEyeYaw`` falls as ``EyeLookOutLeft`` rises, ``LeftEyePitch`` rises with
+``EyeLookDownLeft``.) Six columns of eye rotations are ignored, as the ``EyeLook`` coefficients hold
+the same.
 
 JSON: a list of ``{"time": seconds, "coefficients": {name: 0..1 for ARKit's 52 names},
 "rotation": [x, y, z]}``. The rotation is optional: a rotation vector in radians, x right, y up,
@@ -21,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, rotation_matrices
+from model.portrait.blendshapes import ACTION_COUNT, ACTIONS, head_rotations, rotation_matrices
 from model.rendering.face_model import lip_gaps
 from model.types import FPS, Floats
 from training.data.recordings import TrackedMotion
@@ -33,6 +36,7 @@ _CSV_NAMES = tuple(name[0].upper() + name[1:] for name in ACTIONS)
 _RATES = (24, 25, 30, 48, 50, 60)  # of timecodes
 _MAX_COEFFICIENT = 1.05  # larger ones are not on a scale from 0 to 1
 _DAY_S = 86_400.0
+_TO_MATHS = np.array([-1.0, 1.0, -1.0])  # yaw, pitch and roll about y up, x right, z to the viewer
 
 
 @dataclass(frozen=True)
@@ -104,20 +108,8 @@ def _read_csv(path: Path) -> ARKitRecording:
     return ARKitRecording(
         _timecodes([row["Timecode"] for row in rows]),
         np.array(values, np.float32).reshape(-1, ACTION_COUNT),
-        head_rotations(angles),
+        head_rotations(angles * _TO_MATHS),
     )
-
-
-def head_rotations(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Yaw, pitch and roll (R, 3) in radians → rotation matrices (R, 3, 3).
-
-    Roll about z (towards the viewer) first, then pitch about x (right), then yaw about y (up).
-    """
-    x, y, z = np.eye(3)
-    yaw, pitch, roll = (a[:, None] for a in angles.T)
-    turns = [rotation_matrices((a * axis).astype(np.float32)) for a, axis in
-             ((yaw, y), (pitch, x), (roll, z))]  # fmt: skip
-    return np.asarray(turns[0] @ turns[1] @ turns[2])
 
 
 def _timecodes(codes: Sequence[str]) -> NDArray[np.float64]:

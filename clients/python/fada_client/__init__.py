@@ -1,7 +1,7 @@
 """The FADA service from Python: a portrait and speech in, a talking video out."""
 
-from fada_client.async_client import AsyncAnimation, AsyncClient, AsyncStream
-from fada_client.client import Animation, Client, Stream
+from fada_client.async_client import AsyncAnimation, AsyncClient, AsyncMotionAnimation, AsyncStream
+from fada_client.client import Animation, Client, MotionAnimation, Stream
 from fada_client.errors import (
     BadRequest,
     Busy,
@@ -30,6 +30,8 @@ from fada_client.types import (
     Interrupted,
     Job,
     Model,
+    Motion,
+    MotionFrame,
     Ready,
 )
 from fada_client.version import __version__
@@ -38,6 +40,7 @@ __all__ = [
     "Animation",
     "AsyncAnimation",
     "AsyncClient",
+    "AsyncMotionAnimation",
     "AsyncStream",
     "Avatar",
     "BadRequest",
@@ -56,6 +59,9 @@ __all__ = [
     "InvalidOption",
     "Job",
     "Model",
+    "Motion",
+    "MotionAnimation",
+    "MotionFrame",
     "NoFace",
     "NoWorker",
     "NotFound",

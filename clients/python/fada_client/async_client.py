@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
@@ -14,21 +14,23 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from fada_client import wire
 from fada_client.errors import ConnectionLost
-from fada_client.types import Avatar, Event, Job, Model, Ready, avatar_of, known
+from fada_client.types import Avatar, Event, Job, Model, MotionFrame, Ready, avatar_of, known
 from fada_client.wire import Media
 
+T = TypeVar("T")
 
-class AsyncAnimation:
-    """See `Animation`."""
 
-    def __init__(self, response: httpx.Response, stack: AsyncExitStack) -> None:
+class _AsyncAnswer(Generic[T]):
+    def __init__(
+        self, response: httpx.Response, stack: AsyncExitStack, units: wire.UnitReader[T]
+    ) -> None:
         self.job_id = response.headers["x-job-id"]
         self.seed = int(response.headers["x-seed"])
         self.warnings = wire.warnings(response)
         self._stack = stack
-        self._units = self._read(response)
+        self._units = self._read(response, units)
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[T]:
         return self._units
 
     async def __aenter__(self) -> Self:
@@ -40,17 +42,22 @@ class AsyncAnimation:
     async def close(self) -> None:
         await self._stack.aclose()
 
-    async def _read(self, response: httpx.Response) -> AsyncIterator[bytes]:
-        boxes = wire.BoxReader()
+    async def _read(self, response: httpx.Response, units: wire.UnitReader[T]) -> AsyncIterator[T]:
         try:
-            async for data in response.aiter_bytes():
-                for unit in boxes.feed(data):
+            async for data in _received(response):
+                for unit in units.feed(data):
                     yield unit
-        except httpx.HTTPError as error:
-            raise wire.lost(error) from error
         finally:
             await self._stack.aclose()
-        boxes.end()
+        units.end()
+
+
+class AsyncAnimation(_AsyncAnswer[bytes]):
+    """See `Animation`."""
+
+
+class AsyncMotionAnimation(_AsyncAnswer[MotionFrame]):
+    """See `MotionAnimation`."""
 
 
 class AsyncJobs:
@@ -70,16 +77,20 @@ class AsyncJobs:
         return known(Job, (await _asked(self._http, "GET", f"/jobs/{job_id}")).json())
 
     async def video(self, job_id: str, out: str | Path) -> None:
-        async with self._http.stream("GET", f"/jobs/{job_id}/video") as response:
-            if not response.is_success:
-                await response.aread()
-                wire.raise_for(response)
-            with Path(out).open("wb") as file:
-                async for data in response.aiter_bytes():
-                    file.write(data)
+        await self._save(f"/jobs/{job_id}/video", out, {})
+
+    async def motion(self, job_id: str, out: str | Path) -> None:
+        await self._save(f"/jobs/{job_id}/motion", out, wire.motion_headers(out))
 
     async def cancel(self, job_id: str) -> None:
         await _asked(self._http, "DELETE", f"/jobs/{job_id}")
+
+    async def _save(self, path: str, out: str | Path, headers: dict[str, str]) -> None:
+        async with self._http.stream("GET", path, headers=headers) as response:
+            if not response.is_success:
+                await response.aread()
+                wire.raise_for(response)
+            await _save(response.aiter_bytes(), out)
 
 
 class AsyncStream(AsyncIterator[Event]):
@@ -141,17 +152,52 @@ class AsyncClient:
         self._http = httpx.AsyncClient(base_url=url, headers=self._headers, timeout=timeout_s)
         self.jobs = AsyncJobs(self._http)
 
+    @overload
     async def animate(
-        self, portrait: Media | None, audio: Media, out: str | Path | None = None, **options: Any
-    ) -> AsyncAnimation:
+        self,
+        portrait: Media | None,
+        audio: Media,
+        out: str | Path | None = None,
+        *,
+        output: Literal["motion"],
+        **options: Any,
+    ) -> AsyncMotionAnimation: ...
+
+    @overload
+    async def animate(
+        self,
+        portrait: Media | None,
+        audio: Media,
+        out: str | Path | None = None,
+        *,
+        output: Literal["video"] = "video",
+        **options: Any,
+    ) -> AsyncAnimation: ...
+
+    async def animate(
+        self,
+        portrait: Media | None,
+        audio: Media,
+        out: str | Path | None = None,
+        *,
+        output: Literal["video", "motion"] = "video",
+        **options: Any,
+    ) -> AsyncAnimation | AsyncMotionAnimation:
+        options = {**options, "output": output} if output != "video" else options
         stack = AsyncExitStack()
         try:
-            response = await stack.enter_async_context(self._streamed(portrait, audio, options))
-            animation = AsyncAnimation(response, stack)
+            headers = wire.accepted(options, out)
+            answer = self._streamed(portrait, audio, options=options, headers=headers)
+            response = await stack.enter_async_context(answer)
+            if output == "motion":
+                motion = AsyncMotionAnimation(response, stack, wire.LineReader())
+                if out is not None:
+                    async with motion:
+                        await _save(_received(response), out)
+                return motion
+            animation = AsyncAnimation(response, stack, wire.BoxReader())
             if out is not None:
-                with Path(out).open("wb") as file:
-                    async for unit in animation:
-                        file.write(unit)
+                await _save(aiter(animation), out)
             return animation
         except BaseException:
             await stack.aclose()
@@ -159,14 +205,19 @@ class AsyncClient:
 
     @asynccontextmanager
     async def _streamed(
-        self, portrait: Media | None, audio: Media, options: dict[str, Any]
+        self,
+        portrait: Media | None,
+        audio: Media,
+        *,
+        options: dict[str, Any],
+        headers: dict[str, str],
     ) -> AsyncIterator[httpx.Response]:
         async with AsyncExitStack() as stack:
             files = stack.enter_context(ExitStack())
             parts = wire.animation(portrait, audio, options, stack=files)
             try:
                 response = await stack.enter_async_context(
-                    self._http.stream("POST", "/animate", **parts)
+                    self._http.stream("POST", "/animate", headers=headers, **parts)
                 )
                 if not response.is_success:
                     await response.aread()
@@ -235,6 +286,20 @@ class AsyncClient:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def _received(response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for data in response.aiter_bytes():
+            yield data
+    except httpx.HTTPError as error:
+        raise wire.lost(error) from error
+
+
+async def _save(pieces: AsyncIterator[bytes], out: str | Path) -> None:
+    with Path(out).open("wb") as file:
+        async for data in pieces:
+            file.write(data)
 
 
 async def _asked(http: httpx.AsyncClient, method: str, path: str, **parts: Any) -> httpx.Response:

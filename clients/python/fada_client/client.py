@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import httpx
 from websockets.exceptions import ConnectionClosed, WebSocketException
@@ -14,25 +14,25 @@ from websockets.sync.client import ClientConnection, connect
 
 from fada_client import wire
 from fada_client.errors import ConnectionLost
-from fada_client.types import Avatar, Event, Job, Model, Ready, avatar_of, known
+from fada_client.types import Avatar, Event, Job, Model, MotionFrame, Ready, avatar_of, known
 from fada_client.wire import Media
 
+T = TypeVar("T")
 
-class Animation(Iterator[bytes]):
-    """A video while it is being made: its init segment, then its fragments.
 
-    To stop early, `close` it or leave its ``with`` block; the service then stops as well.
-    ``warnings`` name what was repaired in the sound.
-    """
+class _Answer(Iterator[T], Generic[T]):
+    """Units of a job's output while it is being made."""
 
-    def __init__(self, response: httpx.Response, stack: ExitStack) -> None:
+    def __init__(
+        self, response: httpx.Response, stack: ExitStack, units: wire.UnitReader[T]
+    ) -> None:
         self.job_id = response.headers["x-job-id"]
         self.seed = int(response.headers["x-seed"])
         self.warnings = wire.warnings(response)
         self._stack = stack
-        self._units = self._read(response)
+        self._units = self._read(response, units)
 
-    def __next__(self) -> bytes:
+    def __next__(self) -> T:
         return next(self._units)
 
     def __enter__(self) -> Self:
@@ -45,16 +45,27 @@ class Animation(Iterator[bytes]):
         self._units.close()
         self._stack.close()
 
-    def _read(self, response: httpx.Response) -> Generator[bytes, None, None]:
-        boxes = wire.BoxReader()
+    def _read(
+        self, response: httpx.Response, units: wire.UnitReader[T]
+    ) -> Generator[T, None, None]:
         try:
-            for data in response.iter_bytes():
-                yield from boxes.feed(data)
-        except httpx.HTTPError as error:
-            raise wire.lost(error) from error
+            for data in _received(response):
+                yield from units.feed(data)
         finally:
             self._stack.close()
-        boxes.end()
+        units.end()
+
+
+class Animation(_Answer[bytes]):
+    """A video while it is being made: its init segment, then its fragments.
+
+    To stop early, `close` it or leave its ``with`` block; the service then stops as well.
+    ``warnings`` name what was repaired in the sound.
+    """
+
+
+class MotionAnimation(_Answer[MotionFrame]):
+    """The motion of a video, frame by frame while it is being made; otherwise as `Animation`."""
 
 
 class Jobs:
@@ -75,16 +86,22 @@ class Jobs:
 
     def video(self, job_id: str, out: str | Path) -> None:
         """Write the MP4 to ``out``; while it is being made, as it is made."""
-        with self._http.stream("GET", f"/jobs/{job_id}/video") as response:
+        self._save(f"/jobs/{job_id}/video", out, {})
+
+    def motion(self, job_id: str, out: str | Path) -> None:
+        """Write the motion to ``out``, as a table (``.csv``) or JSON lines; as it is made."""
+        self._save(f"/jobs/{job_id}/motion", out, wire.motion_headers(out))
+
+    def cancel(self, job_id: str) -> None:
+        _asked(self._http, "DELETE", f"/jobs/{job_id}")
+
+    def _save(self, path: str, out: str | Path, headers: dict[str, str]) -> None:
+        with self._http.stream("GET", path, headers=headers) as response:
             if not response.is_success:
                 response.read()
                 wire.raise_for(response)
             with Path(out).open("wb") as file:
-                for data in response.iter_bytes():
-                    file.write(data)
-
-    def cancel(self, job_id: str) -> None:
-        _asked(self._http, "DELETE", f"/jobs/{job_id}")
+                file.writelines(response.iter_bytes())
 
 
 class Stream(Iterator[Event]):
@@ -150,19 +167,57 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=self._headers, timeout=timeout_s)
         self.jobs = Jobs(self._http)
 
+    @overload
     def animate(
-        self, portrait: Media | None, audio: Media, out: str | Path | None = None, **options: Any
-    ) -> Animation:
+        self,
+        portrait: Media | None,
+        audio: Media,
+        out: str | Path | None = None,
+        *,
+        output: Literal["motion"],
+        **options: Any,
+    ) -> MotionAnimation: ...
+
+    @overload
+    def animate(
+        self,
+        portrait: Media | None,
+        audio: Media,
+        out: str | Path | None = None,
+        *,
+        output: Literal["video"] = "video",
+        **options: Any,
+    ) -> Animation: ...
+
+    def animate(
+        self,
+        portrait: Media | None,
+        audio: Media,
+        out: str | Path | None = None,
+        *,
+        output: Literal["video", "motion"] = "video",
+        **options: Any,
+    ) -> Animation | MotionAnimation:
         """Make a talking video. ``portrait`` and ``audio``: contents, paths or open files.
 
         Without ``out``, iterate over the answer for its fragments while they are made; with it,
         the whole video is written there first. ``options`` are those of ``POST /animate``;
-        with ``avatar_id`` there is no ``portrait``.
+        with ``avatar_id`` there is no ``portrait``. With ``output="motion"`` come its frames'
+        actions and head pose instead, in a file as a table (``.csv``) or as JSON lines.
         """
+        options = {**options, "output": output} if output != "video" else options
         stack = ExitStack()
         try:
-            response = stack.enter_context(_streamed(self._http, portrait, audio, options=options))
-            animation = Animation(response, stack)
+            headers = wire.accepted(options, out)
+            answer = _streamed(self._http, portrait, audio, options=options, headers=headers)
+            response = stack.enter_context(answer)
+            if output == "motion":
+                motion = MotionAnimation(response, stack, wire.LineReader())
+                if out is not None:
+                    with motion, Path(out).open("wb") as file:
+                        file.writelines(_received(response))
+                return motion
+            animation = Animation(response, stack, wire.BoxReader())
             if out is not None:
                 with Path(out).open("wb") as file:
                     file.writelines(animation)
@@ -234,6 +289,13 @@ class Client:
         self.close()
 
 
+def _received(response: httpx.Response) -> Iterator[bytes]:
+    try:
+        yield from response.iter_bytes()
+    except httpx.HTTPError as error:
+        raise wire.lost(error) from error
+
+
 def _asked(http: httpx.Client, method: str, path: str, **parts: Any) -> httpx.Response:
     try:
         response = http.request(method, path, **parts)
@@ -258,12 +320,18 @@ def _posted(
 
 @contextmanager
 def _streamed(
-    http: httpx.Client, portrait: Media | None, audio: Media, *, options: dict[str, Any]
+    http: httpx.Client,
+    portrait: Media | None,
+    audio: Media,
+    *,
+    options: dict[str, Any],
+    headers: dict[str, str],
 ) -> Iterator[httpx.Response]:
     with ExitStack() as stack:
         parts = wire.animation(portrait, audio, options, stack=stack)
         try:
-            response = stack.enter_context(http.stream("POST", "/animate", **parts))
+            answer = http.stream("POST", "/animate", headers=headers, **parts)
+            response = stack.enter_context(answer)
             if not response.is_success:
                 response.read()
         except httpx.HTTPError as error:

@@ -49,11 +49,16 @@ class Job:
     duration_s: float
     error: Mapping[str, Any] | None
     warnings: Sequence[str] = ()
+    output: Literal["video", "motion"] = "video"
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A live session has started. ``mime`` is for a MediaSource buffer."""
+    """A live session has started. ``mime`` is for a MediaSource buffer.
+
+    With ``output="motion"`` there is no picture: ``width`` and ``height`` are 0, and ``actions``
+    and ``pose`` name the numbers of a frame.
+    """
 
     session_id: str
     seed: int
@@ -61,6 +66,8 @@ class Ready:
     fps: int
     width: int
     height: int
+    actions: Sequence[str] = ()
+    pose: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,28 @@ class Fragment:
 
 
 @dataclass(frozen=True)
+class MotionFrame:
+    """A face ``t`` seconds after the start, by name: ARKit's 52 ``actions`` (0 to 1), and the
+    head's ``pose``, ``yaw``, ``pitch``, ``roll`` in radians and ``x``, ``y``, ``z`` in distances
+    between the outer eye corners."""
+
+    t: float
+    actions: Mapping[str, float]
+    pose: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """In a `Fragment`'s place with ``output="motion"``."""
+
+    index: int
+    start_s: float
+    duration_s: float
+    kind: Literal["speech", "idle"]
+    frames: Sequence[MotionFrame]
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """Sound from before the interrupt ends here."""
 
@@ -96,7 +125,7 @@ class Done:
     duration_s: float
 
 
-Event = Ready | InitSegment | Fragment | Interrupted | Done
+Event = Ready | InitSegment | Fragment | Motion | Interrupted | Done
 
 
 def known(kind: type[T], document: Mapping[str, Any]) -> T:

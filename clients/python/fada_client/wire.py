@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar
 
 import httpx
 
@@ -18,9 +18,13 @@ from fada_client.types import (
     Fragment,
     InitSegment,
     Interrupted,
+    Motion,
+    MotionFrame,
     Ready,
     known,
 )
+
+T = TypeVar("T", covariant=True)
 
 Media = bytes | str | Path | IO[bytes]  # contents, a path, or a file that is open
 
@@ -60,6 +64,18 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
+def accepted(options: dict[str, Any], out: str | Path | None) -> dict[str, str]:
+    """The header that asks for motion as ``out`` is to hold it: a table in a ``.csv``."""
+    if options.get("output") != "motion" or out is None:
+        return {}
+    return motion_headers(out)
+
+
+def motion_headers(out: str | Path) -> dict[str, str]:
+    table = Path(out).suffix.lower() == ".csv"
+    return {"Accept": "text/csv" if table else "application/x-ndjson"}
+
+
 def stream_url(url: str) -> str:
     return url.rstrip("/").replace("http", "ws", 1) + "/stream"
 
@@ -79,6 +95,16 @@ def raise_for(response: httpx.Response) -> None:
     except ValueError:
         document = {"detail": response.text[:200], "status": response.status_code}
     raise error_of(document, response.headers.get("retry-after"))
+
+
+class UnitReader(Protocol[T]):
+    """Splits what is received in pieces of any size."""
+
+    def feed(self, data: bytes) -> Iterator[T]: ...
+
+    def end(self) -> None:
+        """Raises `ConnectionLost` when the last unit is incomplete."""
+        ...
 
 
 class BoxReader:
@@ -109,6 +135,48 @@ class BoxReader:
             raise ConnectionLost("the video broke off within a fragment")
 
 
+class LineReader:
+    """Turns JSON lines, received in pieces of any size, into frames."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._names: dict[str, Any] | None = None
+
+    def feed(self, data: bytes) -> Iterator[MotionFrame]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            fields = json.loads(line)
+            if self._names is None:
+                self._names = fields
+            else:
+                yield motion_frame(self._names, fields["t"], fields["actions"], pose=fields["pose"])
+
+    def end(self) -> None:
+        """Raises `ConnectionLost` when the last line is incomplete."""
+        if self._rest:
+            raise ConnectionLost("the motion broke off within a line")
+
+
+def motion_frame(
+    names: Mapping[str, Any], t: float, actions: Sequence[float], *, pose: Sequence[float]
+) -> MotionFrame:
+    """``names`` has those of ``actions`` and ``pose``."""
+    return MotionFrame(
+        t,
+        dict(zip(names["actions"], actions, strict=True)),
+        dict(zip(names["pose"], pose, strict=True)),
+    )
+
+
+def motion(names: Mapping[str, Any], fields: Mapping[str, Any]) -> Motion:
+    """The event of a ``motion`` message; ``names`` as in ``ready``, with its ``fps``."""
+    frames = tuple(
+        motion_frame(names, round(fields["start_s"] + k / names["fps"], 3), actions, pose=pose)
+        for k, (actions, pose) in enumerate(zip(fields["actions"], fields["pose"], strict=True))
+    )
+    return known(Motion, {**fields, "frames": frames})
+
+
 def start_message(
     avatar_id: str | None,
     portrait: Media | None,
@@ -134,6 +202,7 @@ class EventReader:
 
     def __init__(self) -> None:
         self._announced: dict[str, Any] | None = None
+        self._names: dict[str, Any] = {}
         self._begun = False
 
     def read(self, received: str | bytes) -> Event | None:
@@ -154,6 +223,10 @@ class EventReader:
         if kind == "fragment":
             self._announced = fields
             return None
+        if kind == "motion":
+            return motion(self._names, fields)
+        if kind == "ready":
+            self._names = fields
         events: dict[str, type[Any]] = {"ready": Ready, "interrupted": Interrupted, "done": Done}
         return known(events[kind], fields) if kind in events else None
 

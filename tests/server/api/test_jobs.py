@@ -33,6 +33,7 @@ def test_an_asynchronous_job(client: httpx.Client) -> None:
         "progress": 1.0,
         "frames": 100,
         "duration_s": 4.0,
+        "output": "video",
         "warnings": [],
         "error": None,
     }

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -133,6 +134,7 @@ def resources_of(tape: Tape, pipelines: Mapping[str, AvatarPipeline]) -> WorkerR
 
 
 Deaths = list[tuple[int, bool]]
+Output = Literal["video", "motion"]
 
 
 def play(
@@ -181,16 +183,16 @@ def speech(seconds: float) -> np.ndarray:
     return np.asarray(0.4 * tones * 32767, "<i2")
 
 
-def animate(deaths: Deaths) -> tuple[Tape, messages.JobDone]:
+def animate(deaths: Deaths, output: Output = "video") -> tuple[Tape, messages.JobDone]:
     file = io.BytesIO()
     soundfile.write(file, speech(2.9), RATE, format="FLAC")
     tape = Tape({"portrait": picture(), "audio": file.getvalue()})
-    options = AnimationOptions(size=128)
+    options = AnimationOptions(size=128, output=output)
     request = messages.AnimateRequest(options=options, model="fake", seed=5)
     return tape, play(tape, request, deaths)
 
 
-def talk(deaths: Deaths) -> tuple[Tape, messages.JobDone]:
+def talk(deaths: Deaths, output: Output = "video") -> tuple[Tape, messages.JobDone]:
     """Speech in uneven chunks, an update, an interrupt within a window, more speech."""
     tape = Tape({"portrait": picture()})
     sound = speech(2.9).tobytes()
@@ -200,7 +202,7 @@ def talk(deaths: Deaths) -> tuple[Tape, messages.JobDone]:
     tape.send_command(messages.Update(steps=3))
     tape.sent_after[9] = [messages.Interrupt(), messages.AudioChunk(data=speech(0.9).tobytes())]
     tape.sent_after[12] = [messages.End()]
-    options = AnimationOptions(size=128)
+    options = AnimationOptions(size=128, output=output)
     request = messages.LiveRequest(
         options=options, model="fake", seed=5, sample_rate=RATE, idle=False
     )
@@ -251,6 +253,17 @@ def test_jobs_survive_a_death_at_every_event(
     events = len(undisturbed(make)[0].events)
     check(make, [(1, False)] * events)
     check(make, [death for _ in range(events) for death in ((1, True), (1, False))])
+
+
+@pytest.mark.parametrize("make", [animate, talk])
+def test_motion_survives_a_death_at_every_event(
+    make: Callable[[Deaths, Output], tuple[Tape, messages.JobDone]],
+) -> None:
+    whole, expected = make([], "motion")
+    tape, done = make([(1, lost) for _ in whole.events for lost in (True, False)], "motion")
+    assert done == expected and done.frames > 50
+    assert tape.events == whole.events
+    assert b"".join(f.data for f in tape.fragments()) == b"".join(f.data for f in whole.fragments())
 
 
 def test_commands_that_a_snapshot_includes_are_trimmed() -> None:

@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.portrait.blendshapes import ACTIONS, rotation_vectors
+from model.portrait.blendshapes import ACTIONS, head_angles, head_rotations, rotation_vectors
 from model.types import FPS
 from training.data.arkit import (
     HEAD,
     ARKitRecording,
     arkit_motion,
-    head_rotations,
     lip_gap_of,
     read_arkit,
 )
@@ -50,7 +49,7 @@ def test_live_link_rows_become_25_frames_a_second(tmp_path: Path, rate: int, sec
     assert abs(len(motion) - 5 * FPS) <= 1
     np.testing.assert_allclose(motion.coefficients[:, JAW], np.arange(len(motion)) / 250, atol=1e-4)
     turned = rotation_vectors(motion.pose[:, :, :3])
-    np.testing.assert_allclose(turned[:, 1], np.arange(len(motion)) / 250, atol=1e-4)
+    np.testing.assert_allclose(turned[:, 1], -np.arange(len(motion)) / 250, atol=1e-4)
     assert motion.ok.all()
 
 
@@ -151,6 +150,7 @@ def test_head_angles_are_rotations_that_keep_their_yaw(angles: tuple[float, floa
     nose = matrix @ (0, 0, 1)
     assert np.arctan2(nose[0], nose[2]) == pytest.approx(angles[0], abs=1e-5)
     assert np.arcsin(-nose[1]) == pytest.approx(angles[1], abs=1e-5)
+    np.testing.assert_allclose(head_angles(matrix[None])[0], angles, atol=1e-5)
 
 
 def test_an_open_jaw_parts_the_lips_and_a_closed_mouth_does_not() -> None:
