@@ -173,13 +173,27 @@ def test_service_errors_raise_the_clients_exceptions(client: Client, service: Se
         client.stream(portrait=picture(), steps=0),
     ):
         pass
-    with Client(service.url) as keyless, pytest.raises(fada_client.Unauthorized):
-        keyless.models()
+    with Client(service.url) as keyless:
+        with pytest.raises(fada_client.Unauthorized):
+            keyless.models()
+        with pytest.raises(fada_client.Unauthorized), keyless.stream("x"):
+            pass
     with Client("http://127.0.0.1:1", timeout_s=2.0) as unreachable:
         with pytest.raises(fada_client.ConnectionLost):
             unreachable.models()
         with pytest.raises(fada_client.ConnectionLost), unreachable.stream("x"):
             pass
+
+
+def test_a_refused_session_raises_why(service: Service) -> None:
+    async def work() -> None:
+        async with AsyncClient(service.url) as keyless:
+            for _ in range(5):  # whether the refusal comes before `start` is sent or after
+                with pytest.raises(fada_client.Unauthorized):
+                    async with keyless.stream("x"):
+                        pass
+
+    asyncio.run(work())
 
 
 def test_a_video_that_breaks_off_raises(client: Client, tmp_path: Path) -> None:

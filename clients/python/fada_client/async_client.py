@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
@@ -264,11 +264,12 @@ class AsyncClient:
         except (OSError, WebSocketException) as error:
             raise wire.lost(error) from error
         async with socket:
-            await socket.send(
-                wire.start_message(
-                    avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+            with suppress(ConnectionClosed):  # refused at once: why is to be read
+                await socket.send(
+                    wire.start_message(
+                        avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+                    )
                 )
-            )
             stream = AsyncStream(socket)
             await stream.begin()
             yield stream

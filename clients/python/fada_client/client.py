@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
@@ -267,11 +267,12 @@ class Client:
         except (OSError, WebSocketException) as error:
             raise wire.lost(error) from error
         with socket:
-            socket.send(
-                wire.start_message(
-                    avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+            with suppress(ConnectionClosed):  # refused at once: why is to be read
+                socket.send(
+                    wire.start_message(
+                        avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+                    )
                 )
-            )
             yield Stream(socket)
 
     def close(self) -> None:
