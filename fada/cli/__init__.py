@@ -25,6 +25,14 @@ class Command:
     extra: str = "serve"
 
 
+@dataclass(frozen=True)
+class PluginCommand:
+    """A command of another ``distribution``, by its entry point in the group `fada.commands`."""
+
+    distribution: str
+    summary: str
+
+
 COMMANDS = {
     "serve": Command("serve", "run the whole service on this machine"),
     "api": Command("api", "run the HTTP half of the service; needs FADA_REDIS_URL"),
@@ -43,6 +51,12 @@ COMMANDS = {
     "evaluate": Command("evaluate", "measure motion models on held-out speech", extra="train"),
     "evaluate-video": Command(
         "evaluate_video", "measure video models on held-out clips", extra="train"
+    ),
+}
+# Named here, so that help shows them without a search; nothing of ours imports an integration.
+PLUGIN_COMMANDS = {
+    "livekit-bridge": PluginCommand(
+        "livekit-plugins-fada", "join LiveKit rooms as avatars, for agents elsewhere"
     ),
 }
 # Their ValueErrors are about flags and data; those of other commands are bugs.
@@ -72,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if module:
                 raise  # a bug of ours, not a missing package
             sys.exit(f"fada {name} is not in this image, which leaves out {package!r}")
+        if name in PLUGIN_COMMANDS:
+            raise
         extra = COMMANDS[name].extra
         sys.exit(
             f"fada {name} needs the extra \"{extra}\": pip install 'fada[{extra}]' "
@@ -93,7 +109,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    for name, command in (COMMANDS | PLUGIN_COMMANDS).items():
         one = commands.add_parser(name, help=command.summary, description=command.summary)
         if name == chosen:
             _module(name).add_arguments(one)
@@ -111,4 +127,14 @@ class _Version(argparse.Action):
 
 
 def _module(name: str) -> Any:
+    if name in PLUGIN_COMMANDS:
+        return _plugged_in(name, PLUGIN_COMMANDS[name].distribution)
     return importlib.import_module(f"fada.cli.{COMMANDS[name].module}")
+
+
+def _plugged_in(name: str, distribution: str) -> Any:
+    from importlib.metadata import entry_points  # no other command needs it
+
+    for found in entry_points(group="fada.commands", name=name):
+        return found.load()
+    raise SetupError(f"{name} comes with another package: pip install {distribution}")

@@ -21,7 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 
 import fada
 from fada import local
-from fada.cli import COMMANDS
+from fada.cli import COMMANDS, PLUGIN_COMMANDS
 from server.api import live, protocol, stream
 from server.api.app import create_app
 from server.broker import messages
@@ -286,4 +286,4 @@ def test_every_argument_of_a_command(name: str) -> None:
 
 def test_no_command_that_does_not_exist() -> None:
     listed = re.findall(r"^### `fada ([\w-]+)`$", PAGE, re.MULTILINE)
-    assert listed == list(COMMANDS)
+    assert listed == [*COMMANDS, *PLUGIN_COMMANDS]

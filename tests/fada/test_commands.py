@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from fada.cli import COMMANDS
+from fada.cli import COMMANDS, PLUGIN_COMMANDS
 from tests.server.service import ROOT, environment
 from tests.server.test_imports import HEAVY
 
@@ -55,7 +55,7 @@ def test_help_is_light(command: str) -> None:
 
 
 def test_help_names_every_command() -> None:
-    assert set(COMMANDS) <= set(fada("--help").stdout.split())
+    assert {*COMMANDS, *PLUGIN_COMMANDS} <= set(fada("--help").stdout.split())
 
 
 @pytest.mark.parametrize("command", NEEDED)
@@ -68,6 +68,18 @@ def test_a_missing_extra_is_named_in_one_line(command: str) -> None:
         f"fada {command} needs the extra \"{extra}\": pip install 'fada[{extra}]' "
         f"({NEEDED[command]} is not installed)\n"
     )
+
+
+@pytest.mark.parametrize("command", PLUGIN_COMMANDS)
+def test_a_missing_plugin_is_named_in_one_line(command: str) -> None:
+    done = fada(command)
+    distribution = PLUGIN_COMMANDS[command].distribution
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"fada: {command} comes with another package: pip install {distribution}\n"
+    )
+    project = tomllib.loads((ROOT / "integrations" / distribution / "pyproject.toml").read_text())
+    assert command in project["project"]["entry-points"]["fada.commands"]
 
 
 def test_extras_exist() -> None:
