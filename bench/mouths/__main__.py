@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -24,15 +25,19 @@ from bench.mouths import blind
 from bench.mouths.drawing import HERE, MOUTH_RING, Drawn, Shot, Wish, draw
 from bench.mouths.sheets import EYES, MOUTH, Picture, box, column, cut, row
 from bench.retracking import pictures
+from model.portrait.face_tracker import FaceTracker, NoFaceError
 from model.portrait.image import load_picture
 from model.types import Floats
+
+if TYPE_CHECKING:
+    from bench.mouths.kernel_distance import Crop
 
 BLINKS = (0.0, 0.5, 1.0)
 LOOKS: list[Wish] = [
     *({"opening": o, "yaw": t} for t in (-12.0, 0.0, 12.0) for o in (0.05, 0.15, 0.30)),
     *({"blink": b} for b in BLINKS),
 ]
-DRAWN_EACH = 4  # mouths of a portrait that are compared with real ones
+DRAWN_EACH = 2  # mouths of a portrait that are compared with real ones
 MOST_YAW = 0.4  # radians: of real mouths to imitate
 MOST_SLIP = 0.5  # pixels
 PAGE = 2  # portraits on a sheet
@@ -58,41 +63,74 @@ def _looks(drawn: list[Drawn]) -> Picture:
 
 
 def kernel_distance(args: argparse.Namespace) -> None:
-    """Distances of this and the other checkout's mouths to real ones kept apart."""
-    from bench.mouths.kernel_distance import features, kid, lightness, nearest
-    from training.data.mouths import align, load_mouths
+    """Distances of this and the other checkout's mouths to real ones kept apart.
+
+    Each drawn mouth imitates one real mouth. The tracker finds its contour in the drawn picture, as
+    it did in the photographs; both are compared inside both contours.
+    """
+    from bench.mouths.kernel_distance import features, kid, lightness, most_alike, nearest
+    from training.data.mouths import load_mouths
     from training.video.metrics import load_mobilenet
 
     learned, apart = load_mouths(args.mouths)
+    aims = apart[np.abs(apart.yaw) < MOST_YAW]
     net = load_mobilenet(args.mobilenet).eval()
-    real_crops = [list(zip(m.pictures, m.rings, strict=True)) for m in (apart, learned)]
-    true, known = (features(net, crops) for crops in real_crops)
-    print(f"{len(known)} mouths to learn from, {len(true)} kept apart")
-    print(f"KID × 1000 of the former to the latter: {kid(known, true, groups=learned.names)}")
-    real = nearest(true, known)
-    print(f"nearest mouth to learn from, of those kept apart: {_spread(real)}")
-    print(f"lightness of those kept apart: {_light([lightness(*c) for c in real_crops[0]])}")
-    shapes = apart[np.abs(apart.yaw) < MOST_YAW].rings
+    real, known = (list(zip(m.pictures, m.rings, strict=True)) for m in (aims, learned))
+    print(f"{len(known)} mouths to learn from, {len(real)} kept apart")
+    like = [known[i] for i in most_alike(aims.rings, learned.rings)]
+    rings = [ring for _, ring in like]
+    distance = kid(
+        features(net, like, also=aims.rings), features(net, real, also=rings), groups=aims.names
+    )
+    print(f"KID × 1000 of the former to the latter: {distance}")
+    learned_from = features(net, known)
+    least = nearest(features(net, real), learned_from)
+    print(f"nearest mouth to learn from, of those kept apart: {_spread(least)}")
+    print(f"lightness of those kept apart: {_light([lightness(*crop) for crop in real])}")
     portraits = pictures(args.portraits, args.count)
-    order = np.random.default_rng(0).permutation(DRAWN_EACH * len(portraits)) % len(shapes)
+    # Each real mouth once: the estimate is unbiased for independent samples only.
+    order = np.random.default_rng(0).permutation(len(real))[: DRAWN_EACH * len(portraits)]
+    aimed = np.array_split(order, len(portraits))
     shots: list[Shot] = [
-        (portrait, [{"ring": shapes[k]} for k in order[DRAWN_EACH * i : DRAWN_EACH * (i + 1)]])
-        for i, portrait in enumerate(portraits)
+        (portrait, [{"ring": aims.rings[k]} for k in aim])
+        for portrait, aim in zip(portraits, aimed, strict=True)
     ]
+    groups = np.repeat([str(p) for p in portraits], [len(aim) for aim in aimed])
     for name, checkout in _named(args):
-        drawn = draw(checkout, shots)
-        crops = [align(one.picture, one.points[MOUTH_RING]) for shot in drawn for one in shot]
-        made = features(net, crops)
-        groups = [portrait for portrait in portraits for _ in range(DRAWN_EACH)]
-        print(f"{name}: {len(made)} mouths, KID × 1000 {kid(made, true, groups=groups)}")
-        near = nearest(made, known)
+        crops = _tracked(draw(checkout, shots))
+        found = [i for i, crop in enumerate(crops) if crop is not None]
+        made = [crop for crop in crops if crop is not None]
+        targets = [real[k] for k in order[found]]
+        distance = kid(
+            features(net, made, also=[ring for _, ring in targets]),
+            features(net, targets, also=[ring for _, ring in made]),
+            groups=groups[found],
+        )
+        print(f"{name}: {len(made)} mouths of {len(crops)} tracked, KID × 1000 {distance}")
+        near = nearest(features(net, made), learned_from)
         print(f"{name}: nearest mouth to learn from: {_spread(near)}; ", end="")
-        print(f"{(near < real.min()).sum()} nearer than any real one")
-        print(f"{name}: lightness {_light([lightness(*c) for c in crops])}")
+        print(f"{(near < least.min()).sum()} nearer than any real one")
+        print(f"{name}: lightness {_light([lightness(*crop) for crop in made])}")
+
+
+def _tracked(shots: list[list[Drawn]]) -> list[Crop | None]:
+    """Each drawn mouth, aligned by the contour that the tracker finds; None where it finds none."""
+    from training.data.mouths import align
+
+    tracker = FaceTracker()
+    crops: list[Crop | None] = []
+    for one in (one for shot in shots for one in shot):
+        try:
+            ring = tracker.find(one.picture).landmarks[MOUTH_RING, :2]
+        except NoFaceError:
+            crops.append(None)
+            continue
+        crops.append(align(one.picture, ring))
+    return crops
 
 
 def _light(rows: list[np.ndarray]) -> str:
-    middle, most = np.median(rows, axis=0)
+    middle, most = np.nanmedian(rows, axis=0)
     return f"{middle:.2f} of the skin's, its lightest tenth {most:.2f}"
 
 

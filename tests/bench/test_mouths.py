@@ -11,7 +11,7 @@ import pytest
 
 from bench.mouths.blind import score
 from bench.mouths.drawing import MOUTH_RING, Drawn
-from bench.mouths.kernel_distance import kid, nearest
+from bench.mouths.kernel_distance import inside, kid, most_alike, nearest
 from bench.mouths.stillness import slip
 from model.rendering import face_model
 from training.data.mouths import CORNERS, HEIGHT, WIDTH, align, kept_apart
@@ -42,6 +42,21 @@ def test_the_kernel_distance_sees_another_distribution_and_no_other() -> None:
     assert kid(a, b, groups=groups).low < 0.0 < kid(a, b, groups=groups).high
     assert kid(a, other, groups=groups).low > 0.0
     assert nearest(np.concatenate([a, b[:1]]), b)[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_mouths_are_compared_inside_both_contours() -> None:
+    angle = np.linspace(np.pi, 3 * np.pi, 20, endpoint=False)
+    wide, high = (
+        (128 + a * np.cos(angle), 104 + b * np.sin(angle)) for a, b in ((60, 12), (40, 25))
+    )
+    rings = np.stack([np.stack(ring, axis=1) for ring in (wide, high)]).astype(np.float32)
+    black, white = (np.full((HEIGHT, WIDTH, 3), level, np.uint8) for level in (0, 255))
+    changed = [
+        (inside(black, *chosen) != inside(white, *chosen)).any(axis=2)
+        for chosen in (rings[:1], rings[1:], rings)
+    ]
+    assert np.array_equal(changed[0] & changed[1], changed[2])
+    assert most_alike(rings, np.concatenate([rings[::-1], rings + 5.0])) == [1, 0]
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.4, 1.2])
