@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -134,6 +134,11 @@ class StudentPipeline:
         self.name, self.metadata = name, metadata
         self.space, self.window_spec = space, student.window_spec
         self._student = student
+
+    def without_postprocess(self) -> StudentPipeline:
+        """The same model, whose latents are left as they are sampled."""
+        student = replace(self._student, postprocess=None)
+        return StudentPipeline(self.name, self.metadata, space=self.space, student=student)
 
     def start(self, seed: int) -> SessionState:
         """The state before a session's first window: the face has been at rest until now."""

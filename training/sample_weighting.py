@@ -35,9 +35,10 @@ _NOISE_LEVELS = 10
 class AdaptiveSampleWeight:
     """The formula above; holds τ, the running mean of the distance at each noise level."""
 
-    def __init__(self, at_defaults: bool = True) -> None:
-        """``at_defaults``: weight by exp(-|s - s̄|); False ignores the scales."""
-        self._at_defaults = at_defaults
+    def __init__(self, at_defaults: bool = True, at_any_noise: bool = False) -> None:
+        """``at_defaults``: weight by exp(-|s - s̄|); False ignores the scales. ``at_any_noise``:
+        leave out α(t)²."""
+        self._at_defaults, self._at_any_noise = at_defaults, at_any_noise
         self._mean_distance = torch.full((_NOISE_LEVELS,), float("nan"))
 
     def __call__(
@@ -63,7 +64,7 @@ class AdaptiveSampleWeight:
         weight = (
             MAX_DATA_WEIGHT
             * confidence
-            * signal
+            * (1.0 if self._at_any_noise else signal)
             * torch.exp(-(DISTANCE_RATE - confidence) * unlikely)
         )
         return weight * torch.exp(-scale_distance) if self._at_defaults else weight
@@ -84,13 +85,14 @@ class SampleWeight(Protocol):
 
 
 class ConstantSampleWeight:
-    """The same weight for every sample."""
+    """The same weight for every sample, or for every tracked one."""
 
-    def __init__(self, weight: float) -> None:
-        self._weight = weight
+    def __init__(self, weight: float, tracked_only: bool = False) -> None:
+        self._weight, self._tracked_only = weight, tracked_only
 
-    def __call__(self, distance: Tensor, t: Tensor, **_: Tensor) -> Tensor:
-        return torch.full_like(distance, self._weight)
+    def __call__(self, distance: Tensor, t: Tensor, *, confidence: Tensor, **_: Tensor) -> Tensor:
+        used = confidence == 1 if self._tracked_only else torch.ones_like(distance)
+        return self._weight * used.to(distance)
 
 
 # By name; all but "mixed" are ablations.
@@ -98,6 +100,8 @@ SUPERVISION: dict[str, Callable[[], SampleWeight]] = {
     "mixed": AdaptiveSampleWeight,
     "any-scale": lambda: AdaptiveSampleWeight(at_defaults=False),
     "fixed": lambda: ConstantSampleWeight(MAX_DATA_WEIGHT / 2),
+    "any-noise": lambda: AdaptiveSampleWeight(at_any_noise=True),
+    "tracked": lambda: ConstantSampleWeight(MAX_DATA_WEIGHT / 2, tracked_only=True),
     "teacher": lambda: ConstantSampleWeight(0.0),
     "data": lambda: ConstantSampleWeight(1.0),
 }

@@ -13,10 +13,12 @@ with d and closure of `MotionLoss`.
 b, for eyes, brows and head, is the x0 with which one step lands where three steps of the former
 student do (progressive distillation, Salimans & Ho 2022, arXiv 2202.00512).
 
-b, for the mouth, is what the former student predicts in one evaluation: sound determines the mouth,
-and the mean over what it leaves open follows it best. Where motion was tracked, a share β of b is
-the recording. Inferred mouths are not used: voices other than the tracked one keep what the former
-student predicts for them.
+b, for the mouth, is what the former student predicts in one evaluation, x0*, mixed with the data:
+
+    b = (1 - w)·x0* + w·x0
+
+Sound determines the mouth, and the mean over what it leaves open follows it best. w is the weight
+of mixed supervision (`training.sample_weighting`), with d(x0*, x0) taken over the mouth alone.
 
 Δ(s) is the effect of the scales by the teacher's guidance (`model.diffusion.guidance`),
 
@@ -68,6 +70,7 @@ from training.guidance_distillation import (
     write_student,
 )
 from training.losses import MotionLoss, dimension_weights
+from training.sample_weighting import SUPERVISION
 from training.trainer import Losses, RunOptions, Trainer
 
 BATCH = 40
@@ -77,7 +80,6 @@ FORMER_STEPS_PER_STEP = 3
 START_STEPS = (0, 0, 1, 1, None)
 OTHER_SCALES_WEIGHT = 0.4
 SCALE_EFFECT_WEIGHT = 0.1
-RECORDING_SHARE = 0.35  # β
 GAINS = torch.tensor((1.1, 2.0))  # γ, audio and reference
 WARM_UP_STEPS, AVERAGE = 50, 0.99  # of `RunOptions`; shorter, as the student is nearly right
 _DEFAULTS = torch.tensor(DEFAULT_GUIDANCE)
@@ -100,11 +102,14 @@ class StepDistillationObjective:
         loss: WindowLoss,
         temperature: Tensor,
         random: torch.Generator,
+        supervision: str = "mixed",
     ) -> None:
         self._student, self._former = student, former
         self._teacher = MultiCFGDenoiser(X0Denoiser(teacher))
         self._windows, self._loss = windows, loss
         self._temperature, self._random = temperature, random
+        self._weight = SUPERVISION[supervision]()
+        self._closure_weight = 0.0 if supervision == "teacher" else CLOSURE_WEIGHT
         self._schedule = CosineSchedule()
         self._mouth = torch.zeros(MOTION_DIM, dtype=torch.bool)
         self._mouth[:ACTION_COUNT] = torch.tensor(MOUTH)
@@ -132,7 +137,7 @@ class StepDistillationObjective:
             temperature=self._temperature,
         )
         x_t, t = self._start(done, batch, cond | scales)
-        target = self._target(x_t, t, cond | default, batch=batch, recorded=done is None)
+        target, weight = self._target(x_t, t, cond | default, batch=batch, recorded=done is None)
         effect = self._scale_effect(x_t, t, cond | other)
         x0_hat, scaled_hat = self._student(
             torch.cat([x_t, x_t]),
@@ -143,7 +148,7 @@ class StepDistillationObjective:
         closure = self._loss.closure(x0_hat, batch.x0).mean()
         scaled = self._loss(scaled_hat, target + effect).mean()
         missed = _relative_errors(scaled_hat - x0_hat, effect)
-        loss = plain + CLOSURE_WEIGHT * closure + OTHER_SCALES_WEIGHT * scaled
+        loss = plain + self._closure_weight * closure + OTHER_SCALES_WEIGHT * scaled
         return {
             "loss": loss + SCALE_EFFECT_WEIGHT * missed.sum(),
             "plain": plain,
@@ -151,6 +156,7 @@ class StepDistillationObjective:
             "scales": scaled,
             "audio_missed": missed[0],
             "reference_missed": missed[1],
+            "data_weight": weight.mean(),
         }
 
     @torch.no_grad()
@@ -178,20 +184,26 @@ class StepDistillationObjective:
         *,
         batch: WindowBatch,
         recorded: bool,
-    ) -> Tensor:
-        """b (B, T, 58), at the default scales."""
+    ) -> tuple[Tensor, Tensor]:
+        """b (B, T, 58) at the default scales, and w (B,)."""
         at_once = self._former(x_t, t, cond)
         if recorded:
-            return at_once
+            return at_once, torch.zeros_like(t)
         end, x, now = t - 1 / STEPS, x_t, t
         for i in range(1, FORMER_STEPS_PER_STEP + 1):
             then = torch.lerp(t, end, i / FORMER_STEPS_PER_STEP)
             x0_hat = at_once if i == 1 else self._former(x, now, cond)
             x, now = ddim_step(x, x0_hat, t=now, s=then, schedule=self._schedule), then
         stepwise = ddim_target(x_t, x, t=t, s=end, schedule=self._schedule)
-        share = RECORDING_SHARE * like((batch.confidence == 1).to(t), x_t)
-        mouth = torch.lerp(at_once, batch.x0, share)
-        return torch.where(self._mouth, mouth, stepwise)
+        weight = self._weight(
+            self._loss(torch.where(self._mouth, at_once, batch.x0), batch.x0),
+            t,
+            signal=self._schedule.alpha_sigma(t)[0] ** 2,
+            confidence=batch.confidence,
+            scale_distance=torch.zeros_like(t),  # b belongs to the default scales
+        )
+        mouth = torch.lerp(at_once, batch.x0, like(weight, x_t))
+        return torch.where(self._mouth, mouth, stepwise), weight
 
     @torch.no_grad()
     def _scale_effect(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -230,7 +242,7 @@ def train_step_distilled(
 ) -> Path:
     """Distil ``start``, a guided student of the teacher, into two steps.
 
-    Of ``config`` only ``temperature`` and ``init_interp`` are used. Returns
+    Of ``config``, ``supervision``, ``temperature`` and ``init_interp`` are used. Returns
     ``options.folder``/student.safetensors. Raises ``ValueError`` for files that do not fit.
     """
     random = torch.Generator().manual_seed(seed)
@@ -251,6 +263,7 @@ def train_step_distilled(
         loss=MotionLoss(teacher.mean, teacher.std, fit_lip_gap(corpus), dimension_weights()),
         temperature=torch.from_numpy(temperature_of(*config.temperature)),
         random=random,
+        supervision=config.supervision,
     )
     path = options.folder / "student.safetensors"
     trainer.run(

@@ -16,6 +16,7 @@ from model.motion.checkpoint import load_weights
 from model.motion.rollout import MotionOnly
 from model.types import Guidance
 from training.evaluation.evaluate import (
+    PARTS,
     describe,
     evaluate_grid,
     evaluate_long,
@@ -47,19 +48,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--row",
         action="append",
         default=[],
-        metavar="NAME=WEIGHTS[:STEPS]",
-        help="a row of the table; teachers and students alike",
+        metavar="NAME=WEIGHTS[:STEPS][@EYES,HEAD]",
+        help="a row of the table: teacher or student, its steps, the temperature of its noise",
+    )
+    parser.add_argument(
+        "--against", metavar="NAME", help="the row that others are compared with [the last]"
+    )
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        help="only two, two or one fifth of the clips and voices: choose on one part, report on "
+        "another [all]",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the student's figures, or write a table of all rows."""
     torch.set_num_threads(args.threads)
-    tests = held_out_set(args.data, args.speech, clips=args.clips, voices=args.voices)
+    tests = held_out_set(
+        args.data, args.speech, clips=args.clips, voices=args.voices, part=args.part
+    )
     if args.table is not None:
         from training.evaluation.report import write_report  # matplotlib, only for a table
 
-        write_report(tests, args.row, args.seeds, path=args.table)
+        write_report(tests, args.row, args.seeds, path=args.table, against=args.against)
         return 0
     pipeline = motion_pipeline("evaluated", load_weights(args.weights), MotionOnly())
     own = pipeline.metadata.guidance

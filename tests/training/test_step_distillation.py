@@ -10,9 +10,9 @@ from model.diffusion.denoiser import Conditions, Forward
 from model.portrait.blendshapes import ACTION_COUNT, MOTION_DIM, MOUTH
 from model.weights_file import DEFAULT_GUIDANCE
 from tests.training.helpers import ConstantWindows, SquaredLoss
+from training.sample_weighting import MAX_DATA_WEIGHT
 from training.step_distillation import (
     GAINS,
-    RECORDING_SHARE,
     START_STEPS,
     StepDistillationObjective,
 )
@@ -37,16 +37,23 @@ def hesitant(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
 
 
 def objective(
-    student: Forward, former: Forward, loss: SquaredLoss, *, confidence: float = 0.6
+    student: Forward,
+    former: Forward,
+    loss: SquaredLoss,
+    *,
+    confidence: float = 0.6,
+    supervision: str = "teacher",
+    recording: float = 0.0,
 ) -> StepDistillationObjective:
     return StepDistillationObjective(
         student,
         former,
         teacher,
-        windows=ConstantWindows(0.0, frames=T, confidence=confidence),
+        windows=ConstantWindows(recording, frames=T, confidence=confidence),
         loss=loss,
         temperature=torch.ones(MOTION_DIM),
         random=torch.Generator().manual_seed(0),
+        supervision=supervision,
     )
 
 
@@ -85,12 +92,36 @@ def test_mouth_targets_take_one_evaluation_and_others_three_steps() -> None:
         assert torch.equal(plain, torch.zeros_like(plain) if done is None else ~mouth())
 
 
-def test_tracked_mouths_are_part_of_the_target() -> None:
-    def student(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        return torch.where(mouth(), 1 - RECORDING_SHARE, 1.0).expand_as(x_t)
+def mouth_of(share: float) -> Forward:
+    """A student whose mouth is ``share`` of the way from the former's 1 to the recording's 0."""
 
+    def student(x_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        return torch.where(mouth(), 1 - share, 1.0).expand_as(x_t)
+
+    return student
+
+
+def test_a_share_of_the_mouth_comes_from_the_recording() -> None:
+    for supervision, share in (("fixed", MAX_DATA_WEIGHT / 2), ("data", 1.0)):
+        distilled = objective(mouth_of(share), constant, SquaredLoss(), supervision=supervision)
+        losses = distilled.losses()
+        assert float(losses["plain"]) < 1e-10
+        assert float(losses["data_weight"]) == pytest.approx(share)
+
+
+def test_the_recording_weighs_more_where_less_noise_hides_it() -> None:
+    distilled = objective(constant, constant, SquaredLoss(), supervision="mixed")
+    weights = [float(distilled.losses()["data_weight"]) for _ in START_STEPS]
+    by_start = dict(zip(START_STEPS, weights, strict=True))
+    assert by_start[None] == 0  # a noised recording: the former student alone
+    assert 0 <= by_start[0] < 1e-3 < by_start[1] < MAX_DATA_WEIGHT
+
+
+def test_confident_recordings_weigh_more() -> None:
     tracked, inferred = (
-        objective(student, constant, SquaredLoss(), confidence=confidence)
+        objective(
+            constant, constant, SquaredLoss(), confidence=confidence, supervision="any-noise"
+        ).losses()["data_weight"]
         for confidence in (1.0, 0.6)
     )
-    assert float(tracked.losses()["plain"]) < 1e-10 < float(inferred.losses()["plain"])
+    assert float(tracked) > float(inferred) > 0

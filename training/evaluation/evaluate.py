@@ -5,6 +5,7 @@ Motion is generated as in service (`model.motion.rollout`).
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from training.evaluation.metrics import (
 )
 from training.losses import CLOSED_GAP
 
+PARTS = ("choose", "report", "apart")
+_FIFTHS = ("choose", "choose", "report", "report", "apart")
 _SPEECH_OVER_MUSIC_DB = 10.0
 
 
@@ -44,15 +47,19 @@ class HeldOut:
     lip_gap: LipGap
 
 
-def held_out_set(data: Path, speech: Path, *, clips: int, voices: int) -> HeldOut:
+def held_out_set(
+    data: Path, speech: Path, *, clips: int, voices: int, part: str | None = None
+) -> HeldOut:
     """The first ``clips`` held-out clips of ``data`` and about ``voices`` utterances of ``speech``.
 
-    Clips whose text cannot be aligned are left out.
+    Clips whose text cannot be aligned are left out. ``part``: only one of `PARTS`, so that what is
+    chosen on one is reported on another.
     """
     grid = load_grid(data)
     kept = held_out(len(grid.texts))
     training = grid_corpus(grid, ~kept)
-    index = np.flatnonzero(kept & grid.usable.all(axis=1))[:clips]
+    index = np.flatnonzero(kept & grid.usable.all(axis=1))
+    index = np.array([c for c in index if in_part(f"grid {c}", part)])[:clips]
     chosen = np.zeros_like(kept)
     chosen[index] = True
     corpus = grid_corpus(grid, chosen)
@@ -67,19 +74,29 @@ def held_out_set(data: Path, speech: Path, *, clips: int, voices: int) -> HeldOu
     return HeldOut(
         clips=utterances,
         real=real,
-        voices=unseen_utterances(speech, voices),
+        voices=unseen_utterances(speech, voices, part),
         training=training,
         lip_gap=fit_lip_gap(training),
     )
 
 
-def unseen_utterances(folder: Path, count: int) -> list[Utterance]:
+def in_part(name: str, part: str | None) -> bool:
+    """Whether the recording ``name`` is in ``part``, one of `PARTS`; always, if None."""
+    place = zlib.crc32(name.encode()) % len(_FIFTHS)
+    return part is None or _FIFTHS[place] == part
+
+
+def unseen_utterances(folder: Path, count: int, part: str | None = None) -> list[Utterance]:
     """About ``count`` utterances of two seconds or more in voices kept from training."""
     align, result = Aligner(), []
     neutral = np.zeros(64, np.float32)
     neutral[:ACTION_COUNT] = 0.05
     # Half from the studio voice, half from the held-out speakers of speechocean762.
-    rows = [r for r in split_speeches(folder)[1] if float(r["seconds"]) >= 2]
+    rows = [
+        r
+        for r in split_speeches(folder)[1]
+        if float(r["seconds"]) >= 2 and in_part(r["file"], part)
+    ]
     studio = [r for r in rows if r["file"].startswith("asterisk")]
     others = [r for r in rows if not r["file"].startswith("asterisk")]
     chosen = [s[:: max(1, 2 * len(s) // count)] for s in (studio, others)]

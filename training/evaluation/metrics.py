@@ -142,7 +142,14 @@ def figures(
     motions: list[Floats], utterances: list[Utterance], lip_gap: LipGap
 ) -> dict[str, float]:
     """All figures that need no real motion, by name."""
-    gaps, phones = gaps_of(motions, lip_gap), [u.phones for u in utterances]
+    return figures_from(motions, gaps_of(motions, lip_gap), utterances)
+
+
+def figures_from(
+    motions: list[Floats], gaps: list[Floats], utterances: list[Utterance]
+) -> dict[str, float]:
+    """`figures`, with the lip gap of each motion."""
+    phones = [u.phones for u in utterances]
     wanted = [openness(p, len(g)) for p, g in zip(phones, gaps, strict=True)]
     jaws = [m[:, JAW] for m in motions]
     lag, at_lag = best_lag(jaws, wanted)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from model.portrait.blendshapes import MOTION_DIM
-from training.data.corpus import fit_lip_gap, grid_corpus, held_out, load_grid
-from training.data.phones import Phone
-from training.evaluation.evaluate import HeldOut
+from training.data.corpus import grid_corpus, held_out, load_grid
+from training.evaluation.baselines import ridge_baseline, token_readout
+from training.evaluation.evaluate import PARTS, in_part
 from training.evaluation.metrics import (
     JAW,
     MotionFeatures,
@@ -18,7 +19,7 @@ from training.evaluation.metrics import (
     diversity,
     frechet_distance,
 )
-from training.evaluation.report import interval, markdown, ridge_baseline, write_report
+from training.evaluation.report import RowSpec, interval, markdown, parse_row
 
 
 def test_frechet_distance_matches_gaussians() -> None:
@@ -50,37 +51,57 @@ def test_diversity_is_zero_for_equal_motion_and_one_at_the_speakers_spread() -> 
     assert diversity(motions, std) == pytest.approx(1, abs=0.05)
 
 
-def test_intervals_and_empty_cells_are_written() -> None:
+def test_intervals_are_over_clips_and_a_star_marks_a_difference() -> None:
     assert interval([0.5]) == "0.500"
-    assert interval([1.0, 1.0, 1.0]) == "1.000 ± 0.000"
-    text = markdown(
-        {"real": {"jaw r": [1.0]}, "fast": {"jaw r": [0.8], "NFE": [6.0]}}, 2, 1, seeds=3
+    drawn = np.linspace(0.4, 0.6, 201)
+    assert interval([0.5, 0.5], drawn) == "0.500 (0.405–0.595)"
+    # All resamples differ alike, so the rows differ, though their intervals overlap.
+    assert interval([0.5], drawn, drawn + 0.05) == "0.500 (0.405–0.595) *"
+    assert interval([0.5], drawn, drawn[::-1]) == "0.500 (0.405–0.595)"
+
+
+def test_rows_have_their_cells_and_no_others() -> None:
+    values = {"real": {"jaw r": [1.0]}, "fast": {"jaw r": [0.8], "NFE": [6.0]}}
+    text = markdown(values, {"fast": {"jaw r": [0.7, 0.9]}}, "2 clips", seeds=3, against="fast")
+    assert "| real | 1.000 |" in text and "| fast | 0.800 (0.705–0.895) |" in text
+    assert "6.00" in text and "Unseen voices" in text and "| real |  |" not in text
+
+
+def test_rows_are_parsed() -> None:
+    assert parse_row("fast, 2 NFE=a/b.safetensors") == RowSpec(
+        "fast, 2 NFE", Path("a/b.safetensors")
     )
-    assert "| real | 1.000 |" in text and "| fast | 0.800 |" in text and "6.00" in text
-    assert "Unseen voices" in text and "| real |  |" not in text
+    assert parse_row("t=w.safetensors:25@1.2,1") == RowSpec(
+        "t", Path("w.safetensors"), 25, (1.2, 1.0)
+    )
+    for text in ("teacher", "=w", "t=w:0", "t=w:x", "t=w@1"):
+        with pytest.raises(ValueError, match="NAME=WEIGHTS"):
+            parse_row(text)
 
 
-def test_ridge_follows_the_sound(grid_folder: Path) -> None:
+def test_parts_share_no_recording() -> None:
+    names = [f"grid {n}" for n in range(500)]
+    parts = {part: {name for name in names if in_part(name, part)} for part in PARTS}
+    assert set.union(*parts.values()) == set(names)
+    assert sum(map(len, parts.values())) == len(names)
+    assert len(parts["choose"]) > 150 and len(parts["report"]) > 150 and len(parts["apart"]) > 70
+
+
+@pytest.mark.parametrize("kind", ["log-mels", "tokens"])
+def test_linear_baselines_follow_the_sound(grid_folder: Path, kind: str) -> None:
     grid = load_grid(grid_folder)
     kept = held_out(len(grid.texts))
     training, tests = grid_corpus(grid, ~kept), grid_corpus(grid, kept)
     utterances = [
         Utterance(grid.samples[c], [], tests.reference[0].numpy()) for c in np.flatnonzero(kept)
     ]
-    made = ridge_baseline(training)(utterances, 0)
+    make = (
+        ridge_baseline(training)
+        if kind == "log-mels"
+        else token_readout(training, torch.nn.Identity())
+    )
+    made = make(utterances, 0)
     truth = tests.motion.numpy().reshape(len(utterances), -1, MOTION_DIM)
     assert [m.shape for m in made] == [t.shape for t in truth]
     jaws = np.concatenate([m[:, JAW] for m in made])
     assert np.corrcoef(jaws, truth[:, :, JAW].reshape(-1))[0, 1] > 0.9
-
-
-def test_a_row_must_name_its_weights(grid_folder: Path, tmp_path: Path) -> None:
-    grid = load_grid(grid_folder)
-    corpus = grid_corpus(grid, ~held_out(len(grid.texts)))
-    phones = [Phone("SIL", 0.0, 3.0)]
-    utterances = [Utterance(grid.samples[0], phones, corpus.reference[0].numpy())]
-    tests = HeldOut(
-        utterances, [corpus.motion[:75].numpy()], utterances, corpus, fit_lip_gap(corpus)
-    )
-    with pytest.raises(ValueError, match="NAME=WEIGHTS"):
-        write_report(tests, ["teacher"], 1, path=tmp_path / "table.md")
