@@ -80,6 +80,34 @@ export async function animate({ avatarId, audio, options, signal, onStart, onChu
   for (const [name, value] of Object.entries(options)) form.set(name, value);
   const response = await call("/animate", { method: "POST", body: form, signal });
   onStart({ seed: response.headers.get("X-Seed") });
+  await chunks(response, onChunk);
+}
+
+/**
+ * Requests motion: `onNames({ fps, actions, pose })`, then `onFrame({ t, actions, pose })` for each
+ * frame, as it is made. Resolves and rejects as `animate` does.
+ */
+export async function motion({ onNames, onFrame, options, ...request }) {
+  const decoder = new TextDecoder();
+  let rest = "";
+  let named = false;
+  await animate({
+    ...request,
+    options: { ...options, output: "motion" },
+    onStart: () => {},
+    onChunk: (bytes) => {
+      const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
+      rest = lines.pop();
+      for (const line of lines.map((text) => JSON.parse(text))) {
+        if (named) onFrame(line);
+        else onNames(line);
+        named = true;
+      }
+    },
+  });
+}
+
+async function chunks(response, onChunk) {
   const reader = response.body.getReader();
   for (;;) {
     let part;

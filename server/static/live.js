@@ -3,7 +3,8 @@
 import { Problem, subprotocols } from "./api.js";
 
 /**
- * `on` handles ready(message, seed), init(bytes), fragment(message, bytes), interrupted(message),
+ * `on` handles ready(message, seed), init(bytes), fragment(message, bytes) or, with the option
+ * `output: "motion"`, motion(message) instead of both, interrupted(message),
  * done(message) and closed(problem | null), which is called once, last.
  */
 export class LiveSession {
@@ -62,6 +63,7 @@ export class LiveSession {
       this.#ready = true;
       this.#on.ready(message, /"seed"\s*:\s*(\d+)/.exec(data)?.[1] ?? "");
     } else if (message.type === "fragment") this.#fragment = message;
+    else if (message.type === "motion") this.#on.motion(message);
     else if (message.type === "interrupted") this.#on.interrupted(message);
     else if (message.type === "done") this.#on.done(message);
     else if (message.type === "error") this.#problem = new Problem(message.code, message.detail);
