@@ -255,6 +255,7 @@ class FadaVideoService(AIService):
             self._resampler, self._resampled_rate = None, 0
         if held and self._session is not None:
             self._session.interrupt()
+            self._due_s = 0.0  # the face settles as soon as its pictures come
         self._wake()
 
     async def _update_settings(self, delta: ServiceSettings) -> dict[str, Any]:
