@@ -36,7 +36,7 @@ from pipecat.workers.runner import WorkerRunner
 from pipecat_fada import FadaVideoService
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
-URL = os.environ.get("FADA_URL", "http://127.0.0.1:8000")
+URL = os.environ.get("FADA_API_URL", "http://127.0.0.1:8000")
 SIZE = 512
 
 

@@ -33,7 +33,7 @@ def bot(service: Service, tmp_path: Path) -> Iterator[str]:
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, BOT, "-t", "webrtc", "--port", str(port)],
-            env={**os.environ, "FADA_URL": service.url, "FADA_API_KEY": KEY},
+            env={**os.environ, "FADA_API_URL": service.url, "FADA_API_KEY": KEY},
             stdout=output,
             stderr=output,
             cwd=tmp_path,
