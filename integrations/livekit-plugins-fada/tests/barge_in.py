@@ -98,7 +98,8 @@ async def speech_of(path: Path) -> AsyncIterator[rtc.AudioFrame]:
 async def interrupted(
     avatar: AvatarSession, speech: AsyncIterator[rtc.AudioFrame], speak_s: float, after_s: float
 ) -> tuple[Viewer, float]:
-    """An agent says ``speech``, a user interrupts after ``speak_s``; also gives the first word."""
+    """An agent says ``speech``, a user interrupts once ``speak_s`` of it were heard; also gives the
+    first word's time."""
     room, microphone = Room({}, "agent").join(), Microphone(user_voice())
     session: AgentSession[Any] = AgentSession(
         vad=inference.VAD(), turn_handling=TURNS, aec_warmup_duration=None
@@ -113,7 +114,8 @@ async def interrupted(
         viewer.subscribe(room.local_participant.track_publications)
         await asyncio.sleep(0.5)
         handle = session.say("A long story.", audio=speech)
-        await asyncio.sleep(speak_s)
+        while heard_s(viewer) < speak_s:
+            await asyncio.sleep(0.01)
         microphone.speak()
         await asyncio.wait_for(handle.wait_for_playout(), 10)
         assert handle.interrupted
@@ -129,7 +131,7 @@ async def measure(service: Service) -> BargeIn:
     avatar = AvatarSession(
         portrait=PORTRAIT, api_url=service.url, api_key=KEY, options={"size": 128}
     )
-    viewer, word_s = await interrupted(avatar, whistle(20.0), 1.2, 1.0)
+    viewer, word_s = await interrupted(avatar, whistle(20.0), 1.0, 1.0)
     counts = [(at_s, count(frame)) for at_s, frame in viewer.pictures if at_s > word_s]
     # The pictures that were dropped are a jump of the counter; what is before it is old.
     steps = [later[1] - earlier[1] for earlier, later in pairwise(counts)]
@@ -140,6 +142,10 @@ async def measure(service: Service) -> BargeIn:
         sound_s=old_sound_s - word_s,
         rest_s=counts[jump][0] - word_s,
     )
+
+
+def heard_s(viewer: Viewer) -> float:
+    return sum(len(one) for _, one in viewer.sounds if np.abs(one).max() > 500) / 48_000
 
 
 def count(frame: rtc.VideoFrame) -> int:
@@ -188,7 +194,7 @@ def main() -> None:
         own = {"api_key": options.key} if options.key else {}
         avatar = AvatarSession(portrait=options.portrait, api_url=options.url, **own)
         speech = speech_of(ROOT / "docs/examples/speech.wav")
-        viewer, word_s = asyncio.run(interrupted(avatar, speech, 2.5, 2.0))
+        viewer, word_s = asyncio.run(interrupted(avatar, speech, 1.5, 2.0))
         record(viewer, word_s, options.record)
         return
     with serving() as service:

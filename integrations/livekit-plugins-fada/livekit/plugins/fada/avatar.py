@@ -108,7 +108,7 @@ class AvatarSession(BaseAvatarSession[Literal["error"]]):
 
     async def start(
         self,
-        agent_session: AgentSession,
+        agent_session: AgentSession[Any],
         room: rtc.Room,
         *,
         livekit_url: NotGivenOr[str] = NOT_GIVEN,
@@ -168,7 +168,7 @@ class AvatarSession(BaseAvatarSession[Literal["error"]]):
             self._room = None
         await super().aclose()
 
-    async def _start_here(self, agent_session: AgentSession, room: rtc.Room) -> None:
+    async def _start_here(self, agent_session: AgentSession[Any], room: rtc.Room) -> None:
         self._client = AsyncClient(self._api_url, self._api_key)
         if self._avatar_id is None:
             assert self._portrait is not None

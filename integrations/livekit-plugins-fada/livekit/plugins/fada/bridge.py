@@ -181,10 +181,15 @@ class Bridge:
         async with AsyncExitStack() as stack:
             try:
                 runner, gone = await self._start(request, portrait, claims, stack)
-            except (FadaException, asyncio.CancelledError) as error:
-                code = error if isinstance(error, FadaException) else None
-                started.set_exception(code or FadaException("the bridge stops", code="no_worker"))
+            except FadaException as error:
+                started.set_exception(error)
                 return
+            except asyncio.CancelledError:
+                started.set_exception(FadaException("the bridge stops", code="no_worker"))
+                raise
+            except Exception:  # a bug of ours: its caller must not wait for ever
+                started.set_exception(FadaException("the bridge failed", code="internal_error"))
+                raise
             started.set_result(runner.session_id)
             logger.info("an avatar joined %s", request.room_name)
             playing = asyncio.create_task(runner.wait_for_complete())

@@ -41,7 +41,7 @@ def _mixed(frame: rtc.AudioFrame) -> bytes:
     if frame.num_channels == 1:
         return bytes(frame.data)
     samples = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
-    return np.rint(samples.mean(axis=1)).astype("<i2").tobytes()
+    return bytes(np.rint(samples.mean(axis=1)).astype("<i2"))
 
 
 def _joined(frames: list[rtc.AudioFrame]) -> bytes:
@@ -57,7 +57,7 @@ class FragmentDecoder:
 
     def decode(self, fragment: bytes) -> list[rtc.VideoFrame]:
         """All frames of ``fragment``, the next after the last one; blocks for milliseconds."""
-        with av.open(io.BytesIO(self._init + fragment), format="mp4") as container:
+        with av.open(io.BytesIO(self._init + fragment), "r", format="mp4") as container:
             stream = container.streams.video[0]
             if self._codec is None:
                 self._codec = _decoder(stream.codec_context)
