@@ -19,6 +19,7 @@ LEAST_FIT = 0.11  # incisors between its edge and the learned one's
 BRIGHT, RED = 0.62, 12.0  # of the brightest; over the least red, in a*
 REDDER_LIPS = 8.0  # where lips are redder than teeth by this, what is nearer to them is no tooth
 GAP = 0.45  # of the brightest: darker is a gap between teeth
+SHADOW = 0.15  # incisors below the row's upper end
 REACH = 2.1  # incisors from the midline: beyond, seams and edges are unsure
 SHIFTS = np.linspace(-0.5, 0.5, 21)  # incisors
 SIZES = np.linspace(0.84, 1.16, 17)
@@ -93,7 +94,7 @@ def take_over(
     # What hangs below the row's edge is a lip or the other row.
     within = np.clip((edge[np.clip(x, 0, columns - 1).astype(int)] + moved - y) / soft + 1.5, 0, 1)
     within *= np.clip((REACH + 0.6 - np.abs(across)) / 0.4, 0, 1)
-    within *= np.clip(view.inside / (2 * soft) - 0.2, 0, 1)
+    within *= np.clip(view.inside / (2 * soft) - 0.8, 0, 1)
     own, solid = (
         np.clip(2 * within * cv2.GaussianBlur(seen.astype(np.float64), (0, 0), soft) - 0.6, 0, 1)
         for seen in (_with_gaps(run, view, texels), run)
@@ -129,6 +130,9 @@ def _with_gaps(run: NDArray[np.bool_], view: View, texels: float) -> NDArray[np.
     """Teeth and the gaps where some are missing, so that none is drawn there."""
     light = view.picture.mean(axis=2)
     dark = (light < GAP * np.percentile(light[run], 85)) & (view.inside > 0.15 * texels)
+    # What is dark above a row of teeth is the lip's shadow.
+    under = np.arange(len(run))[:, None] > run.argmax(axis=0) + SHADOW * texels
+    dark &= under | ~run.any(axis=0)
     shape = np.ones((2 * round(0.12 * texels) + 1,) * 2, np.uint8)
     closed = cv2.morphologyEx((run | dark).astype(np.uint8), cv2.MORPH_CLOSE, shape)
     return np.asarray(closed > 0)

@@ -29,6 +29,7 @@ from model.rendering.matting import split
 from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
 from model.rendering.mouth import Mouth
 from model.rendering.raster import draw_triangles, drawable, untangle
+from model.rendering.seam import PartedSeam, lip_gap
 from model.types import DEFAULT_SIZE, Floats, Picture
 
 # The mesh extends beyond the frame, so that no border is dragged into the picture.
@@ -140,6 +141,14 @@ class PortraitRenderer:
         self._lids = [Lids.of(padded, placed, eye) for eye in EYES]
         self._mouth = Mouth.of(padded, placed, self._shape)
         self._lips = ClosingLips.of(padded, placed)
+        self._seam = PartedSeam.of(
+            padded,
+            placed,
+            source=self._source,
+            triangles=moving,
+            unit=self._eye_distance,
+            gap=lip_gap(self._shape.points),
+        )
         self.rest = self._shape.rest
 
     def render(
@@ -158,6 +167,7 @@ class PortraitRenderer:
         out[...] = self._still
         draw_triangles(self._moving, target[: len(self._source)], self._source, self.texture, out)
         rigid = self._rigid(turn, shift, grow)
+        self._seam.draw(target[: len(self._source)], face=face, out=out)
         self._mouth.draw(face, target, rigid, now=np.asarray(coefficients), out=out)
         self._lips.draw(target, out)
         for eyeball in self._eyes:

@@ -11,7 +11,7 @@ import pytest
 from model.motion.space import MotionSpace
 from model.portrait.blendshapes import ABSOLUTE, ACTIONS
 from model.portrait.image import load_picture
-from model.rendering.face_model import MOUTH_RING
+from model.rendering.face_model import MOUTH_CORNERS, MOUTH_RING
 from model.rendering.mouth import tongue_rise
 from model.rendering.own_teeth import View, take_over
 from model.rendering.renderer import PortraitRenderer
@@ -77,6 +77,22 @@ def test_the_mouth_darkens_with_depth_and_shows_a_tongue(astronaut: PortraitRend
     upper, middle, tongue = (column[int(s * len(column))] for s in (0.15, 0.5, 0.8))
     assert middle < 0.5 * upper
     assert tongue > 1.2 * middle
+
+
+def test_the_line_between_closed_lips_is_not_smeared_beyond_the_corners(examples: Path) -> None:
+    renderer = rendered(examples, "presenter")
+
+    def darkest(actions: Floats) -> float:
+        """How light columns beside the corners are in the mean, the darker one, of the cheek's."""
+        light = cv2.cvtColor(renderer.render(actions, STILL), cv2.COLOR_RGB2GRAY).astype(float)
+        points = renderer.landmarks(actions, STILL)
+        left, right = points[list(MOUTH_CORNERS)]
+        columns = []
+        for x, y in (left - 0.06 * (right - left), right + 0.06 * (right - left)):
+            columns.append(light[int(y) - 4 : int(y) + 5, int(x)].mean())
+        return min(columns) / float(np.median(light[int(left[1]) - 20, :][100:156]))
+
+    assert darkest(opened(renderer.rest, 0.7)) > 0.85 * darkest(renderer.rest)
 
 
 def test_the_tongue_rises_for_a_little_open_jaw_and_when_it_is_out() -> None:
