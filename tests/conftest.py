@@ -31,6 +31,7 @@ TOGETHER = (
     ("tests/docs/test_commands.py",),
     (
         "tests/clients/test_python.py",
+        "tests/docs/test_realtime.py",
         "tests/fada/test_cli.py",
         "tests/fada/test_local.py",
         "tests/server/api/test_access.py",
