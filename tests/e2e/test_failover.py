@@ -120,33 +120,47 @@ def admitted(service: Service, number: int) -> Talker:
         time.sleep(0.3)
 
 
-def test_sessions_survive_a_killed_primary() -> None:
-    with group() as redis_group:
-        # As if on machines of their own, or they would share out the cores and so the places.
-        settings = {**FAKE, "FADA_REDIS_URL": redis_group.url}
-        with running(settings, "api") as service, working(settings), working(settings):
-            eventually(lambda: redis_group.places() >= 4, 60.0)
-            talkers = [admitted(service, n + 1) for n in range(4)]
-            time.sleep(0.5)
-            assert all(talker.is_alive() for talker in talkers)
-            killed_s = time.monotonic()
-            redis_group.kill_primary()
-            ended_s = dict[int, float]()
-            while len(ended_s) < len(talkers):
-                assert time.monotonic() < killed_s + 40.0, service.log.read_text()[-3000:]
-                for talker in talkers:
-                    if not talker.is_alive():
-                        ended_s.setdefault(talker.number, time.monotonic())
-                time.sleep(0.05)
-            complete = [talker for talker in talkers if talker.ended == 1000]
-            for talker in complete:
-                talker.check()
-            assert len(complete) >= 3, service.log.read_text()[-3000:]
-            for talker in set(talkers) - set(complete):
-                assert talker.failure is None and talker.stream is not None
-                assert talker.stream.texts[-1]["type"] == "error"
-                assert ended_s[talker.number] < killed_s + ERROR_S
-            fresh = Talker(service.url, 5, 1.0, idle=False)
-            fresh.start()
-            fresh.join(20.0)
-            fresh.check()
+@pytest.fixture(scope="module")
+def redis_group() -> Iterator[Group]:
+    """Started, as the service is, before the test has its turn alone."""
+    with group() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def service(redis_group: Group) -> Iterator[Service]:
+    """An API and two workers that have joined.
+
+    As if on machines of their own, or they would share out the cores and so the places.
+    """
+    settings = {**FAKE, "FADA_REDIS_URL": redis_group.url}
+    with running(settings, "api") as service, working(settings), working(settings):
+        eventually(lambda: redis_group.places() >= 4, 60.0)
+        yield service
+
+
+def test_sessions_survive_a_killed_primary(redis_group: Group, service: Service) -> None:
+    talkers = [admitted(service, n + 1) for n in range(4)]
+    time.sleep(0.5)
+    assert all(talker.is_alive() for talker in talkers)
+    killed_s = time.monotonic()
+    redis_group.kill_primary()
+    ended_s = dict[int, float]()
+    while len(ended_s) < len(talkers):
+        assert time.monotonic() < killed_s + 40.0, service.log.read_text()[-3000:]
+        for talker in talkers:
+            if not talker.is_alive():
+                ended_s.setdefault(talker.number, time.monotonic())
+        time.sleep(0.05)
+    complete = [talker for talker in talkers if talker.ended == 1000]
+    for talker in complete:
+        talker.check()
+    assert len(complete) >= 3, service.log.read_text()[-3000:]
+    for talker in set(talkers) - set(complete):
+        assert talker.failure is None and talker.stream is not None
+        assert talker.stream.texts[-1]["type"] == "error"
+        assert ended_s[talker.number] < killed_s + ERROR_S
+    fresh = Talker(service.url, 5, 1.0, idle=False)
+    fresh.start()
+    fresh.join(20.0)
+    fresh.check()

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -83,14 +83,22 @@ def watch(stream: Stream, until: Callable[[], bool], seconds: float) -> None:
         stream.until("fragment")
 
 
+@pytest.fixture(scope="module", params=[FAKE_ALONE, pytest.param({}, marks=pytest.mark.slow)])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    """Ready, with all its workers, before the test has its turn alone."""
+    with running(request.param) as service:
+        deadline = time.monotonic() + PATIENCE_S
+        while live_workers(service) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield service
+
+
 @pytest.mark.realtime
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("settings", [FAKE_ALONE, pytest.param({}, marks=pytest.mark.slow)])
-def test_by_default_a_session_survives_killed_workers(
-    settings: dict[str, str], examples: Path
-) -> None:
+def test_by_default_a_session_survives_killed_workers(service: Service, examples: Path) -> None:
     portrait = (examples / "astronaut.jpg").read_bytes()
-    with running(settings) as service, stream_to(service.url) as stream:
+    with stream_to(service.url) as stream:
         stream.start(portrait, seed=5, idle=True)
         stream.until("fragment")
         workers = service.workers()
