@@ -76,15 +76,31 @@ def test_the_balanced_student_is_guided_and_batched_equals_alone(folder: Path) -
     stream.push(sound)
     window = stream.take_windows()[0]
     reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
+    # Each session has other branches with weight: one, two, and all three.
     tasks = [
-        WindowTask(window, pipeline.start(1), reference, Guidance(audio, 1.0), 3)
-        for audio in (1.0, 4.0)
+        WindowTask(window, pipeline.start(1), reference, Guidance(audio, scale), 3)
+        for audio, scale in ((1.0, 1.0), (4.0, 1.0), (4.0, 3.0))
     ]
     together = [latents for latents, _ in pipeline.step(tasks)]
     for task, latents in zip(tasks, together, strict=True):
         ((alone, _),) = pipeline.step([task])
         np.testing.assert_allclose(latents, alone, atol=2e-4)
     assert np.abs(together[0] - together[1]).max() > 1e-3  # the scale has its say
+
+
+def test_a_scale_that_changes_between_windows_changes_the_next(folder: Path) -> None:
+    pipeline = load(Choice((BALANCED,)), space=MotionOnly(), folder=folder)[BALANCED]
+    stream = SpeechStream()
+    stream.push(0.1 * np.random.default_rng(0).standard_normal(32_000).astype(np.float32))
+    first, second, *_ = stream.take_windows()
+    reference = reference_of(reference_features(np.full(52, 0.05, np.float32), None))
+    ((_, state),) = pipeline.step(
+        [WindowTask(first, pipeline.start(1), reference, Guidance(2.0, 1.0), 3)]
+    )
+    kept, changed = pipeline.step(
+        [WindowTask(second, state, reference, Guidance(2.0, scale), 3) for scale in (1.0, 4.0)]
+    )
+    assert np.abs(kept[0] - changed[0]).max() > 1e-3
 
 
 def test_own_weights_are_called_as_their_file_or_as_told(tmp_path: Path) -> None:
