@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from fada.cli.evaluate_video import add_arguments, run
 from model.portrait.face_tracker import FaceTracker
-from model.video.config import tiny_config
+from model.video.config import TinyConfig
 from model.video.space import face_square
 from model.video.tiny import TinyNet, tiny_student_of
 from model.video.weights import save_net
 from model.weights_file import weights_metadata
+from tests.model.video.small_students import unet
 from training.data.tracking import TrackedFrame
 from training.video.clips import ClipPiece, write_clips
 from training.video.metrics import (
@@ -114,7 +115,7 @@ def folder(face: Pictures, make_piece: Callable[..., ClipPiece], tmp_path: Path)
 
 def test_all_rows_are_in_one_table(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    teacher = TinyNet(tiny_config())
+    teacher = TinyNet(TinyConfig(side=64, audio_layers=1, unet=unet(48, 16, 2, False)))
     save_net(tmp_path / "teacher.safetensors", teacher, weights_metadata("teacher", 25, 1))
     metadata = weights_metadata("student", 6, 1, limits=((1.0, 4.0), (1.0, 3.0)))
     save_net(tmp_path / "student.safetensors", tiny_student_of(teacher, True), metadata)
