@@ -21,6 +21,7 @@ KINDS: dict[str, Kind] = {
     "not_found": Kind(404, "There is no such resource"),
     "method_not_allowed": Kind(405, "The method is not allowed"),
     "timeout": Kind(408, "The request took too long"),
+    "taken_over": Kind(409, "Another connection has the session"),
     "too_large": Kind(413, "The input is too large"),
     "unsupported_media": Kind(415, "The input is not a readable picture or sound"),
     "range_not_satisfiable": Kind(416, "The range lies outside of the video"),

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 from starlette.requests import HTTPConnection
 
+from server.api.video import Detached
 from server.broker.liveness import live_workers
 from server.broker.redis import Connection, queue_key
 from server.errors import ServiceError
@@ -33,7 +34,8 @@ log = logging.getLogger("fada.api")
 
 SUBPROTOCOL = "fada"
 _KEY_PREFIX = "fada.key."
-_LEASE_S = 30  # after which a place held by a dead API process is free again
+# After which a place is free again whose API process is dead, or whose connection was lost.
+_LEASE_S = 12
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,17 @@ class Access:
         return ApiClient(client, client if self._keys and not self._share else "")
 
     @asynccontextmanager
-    async def session(self, client: str) -> AsyncIterator[None]:
+    async def session(self, client: str, place: str = "") -> AsyncIterator[None]:
         """Hold one of the client's places for live sessions while the block runs.
 
-        ``client`` is an `ApiClient.name`. Raises `ServiceError` ``busy`` when all are taken.
+        ``client`` is an `ApiClient.name`, ``place`` names a place that it may still hold. A block
+        that raises `Detached` leaves the place to the next connection for a while. Raises
+        `ServiceError` ``busy`` when all are taken.
         """
         if not self._sessions and self._session_share == 1:
             yield
             return
-        key, holder = f"fada:places:{client}", secrets.token_hex(8)
+        key, holder = f"fada:places:{client}", place or secrets.token_hex(8)
         places = sum(one.live_places for one in (await live_workers(self._broker)).values())
         held = await self._hold(key, holder, places)
         if held == 0:
@@ -101,11 +105,16 @@ class Access:
                 f"a client may hold {self._session_share:.0%} of the {places} places for live "
                 "sessions that others leave",
             )
+        leave = False
         try:
             async with background(self._renew(key, holder)):
                 yield
+        except Detached:
+            leave = True
+            raise
         finally:
-            await asyncio.shield(asyncio.create_task(self._free(key, holder)))
+            if not leave:
+                await asyncio.shield(asyncio.create_task(self._free(key, holder)))
 
     async def _renew(self, key: str, holder: str) -> None:
         while True:

@@ -32,6 +32,7 @@ _MAX_FRAMES = 1024  # frames of one WebSocket message
 _MAX_PONG_BYTES = 1 << 20  # unread by a client that keeps sending pings
 _SPARE_FILES = 128  # descriptors for everything but connections
 _ACCEPT_LOG_S = 60.0
+BROKEN_OFF = 1006  # the code of a WebSocket that ends without a close frame
 SET_MESSAGE_LIMIT = "fada.set_message_limit"  # in a WebSocket's scope: sets the limit, in bytes
 
 
@@ -219,6 +220,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.closed(self)
+        if self.handshake_complete and self.conn.close_rcvd is None:  # uvicorn's is for both
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": BROKEN_OFF})
         super().connection_lost(exc)
 
 

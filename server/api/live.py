@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import secrets
 import time
 from collections import deque
@@ -19,16 +20,20 @@ from typing import Any, Protocol
 from server import logs, metrics, traces
 from server.api.dependencies import RequestContext, choose_model, require_avatar
 from server.api.protocol import AI_GENERATED, LiveStart, parse_options, parse_state
+from server.api.resume import Replay, Resume, expired
 from server.api.uploads import check_portrait
-from server.api.video import first_event, first_fragment_timed
-from server.broker import messages
-from server.broker.producer import JobProducer
+from server.api.video import ClientGone, Detached, first_event, first_fragment_timed
+from server.broker import attachment, messages
+from server.broker.attachment import Attachment, InputPosition, KeptFragments, kept_bytes
+from server.broker.producer import JobProducer, taken_over
+from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
 from server.motion import MOTION_READY, motion_message
 from server.tasks import cancel_and_wait
 
 MAX_PENDING_S = 60
 MAX_PORTRAIT_BYTES = 1 << 20  # larger ones are uploaded to /avatars
+_CLOSE_S = 1.0  # how long after a failure to send the client's close may be read
 _ARRIVAL_RESOLUTION_S = 0.02  # chunks this close count as one arrival, to keep the queue short
 
 
@@ -38,7 +43,8 @@ class Channel(Protocol):
     async def receive(self) -> bytes | dict[str, Any]:
         """The next message: audio, or the fields of a command.
 
-        Raises `ClientGone` when the client disconnects, `ServiceError` for an invalid message.
+        Raises `ClientGone` when the client disconnects, `Detached` when it is cut off,
+        `ServiceError` for an invalid message.
         """
 
     async def send(self, fields: dict[str, Any]) -> None:
@@ -49,55 +55,129 @@ class Channel(Protocol):
 
 
 @asynccontextmanager
-async def live_job(context: RequestContext, start: LiveStart) -> AsyncIterator[str]:
-    """Submit a live session and yield its id; it has ended when the block has."""
+async def live_job(
+    context: RequestContext, start: LiveStart, *, token: str = "", place: str = ""
+) -> AsyncIterator[str]:
+    """Submit a live session and yield its id; see `ending`.
+
+    With ``token`` its client may resume it; it holds ``place`` of its client's places.
+    """
     request, parts = await _request(context, start)
+    request = request.model_copy(update={"token": token, "place": place})
     job_id = await context.producer.submit(request, parts)
+    async with ending(context.producer, job_id, resumable=bool(token)):
+        yield job_id
+
+
+@asynccontextmanager
+async def ending(producer: JobProducer, job_id: str, *, resumable: bool) -> AsyncIterator[None]:
+    """End a live session with the block, unless that raises `Detached`.
+
+    What a ``resumable`` one sent last stays for a while: the client may have missed it.
+    """
     logs.bind(job=job_id)
     traces.annotate(job=job_id)
     try:
-        yield job_id
-    finally:
-        await context.producer.abandon(job_id, live=True)
+        yield
+    except Detached:
+        raise
+    except BaseException:
+        await producer.abandon(job_id, live=True)
+        raise
+    if resumable:
+        await producer.retire(job_id)
+    else:
+        await producer.abandon(job_id, live=True)
 
 
 async def converse(
-    channel: Channel, producer: JobProducer, job_id: str, *, sample_rate: int, start_s: float
+    channel: Channel,
+    producer: JobProducer,
+    job_id: str,
+    *,
+    sample_rate: int,
+    start_s: float,
+    token: str = "",
+    resume: Resume | None = None,
 ) -> None:
     """Forward messages both ways until the session is done; ``start_s`` is when it was asked for.
 
-    Raises `ClientGone` when the client disconnects, `ServiceError` when the session fails.
+    The client gets ``token``, by which it may ``resume``. Raises `ClientGone` when it disconnects,
+    `Detached` when only its connection has ended, `ServiceError` when the session fails.
     """
-    events = first_fragment_timed(producer.follow(job_id, consume=True), "live", start_s)
-    live = _LiveConnection(channel, producer, job_id, sample_rate=sample_rate)
+    attached = await attachment.attach(producer.connection, job_id)
+    if attached is None:
+        raise expired() if resume is not None else ServiceError("not_found", "the job has expired")
+    kept = KeptFragments(kept_bytes(producer.limits.redis_bytes, producer.max_jobs))
+    events = producer.follow(
+        job_id, consume=True, kept=kept if token else None, resumed=resume is not None
+    )
+    if resume is None:
+        events = first_fragment_timed(events, "live", start_s)
+    replay = None if resume is None else Replay(resume, attached)
+    live = _LiveConnection(
+        channel, producer, attached, sample_rate=sample_rate, token=token, replay=replay
+    )
     receiving = asyncio.create_task(live.receive())
     sending = asyncio.create_task(live.send(events))
+    staying = asyncio.create_task(_stay_attached(producer, attached))
+    tasks = (receiving, sending, staying)
     error: BaseException | None = None
     try:
         # The client may be done sending while there is more to receive.
         while error is None and not sending.done():
-            running = {task for task in (receiving, sending) if not task.done()}
+            running = {task for task in tasks if not task.done()}
             ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             error = next((task.exception() for task in ended if task.exception()), None)
+        if (
+            isinstance(error, Detached) and not error.error
+        ):  # sending may fail before a close is read
+            await asyncio.wait({receiving}, timeout=_CLOSE_S)
+            error = receiving.exception() if receiving.done() else error
     finally:
-        await cancel_and_wait((receiving, sending))
+        await cancel_and_wait(tasks)
+    if isinstance(error, ServiceError) and error.code == "taken_over":
+        raise Detached(error)
+    if isinstance(error, Detached) and not live.resumable:
+        raise ClientGone
     if error is not None:
         raise error
+
+
+async def _stay_attached(producer: JobProducer, attached: Attachment) -> None:
+    """Renew the hold for ever; raises `ServiceError` ``taken_over`` when another has it."""
+    while True:
+        await asyncio.sleep(attachment.HEARTBEAT_S)
+        with contextlib.suppress(*BROKER_LOST):
+            if not await attachment.stay_attached(producer.connection, attached):
+                raise taken_over()
 
 
 class _LiveConnection:
     """A started session: forwards messages both ways and bounds the pending audio."""
 
     def __init__(
-        self, channel: Channel, producer: JobProducer, job_id: str, *, sample_rate: int
+        self,
+        channel: Channel,
+        producer: JobProducer,
+        attached: Attachment,
+        *,
+        sample_rate: int,
+        token: str,
+        replay: Replay | None,
     ) -> None:
-        self._channel, self._producer, self._job_id = channel, producer, job_id
+        self._channel, self._producer, self._attached = channel, producer, attached
+        self._token, self._replay = token, replay
         self._max_pending_bytes = MAX_PENDING_S * sample_rate * 2
         self._arrivals = _AudioArrivals(sample_rate)
+        position, consumed = attached.position, attached.consumed
         # Bytes of audio: received in all, before the last interrupt, and consumed by the worker.
-        self._received = self._dropped = self._consumed = 0
-        self._commands = 0
-        self._ended = self._motion = False
+        # Where an older worker has not stored the last of them, nothing counts as pending.
+        self._received, self._dropped = position.received, position.dropped
+        self._consumed = position.received if consumed is None else consumed
+        self._commands = attached.commands
+        self._ended, self._motion = position.ended, False
+        self.resumable = replay is not None
 
     async def receive(self) -> None:
         """Forward the client's messages to the worker until the session ends.
@@ -108,7 +188,14 @@ class _LiveConnection:
             message = await self._channel.receive()
             command = self._audio(message) if isinstance(message, bytes) else self._command(message)
             self._commands += 1
-            if not await self._producer.send_command(self._job_id, self._commands, command):
+            position = InputPosition(self._received, self._dropped, self._ended)
+            if not await self._producer.send_command(
+                self._attached.job_id,
+                self._commands,
+                command,
+                by=self._attached,
+                position=position,
+            ):
                 return  # the session has ended; its last event follows
 
     def _audio(self, pcm: bytes) -> messages.AudioChunk:
@@ -153,21 +240,13 @@ class _LiveConnection:
         started = await first_event(events)
         if not isinstance(started, messages.Started):
             raise TypeError(f"first event = {started.type!r}, expected 'started'")
-        ready = {
-            "type": "ready",
-            "session_id": self._job_id,
-            "seed": started.seed,
-            "mime": f'video/mp4; codecs="{started.codecs}"',
-            "fps": started.fps,
-            "width": started.width,
-            "height": started.height,
-            "digital_source_type": AI_GENERATED,
-        }
         self._motion = started.motion
-        if self._motion:
-            await self._channel.send({**ready, **MOTION_READY})
+        if self._replay is None:
+            await self._ready(started)
         else:
-            await self._channel.send(ready)
+            events = await self._replay.missed(events)
+            await self._resumed()
+        if not self._motion and (self._replay is None or self._replay.from_start):
             await self._channel.send_media(started.data)
         async for event in events:
             if isinstance(event, messages.JobDone):
@@ -177,6 +256,32 @@ class _LiveConnection:
                 return
             await self._forward(event)
         raise ServiceError("internal_error", "the session has expired")
+
+    async def _ready(self, started: messages.Started) -> None:
+        ready = {
+            "type": "ready",
+            "session_id": self._attached.job_id,
+            "seed": started.seed,
+            "mime": f'video/mp4; codecs="{started.codecs}"',
+            "fps": started.fps,
+            "width": started.width,
+            "height": started.height,
+            "digital_source_type": AI_GENERATED,
+        }
+        token = {"token": self._token} if self._token else {}
+        self.resumable = bool(self._token)
+        await self._channel.send({**ready, **token, **(MOTION_READY if self._motion else {})})
+
+    async def _resumed(self) -> None:
+        """Tell the client what the service has of its input, for it to send the rest again."""
+        await self._channel.send(
+            {
+                "type": "resumed",
+                "session_id": self._attached.job_id,
+                "messages": self._attached.commands,
+                "audio_bytes": self._attached.position.received,
+            }
+        )
 
     async def _forward(self, event: messages.AnyEvent) -> None:
         if isinstance(event, messages.Failed):

@@ -62,6 +62,17 @@ class ClientGone(Exception):
     """The client disconnected before its response was complete."""
 
 
+class Detached(ClientGone):
+    """A connection has lost its live session, which goes on: the client may come back.
+
+    ``error``: what to send where it is another connection that has the session.
+    """
+
+    def __init__(self, error: ServiceError | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Wait for ``work``; raises `ClientGone` if the client disconnects first."""
     main = asyncio.create_task(work)

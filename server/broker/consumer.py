@@ -25,6 +25,7 @@ _WORKER_TTL_S = 4
 _CLAIM_BLOCK_MS = 250
 _COMMANDS_BLOCK_MS = 1000
 _RECLAIM_BATCH = 10  # expired leases inspected at a time
+_ENDED_LIVE_TTL_S = 60  # for a client that still reads, or comes back
 _CONSUMER_TTL_MS = 60_000  # an idle worker's name in the consumer group
 
 START = "0-0"
@@ -299,6 +300,8 @@ class JobConsumer:
                 "duration_s": event.start_s + event.duration_s,
                 "frames": event.first_frame + event.frames,
             }
+        if claim.request.kind == "live":
+            fields |= _reached(event)
         if stored_bytes:
             fields |= {"stored": stored_bytes}
         make_key = (redis.job_key, redis.out_key, redis.in_key, redis.state_key)
@@ -317,6 +320,9 @@ class JobConsumer:
         """End the job and free what it held, unless another worker holds it."""
         event, _ = messages.pack_event(ending)
         status, fields, kept = "done", dict[str, Any](), NOTHING
+        ttl_s = self.retention.job_ttl_s
+        if claim.request.kind == "live":
+            ttl_s = min(ttl_s, _ENDED_LIVE_TTL_S)
         if isinstance(ending, messages.Failed):
             status, fields = "failed", {"code": ending.code, "detail": ending.detail}
         elif isinstance(ending, messages.JobDone):
@@ -330,7 +336,7 @@ class JobConsumer:
             claim.token,
             status,
             event=event,
-            ttl_s=self.retention.job_ttl_s,
+            ttl_s=ttl_s,
             kept=kept,
             fields=fields,
         )
@@ -461,6 +467,15 @@ class JobConsumer:
     async def _get(self, key: str) -> bytes | None:
         value = await self.connection.redis.get(key)
         return None if value is None else bytes(value)
+
+
+def _reached(event: messages.Progress) -> dict[str, Any]:
+    """What of a live session has been made (`server.broker.attachment.Attachment`)."""
+    if isinstance(event, messages.Started):
+        return {"fragments": 0, "consumed": 0}
+    if isinstance(event, messages.JobFragment):
+        return {"fragments": event.index + 1, "consumed": event.consumed_bytes}
+    return {"consumed": event.consumed_bytes}
 
 
 def _next_id(entry: str) -> str:

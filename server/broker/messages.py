@@ -56,8 +56,9 @@ class Heartbeat(_Message):
 
 
 class _Request(_Message):
-    """``trace`` is the parent of the job's span (`server.traces.span`). ``reader`` is the only API
-    process that can read the output (`server.broker.liveness.register_reader`); empty if any can.
+    """``trace`` is the parent of the job's span (`server.traces.span`). ``reader`` is who
+    alone can read the output: an API process (`server.broker.liveness.register_reader`) or the
+    connections of a live session (`server.broker.attachment`); empty if any can.
     ``owner`` is the client that owns the job and its avatar; empty if every client does.
     ``keep``: its video is stored for later readers, without waiting for them; ``in_folder``: in the
     folder that API and workers share, instead of Redis. ``uploads`` is what its uploads take."""
@@ -81,7 +82,11 @@ class AnimateRequest(_Request):
 
 
 class LiveRequest(_Request):
-    """Run a live session: audio arrives as `AudioChunk` while video is published."""
+    """Run a live session: audio arrives as `AudioChunk` while video is published.
+
+    ``token`` lets its client resume it; empty: it ends with its connection. ``place`` is what it
+    holds of its client's places (`server.api.access`).
+    """
 
     kind: Literal["live"] = "live"
     options: AnimationOptions
@@ -90,6 +95,8 @@ class LiveRequest(_Request):
     sample_rate: int
     idle: bool
     avatar_id: str | None = None
+    token: str = ""
+    place: str = ""
 
 
 class AvatarRequest(_Request):

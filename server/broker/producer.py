@@ -14,6 +14,7 @@ from typing import Any
 from server import traces
 from server.api.protocol import AvatarView, JobView, ModelList, ModelView
 from server.broker import messages, redis, reservations, videos
+from server.broker.attachment import RESUME_S, Attachment, InputPosition, KeptFragments
 from server.broker.liveness import STARTING_S, live_workers, starting_workers
 from server.broker.place import Place
 from server.broker.reservations import UNLIMITED, Limits
@@ -110,7 +111,7 @@ class JobProducer:
         event, _ = messages.pack_event(messages.Queued())
         context = {
             "trace": traces.current(),
-            "reader": "" if request.keep else self.reader,
+            "reader": self._reader(job_id, request),
             "owner": self.owner,
         }
         keys = [redis.queue_key(request.kind), redis.job_key(job_id), redis.out_key(job_id)]
@@ -126,6 +127,12 @@ class JobProducer:
         write = partial(self.connection.run, "submit", keys, arguments)
         if not await redis.with_eviction(self.connection, write, self.owner):
             raise ServiceError("busy", f"all {places} places are taken")
+
+    def _reader(self, job_id: str, request: messages.AnyRequest) -> str:
+        """A live session's connections are its own reader (`server.broker.attachment`)."""
+        if request.kind == "live":
+            return job_id
+        return "" if request.keep else self.reader
 
     async def _avatar_format(self, request: messages.AnyRequest) -> int:
         """The format of what a request's avatar was stored in; 0 without an avatar.
@@ -170,15 +177,24 @@ class JobProducer:
                 raise no_worker()
             await asyncio.sleep(_WAIT_POLL_S)
 
-    async def follow(self, job_id: str, *, consume: bool) -> AsyncIterator[messages.AnyEvent]:
+    async def follow(
+        self,
+        job_id: str,
+        *,
+        consume: bool,
+        kept: KeptFragments | None = None,
+        resumed: bool = False,
+    ) -> AsyncIterator[messages.AnyEvent]:
         """Yield every event of a job, from the first to its ending.
 
         ``consume`` deletes and acknowledges each fragment once the caller asks for the next
-        event, so the worker produces at the reader's pace. Stops early when the job expires.
+        event, so the worker produces at the reader's pace; ``kept`` are deleted later. A reader
+        that ``resumed`` gets what is left of them first. Stops early when the job expires.
         Fails the job when no worker is alive, or no worker has room for a live session. Raises
         `ServiceError` ``internal_error`` when a fragment is missing.
         """
         last, unconfirmed, fragments = b"0", -1, 0
+        any_first = resumed
         deadlines = _Deadlines(*map(_GracePeriod, (_NO_WORKER_S, STARTING_S, _UNCLAIMED_S)))
         while True:
             reply = await redis.retry_on_disconnect(
@@ -195,7 +211,7 @@ class JobProducer:
                 if not await redis.retry_on_disconnect(may_continue):
                     return
                 if unconfirmed >= 0:  # a fail-over may have lost it, and the worker waits for it
-                    await self._acknowledge(job_id, last, unconfirmed)
+                    await self._acknowledge(job_id, [last] if kept is None else [], unconfirmed)
                     unconfirmed = -1
             for entry, fields in entries:
                 last = entry
@@ -208,8 +224,9 @@ class JobProducer:
                         return
                     event = event.model_copy(update={"data": data})
                 if isinstance(event, messages.JobFragment):
-                    if event.index > fragments:
+                    if event.index > fragments and not any_first:
                         raise redis.lost()
+                    any_first = False
                     repeated = event.index < fragments  # published again after a fail-over
                     fragments = event.index + 1 if not repeated else fragments
                 if not repeated:
@@ -217,7 +234,8 @@ class JobProducer:
                 if isinstance(event, messages.Ending):
                     return
                 if consume and isinstance(event, messages.JobFragment):
-                    await self._acknowledge(job_id, last, event.index)
+                    drop = [last] if kept is None else kept.sent(last, len(event.data))
+                    await self._acknowledge(job_id, drop, event.index)
                     unconfirmed = event.index
 
     async def cancel(self, job_id: str) -> bool:
@@ -247,20 +265,50 @@ class JobProducer:
 
         await asyncio.shield(asyncio.create_task(_cancel_and_delete()))
 
-    async def send_command(self, job_id: str, number: int, command: messages.LiveCommand) -> bool:
+    async def retire(self, job_id: str) -> None:
+        """End a live session; its last events stay for a client that may have missed them."""
+        await self.cancel(job_id)
+        for key in (redis.job_key(job_id), redis.out_key(job_id)):
+            await self.connection.redis.expire(key, round(RESUME_S))
+        await redis.unreserve(self.connection, job_id)
+
+    async def live_request(self, job_id: str) -> tuple[messages.LiveRequest, int | None] | None:
+        """The owner's live session, and `Attachment.fragments`; ``None`` if there is none."""
+        text, made = await self.connection.redis.hmget(
+            redis.job_key(job_id), "request", "fragments"
+        )
+        request = None if text is None else messages.unpack_request(text)
+        if not isinstance(request, messages.LiveRequest) or request.owner != self.owner:
+            return None
+        return request, None if made is None else int(made)
+
+    async def send_command(
+        self,
+        job_id: str,
+        number: int,
+        command: messages.LiveCommand,
+        *,
+        by: Attachment | None = None,
+        position: InputPosition | None = None,
+    ) -> bool:
         """Send a command to a live session; False if the session has ended.
 
         ``number`` counts a session's commands from 1; sending a number again has no effect.
+        ``position`` is that of the input after it.
         Raises `ServiceError` ``busy`` when memory is full, ``too_large`` when too many commands
-        are pending, ``internal_error`` when a command before it was lost.
+        are pending, ``internal_error`` when a command before it was lost, ``taken_over`` when a
+        connection after ``by`` has the session.
         """
         text, data = messages.pack_command(command)
         keys = [redis.job_key(job_id), redis.in_key(job_id)]
         arguments: list[Any] = [number, text, data, self.job_ttl_s, _MAX_COMMANDS]
+        arguments += [0 if by is None else by.number, (position or InputPosition()).pack()]
         write = partial(self.connection.run, "send_command", keys, arguments)
         sent = await redis.with_eviction(self.connection, write, None)
         if sent == -2:
             raise redis.lost()
+        if sent == -3:
+            raise taken_over()
         if sent < 0:
             raise ServiceError(
                 "too_large", f"more than {_MAX_COMMANDS} messages are pending; wait for fragments"
@@ -380,11 +428,12 @@ class JobProducer:
             fields={"code": code, "detail": detail},
         )
 
-    async def _acknowledge(self, job_id: str, entry: bytes, index: int) -> None:
+    async def _acknowledge(self, job_id: str, drop: list[bytes], index: int) -> None:
         text, data = messages.pack_command(messages.Ack(index=index))
         fields = {"m": text, "b": data}
         client = self.connection.redis
-        await redis.retry_on_disconnect(partial(client.xdel, redis.out_key(job_id), entry))
+        if drop:
+            await redis.retry_on_disconnect(partial(client.xdel, redis.out_key(job_id), *drop))
         # NOMKSTREAM: a job that has ended has no command stream, and must not get a new one.
         append = partial(client.xadd, redis.in_key(job_id), fields, nomkstream=True)
         await redis.retry_on_disconnect(append)
@@ -416,6 +465,11 @@ class _Deadlines:
 
 def _new_id() -> str:
     return secrets.token_hex(12)
+
+
+def taken_over() -> ServiceError:
+    """The error of a connection whose session another one has resumed."""
+    return ServiceError("taken_over", "another connection has resumed this session")
 
 
 def no_worker(*, starting: bool = False) -> ServiceError:

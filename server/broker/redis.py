@@ -10,7 +10,8 @@ Keys, all under ``fada:``, on one server (no cluster)
                         video ``init`` and ``index``, see `messages.JobDone`; ``token``, the
                         number of claims; ``events`` and ``commands``, how many there were;
                         ``attempts`` and ``lease_timeouts``, see `server.broker.consumer.Claim`;
-                        ``format``, see `messages.FORMAT`
+                        ``format``, see `messages.FORMAT`; of a live session ``connection``,
+                        ``position``, ``fragments`` and ``consumed``, see `Attachment`
     job:{id}:portrait   upload, deleted when the job ends; likewise :audio, :reference, :video
     job:{id}:out        stream of events, from the worker to the readers
     job:{id}:in         stream of commands, from the readers to the worker
@@ -18,7 +19,8 @@ Keys, all under ``fada:``, on one server (no cluster)
     workers             set of worker ids; worker:{id} is a heartbeat and expires without it
     starting            set of ids of workers that have not joined yet; starting:{id} expires
                         when the start takes too long
-    reader:{name}       heartbeat of the API process that reads the jobs it submitted
+    reader:{name}       heartbeat of the API process that reads the jobs it submitted; or of a
+                        live session's connection, named by the job
     avatars:{owner}     sorted set, by last use; avatar:{id} hash: view, reference, owner,
                         format
     videos:{owner}      sorted set of finished jobs whose out-stream is kept

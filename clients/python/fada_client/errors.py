@@ -53,6 +53,12 @@ class RequestTimeout(FadaError):
     code = "timeout"
 
 
+class TakenOver(FadaError):
+    """Another connection has resumed the session."""
+
+    code = "taken_over"
+
+
 class TooLarge(FadaError):
     code = "too_large"
 

@@ -187,6 +187,7 @@ def test_limits_hold_across_api_processes(two_apis: tuple[Service, Service]) -> 
             stream.start(idle=True)
             stream.until("fragment")
         third = stack.enter_context(stream_with(one, key_a))
+        third.start()
         assert third.close_code() == 1013
         assert third.texts[-1]["code"] == "busy"
         assert "2 live sessions" in third.texts[-1]["detail"]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from server.api.protocol import AnimationOptions
-from server.broker import messages, redis
+from server.broker import attachment, messages, redis
+from server.broker.attachment import InputPosition, KeptFragments, kept_bytes
 from server.broker.consumer import START
 from server.broker.liveness import register_reader
 from server.errors import ServiceError
@@ -49,7 +50,7 @@ async def test_commands_are_ordered_and_kept_until_a_snapshot_includes_them(url:
         job_id = await producer.submit(live_request(), {"portrait": b"picture"})
         assert await producer.send_command(job_id, 1, COMMANDS[0])
         claim = await claim_next(consumer, "live")
-        assert claim.request == live_request()
+        assert claim.request == live_request().model_copy(update={"reader": job_id})
         listener = consumer.commands(job_id, START)
         received = await anext(listener)
         assert [command for _, command in received] == [COMMANDS[0], messages.Ack(index=-1)]
@@ -63,6 +64,57 @@ async def test_commands_are_ordered_and_kept_until_a_snapshot_includes_them(url:
         )
         assert await pending_commands(consumer, job_id) == COMMANDS[2:]
         assert await pending_commands(consumer, job_id, received[4][0]) == COMMANDS[4:]
+
+
+async def test_a_later_connection_has_the_session(url: str) -> None:
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(live_request(), {})
+        assert await attachment.attach(producer.connection, "0" * 24) is None
+        first = await attachment.attach(producer.connection, job_id)
+        assert first is not None and first.commands == 0
+        position = InputPosition(200, 0, False)
+        assert await producer.send_command(job_id, 1, COMMANDS[0], by=first, position=position)
+        second = await attachment.attach(producer.connection, job_id)
+        assert second is not None and (second.commands, second.position) == (1, position)
+        with pytest.raises(ServiceError, match="another connection"):
+            await producer.send_command(job_id, 2, COMMANDS[0], by=first)
+        assert await producer.send_command(job_id, 2, COMMANDS[1], by=second)
+        assert not await attachment.stay_attached(producer.connection, first)
+        assert await attachment.stay_attached(producer.connection, second)
+        await producer.connection.redis.hincrby(redis.job_key(job_id), "connection", -1)
+        assert await attachment.stay_attached(producer.connection, second)  # a fail-over lost it
+        assert not await attachment.stay_attached(producer.connection, first)
+        claim = await claim_next(consumer, "live")
+        assert await consumer.has_reader(claim)
+        ttl_s = await producer.connection.redis.ttl(redis.reader_key(job_id))
+        assert 0 < ttl_s <= 7  # with the worker's patience, ten seconds
+
+
+async def test_sent_fragments_stay_for_a_while(url: str) -> None:
+    async with connected(url) as (producer, consumer):
+        job_id = await producer.submit(live_request(), {})
+        claim = await claim_next(consumer, "live")
+        size = len(fragment(0).data)
+        kept = KeptFragments(3 * size)
+        events = producer.follow(job_id, consume=True, kept=kept)
+        await anext(events)
+        for n in range(6):
+            await publish(consumer, claim, n + 1, event=fragment(n))
+            assert await anext(events) == fragment(n)
+        await events.aclose()
+        again = producer.follow(job_id, consume=True, kept=KeptFragments(0), resumed=True)
+        found = [await anext(again) for _ in range(5)]
+        assert [e.index for e in found if isinstance(e, messages.JobFragment)] == [2, 3, 4, 5]
+
+
+def test_sent_fragments_stay_no_longer_than_a_dead_connection_goes_unnoticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 1.0, 20.5, 60.0])
+    monkeypatch.setattr("server.broker.attachment.time.monotonic", lambda: next(clock))
+    kept = KeptFragments(1000)
+    assert [kept.sent(b"%d" % n, 10) for n in range(4)] == [[], [], [b"0"], [b"1", b"2"]]
+    assert kept_bytes(256 << 20, 32) == 2 << 20 and kept_bytes(16 << 20, 256) == 16 << 10
 
 
 async def test_too_many_commands_are_rejected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +200,8 @@ async def test_a_job_has_a_reader_while_its_api_process_lives(url: str) -> None:
     async with connected(url) as (producer, consumer):
         async with register_reader(producer.connection) as name:
             mine = replace(producer, reader=name)
-            await mine.submit(live_request(), {})
-            claim = await claim_next(consumer, "live")
+            await mine.submit(animate_request(), {})
+            claim = await claim_next(consumer)
             assert await consumer.has_reader(claim)
             await mine.submit(animate_request(keep=True), {})
             kept = await claim_next(consumer)
