@@ -113,14 +113,19 @@ def test_what_is_sent_and_received_is_as_documented(service: Service, output: st
         stream.until("motion" if output == "motion" else "fragment")
         sent(stream, "interrupt")
         stream.until("interrupted")
-        sent(stream, "end")
-        assert stream.close_code() == 1000
+        known = {name: stream.texts[0][name] for name in ("session_id", "token")}
+        stream.socket.socket.shutdown(2)
+    with stream_to(service.url) as again:
+        sent(again, "resume", **known, next_index=1, interrupted=0)
+        sent(again, "end")
+        assert again.close_code() == 1000
     with stream_to(service.url) as failed:
         failed.send("start", avatar_id="0" * 24, output=output)
         assert failed.close_code() == 1008
-    for text in (*stream.texts, *failed.texts):
+    texts = [*stream.texts, *again.texts, *failed.texts]
+    for text in texts:
         check(text)
-    seen = {text["type"] for text in (*stream.texts, *failed.texts)}
+    seen = {text["type"] for text in texts}
     other = {"fragment", "motion"} - {"motion" if output == "motion" else "fragment"}
     assert seen == operation("show") - other - BINARY
     assert bool(stream.data) == (output == "video")
