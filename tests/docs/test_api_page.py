@@ -137,9 +137,16 @@ def test_every_message_of_a_live_session() -> None:
         fada_client.Fragment,
         fada_client.Motion,
     }
-    assert sent == {"start", "interrupt", "update", "state", "end", "error"} | {
-        event.__name__.lower() for event in events
-    }
+    assert sent == {
+        "start",
+        "resume",
+        "resumed",
+        "interrupt",
+        "update",
+        "state",
+        "end",
+        "error",
+    } | {event.__name__.lower() for event in events}
     assert tuple(names(rows["text `update`"])) == messages.LIVE_OPTIONS
     for event in events:
         fields = {field.name for field in dataclasses.fields(event)} - {"data", "frames"}
