@@ -25,6 +25,7 @@ from fada.cli import COMMANDS, PLUGIN_COMMANDS
 from server.api import live, protocol, stream
 from server.api.app import create_app
 from server.broker import messages
+from server.broker.attachment import RESUME_S
 from server.errors import KINDS
 from server.settings import Settings
 
@@ -157,6 +158,7 @@ def test_every_limit_of_a_live_session() -> None:
     rows = [row for row in table(section("## WebSocket `GET /stream`")) if row[1][0].isdigit()]
     assert [int(re.split(r"[ ;]", value)[0]) for _, value in rows] == [
         stream._START_TIMEOUT_S,
+        RESUME_S,
         live.MAX_PORTRAIT_BYTES,
         stream.MAX_TEXT_BYTES,
         stream.MAX_MESSAGE_BYTES,
