@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fada_client import ConnectionLost, FadaError, Fragment, Ready
-from fada_client.async_client import AsyncStream
+from fada_client import AsyncStream, ConnectionLost, FadaError, Fragment, Ready
 from fada_client.wire import message, stream_url
 from websockets.asyncio.client import connect
 

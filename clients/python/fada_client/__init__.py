@@ -1,7 +1,8 @@
 """The FADA service from Python: a portrait and speech in, a talking video out."""
 
-from fada_client.async_client import AsyncAnimation, AsyncClient, AsyncMotionAnimation, AsyncStream
-from fada_client.client import Animation, Client, MotionAnimation, Stream
+from fada_client.async_client import AsyncAnimation, AsyncClient, AsyncMotionAnimation
+from fada_client.async_stream import AsyncStream
+from fada_client.client import Animation, Client, MotionAnimation
 from fada_client.errors import (
     BadRequest,
     Busy,
@@ -22,6 +23,7 @@ from fada_client.errors import (
     Unauthorized,
     UnsupportedMedia,
 )
+from fada_client.stream import Stream
 from fada_client.types import (
     Avatar,
     Done,

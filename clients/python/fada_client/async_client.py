@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import WebSocketException
 
 from fada_client import wire
-from fada_client.errors import ConnectionLost
-from fada_client.types import Avatar, Event, Job, Model, MotionFrame, Ready, avatar_of, known
+from fada_client.async_stream import AsyncStream
+from fada_client.progress import PING_S, PONG_S
+from fada_client.types import Avatar, Job, Model, MotionFrame, avatar_of, known
 from fada_client.wire import Media
 
 T = TypeVar("T")
@@ -91,56 +92,6 @@ class AsyncJobs:
                 await response.aread()
                 wire.raise_for(response)
             await _save(response.aiter_bytes(), out)
-
-
-class AsyncStream(AsyncIterator[Event]):
-    """See `Stream`."""
-
-    ready: Ready
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._reader = wire.EventReader()
-
-    async def push_audio(self, pcm: bytes) -> None:
-        await self._send(pcm)
-
-    async def interrupt(self) -> None:
-        await self._send(wire.message("interrupt"))
-
-    async def update(self, **options: Any) -> None:
-        await self._send(wire.message("update", **options))
-
-    async def state(self, state: str) -> None:
-        await self._send(wire.message("state", state=state))
-
-    async def end(self) -> None:
-        await self._send(wire.message("end"))
-
-    async def begin(self) -> None:
-        """Wait until the service is ready; `AsyncClient.stream` has done so."""
-        first = await anext(self)
-        if not isinstance(first, Ready):
-            raise ConnectionLost(f"a session began with {type(first).__name__}")
-        self.ready = first
-
-    async def __anext__(self) -> Event:
-        while True:
-            try:
-                received = await self._socket.recv()
-            except ConnectionClosed as closed:
-                if closed.rcvd is not None and closed.rcvd.code == 1000:
-                    raise StopAsyncIteration from None
-                raise wire.lost(closed) from closed
-            event = self._reader.read(received)
-            if event is not None:
-                return event
-
-    async def _send(self, data: str | bytes) -> None:
-        try:
-            await self._socket.send(data)
-        except ConnectionClosed as closed:
-            raise wire.lost(closed) from closed
 
 
 class AsyncClient:
@@ -253,26 +204,28 @@ class AsyncClient:
         idle: bool = False,
         **options: Any,
     ) -> AsyncIterator[AsyncStream]:
+        start = wire.start_message(
+            avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+        )
+        stream = await AsyncStream.begin(self._connected, start, self._timeout_s)
         try:
-            socket = await connect(
+            yield stream
+        finally:
+            await stream.close()
+
+    async def _connected(self, timeout_s: float) -> ClientConnection:
+        try:
+            return await connect(
                 wire.stream_url(self._url),
                 additional_headers=self._headers,
                 max_size=None,
                 compression=None,
-                open_timeout=self._timeout_s,
+                open_timeout=timeout_s,
+                ping_interval=PING_S,
+                ping_timeout=PONG_S,
             )
         except (OSError, WebSocketException) as error:
             raise wire.lost(error) from error
-        async with socket:
-            with suppress(ConnectionClosed):  # refused at once: why is to be read
-                await socket.send(
-                    wire.start_message(
-                        avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
-                    )
-                )
-            stream = AsyncStream(socket)
-            await stream.begin()
-            yield stream
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import httpx
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from fada_client import wire
-from fada_client.errors import ConnectionLost
-from fada_client.types import Avatar, Event, Job, Model, MotionFrame, Ready, avatar_of, known
+from fada_client.progress import PING_S, PONG_S
+from fada_client.stream import Stream
+from fada_client.types import Avatar, Job, Model, MotionFrame, avatar_of, known
 from fada_client.wire import Media
 
 T = TypeVar("T")
@@ -102,56 +103,6 @@ class Jobs:
                 wire.raise_for(response)
             with Path(out).open("wb") as file:
                 file.writelines(response.iter_bytes())
-
-
-class Stream(Iterator[Event]):
-    """A live session; iterate over it for its events. ``ready`` is its first one."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._reader = wire.EventReader()
-        first = next(self)
-        if not isinstance(first, Ready):
-            raise ConnectionLost(f"a session began with {type(first).__name__}")
-        self.ready = first
-
-    def push_audio(self, pcm: bytes) -> None:
-        """s16le mono at the session's sample rate, of any length."""
-        self._send(pcm)
-
-    def interrupt(self) -> None:
-        """Drop the sound that was pushed before this."""
-        self._send(wire.message("interrupt"))
-
-    def update(self, **options: Any) -> None:
-        """Change options from the next window on."""
-        self._send(wire.message("update", **options))
-
-    def state(self, state: str) -> None:
-        """How the avatar behaves while it does not speak: listening, thinking or idle."""
-        self._send(wire.message("state", state=state))
-
-    def end(self) -> None:
-        """No more sound: the session ends after the last of it."""
-        self._send(wire.message("end"))
-
-    def __next__(self) -> Event:
-        while True:
-            try:
-                received = self._socket.recv()
-            except ConnectionClosed as closed:
-                if closed.rcvd is not None and closed.rcvd.code == 1000:
-                    raise StopIteration from None
-                raise wire.lost(closed) from closed
-            event = self._reader.read(received)
-            if event is not None:
-                return event
-
-    def _send(self, data: str | bytes) -> None:
-        try:
-            self._socket.send(data)
-        except ConnectionClosed as closed:
-            raise wire.lost(closed) from closed
 
 
 class Client:
@@ -256,24 +207,28 @@ class Client:
         **options: Any,
     ) -> Iterator[Stream]:
         """A live session that lasts as long as the block."""
+        start = wire.start_message(
+            avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
+        )
+        stream = Stream(self._connected, start, self._timeout_s)
         try:
-            socket = connect(
+            yield stream
+        finally:
+            stream.close()
+
+    def _connected(self, timeout_s: float) -> ClientConnection:
+        try:
+            return connect(
                 wire.stream_url(self._url),
                 additional_headers=self._headers,
                 max_size=None,
                 compression=None,
-                open_timeout=self._timeout_s,
-            )
+                open_timeout=timeout_s,
+                ping_interval=PING_S,
+                ping_timeout=PONG_S,
+            ).__enter__()
         except (OSError, WebSocketException) as error:
             raise wire.lost(error) from error
-        with socket:
-            with suppress(ConnectionClosed):  # refused at once: why is to be read
-                socket.send(
-                    wire.start_message(
-                        avatar_id, portrait, sample_rate=sample_rate, idle=idle, options=options
-                    )
-                )
-            yield Stream(socket)
 
     def close(self) -> None:
         self._http.close()

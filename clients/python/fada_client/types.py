@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Ready:
     """A live session has started. ``mime`` is for a MediaSource buffer.
 
     With ``output="motion"`` there is no picture: ``width`` and ``height`` are 0, and ``actions``
-    and ``pose`` name the numbers of a frame.
+    and ``pose`` name the numbers of a frame. ``token`` lets whoever has it resume the session.
     """
 
     session_id: str
@@ -68,6 +68,7 @@ class Ready:
     height: int
     actions: Sequence[str] = ()
     pose: Sequence[str] = ()
+    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

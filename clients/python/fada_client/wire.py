@@ -205,6 +205,10 @@ class EventReader:
         self._names: dict[str, Any] = {}
         self._begun = False
 
+    def resume(self, *, begun: bool) -> None:
+        """Messages come from a new connection; ``begun``: without an init segment."""
+        self._announced, self._begun = None, begun
+
     def read(self, received: str | bytes) -> Event | None:
         """``None`` for a message whose data comes next. Raises the service's errors."""
         if isinstance(received, bytes):
