@@ -11,10 +11,9 @@ from dataclasses import replace
 import pytest
 
 from server.api.protocol import AnimationOptions
-from server.broker import messages, redis
+from server.broker import attachment, messages, redis
 from server.broker.consumer import Claim, JobConsumer, Retention
 from server.broker.embedded import embedded_server, valkey_program
-from server.broker.liveness import register_reader
 from server.broker.producer import JobProducer
 from server.errors import ServiceError
 from server.settings import Settings
@@ -248,18 +247,20 @@ async def test_cancelling_frees_the_worker_soon(url: str) -> None:
             await until(client, lambda holders: holders == [])
 
 
-async def test_a_session_that_waits_for_speech_ends_when_its_reader_dies(
+async def test_a_session_that_waits_for_speech_ends_when_its_client_does_not_come_back(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.worker.jobs._READER_POLL_S", 0.05)
     async with clients(url) as client, working(client, "w1", places=1):
-        async with register_reader(client.connection) as name:
-            silent = live(1).model_copy(update={"idle": False})
-            job_id = await replace(client, reader=name).submit(silent, {"portrait": picture()})
-            events = client.follow(job_id, consume=True)
-            while not isinstance(await anext(events), messages.Started):
-                pass
-            await until(client, lambda holders: holders == ["w1"])
+        silent = live(1).model_copy(update={"idle": False})
+        job_id = await client.submit(silent, {"portrait": picture()})
+        assert await attachment.attach(client.connection, job_id) is not None
+        events = client.follow(job_id, consume=True)
+        while not isinstance(await anext(events), messages.Started):
+            pass
+        await until(client, lambda holders: holders == ["w1"])
+        # As it expires some seconds after its connection was lost.
+        await client.connection.redis.delete(redis.reader_key(job_id))
         await until(client, lambda holders: holders == [])
         job = redis.job_key(job_id)
         deadline = time.monotonic() + PATIENCE_S
