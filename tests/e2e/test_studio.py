@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, WebSocket, sync_playwright
 from media.fmp4 import FragmentedMP4Muxer
 from tests.server.media_probe import probe
 from tests.server.service import FAKE, Service, running
+from tests.server.tcp_proxy import proxy_to
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _FLAGS = [
@@ -355,6 +356,26 @@ def test_a_live_session_rests_speaks_is_interrupted_and_ends(studio: Studio) -> 
     assert indices == list(range(len(indices)))
     assert np.abs(seen.sound).max() > 0.05
     assert studio.errors == []
+
+
+def test_a_live_session_outlives_its_connection(studio: Studio, service: Service) -> None:
+    with proxy_to(service.url) as proxy:
+        studio.page.goto(proxy.url)
+        studio.page.wait_for_selector("#speak:enabled")
+        studio.page.select_option("[name=size]", "256")
+        wire = go_live(studio)
+        studio.page.click("#say")
+        studio.until(badge("speaking"))
+        proxy.cut()
+        began = studio.read("document.querySelector('video').currentTime")
+        studio.until(f"document.querySelector('video').currentTime > {began} + 2")
+        studio.page.click("#end")
+        seen = probe(studio.download())
+    assert [m["type"] for m in wire.sent] == ["start", "resume", "end"]
+    assert len(wire.got("ready")) == len(wire.got("resumed")) == 1
+    assert seen.video_s == pytest.approx(wire.got("done")[0]["duration_s"], abs=0.041)
+    assert np.diff(seen.times_s) == pytest.approx(0.04)
+    studio.page.goto("about:blank")
 
 
 def test_a_live_session_repeats_the_microphone_without_an_echo(studio: Studio) -> None:
