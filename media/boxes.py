@@ -181,6 +181,92 @@ def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
     return box(b"moof", head, *trafs) + box(b"mdat", *data)
 
 
+def read_fragment(data: bytes) -> list[Run]:
+    """The inverse of `fragment`, without its sequence number.
+
+    Raises ``ValueError`` for anything else.
+    """
+    try:
+        return [_run(traf, data) for traf in _descend(data, b"moof", b"traf")]
+    except (struct.error, KeyError) as error:
+        raise ValueError(f"not a fragment of this muxer: {error!r}") from error
+
+
+def _run(traf: bytes, data: bytes) -> Run:
+    fields = dict(children(traf))
+    (track,) = struct.unpack_from(">I", fields[b"tfhd"], 4)
+    (decode_time,) = struct.unpack_from(">Q", fields[b"tfdt"], 4)
+    flags, count, offset = struct.unpack_from(">IIi", fields[b"trun"])
+    first_flags = bool(flags & 0x4)
+    table = struct.unpack_from(f">{2 * count}I", fields[b"trun"], 16 if first_flags else 12)
+    samples = []
+    for size in table[1::2]:
+        samples.append(data[offset : offset + size])
+        offset += size
+    sync = track != VIDEO_TRACK or first_flags
+    return Run(track, decode_time, samples, list(table[::2]), sync)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an init segment says of its tracks.
+
+    ``video`` and ``configuration`` are the sample entry's four letters and its configuration box's
+    content, ``timescale`` its ticks a second, ``audio_config`` the AudioSpecificConfig.
+    """
+
+    video: bytes
+    configuration: bytes
+    timescale: int
+    width: int
+    height: int
+    audio_config: bytes
+
+
+def read_init_segment(data: bytes) -> Description:
+    """What `init_segment` was given. Raises ``ValueError`` for anything else."""
+    try:
+        video, audio = _descend(data, b"moov", b"trak", b"mdia")
+        ((kind, entry),) = children(_sample_entry(video))
+        configurations = {b"avcC", b"vpcC", b"av1C"}
+        (configuration,) = (b for k, b in children(entry[78:]) if k in configurations)
+        (timescale,) = struct.unpack_from(">I", dict(children(video))[b"mdhd"], 12)
+        width, height = struct.unpack_from(">2H", entry, 24)
+        ((_, sound),) = children(_sample_entry(audio))
+        esds = dict(children(sound[28:]))[b"esds"]
+        at = 4 + 2 + 3 + 2 + 13  # full box, ES and decoder descriptors
+        tag, size = esds[at : at + 2]
+        if tag != 5:
+            raise ValueError(f"descriptor {tag} instead of 5")
+        return Description(kind, configuration, timescale, width, height, esds[at + 2 :][:size])
+    except (struct.error, KeyError) as error:
+        raise ValueError(f"not an init segment of this muxer: {error!r}") from error
+
+
+def _sample_entry(mdia: bytes) -> bytes:
+    (stsd,) = _descend(mdia, b"minf", b"stbl", b"stsd")
+    return stsd[8:]
+
+
+def _descend(data: bytes, *path: bytes) -> list[bytes]:
+    """The payloads of all boxes at ``path``."""
+    for kind in path[:-1]:
+        data = b"".join(body for found, body in children(data) if found == kind)
+    return [body for found, body in children(data) if found == path[-1]]
+
+
+def parameter_sets(avcc: bytes) -> list[bytes]:
+    """The SPS and PPS of an `avc_description`'s configuration, in order."""
+    units, at = [], 5
+    for mask in (0x1F, 0xFF):
+        count, at = avcc[at] & mask, at + 1
+        for _ in range(count):
+            (size,) = struct.unpack_from(">H", avcc, at)
+            units.append(avcc[at + 2 : at + 2 + size])
+            at += 2 + size
+    return units
+
+
 def _traf(run: Run, data_offset: int) -> bytes:
     default_base_is_moof = 0x020000
     count = len(run.samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,10 +11,13 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.errors import SetupError
+from server.webrtc.offer import ice_server
 
 CLIENT_SHARE = 0.75
 _MIN_KEY_LENGTH = 16
-SECRET = frozenset({"api_keys", "redis_url"})  # values that error messages must not repeat
+SECRET = frozenset(
+    {"api_keys", "ice_servers", "redis_url"}
+)  # values that error messages must not repeat
 
 
 class Settings(BaseSettings):
@@ -143,6 +147,16 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="proxies whose X-Forwarded-For is trusted, comma-separated; *: any"
     )
+    ice_servers: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="STUN and TURN servers for WebRTC, comma-separated: stun:HOST:PORT, "
+        "turn:USER:PASSWORD@HOST:PORT",
+    )
+    webrtc_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="inner networks that WebRTC clients may be in, comma-separated, such as "
+        "192.168.0.0/16; unset: none, or on loopback this machine's own addresses",
+    )
     encoder: Literal["auto", "x264", "openh264", "nvenc", "vp9", "av1"] = Field(
         "auto",
         description="video encoder: x264, openh264, nvenc, vp9 or av1; auto: nvenc where it takes "
@@ -175,7 +189,15 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "models", "devices", "api_keys", "cors_origins", "hosts", "trusted_proxies", mode="before"
+        "models",
+        "devices",
+        "api_keys",
+        "cors_origins",
+        "hosts",
+        "trusted_proxies",
+        "ice_servers",
+        "webrtc_networks",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -195,6 +217,20 @@ class Settings(BaseSettings):
             if len(key.get_secret_value()) < _MIN_KEY_LENGTH:
                 raise ValueError(f"expected keys of at least {_MIN_KEY_LENGTH} characters")
         return keys
+
+    @field_validator("ice_servers")
+    @classmethod
+    def _are_ice_servers(cls, servers: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for server in servers:
+            ice_server(server.get_secret_value())
+        return servers
+
+    @field_validator("webrtc_networks")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network, strict=False)
+        return networks
 
 
 # Other FADA_* variables, read by other modules.

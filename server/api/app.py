@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server import metrics
-from server.api import animate, avatars, health, jobs, pages, stream, verify
+from server.api import animate, avatars, health, jobs, pages, stream, verify, webrtc
 from server.api.access import Access
 from server.api.dependencies import RequestContext
 from server.api.limits import BodyLimit
@@ -66,7 +66,10 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             )
             access = Access(connection, settings, share=share)
             app.state.context = RequestContext(producer, settings, access)
-            async with sweeping(connection):
+            async with (
+                sweeping(connection),
+                webrtc.live_calls(loopback=loopback) as app.state.live_calls,
+            ):
                 yield
 
     app = _Application(
@@ -90,7 +93,7 @@ def create_app(settings: Settings, url: str, *, loopback: bool = False) -> FastA
             expose_headers=_RESPONSE_HEADERS,
         )
     app.add_middleware(Telemetry)
-    for module in (animate, avatars, jobs, stream, verify, health, pages):
+    for module in (animate, avatars, jobs, stream, webrtc, verify, health, pages):
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)

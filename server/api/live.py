@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import json
 import secrets
 import time
 from collections import deque
@@ -52,6 +53,24 @@ class Channel(Protocol):
 
     async def send_media(self, data: bytes) -> None:
         """Send the init segment or a fragment."""
+
+
+def parse_message(text: str | bytes, max_bytes: int) -> dict[str, Any]:
+    """The JSON object of a text message; raises `ServiceError` for anything else."""
+    if len(text) > max_bytes:
+        raise ServiceError(
+            "too_large", f"the message has {len(text)} bytes, expected at most {max_bytes}"
+        )
+    try:
+        fields = json.loads(text)
+        json.dumps(fields, ensure_ascii=False).encode()  # rejects lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise ServiceError("bad_request", f"the message is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ServiceError(
+            "bad_request", f"message = {type(fields).__name__}, expected a JSON object"
+        )
+    return fields
 
 
 @asynccontextmanager
@@ -305,6 +324,8 @@ class _LiveConnection:
                 await self._channel.send(fields)
                 await self._channel.send_media(event.data)
             self._record_latency(event)
+        elif isinstance(event, messages.Cancelled):
+            raise ClientGone  # it has ended the session by another request
         else:
             raise ServiceError("internal_error", f"the session ended as {event.type}")
 

@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from server import metrics
 from server.api.access import subprotocol
 from server.api.connections import BROKEN_OFF, SET_MESSAGE_LIMIT
 from server.api.dependencies import RequestContext, admit
-from server.api.live import converse, ending, live_job
+from server.api.live import converse, ending, live_job, parse_message
 from server.api.problems import broker_lost
 from server.api.protocol import LiveStart, parse_options
 from server.api.resume import Resume, find_session, parse_resume
@@ -145,23 +145,14 @@ class _WebSocketChannel:
             code = message["code"]
             raise Detached if code in _CUT_OFF or (self._moves and code == _RESTART) else ClientGone
         content = message["text"] if message.get("bytes") is None else message["bytes"]
-        limit = self.max_text_bytes if isinstance(content, str) else MAX_MESSAGE_BYTES
-        if len(content) > limit:
+        if isinstance(content, str):
+            return parse_message(content, self.max_text_bytes)
+        if len(content) > MAX_MESSAGE_BYTES:
             raise ServiceError(
-                "too_large", f"the message has {len(content)} bytes, expected at most {limit}"
+                "too_large",
+                f"the message has {len(content)} bytes, expected at most {MAX_MESSAGE_BYTES}",
             )
-        if isinstance(content, bytes):
-            return content
-        try:
-            fields = json.loads(content)
-            json.dumps(fields, ensure_ascii=False).encode()  # rejects lone surrogates
-        except (ValueError, RecursionError) as error:
-            raise ServiceError("bad_request", f"the message is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise ServiceError(
-                "bad_request", f"message = {type(fields).__name__}, expected a JSON object"
-            )
-        return fields
+        return cast(bytes, content)
 
     async def send(self, fields: dict[str, Any]) -> None:
         with _detaching():

@@ -344,6 +344,14 @@ class JobProducer:
             }
         )
 
+    async def is_live(self, job_id: str) -> bool:
+        """Whether this is a live session of the owner's."""
+        text = await self.connection.redis.hget(redis.job_key(job_id), "request")
+        if text is None:
+            return False
+        request = messages.unpack_request(text)
+        return request.kind == "live" and request.owner == self.owner
+
     async def keeps_video(self, job_id: str) -> bool:
         """Whether the job exists and its video can be read from the start."""
         return await self.kept_output(job_id) == "video"

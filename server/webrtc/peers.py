@@ -1,0 +1,117 @@
+"""The API's side of peers: starts them, and is a session's channel to one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from server import process
+from server.errors import KINDS, ServiceError
+from server.webrtc import wire
+from server.webrtc.offer import Offer
+
+log = logging.getLogger("fada.api")
+
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+
+
+class Peers:
+    """Starts a peer for each session, from a template that the first one starts."""
+
+    def __init__(self) -> None:
+        self._template: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the template, whose children the peers are."""
+        return None if self._template is None else self._template.pid
+
+    @asynccontextmanager
+    async def answering(self, offer: Offer) -> AsyncIterator[PeerLink]:
+        """A peer that has answered ``offer``, and ends with the block.
+
+        Raises `ServiceError` ``not_found`` where WebRTC is not installed, ``bad_request`` or
+        ``invalid_option`` for an offer that cannot be answered.
+        """
+        if find_spec("aiortc") is None:
+            raise ServiceError("not_found", "WebRTC needs aiortc: pip install 'fada[webrtc]'")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._hand_over(theirs)
+        link = await wire.Link.over(ours)
+        try:
+            yield PeerLink(link, await _answer(link, offer))
+        finally:
+            link.close()
+
+    def close(self) -> None:
+        """End the template and all peers."""
+        if self._template is not None and self._control is not None:
+            self._control.close()
+            process.stop(self._template, timeout_s=1.0)
+
+    def _hand_over(self, sock: socket.socket) -> None:
+        for _ in range(2):
+            if self._template is None or self._template.poll() is not None:
+                self._start()
+            assert self._control is not None
+            try:
+                socket.send_fds(self._control, [b"f"], [sock.fileno()])
+                return
+            except OSError:
+                log.warning("the template of WebRTC peers has ended; it is started again")
+                self.close()
+                self._template = None
+        raise ServiceError("internal_error", "the processes for WebRTC do not start")
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "server.webrtc.template", str(theirs.fileno())]
+            kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+            self._template = process.spawn(command, kept, inherit=False, pass_fds=[theirs.fileno()])
+        self._control = ours
+
+
+class PeerLink:
+    """A session's `Channel` to the client whose offer ``answer`` answers."""
+
+    def __init__(self, link: wire.Link, answer: str) -> None:
+        self._link, self.answer = link, answer
+
+    async def receive(self) -> tuple[bytes, bytes]:
+        """Kind (`wire.AUDIO` or `wire.COMMAND`) and content of the client's next message.
+
+        Raises ``ConnectionError`` when the client has gone.
+        """
+        return await self._link.receive()
+
+    async def send(self, fields: dict[str, Any]) -> None:
+        """Send an event over the data channel."""
+        await self._link.send_json(wire.EVENT, fields)
+
+    async def send_media(self, data: bytes) -> None:
+        """Send the init segment or a fragment."""
+        await self._link.send(wire.MEDIA, data)
+
+
+async def _answer(link: wire.Link, offer: Offer) -> str:
+    try:
+        await link.send(wire.OFFER, offer.to_json())
+        kind, body = await link.receive()
+    except ConnectionError as error:
+        raise ServiceError("bad_request", "the offer ended the process that read it") from error
+    fields = json.loads(body)
+    if kind == wire.ANSWER:
+        return str(fields["sdp"])
+    code = fields["code"] if fields["code"] in KINDS else "internal_error"
+    raise ServiceError(code, str(fields["detail"])[:500])
