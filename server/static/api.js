@@ -37,8 +37,8 @@ async function problemOf(response) {
 async function call(path, init) {
   let response;
   try {
-    const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
-    response = await fetch(path, { ...init, headers });
+    const auth = key() ? { Authorization: `Bearer ${key()}` } : {};
+    response = await fetch(path, { ...init, headers: { ...init?.headers, ...auth } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("unreachable", "the service does not respond; is it still running?");
@@ -59,6 +59,19 @@ export async function createAvatar(file, model) {
   form.set("model", model);
   const response = await call("/avatars", { method: "POST", body: form });
   return (await response.json()).avatar_id;
+}
+
+/** Begins a session over WebRTC by an offer; resolves to { answer, location }. */
+export async function beginCall(avatarId, options, offer) {
+  const query = new URLSearchParams({ avatar_id: avatarId, ...options });
+  const headers = { "Content-Type": "application/sdp" };
+  const response = await call(`/webrtc?${query}`, { method: "POST", headers, body: offer });
+  return { answer: await response.text(), location: response.headers.get("Location") };
+}
+
+/** Ends a session over WebRTC, if it has not ended by itself. */
+export function endCall(location) {
+  call(location, { method: "DELETE" }).catch(() => {});
 }
 
 /** The marks of a video file: { verdict, made_by_ai, marks }. */

@@ -54,12 +54,13 @@ function toPcm(floats) {
   return pcm.buffer;
 }
 
-/** PCM for a live session, from the microphone and from files. */
+/** The sound of a live session, from the microphone and from files: as PCM, or as a track. */
 export class LiveAudio {
   #context;
   #onPcm;
   #stream = null;
   #playback = null;
+  #destination = null;
 
   /** `onPcm(ArrayBuffer)` receives s16le mono at `rate`. */
   constructor(onPcm) {
@@ -75,6 +76,18 @@ export class LiveAudio {
     return this.#context.sampleRate;
   }
 
+  /** From now on the sound goes to this track, instead of `onPcm`. */
+  get track() {
+    this.#context.resume();
+    this.#destination ??= this.#context.createMediaStreamDestination();
+    return this.#destination.stream.getAudioTracks()[0];
+  }
+
+  /** From now on the sound goes to `onPcm` again. */
+  dropTrack() {
+    this.#destination = null;
+  }
+
   get microphoneOn() {
     return this.#stream !== null;
   }
@@ -82,6 +95,11 @@ export class LiveAudio {
   async startMicrophone() {
     const stream = await microphone();
     await this.#context.resume();
+    if (this.#destination) {
+      this.#stream = stream;
+      this.#context.createMediaStreamSource(stream).connect(this.#destination);
+      return;
+    }
     await this.#context.audioWorklet.addModule("/static/pcm-worklet.js");
     const node = new AudioWorkletNode(this.#context, "pcm", { numberOfOutputs: 0 });
     node.port.onmessage = ({ data }) => {
@@ -104,6 +122,8 @@ export class LiveAudio {
     const sound = await this.#context.decodeAudioData(await file.arrayBuffer()).catch(() => {
       throw new Error(`${file.name}: the browser cannot decode this audio`);
     });
+    if (this.#playback !== playback) return;
+    if (this.#destination) return this.#play(sound, playback);
     const tracks = Array.from({ length: sound.numberOfChannels }, (_, i) => sound.getChannelData(i));
     const mono = Float32Array.from(
       { length: sound.length },
@@ -119,8 +139,16 @@ export class LiveAudio {
     if (this.#playback === playback) this.#playback = null;
   }
 
+  #play(sound, playback) {
+    playback.source = new AudioBufferSourceNode(this.#context, { buffer: sound });
+    playback.source.connect(this.#destination);
+    playback.source.start();
+    return new Promise((resolve) => playback.source.addEventListener("ended", resolve));
+  }
+
   /** Stops `sendFile`. */
   stopFile() {
+    this.#playback?.source?.stop();
     this.#playback = null;
   }
 

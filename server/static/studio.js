@@ -1,6 +1,7 @@
 // The studio: connects the form, the service and the view.
 
 import { animate, key, models, Problem, storeKey } from "./api.js";
+import { LiveCall } from "./call.js";
 import { acceptDrops, Knobs, Portraits, Voices } from "./inputs.js";
 import { LiveSession } from "./live.js";
 import { FragmentSplitter, mimeOf } from "./mp4.js";
@@ -28,6 +29,15 @@ function newPlayer({ live }) {
   view.video.controls = false;
   view.video.hidden = false;
   lastPlayer = new Player(view.video, { live, onError: fail });
+  return lastPlayer;
+}
+
+function newCallPlayer(call) {
+  lastPlayer?.close();
+  view.video.removeAttribute("src");
+  view.video.controls = false;
+  view.video.hidden = false;
+  lastPlayer = call.play(view.video);
   return lastPlayer;
 }
 
@@ -148,19 +158,17 @@ async function stream({ avatarId, audio, signal }) {
 async function goLive() {
   if (!$("form").reportValidity()) return;
   begin("joining");
-  const sound = new LiveAudio((pcm) => run?.session?.pcm(pcm));
+  const sound = new LiveAudio((pcm) => run?.session?.pcm?.(pcm));
   const abort = new AbortController();
   run = { sound, stop: () => abort.abort() };
   showAudioState(sound);
   try {
     const { signal } = abort;
-    await withAvatar(signal, (avatarId) => runSession({ avatarId, sound, signal }));
-    if (run.player) keepVideo(run);
-    else view.showPortrait();
+    await withAvatar(signal, (avatarId) => runLive({ avatarId, sound, signal }));
+    endLive();
     view.setStatus("");
   } catch (error) {
-    if (run.player) keepVideo(run);
-    else view.showPortrait();
+    endLive();
     fail(error);
   } finally {
     sound.close();
@@ -169,17 +177,37 @@ async function goLive() {
   }
 }
 
+/** Keeps the video of a session; a call leaves none. */
+function endLive() {
+  if (run.player?.finish) return keepVideo(run);
+  run.player?.close();
+  view.showPortrait();
+}
+
+/** A session over WebRTC, if that is wanted and connects; else over the WebSocket. */
+async function runLive({ avatarId, sound, signal }) {
+  if (!$("webrtc").checked) return runSession({ avatarId, sound, signal, Session: LiveSession });
+  try {
+    return await runSession({ avatarId, sound, signal, Session: LiveCall });
+  } catch (error) {
+    if (error.code !== "no_webrtc") throw error;
+  }
+  $("webrtc").checked = false;
+  sound.dropTrack();
+  return runSession({ avatarId, sound, signal, Session: LiveSession });
+}
+
 /** Resolves when the session has ended normally; rejects with the error that ended it. */
-function runSession({ avatarId, sound, signal }) {
+function runSession({ avatarId, sound, signal, Session }) {
   const report = new view.Report({ live: true });
   view.setStatus("Connecting…");
   return new Promise((resolve, reject) => {
     const on = {
       ready: ({ mime }, seed) => {
         report.seed(seed);
-        const player = newPlayer({ live: true });
+        const player = session.play ? newCallPlayer(session) : newPlayer({ live: true });
         run = { ...run, session, player, report, update: (options) => session.update(options) };
-        player.start(mime).catch(reject);
+        player.start?.(mime).catch(reject);
         $("state").value = "idle";
         view.setRun("live");
         view.setStatus("Turn the microphone on, or let it speak the chosen voice.");
@@ -190,8 +218,10 @@ function runSession({ avatarId, sound, signal }) {
       },
       fragment: ({ kind }, bytes) => {
         report.fragment();
-        report.segment(bytes);
-        run.player.push(bytes);
+        if (bytes) {
+          report.segment(bytes);
+          run.player.push(bytes);
+        }
         view.setBadge(kind === "speech" ? "Live · speaking" : "Live · resting");
         if (kind === "speech") view.setStatus("");
       },
@@ -199,9 +229,9 @@ function runSession({ avatarId, sound, signal }) {
       done: () => view.setBadge(""),
       closed: (problem) => (problem ? reject(problem) : resolve()),
     };
-    const session = new LiveSession({
+    const session = new Session({
       avatarId,
-      sampleRate: sound.rate,
+      ...(Session === LiveCall ? { track: sound.track } : { sampleRate: sound.rate }),
       options: knobs.all(),
       seed: knobs.seed,
       idle: true,

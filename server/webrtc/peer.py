@@ -48,6 +48,9 @@ log = logging.getLogger("fada.webrtc")
 
 _CONNECT_S = 10.0
 _LONGEST_GAP_S = 1.0  # of lost sound that is filled with silence
+_QUIET = 100  # of 32768; about 50 dB below full scale
+_LONGEST_PAUSE_S = 1.0
+_KEPT_BLOCKS = 5  # of 20 ms
 _MAX_UNSENT_BYTES = 1 << 20  # of events that the client does not take
 _MOST_SECTIONS = 8
 _LAST_EVENT_S = 2.0  # for the last event to arrive before the connection is closed
@@ -87,6 +90,30 @@ class Microphone:
         frame.pts = None
         blocks = self._mono.resample(frame)
         return silence + b"".join(bytes(one.planes[0])[: 2 * one.samples] for one in blocks)
+
+
+class SilenceGate:
+    """Passes PCM on but for long silence, in which the avatar rests or shows its `state`.
+
+    A track sends silence as well, and a session would speak it.
+    """
+
+    def __init__(self) -> None:
+        self._quiet_s = _LONGEST_PAUSE_S
+        self._kept: deque[bytes] = deque(maxlen=_KEPT_BLOCKS)  # speech begins softly
+
+    def passed(self, pcm: bytes) -> bytes:
+        """What to send now that ``pcm`` has come: nothing, it, or some blocks before it too."""
+        samples = memoryview(pcm).cast("h")
+        if pcm and max(max(samples), -min(samples)) >= _QUIET:
+            kept, self._quiet_s = b"".join(self._kept), 0.0
+            self._kept.clear()
+            return kept + pcm
+        self._quiet_s += len(samples) / wire.SAMPLE_RATE
+        if self._quiet_s < _LONGEST_PAUSE_S:
+            return pcm
+        self._kept.append(pcm)
+        return b""
 
 
 class Peer:
@@ -260,12 +287,13 @@ class Peer:
             self._start(self._listen(track))
 
     async def _listen(self, track: MediaStreamTrack) -> None:
-        microphone = Microphone()
+        microphone, gate = Microphone(), SilenceGate()
         with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()
                 assert isinstance(frame, AudioFrame)
-                await self._link.send(wire.AUDIO, microphone.pcm(frame))
+                if pcm := gate.passed(microphone.pcm(frame)):
+                    await self._link.send(wire.AUDIO, pcm)
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if self._channel is not None:

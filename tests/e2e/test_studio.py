@@ -392,6 +392,46 @@ def test_a_live_session_repeats_the_microphone_without_an_echo(studio: Studio) -
     assert studio.errors == []
 
 
+def test_a_live_session_runs_over_webrtc(studio: Studio) -> None:
+    wire = Wire()
+    wire.listen(studio.page)
+    studio.page.check("#webrtc")
+    studio.page.click("#go-live")
+    studio.until("document.querySelector('video').currentTime > 0.5")
+    studio.until(badge("resting"))
+    at_rest = studio.picture()
+    studio.page.click("#say")
+    studio.until(badge("speaking"))
+    began = studio.read("document.querySelector('video').currentTime")
+    studio.until(f"document.querySelector('video').currentTime > {began} + 1")
+    assert np.abs(studio.picture() - at_rest).max() > 8
+    studio.page.keyboard.press("Escape")
+    studio.until(badge("resting"))
+    studio.page.click("#microphone")
+    studio.until(badge("speaking"))  # the fake device beeps
+    studio.page.click("#end")
+    studio.page.wait_for_selector("#go-live")
+    assert wire.sent == []
+    assert studio.page.is_checked("#webrtc")
+    assert studio.errors == []
+
+
+def test_without_webrtc_a_live_session_takes_the_websocket(studio: Studio) -> None:
+    problem = {"code": "not_found", "detail": "WebRTC needs aiortc: pip install 'fada[webrtc]'"}
+    studio.page.route(
+        "**/webrtc?*",
+        lambda route: route.fulfill(
+            status=404, content_type="application/problem+json", body=json.dumps(problem)
+        ),
+    )
+    studio.page.check("#webrtc")
+    wire = go_live(studio)
+    assert [message["type"] for message in wire.sent] == ["start"]
+    assert not studio.page.is_checked("#webrtc")
+    studio.page.click("#end")
+    studio.download()
+
+
 def test_a_live_session_returns_to_the_live_edge_after_a_stall(studio: Studio) -> None:
     go_live(studio)
     studio.until("document.querySelector('video').currentTime > 2.5")

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import fractions
+
+import numpy as np
+from av.audio.frame import AudioFrame
+
+from server.webrtc.peer import Microphone, SilenceGate
+
+BLOCK = 960
+LOUD = np.full(BLOCK, 5000, np.int16).tobytes()
+SOFT = np.full(BLOCK, 20, np.int16).tobytes()
+
+
+def frame(at: int, layout: str = "stereo") -> AudioFrame:
+    """20 ms at 48 kHz, as an Opus decoder gives it."""
+    channels = 2 if layout == "stereo" else 1
+    made = AudioFrame.from_ndarray(np.full((1, BLOCK * channels), 5000, np.int16), "s16", layout)
+    made.sample_rate, made.pts, made.time_base = 48_000, at, fractions.Fraction(1, 48_000)
+    return made
+
+
+def test_lost_sound_is_silence_of_the_same_length() -> None:
+    microphone = Microphone()
+    heard = b"".join(microphone.pcm(frame(at * BLOCK)) for at in (0, 1, 4, 5))
+    samples = np.frombuffer(heard, np.int16)
+    assert len(samples) == 6 * BLOCK
+    quiet = samples == 0
+    assert quiet[2 * BLOCK : 4 * BLOCK].all() and not quiet[: 2 * BLOCK].any()
+
+
+def test_a_clock_that_jumps_adds_nothing() -> None:
+    microphone = Microphone()
+    heard = b"".join(microphone.pcm(frame(at)) for at in (0, 500_000, 3 * BLOCK))
+    assert len(heard) == 2 * 3 * BLOCK
+
+
+def test_long_silence_is_not_spoken_and_speech_is_not_cut() -> None:
+    gate = SilenceGate()
+    assert gate.passed(SOFT) == b""  # before anybody has spoken
+    assert gate.passed(LOUD) == SOFT + LOUD
+    pause = [gate.passed(SOFT) for _ in range(60)]
+    assert pause[:45] == [SOFT] * 45  # a pause within speech
+    assert pause[-5:] == [b""] * 5
+    assert gate.passed(LOUD) == 5 * SOFT + LOUD
