@@ -33,13 +33,13 @@ from aiortc.rtp import (
 )
 from aiortc.sdp import MediaDescription, SessionDescription
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.packet import Packet
 
 from media import boxes
 from server.webrtc import wire
 from server.webrtc.candidates import without_inner_candidates
 from server.webrtc.estimate import RateWatch
+from server.webrtc.microphone import Microphone, PacketOrder, SilenceGate
 from server.webrtc.offer import Offer, Refused, ice_server
 from server.webrtc.playout import Playout
 from server.webrtc.tracks import Codec, Picture, Sound
@@ -47,10 +47,7 @@ from server.webrtc.tracks import Codec, Picture, Sound
 log = logging.getLogger("fada.webrtc")
 
 _CONNECT_S = 10.0
-_LONGEST_GAP_S = 1.0  # of lost sound that is filled with silence
-_QUIET = 100  # of 32768; about 50 dB below full scale
-_LONGEST_PAUSE_S = 1.0
-_KEPT_BLOCKS = 5  # of 20 ms
+_SILENT_S, _LOOK_S = 10.0, 2.0
 _MAX_UNSENT_BYTES = 1 << 20  # of events that the client does not take
 _MOST_SECTIONS = 8
 _LAST_EVENT_S = 2.0  # for the last event to arrive before the connection is closed
@@ -69,51 +66,6 @@ class OutTrack(MediaStreamTrack):
 
     async def recv(self) -> Packet[Any]:  # aiortc takes frames or packets
         return await self._packets.get()
-
-
-class Microphone:
-    """Frames of a client's track as PCM without gaps, s16le mono at `wire.SAMPLE_RATE`."""
-
-    def __init__(self) -> None:
-        self._mono = AudioResampler("s16", "mono", wire.SAMPLE_RATE)
-        self._expected: int | None = None
-
-    def pcm(self, frame: AudioFrame) -> bytes:
-        """The sound of a frame, after silence for what was lost before it."""
-        lost = 0
-        if frame.pts is not None:
-            if self._expected is not None:
-                lost = frame.pts - self._expected
-                lost = lost if 0 < lost <= _LONGEST_GAP_S * frame.sample_rate else 0
-            self._expected = frame.pts + frame.samples
-        silence = bytes(2 * (lost * wire.SAMPLE_RATE // frame.sample_rate))
-        frame.pts = None
-        blocks = self._mono.resample(frame)
-        return silence + b"".join(bytes(one.planes[0])[: 2 * one.samples] for one in blocks)
-
-
-class SilenceGate:
-    """Passes PCM on but for long silence, in which the avatar rests or shows its `state`.
-
-    A track sends silence as well, and a session would speak it.
-    """
-
-    def __init__(self) -> None:
-        self._quiet_s = _LONGEST_PAUSE_S
-        self._kept: deque[bytes] = deque(maxlen=_KEPT_BLOCKS)  # speech begins softly
-
-    def passed(self, pcm: bytes) -> bytes:
-        """What to send now that ``pcm`` has come: nothing, it, or some blocks before it too."""
-        samples = memoryview(pcm).cast("h")
-        if pcm and max(max(samples), -min(samples)) >= _QUIET:
-            kept, self._quiet_s = b"".join(self._kept), 0.0
-            self._kept.clear()
-            return kept + pcm
-        self._quiet_s += len(samples) / wire.SAMPLE_RATE
-        if self._quiet_s < _LONGEST_PAUSE_S:
-            return pcm
-        self._kept.append(pcm)
-        return b""
 
 
 class Peer:
@@ -147,6 +99,7 @@ class Peer:
             self._start(self._deliver())
             self._start(self._playout.run())
             self._start(self._limit_connecting())
+            self._start(self._notice_silence())
             await self._gone.wait()
         finally:
             for task in self._tasks:
@@ -281,9 +234,25 @@ class Peer:
             log.info("a WebRTC client did not connect within %g s", _CONNECT_S)
             self._gone.set()
 
+    async def _notice_silence(self) -> None:
+        """End a session whose client has sent nothing for a while, not even reports."""
+        await self._connected.wait()
+        before, since_s = -1, time.monotonic()
+        while time.monotonic() - since_s < _SILENT_S:
+            await asyncio.sleep(_LOOK_S)
+            stats = (await self._connection.getStats()).values()
+            received = sum(one.packetsReceived for one in stats if one.type == "transport")
+            if received != before:
+                before, since_s = received, time.monotonic()
+        log.info("a WebRTC client has been silent for %g s", _SILENT_S)
+        self._gone.set()
+
     def _on_track(self, track: MediaStreamTrack) -> None:
         if track.kind == "audio" and not self._listens:
             self._listens = True
+            for receiver in self._connection.getReceivers():
+                if receiver.track is track:
+                    setattr(receiver, "_RTCRtpReceiver__jitter_buffer", PacketOrder())  # noqa: B010
             self._start(self._listen(track))
 
     async def _listen(self, track: MediaStreamTrack) -> None:

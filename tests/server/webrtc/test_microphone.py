@@ -3,9 +3,10 @@ from __future__ import annotations
 import fractions
 
 import numpy as np
+from aiortc.rtp import RtpPacket
 from av.audio.frame import AudioFrame
 
-from server.webrtc.peer import Microphone, SilenceGate
+from server.webrtc.microphone import Microphone, PacketOrder, SilenceGate
 
 BLOCK = 960
 LOUD = np.full(BLOCK, 5000, np.int16).tobytes()
@@ -43,3 +44,22 @@ def test_long_silence_is_not_spoken_and_speech_is_not_cut() -> None:
     assert pause[:45] == [SOFT] * 45  # a pause within speech
     assert pause[-5:] == [b""] * 5
     assert gate.passed(LOUD) == 5 * SOFT + LOUD
+
+
+def order(numbers: list[int]) -> list[int]:
+    """The numbers of the packets that come out."""
+    buffer, out = PacketOrder(), []
+    for number in numbers:
+        packet = RtpPacket(sequence_number=number & 0xFFFF, timestamp=number & 0xFFFF)
+        packet._data = b"x"  # type: ignore[attr-defined]
+        _, frame = buffer.add(packet)
+        if frame is not None:
+            out.append(frame.timestamp)
+    return out
+
+
+def test_packets_pass_at_once_and_in_order() -> None:
+    assert order([65534, 65535, 65536, 65537]) == [65534, 65535, 0, 1]
+    assert order([1, 3, 2, 4, 5, 6]) == [1, 2, 3, 4, 5]  # one waits from then on
+    assert order([1, 3, 4, 5, 6, 2]) == [1, 3, 4, 5]  # 2 comes too late
+    assert order([9000, *range(1, 60)])[-1] > 40  # counted anew
