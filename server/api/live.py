@@ -160,6 +160,10 @@ async def converse(
     if isinstance(error, Detached) and not live.resumable:
         raise ClientGone
     if error is not None:
+        # Another connection may have the session since a moment ago: it is not ours to end.
+        with contextlib.suppress(*BROKER_LOST):
+            if live.resumable and not await attachment.stay_attached(producer.connection, attached):
+                raise Detached(taken_over())
         raise error
 
 
@@ -194,6 +198,7 @@ class _LiveConnection:
         # Where an older worker has not stored the last of them, nothing counts as pending.
         self._received, self._dropped = position.received, position.dropped
         self._consumed = position.received if consumed is None else consumed
+        self._arrivals.seek(self._consumed)
         self._commands = attached.commands
         self._ended, self._motion = position.ended, False
         self.resumable = replay is not None

@@ -27,7 +27,7 @@ from server.errors import ServiceError
 from server.tasks import cancel_and_wait
 from server.webrtc import wire
 from server.webrtc.offer import Offer
-from server.webrtc.peers import PeerLink, Peers
+from server.webrtc.peers import PeerLink, Peers, check_installed
 
 router = APIRouter(tags=["webrtc"], responses=PROBLEMS, dependencies=ADMITTED)
 log = logging.getLogger("fada.api")
@@ -217,6 +217,7 @@ async def begin(
     context: Context, request: Request, calls: Annotated[LiveCalls, Depends(_calls)]
 ) -> Response:
     """Begin a live session over WebRTC."""
+    check_installed()
     fields = dict(request.query_params)
     avatar_id = fields.pop("avatar_id", None)
     if avatar_id is None:

@@ -15,6 +15,7 @@ from server.broker import redis
 
 RESUME_S = 10.0  # a client may come back at least so long after its connection was lost
 HEARTBEAT_S = 1.0
+_FIRST_TTL_S = 20
 _READER_TTL_S = 7  # with the worker's patience, 10 to 12 s without a connection
 # What was sent may still be lost on its way: as long as a dead connection goes unnoticed.
 KEPT_S = 20.0
@@ -53,6 +54,11 @@ class Attachment:
     position: InputPosition = InputPosition()
     fragments: int | None = None
     consumed: int | None = None
+
+
+async def expect_connection(connection: redis.Connection, job_id: str) -> None:
+    """Hold a session that is queued now for its first connection, which comes soon."""
+    await connection.redis.set(redis.reader_key(job_id), b"", ex=_FIRST_TTL_S)
 
 
 async def attach(connection: redis.Connection, job_id: str) -> Attachment | None:

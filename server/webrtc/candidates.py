@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _CANDIDATE, _END = "a=candidate:", "a=end-of-candidates"
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 
@@ -22,13 +23,21 @@ def own_networks() -> tuple[Network, ...]:
     return *_LOOPBACK, *(ipaddress.ip_network(str(text)) for text in texts)
 
 
+def _ipv4_within(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that packets to ``ip`` may end at: mapped, 6to4 or NAT64 (RFC 6052)."""
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour
+
+
 def is_allowed(address: str, networks: Collection[Network]) -> bool:
     """Whether ``address`` is public or in one of ``networks``; never for a name."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:  # an mDNS name: to resolve it would ask the inner network
         return False
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = _ipv4_within(ip) or ip
     if ip.is_multicast or ip.is_unspecified:
         return False
     return ip.is_global or any(ip.version == net.version and ip in net for net in networks)

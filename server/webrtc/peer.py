@@ -50,6 +50,14 @@ _CONNECT_S = 10.0
 _SILENT_S, _LOOK_S = 10.0, 2.0
 _MAX_UNSENT_BYTES = 1 << 20  # of events that the client does not take
 _MOST_SECTIONS = 8
+_MAX_WAITING_EVENTS = 64  # for a data channel
+# Of a section, by whether it sends and receives.
+_DIRECTIONS = {
+    (True, True): "sendrecv",
+    (True, False): "sendonly",
+    (False, True): "recvonly",
+    (False, False): "inactive",
+}
 _LAST_EVENT_S = 2.0  # for the last event to arrive before the connection is closed
 
 
@@ -161,12 +169,10 @@ class Peer:
                 if section.direction not in ("recvonly", "sendrecv"):
                     continue
                 if track is self._audio and not self._offer.audio:
-                    transceiver.direction = "recvonly"
                     continue
                 if track is self._video:
                     self._choose_codec(transceiver)
                 transceiver.sender.replaceTrack(track)
-                transceiver.direction = section.direction.replace("recvonly", "sendonly")
                 break
             else:
                 if track is self._video:
@@ -175,6 +181,26 @@ class Peer:
                         "the offer takes no video, expected a section 'm=video' that is recvonly "
                         "or sendrecv",
                     )
+
+        self._limit_directions(sections)
+
+    def _limit_directions(self, sections: list[MediaDescription]) -> None:
+        """Receive one microphone and nothing else, which would be decoded for no one."""
+        by_mid = {one.mid: one for one in self._connection.getTransceivers()}
+        microphone: RTCRtpTransceiver | None = None
+        for section in sections:
+            transceiver = by_mid.get(section.rtp.muxId)
+            if transceiver is None:
+                continue
+            if (
+                microphone is None
+                and section.kind == "audio"
+                and section.direction in ("sendonly", "sendrecv")
+            ):
+                microphone = transceiver
+            sends = transceiver.sender.track in (self._video, self._audio)
+            receives = transceiver is microphone
+            transceiver.direction = _DIRECTIONS[sends, receives]
 
     def _choose_codec(self, transceiver: RTCRtpTransceiver) -> None:
         """H.264 where the client takes it, for that need not be encoded again; else VP8."""
@@ -215,6 +241,11 @@ class Peer:
                 rate, ssrcs = unpack_remb_fci(packet.fci)
                 if ssrc in ssrcs:
                     self._rate.estimated(rate, time.monotonic())
+
+    @property
+    def _sends_sound(self) -> bool:
+        senders = self._connection.getSenders()
+        return any(one.track is self._audio for one in senders)
 
     def _on_state(self) -> None:
         state = self._connection.connectionState
@@ -295,7 +326,9 @@ class Peer:
         if fields["type"] == "interrupted":
             self._playout.skip_to(fields["at_s"])
         if self._channel is None or self._channel.readyState != "open":
-            self._unsent.append(text)
+            # A client without a channel cares for pictures alone.
+            if fields["type"] != "fragment" or len(self._unsent) < _MAX_WAITING_EVENTS:
+                self._unsent.append(text)
         else:
             self._channel.send(text)
         unsent = sum(map(len, self._unsent))
@@ -315,7 +348,8 @@ class Peer:
         if self._picture is None:
             description = boxes.read_init_segment(body)
             self._picture = Picture(description, self._codec)
-            self._sound = Sound(description.audio_config)
+            if self._sends_sound:
+                self._sound = Sound(description.audio_config)
             self._timescale = description.timescale
         elif self._connected.is_set():
             self._play(body)
@@ -327,7 +361,7 @@ class Peer:
             self._held.append(body)
 
     def _play(self, fragment: bytes) -> None:
-        assert self._picture is not None and self._sound is not None
+        assert self._picture is not None
         packets: list[tuple[float, bool, Packet[Any]]] = []
         duration_s = 0.0
         for run in boxes.read_fragment(fragment):
@@ -338,7 +372,8 @@ class Peer:
                 self._rate.copied(8 * size, duration_s)
                 if run.sync:
                     self._choose_rate()
-            made: Iterable[Packet[Any]] = (self._picture if video else self._sound).packets(run)
+            track = self._picture if video else self._sound
+            made: Iterable[Packet[Any]] = () if track is None else track.packets(run)
             packets += [(float((p.pts or 0) * p.time_base), video, p) for p in made]
         self._playout.add(packets, duration_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from server.webrtc.offer import Offer
 
 log = logging.getLogger("fada.api")
 
+_ANSWER_S = 15.0  # a STUN server that is silent takes 5
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
@@ -39,11 +41,9 @@ class Peers:
     async def answering(self, offer: Offer) -> AsyncIterator[PeerLink]:
         """A peer that has answered ``offer``, and ends with the block.
 
-        Raises `ServiceError` ``not_found`` where WebRTC is not installed, ``bad_request`` or
-        ``invalid_option`` for an offer that cannot be answered.
+        Raises `ServiceError` ``bad_request`` or ``invalid_option`` for an offer that cannot be
+        answered.
         """
-        if find_spec("aiortc") is None:
-            raise ServiceError("not_found", "WebRTC needs aiortc: pip install 'fada[webrtc]'")
         ours, theirs = socket.socketpair()
         with theirs:
             self._hand_over(theirs)
@@ -82,6 +82,12 @@ class Peers:
         self._control = ours
 
 
+def check_installed() -> None:
+    """Raises `ServiceError` ``not_found`` where WebRTC is not installed."""
+    if find_spec("aiortc") is None:
+        raise ServiceError("not_found", "WebRTC needs aiortc: pip install 'fada[webrtc]'")
+
+
 class PeerLink:
     """A session's `Channel` to the client whose offer ``answer`` answers."""
 
@@ -106,8 +112,11 @@ class PeerLink:
 
 async def _answer(link: wire.Link, offer: Offer) -> str:
     try:
-        await link.send(wire.OFFER, offer.to_json())
-        kind, body = await link.receive()
+        async with asyncio.timeout(_ANSWER_S):
+            await link.send(wire.OFFER, offer.to_json())
+            kind, body = await link.receive()
+    except TimeoutError as error:
+        raise ServiceError("timeout", f"no answer to the offer within {_ANSWER_S:g} s") from error
     except ConnectionError as error:
         raise ServiceError("bad_request", "the offer ended the process that read it") from error
     fields = json.loads(body)

@@ -29,7 +29,12 @@ def main(control: socket.socket) -> None:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not descriptors:
             return
-        if os.fork() == 0:
+        try:
+            pid = os.fork()
+        except OSError:  # out of processes or memory: this client's loss alone
+            os.close(descriptors[0])
+            continue
+        if pid == 0:
             status = 1
             try:
                 control.close()
@@ -43,7 +48,8 @@ def main(control: socket.socket) -> None:
 
 
 def _give_up_privileges() -> None:
-    """A peer needs its socket and the network, but no user, no file to write and no child."""
+    """A peer needs its socket and the network, but no user that can do more, no larger files, and
+    no more memory than `_MORE_BYTES`."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(_NOBODY)

@@ -88,7 +88,7 @@ def test_extras_exist() -> None:
     assert {command.extra for command in COMMANDS.values()} <= extras
     assert extras == {
         "serve", "train", "tensorrt", "tensorrt-datacenter", "fp8", "otel", "c2pa", "corpus",
-        "docs", "dev",
+        "docs", "dev", "webrtc",
     }  # fmt: skip
 
 

@@ -175,6 +175,22 @@ def test_a_second_connection_takes_over(pair: Pair) -> None:
         assert indices == list(range(1, 1 + len(indices)))
 
 
+def test_a_connection_that_was_taken_over_ends_nothing_by_its_close(pair: Pair) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(stream_to(pair.one.url))
+        first.start(seed=SEED, idle=True)
+        first.until("fragment")
+        first.next()
+        second = resumed(stack, pair.two.url, first)
+        first.socket.close()
+        second.until("fragment")
+        second.next()
+        second.send_audio(pcm(0.5))
+        second.finish()
+        indices = [f["index"] for f in second.of("fragment")]
+        assert indices == list(range(1, 1 + len(indices)))
+
+
 def test_interrupts_are_told_once(pair: Pair) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(stream_to(pair.one.url))

@@ -17,7 +17,7 @@ from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.lossy_relay import LossyRelay, without_candidates
 from tests.server.media_files import picture
 from tests.server.service import FAKE, KEYS, Service, running
-from tests.server.webrtc_client import Call, calling, new_call, noise, offered
+from tests.server.webrtc_client import Call, Microphone, calling, new_call, noise, offered
 
 pytestmark = pytest.mark.anyio
 SDP = {"Content-Type": "application/sdp"}
@@ -142,6 +142,19 @@ async def post(
 
 
 GOOD = "v=0\r\n"
+
+
+async def test_one_microphone_is_taken_and_no_camera(service: Service, avatar: str) -> None:
+    call = new_call()
+    call.connection.addTrack(Microphone())
+    offer = (await offered(call)).replace("a=recvonly", "a=sendrecv")
+    async with httpx.AsyncClient(base_url=service.url) as http:
+        answer = await post(http, avatar, offer)
+        assert answer.status_code == 201, answer.text
+        directions = re.findall(r"a=(sendrecv|sendonly|recvonly|inactive)", answer.text)
+        assert directions == ["sendrecv", "inactive", "sendonly"]
+        assert (await http.delete(answer.headers["Location"])).status_code == 204
+    await call.connection.close()
 
 
 async def test_offers_that_cannot_be_answered_are_refused(service: Service, avatar: str) -> None:

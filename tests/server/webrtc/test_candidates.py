@@ -20,6 +20,9 @@ OFFICE = (ipaddress.ip_network("192.168.7.0/24"), ipaddress.ip_network("fd00::/6
         ("::ffff:192.168.7.9", True),
         ("192.168.8.9", False),
         ("::ffff:10.0.0.1", False),
+        ("64:ff9b::808:808", True),  # 8.8.8.8 by NAT64
+        ("64:ff9b::a00:1", False),
+        ("2002:a00:1::", False),  # 10.0.0.1 by 6to4
         ("10.0.0.1", False),
         ("127.0.0.1", False),
         ("::1", False),
