@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Request
@@ -22,6 +22,7 @@ from server.api.live import converse, live_job, parse_message
 from server.api.problems import PROBLEMS, broker_lost
 from server.api.protocol import CONTENT_SOURCE, AnimationOptions, LiveStart, location, parse_options
 from server.api.video import ClientGone
+from server.broker import attachment
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
@@ -93,11 +94,11 @@ class LiveCalls:
         begun: asyncio.Future[_Begun],
     ) -> None:
         start_s = time.monotonic()
-        async with (
-            context.access.session(context.client),
-            live_job(context, start) as job_id,
-            self._peers.answering(offer) as peer,
-        ):
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(context.access.session(context.client))
+            job_id = await stack.enter_async_context(live_job(context, start))
+            await attachment.expect_connection(context.producer.connection, job_id)
+            peer = await stack.enter_async_context(self._peers.answering(offer))
             begun.set_result(_Begun(job_id, peer.answer))
             with metrics.stream_open():
                 channel = _PeerChannel(peer)

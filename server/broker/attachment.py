@@ -57,7 +57,7 @@ class Attachment:
 
 
 async def expect_connection(connection: redis.Connection, job_id: str) -> None:
-    """Hold a session that is queued now for its first connection, which comes soon."""
+    """Hold a queued session for its first connection, which may take some seconds to come."""
     await connection.redis.set(redis.reader_key(job_id), b"", ex=_FIRST_TTL_S)
 
 

@@ -14,13 +14,7 @@ from typing import Any
 from server import traces
 from server.api.protocol import AvatarView, JobView, ModelList, ModelView
 from server.broker import messages, redis, reservations, videos
-from server.broker.attachment import (
-    RESUME_S,
-    Attachment,
-    InputPosition,
-    KeptFragments,
-    expect_connection,
-)
+from server.broker.attachment import RESUME_S, Attachment, InputPosition, KeptFragments
 from server.broker.liveness import STARTING_S, live_workers, starting_workers
 from server.broker.place import Place
 from server.broker.reservations import UNLIMITED, Limits
@@ -100,7 +94,6 @@ class JobProducer:
         queued = False
         try:
             await redis.with_eviction(self.connection, write, self.owner)
-            await expect_connection(self.connection, job_id)
             await self.queue(job_id, request, places)
             queued = True
         finally:
