@@ -17,10 +17,18 @@ from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.lossy_relay import LossyRelay, without_candidates
 from tests.server.media_files import picture
 from tests.server.service import FAKE, KEYS, Service, running
-from tests.server.webrtc_client import Call, Microphone, calling, new_call, noise, offered
+from tests.server.webrtc_client import (
+    Call,
+    Microphone,
+    calling,
+    new_call,
+    noise,
+    offer_once,
+    offered,
+    post,
+)
 
 pytestmark = pytest.mark.anyio
-SDP = {"Content-Type": "application/sdp"}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +123,7 @@ async def test_delete_frees_the_place(strict: Service) -> None:
         assert call.answer is not None
         place = call.answer.headers["Location"]
         async with httpx.AsyncClient(base_url=strict.url) as http:
-            busy = await post(http, avatar, GOOD, key)
+            busy = await offer_once(http, GOOD, key, avatar_id=avatar)
             assert (busy.status_code, busy.json()["code"]) == (429, "busy")
             assert (await http.delete(place)).status_code == 401
             assert (await http.delete(place, headers=key)).status_code == 204
@@ -133,28 +141,22 @@ async def test_a_client_that_leaves_frees_the_place(strict: Service) -> None:
         await asyncio.sleep(0.5)
 
 
-async def post(
-    http: httpx.AsyncClient, avatar: str, offer: str, headers: dict[str, str] | None = None
-) -> httpx.Response:
-    return await http.post(
-        "/webrtc", params={"avatar_id": avatar}, content=offer, headers={**SDP, **(headers or {})}
-    )
-
-
 GOOD = "v=0\r\n"
 
 
 async def test_one_microphone_is_taken_and_no_camera(service: Service, avatar: str) -> None:
     call = new_call()
-    call.connection.addTrack(Microphone())
-    offer = (await offered(call)).replace("a=recvonly", "a=sendrecv")
-    async with httpx.AsyncClient(base_url=service.url) as http:
-        answer = await post(http, avatar, offer)
-        assert answer.status_code == 201, answer.text
-        directions = re.findall(r"a=(sendrecv|sendonly|recvonly|inactive)", answer.text)
-        assert directions == ["sendrecv", "inactive", "sendonly"]
-        assert (await http.delete(answer.headers["Location"])).status_code == 204
-    await call.connection.close()
+    try:
+        call.connection.addTrack(Microphone())
+        offer = (await offered(call)).replace("a=recvonly", "a=sendrecv")
+        async with httpx.AsyncClient(base_url=service.url) as http:
+            answer = await post(http, offer, avatar_id=avatar)
+            assert answer.status_code == 201, answer.text
+            directions = re.findall(r"a=(sendrecv|sendonly|recvonly|inactive)", answer.text)
+            assert directions == ["sendrecv", "inactive", "sendonly"]
+            assert (await http.delete(answer.headers["Location"])).status_code == 204
+    finally:
+        await call.connection.close()
 
 
 async def test_offers_that_cannot_be_answered_are_refused(service: Service, avatar: str) -> None:
@@ -171,18 +173,14 @@ async def test_offers_that_cannot_be_answered_are_refused(service: Service, avat
             (good.replace("H264", "H265").replace("VP8", "VP9"), "invalid_option"),
             ("v=0" + "x" * MAX_OFFER_BYTES, "too_large"),
         ):
-            answer = await post(http, avatar, offer)
+            answer = await post(http, offer, avatar_id=avatar)
             assert answer.json()["code"] == code, (offer[:80], answer.text)
-        assert (await http.post("/webrtc", content=good)).json()["code"] == "bad_request"
+        assert (await post(http, good)).json()["code"] == "bad_request"
         wrong = await http.post("/webrtc", params={"avatar_id": avatar}, content=good)
         assert wrong.json()["code"] == "unsupported_media"
-        unknown = await http.post(
-            "/webrtc", params={"avatar_id": "0" * 24}, content=good, headers=SDP
-        )
+        unknown = await post(http, good, avatar_id="0" * 24)
         assert unknown.json()["code"] == "not_found"
-        option = await http.post(
-            "/webrtc", params={"avatar_id": avatar, "steps": "x"}, content=good, headers=SDP
-        )
+        option = await post(http, good, avatar_id=avatar, steps="x")
         assert option.json()["code"] == "invalid_option"
 
 
@@ -195,9 +193,9 @@ async def test_an_unreachable_client_frees_the_place(
     offer = without_candidates(await offered(call))
     await call.connection.close()
     async with httpx.AsyncClient(base_url=strict.url, timeout=30) as http:
-        assert (await post(http, avatar, offer, key)).status_code == 201
+        assert (await post(http, offer, key, avatar_id=avatar)).status_code == 201
         start_s = time.monotonic()
-        while (answer := await post(http, avatar, offer, key)).status_code != 201:
+        while (answer := await offer_once(http, offer, key, avatar_id=avatar)).status_code != 201:
             assert answer.json()["code"] == "busy"
             assert time.monotonic() - start_s < 25
             await asyncio.sleep(1.0)
