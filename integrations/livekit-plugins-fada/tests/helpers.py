@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from conftest import KEY, PORTRAIT, Service
-from fada_client import AsyncClient
+from fada_client import AsyncClient, async_stream
 from livekit import rtc
 from livekit.agents.voice.avatar import AudioSegmentEnd
 from livekit.plugins.fada import FadaVideoGenerator
+from pytest import MonkeyPatch
 
 RATE = 24_000
 FRAME = RATE // 25
@@ -64,8 +65,13 @@ async def generator_of(service: Service, **options: Any) -> AsyncIterator[FadaVi
 
 
 @asynccontextmanager
-async def severable(service: Service) -> AsyncIterator[tuple[str, Callable[[], None]]]:
-    """The service at another address, and what cuts all connections to it."""
+async def severable(
+    service: Service, *, resume_s: float = 0.0
+) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """The service at another address, and what cuts all connections to it.
+
+    For ``resume_s`` the client tries to resume its session.
+    """
     port = int(service.url.rpartition(":")[2])
     ends: list[asyncio.StreamWriter] = []
 
@@ -84,9 +90,12 @@ async def severable(service: Service) -> AsyncIterator[tuple[str, Callable[[], N
         for one in ends:
             one.transport.abort()
 
-    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", cut
-        cut()
+    with MonkeyPatch.context() as patched:
+        patched.setattr(async_stream, "RESUME_S", resume_s)
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        async with server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", cut
+            cut()
 
 
 async def watch(items: AsyncIterator[Item], until: Callable[[list[Item]], bool]) -> list[Item]:

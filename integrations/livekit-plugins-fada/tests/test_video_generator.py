@@ -176,6 +176,23 @@ def test_what_the_service_refuses_is_an_error_with_its_code(service: Service) ->
     assert run(start(portrait=PORTRAIT, options={"size": 7})) == "invalid_option"
 
 
+def test_a_lost_connection_costs_nothing_of_the_speech(service: Service) -> None:
+    async def work() -> None:
+        async with severable(service, resume_s=10.0) as (url, cut), AsyncClient(url, KEY) as client:
+            generator = FadaVideoGenerator(client, portrait=PORTRAIT, options={"size": 128})
+            await generator.start()
+            items, speech = aiter(generator), noise(1.01)
+            await say(generator, speech)
+            before = await watch(items, lambda seen: "VA" * 4 in letters(seen))
+            cut()
+            after = await watch(items, ends(1))
+            await generator.aclose()
+        assert re.fullmatch("V*(VA){26}E", letters(before + after))
+        assert np.array_equal(sound(before + after), speech)
+
+    run(work())
+
+
 def test_a_session_that_breaks_off_ends_the_iteration_with_an_error(service: Service) -> None:
     async def work() -> None:
         async with severable(service) as (url, cut), AsyncClient(url, KEY) as client:
