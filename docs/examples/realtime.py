@@ -5,7 +5,7 @@
 Sends a question to a server that speaks OpenAI's Realtime protocol (`OPENAI_API_KEY`, or another by
 ``--realtime ws://…``), and the answer's audio deltas to a FADA service as they come. The avatar
 listens while the question is asked and is interrupted as the model is; what it had said by then is
-told to the model. The video goes to a file; a page would append the same bytes to a MediaSource.
+sent to the model. The video goes to a file; a page would append the same bytes to a MediaSource.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ async def speak(model: ClientConnection, avatar: AsyncStream, answer: Answer) ->
 
 
 async def interrupt(model: ClientConnection, avatar: AsyncStream, answer: Answer) -> None:
-    """Stop speaking; the model forgets what nobody heard."""
+    """Stop speaking; the model forgets what was not heard."""
     if not answer.item_id:
         return
     await avatar.interrupt()

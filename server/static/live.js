@@ -5,7 +5,7 @@ import { Problem, subprotocols } from "./api.js";
 const RESUME_MS = 10_000; // how long the service keeps a session without a connection
 const RETRY_MS = 300;
 const TAIL_BYTES = 8 << 20; // more than buffers on the way hold
-const CUT_OFF = [1001, 1006, 1012, 1014]; // closes that nobody asked for
+const CUT_OFF = [1001, 1006, 1012, 1014]; // closes that neither side asked for
 
 /**
  * `on` handles ready(message, seed), init(bytes), fragment(message, bytes) or, with the option

@@ -15,7 +15,7 @@ class Proxy:
     """Forwards each connection to ``target``, the URL of a service.
 
     ``cut_after`` is how many more bytes of the answers pass before everything is cut; ``frozen``:
-    nothing passes any more, and nobody is told.
+    nothing passes any more, unnoticed.
     """
 
     def __init__(self, target: str) -> None:

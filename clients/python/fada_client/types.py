@@ -57,7 +57,7 @@ class Ready:
     """A live session has started. ``mime`` is for a MediaSource buffer.
 
     With ``output="motion"`` there is no picture: ``width`` and ``height`` are 0, and ``actions``
-    and ``pose`` name the numbers of a frame. ``token`` lets whoever has it resume the session.
+    and ``pose`` name the numbers of a frame. ``token`` resumes the session.
     """
 
     session_id: str

@@ -1,6 +1,6 @@
 """An agent with a face that needs no key of any provider.
 
-Its voice is a file, and it hears by LiveKit's own voice activity detection: it repeats its
+Its voice is a file, and it detects speech by LiveKit's own voice activity detection: it repeats its
 sentence whenever somebody has spoken, and falls silent when somebody interrupts.
 
     make serve

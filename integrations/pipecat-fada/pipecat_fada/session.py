@@ -41,7 +41,7 @@ class Picture:
 
 
 class AvatarSession:
-    """A live session that goes on while nobody speaks; ``pictures`` wait to be shown.
+    """A live session that goes on in silence; ``pictures`` wait to be shown.
 
     `run` until the session ends, which raises `fada_client.FadaError`. `wake` after anything new in
     the queue.

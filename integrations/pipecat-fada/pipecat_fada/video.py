@@ -88,7 +88,7 @@ class FadaVideoService(AIService):
 
     Speech of the TTS comes out as it went in, mono and in slices of 40 ms, each behind the picture
     that belongs to it. Other frames that come between pieces of speech keep their places, so a
-    `TTSStoppedFrame` comes when the avatar has finished. While nobody speaks, there are pictures
+    `TTSStoppedFrame` comes when the avatar has finished. In silence there are pictures
     alone, in real time. An interruption drops what was not shown. Pictures are
     `OutputImageRawFrame` with ``sync_with_audio``: the transport's ``video_out_is_live`` must be
     off.

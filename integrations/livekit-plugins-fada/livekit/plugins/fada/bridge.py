@@ -104,7 +104,7 @@ class TokenClaims:
 
 
 async def join_room(url: str, token: str) -> rtc.Room:
-    """An avatar sends: it needs nobody's tracks."""
+    """An avatar sends: it needs no one's tracks."""
     room = rtc.Room()
     await room.connect(url, token, rtc.RoomOptions(auto_subscribe=False))
     return room
