@@ -95,11 +95,11 @@ class LiveCalls:
     ) -> None:
         start_s = time.monotonic()
         async with AsyncExitStack() as stack:
+            peer = await stack.enter_async_context(self._peers.reading(offer))
             await stack.enter_async_context(context.access.session(context.client))
             job_id = await stack.enter_async_context(live_job(context, start))
             await attachment.expect_connection(context.producer.connection, job_id)
-            peer = await stack.enter_async_context(self._peers.answering(offer))
-            begun.set_result(_Begun(job_id, peer.answer))
+            begun.set_result(_Begun(job_id, await peer.answer()))
             with metrics.stream_open():
                 channel = _PeerChannel(peer)
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from aiortc import RTCRtpReceiver
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtp import RtpPacket
 from av.audio.frame import AudioFrame
@@ -20,20 +21,15 @@ _MOST_LATE = 50  # packets in a row from the past: the sender has begun to count
 
 
 class PacketOrder:
-    """Packets in order and without delay, in place of aiortc's jitter buffer.
-
-    That one holds four packets back (80 ms), and sixteen after a loss.
-    """
-
-    capacity = _PATIENCE
+    """Puts packets in order, and holds none back but behind one that is missing."""
 
     def __init__(self) -> None:
         self._next: int | None = None
         self._waiting: dict[int, RtpPacket] = {}
         self._late = 0
 
-    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
-        """Take a packet; whether a keyframe is needed (never), and the frame that is next."""
+    def add(self, packet: RtpPacket) -> list[RtpPacket]:
+        """Take a packet; returns all that are due now, in order."""
         number = packet.sequence_number
         if self._next is None or self._late >= _MOST_LATE:
             self._next, self._late = number, 0
@@ -42,17 +38,40 @@ class PacketOrder:
             self._waiting[number], self._late = packet, 0
         else:
             self._late += 1
-        first = min(self._waiting, key=self._ahead, default=None)
-        if first is None or (first != self._next and len(self._waiting) < _PATIENCE):
-            return False, None
-        self._next = first + 1 & 0xFFFF
-        found = self._waiting.pop(first)
-        # aiortc's receiver leaves the codec's payload there.
-        data: bytes = found._data  # type: ignore[attr-defined]
-        return False, JitterFrame(data=data, timestamp=found.timestamp)
+        if len(self._waiting) >= _PATIENCE:  # what is missing is lost
+            self._next = min(self._waiting, key=self._ahead)
+        due = []
+        while self._next in self._waiting:
+            due.append(self._waiting.pop(self._next))
+            self._next = self._next + 1 & 0xFFFF
+        return due
 
     def _ahead(self, number: int) -> int:
         return number - (self._next or 0) & 0xFFFF
+
+
+class NoJitterBuffer:
+    """In place of aiortc's, which holds four packets back (80 ms), and sixteen after a loss."""
+
+    capacity = 1
+
+    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame]:
+        """Take a packet; whether a keyframe is needed (never), and the packet as a frame."""
+        # aiortc's receiver leaves the codec's payload there.
+        data: bytes = packet._data  # type: ignore[attr-defined]
+        return False, JitterFrame(data=data, timestamp=packet.timestamp)
+
+
+def receive_in_order(receiver: RTCRtpReceiver) -> None:
+    """Have ``receiver`` decode each packet as it comes, but in order; aiortc has no option."""
+    order, handle = PacketOrder(), receiver._handle_rtp_packet
+
+    async def in_order(packet: RtpPacket, arrival_time_ms: int) -> None:
+        for due in order.add(packet):
+            await handle(due, arrival_time_ms)
+
+    setattr(receiver, "_handle_rtp_packet", in_order)  # noqa: B010
+    setattr(receiver, "_RTCRtpReceiver__jitter_buffer", NoJitterBuffer())  # noqa: B010
 
 
 class Microphone:

@@ -19,7 +19,7 @@ from aiortc import (
     RTCDataChannel,
     RTCIceServer,
     RTCPeerConnection,
-    RTCRtpTransceiver,
+    RTCRtpSender,
     RTCSessionDescription,
 )
 from aiortc.exceptions import OperationError
@@ -31,7 +31,7 @@ from aiortc.rtp import (
     RtcpPsfbPacket,
     unpack_remb_fci,
 )
-from aiortc.sdp import MediaDescription, SessionDescription
+from aiortc.sdp import SessionDescription
 from av.audio.frame import AudioFrame
 from av.packet import Packet
 
@@ -39,9 +39,10 @@ from media import boxes
 from server.webrtc import wire
 from server.webrtc.candidates import without_inner_candidates
 from server.webrtc.estimate import RateWatch
-from server.webrtc.microphone import Microphone, PacketOrder, SilenceGate
+from server.webrtc.microphone import Microphone, SilenceGate, receive_in_order
 from server.webrtc.offer import Offer, Refused, ice_server
 from server.webrtc.playout import Playout
+from server.webrtc.sections import choose_codec, limit_directions, taking
 from server.webrtc.tracks import Codec, Picture, Sound
 
 log = logging.getLogger("fada.webrtc")
@@ -51,13 +52,6 @@ _SILENT_S, _LOOK_S = 10.0, 2.0
 _MAX_UNSENT_BYTES = 1 << 20  # of events that the client does not take
 _MOST_SECTIONS = 8
 _MAX_WAITING_EVENTS = 64  # for a data channel
-# Of a section, by whether it sends and receives.
-_DIRECTIONS = {
-    (True, True): "sendrecv",
-    (True, False): "sendonly",
-    (False, True): "recvonly",
-    (False, False): "inactive",
-}
 _LAST_EVENT_S = 2.0  # for the last event to arrive before the connection is closed
 
 
@@ -100,9 +94,13 @@ class Peer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Answer the offer, then carry messages until either end has gone."""
+        """Check the offer, answer it once the API asks, then carry messages until either end has
+        gone."""
         try:
-            answer = await self._answer()
+            description = await self._check_offer()
+            await self._link.send(wire.ACCEPTED, b"")
+            await self._link.receive()
+            answer = await self._answer(description)
             await self._link.send_json(wire.ANSWER, {"sdp": answer})
             self._start(self._deliver())
             self._start(self._playout.run())
@@ -127,7 +125,8 @@ class Peer:
                 log.error("a WebRTC session failed", exc_info=task.exception())
             self._gone.set()
 
-    async def _answer(self) -> str:
+    async def _check_offer(self) -> RTCSessionDescription:
+        """The answer, without candidates; raises `Refused`."""
         pc = self._connection
         pc.on("track", self._on_track)
         pc.on("datachannel", self._on_channel)
@@ -151,77 +150,35 @@ class Peer:
             ) from error
         except Exception as error:  # whatever hostile text does to the parser
             raise Refused("bad_request", f"the offer is not usable SDP: {error}") from error
-        self._attach(described.media)
-        try:
-            await pc.setLocalDescription(await pc.createAnswer())
-        except Exception as error:
-            raise Refused("invalid_option", f"the offer cannot be answered: {error}") from error
-        return pc.localDescription.sdp
-
-    def _attach(self, sections: list[MediaDescription]) -> None:
-        """Give the tracks to the first sections that can take them."""
-        by_mid = {one.mid: one for one in self._connection.getTransceivers()}
-        for track in (self._video, self._audio):
-            for section in sections:
-                transceiver = by_mid.get(section.rtp.muxId)
-                if transceiver is None or section.kind != track.kind:
-                    continue
-                if section.direction not in ("recvonly", "sendrecv"):
-                    continue
-                if track is self._audio and not self._offer.audio:
-                    continue
-                if track is self._video:
-                    self._choose_codec(transceiver)
-                transceiver.sender.replaceTrack(track)
-                break
-            else:
-                if track is self._video:
-                    raise Refused(
-                        "invalid_option",
-                        "the offer takes no video, expected a section 'm=video' that is recvonly "
-                        "or sendrecv",
-                    )
-
-        self._limit_directions(sections)
-
-    def _limit_directions(self, sections: list[MediaDescription]) -> None:
-        """Receive one microphone and nothing else, which would be decoded for no one."""
-        by_mid = {one.mid: one for one in self._connection.getTransceivers()}
-        microphone: RTCRtpTransceiver | None = None
-        for section in sections:
-            transceiver = by_mid.get(section.rtp.muxId)
-            if transceiver is None:
-                continue
-            if (
-                microphone is None
-                and section.kind == "audio"
-                and section.direction in ("sendonly", "sendrecv")
-            ):
-                microphone = transceiver
-            sends = transceiver.sender.track in (self._video, self._audio)
-            receives = transceiver is microphone
-            transceiver.direction = _DIRECTIONS[sends, receives]
-
-    def _choose_codec(self, transceiver: RTCRtpTransceiver) -> None:
-        """H.264 where the client takes it, for that need not be encoded again; else VP8."""
-        offered = {codec.name for codec in transceiver._codecs}
-        wanted: tuple[Codec, ...] = ("H264", "VP8")
-        for codec in wanted:
-            if codec in offered:
-                break
-        else:
+        video = taking(pc, described.media, "video")
+        if video is None:
             raise Refused(
                 "invalid_option",
-                "the offer has neither H.264 (constrained baseline, packetization-mode=1) nor VP8",
+                "the offer takes no video, expected a section 'm=video' that is recvonly or "
+                "sendrecv",
             )
-        self._codec = codec
-        kept = {c.payloadType for c in transceiver._codecs if c.name == codec}
-        transceiver._codecs = [
-            c
-            for c in transceiver._codecs
-            if c.payloadType in kept or c.parameters.get("apt") in kept
-        ]
-        sender, handle = transceiver.sender, transceiver.sender._handle_rtcp_packet
+        self._codec = choose_codec(video)
+        video.sender.replaceTrack(self._video)
+        self._watch_feedback(video.sender)
+        audio = taking(pc, described.media, "audio") if self._offer.audio else None
+        if audio is not None:
+            audio.sender.replaceTrack(self._audio)
+        limit_directions(pc, described.media, {video, audio})
+        try:
+            return await pc.createAnswer()
+        except Exception as error:
+            raise _unanswerable(error) from error
+
+    async def _answer(self, answer: RTCSessionDescription) -> str:
+        """Gather candidates and begin to connect; returns the whole SDP."""
+        try:
+            await self._connection.setLocalDescription(answer)
+        except Exception as error:
+            raise _unanswerable(error) from error
+        return self._connection.localDescription.sdp
+
+    def _watch_feedback(self, sender: RTCRtpSender) -> None:
+        handle = sender._handle_rtcp_packet
 
         async def watched(packet: Any) -> None:
             self._feedback(packet, sender._ssrc)
@@ -283,7 +240,7 @@ class Peer:
             self._listens = True
             for receiver in self._connection.getReceivers():
                 if receiver.track is track:
-                    setattr(receiver, "_RTCRtpReceiver__jitter_buffer", PacketOrder())  # noqa: B010
+                    receive_in_order(receiver)
             self._start(self._listen(track))
 
     async def _listen(self, track: MediaStreamTrack) -> None:
@@ -385,6 +342,10 @@ class Peer:
 
     def _send(self, video: bool, packet: Packet[Any]) -> None:
         (self._video if video else self._audio).put(packet)
+
+
+def _unanswerable(error: Exception) -> Refused:
+    return Refused("invalid_option", f"the offer cannot be answered: {error}")
 
 
 async def serve(sock: socket.socket) -> None:

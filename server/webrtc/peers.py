@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +21,8 @@ from server.webrtc.offer import Offer
 
 log = logging.getLogger("fada.api")
 
-_ANSWER_S = 15.0  # a STUN server that is silent takes 5
+_REPLY_S = 15.0  # a STUN server that is silent takes 5
+_MAX_CHECKS = 4  # offers that are read at once: their senders have no place yet
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
@@ -31,6 +32,7 @@ class Peers:
     def __init__(self) -> None:
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._checks = asyncio.Semaphore(_MAX_CHECKS)
 
     @property
     def process_id(self) -> int | None:
@@ -38,20 +40,21 @@ class Peers:
         return None if self._template is None else self._template.pid
 
     @asynccontextmanager
-    async def answering(self, offer: Offer) -> AsyncIterator[PeerLink]:
-        """A peer that has answered ``offer``, and ends with the block.
+    async def reading(self, offer: Offer) -> AsyncIterator[PeerLink]:
+        """A peer that can answer ``offer``, and ends with the block.
 
         Raises `ServiceError` ``bad_request`` or ``invalid_option`` for an offer that cannot be
         answered.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._hand_over(theirs)
-        link = await wire.Link.over(ours)
-        try:
-            yield PeerLink(link, await _answer(link, offer))
-        finally:
-            link.close()
+        async with AsyncExitStack() as stack:
+            async with self._checks:
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    self._hand_over(theirs)
+                link = await wire.Link.over(ours)
+                stack.callback(link.close)
+                await _ask(link, wire.OFFER, offer.to_json())
+            yield PeerLink(link)
 
     def close(self) -> None:
         """End the template and all peers."""
@@ -89,10 +92,14 @@ def check_installed() -> None:
 
 
 class PeerLink:
-    """A session's `Channel` to the client whose offer ``answer`` answers."""
+    """A session's `Channel` to the client whose offer was read."""
 
-    def __init__(self, link: wire.Link, answer: str) -> None:
-        self._link, self.answer = link, answer
+    def __init__(self, link: wire.Link) -> None:
+        self._link = link
+
+    async def answer(self) -> str:
+        """Begin to connect; returns the answer's SDP. To be called first, and once."""
+        return str(json.loads(await _ask(self._link, wire.PROCEED, b""))["sdp"])
 
     async def receive(self) -> tuple[bytes, bytes]:
         """Kind (`wire.AUDIO` or `wire.COMMAND`) and content of the client's next message.
@@ -110,17 +117,18 @@ class PeerLink:
         await self._link.send(wire.MEDIA, data)
 
 
-async def _answer(link: wire.Link, offer: Offer) -> str:
+async def _ask(link: wire.Link, kind: bytes, body: bytes) -> bytes:
+    """What the peer replies; raises `ServiceError` for a refusal."""
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            await link.send(wire.OFFER, offer.to_json())
+        async with asyncio.timeout(_REPLY_S):
+            await link.send(kind, body)
             kind, body = await link.receive()
     except TimeoutError as error:
-        raise ServiceError("timeout", f"no answer to the offer within {_ANSWER_S:g} s") from error
+        raise ServiceError("timeout", f"no answer to the offer within {_REPLY_S:g} s") from error
     except ConnectionError as error:
         raise ServiceError("bad_request", "the offer ended the process that read it") from error
+    if kind != wire.REFUSAL:
+        return body
     fields = json.loads(body)
-    if kind == wire.ANSWER:
-        return str(fields["sdp"])
     code = fields["code"] if fields["code"] in KINDS else "internal_error"
     raise ServiceError(code, str(fields["detail"])[:500])

@@ -9,6 +9,7 @@ import struct
 from typing import Any
 
 OFFER, ANSWER, REFUSAL = b"o", b"a", b"r"  # JSON
+ACCEPTED, PROCEED = b"k", b"p"  # empty: the offer can be answered, and shall be
 EVENT, MEDIA = b"e", b"m"  # to the peer: JSON for the data channel; init segment or fragment
 COMMAND, AUDIO = b"c", b"s"  # from the peer: a text of the data channel; PCM at SAMPLE_RATE
 

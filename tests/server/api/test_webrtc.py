@@ -121,10 +121,13 @@ async def test_delete_frees_the_place(strict: Service) -> None:
     async with calling(strict.url, avatar, headers=key) as call:
         await call.until(lambda: call.pictures)
         assert call.answer is not None
+        offer = call.connection.localDescription.sdp
         place = call.answer.headers["Location"]
         async with httpx.AsyncClient(base_url=strict.url) as http:
-            busy = await offer_once(http, GOOD, key, avatar_id=avatar)
+            busy = await offer_once(http, offer, key, avatar_id=avatar)
             assert (busy.status_code, busy.json()["code"]) == (429, "busy")
+            bad = await offer_once(http, "v=0\r\n", key, avatar_id=avatar)
+            assert (bad.status_code, bad.json()["code"]) == (400, "bad_request")
             assert (await http.delete(place)).status_code == 401
             assert (await http.delete(place, headers=key)).status_code == 204
         await call.until(lambda: call.connection.connectionState == "closed")
@@ -139,9 +142,6 @@ async def test_a_client_that_leaves_frees_the_place(strict: Service) -> None:
         async with asyncio.timeout(10), calling(strict.url, avatar, headers=key) as call:
             await call.until(lambda: call.pictures)
         await asyncio.sleep(0.5)
-
-
-GOOD = "v=0\r\n"
 
 
 async def test_one_microphone_is_taken_and_no_camera(service: Service, avatar: str) -> None:

@@ -46,20 +46,22 @@ def test_long_silence_is_not_spoken_and_speech_is_not_cut() -> None:
     assert gate.passed(LOUD) == 5 * SOFT + LOUD
 
 
-def order(numbers: list[int]) -> list[int]:
-    """The numbers of the packets that come out."""
-    buffer, out = PacketOrder(), []
-    for number in numbers:
-        packet = RtpPacket(sequence_number=number & 0xFFFF, timestamp=number & 0xFFFF)
-        packet._data = b"x"  # type: ignore[attr-defined]
-        _, frame = buffer.add(packet)
-        if frame is not None:
-            out.append(frame.timestamp)
-    return out
+def order(numbers: list[int]) -> list[list[int]]:
+    """The numbers that come out as each of ``numbers`` goes in."""
+    buffer = PacketOrder()
+    packets = [RtpPacket(sequence_number=number & 0xFFFF) for number in numbers]
+    return [[due.sequence_number for due in buffer.add(packet)] for packet in packets]
 
 
 def test_packets_pass_at_once_and_in_order() -> None:
-    assert order([65534, 65535, 65536, 65537]) == [65534, 65535, 0, 1]
-    assert order([1, 3, 2, 4, 5, 6]) == [1, 2, 3, 4, 5]  # one waits from then on
-    assert order([1, 3, 4, 5, 6, 2]) == [1, 3, 4, 5]  # 2 comes too late
-    assert order([9000, *range(1, 60)])[-1] > 40  # counted anew
+    assert order([65534, 65535, 65536, 65537]) == [[65534], [65535], [0], [1]]
+    assert order([1, 3, 2, 4]) == [[1], [], [2, 3], [4]]
+
+
+def test_after_a_lost_packet_nothing_stays_late() -> None:
+    assert order([1, 3, 4, 5, 6, 2]) == [[1], [], [], [3, 4, 5], [6], []]  # 2 comes too late
+    assert order([1, 3, 5, 6, 7, 8]) == [[1], [], [], [3], [5, 6, 7], [8]]
+
+
+def test_a_sender_may_count_anew() -> None:
+    assert order([9000, *range(1, 60)])[-1] == [59]
