@@ -66,9 +66,9 @@ async def test_a_session_is_seen_heard_and_steered(service: Service, avatar: str
         call.send("end")
         await call.until(lambda: call.of("done"))
         await call.until(lambda: call.connection.connectionState == "closed")
-    _, last = call.pictures[-1]
-    assert (last.width, last.height) == (128, 128)
-    assert last.to_ndarray(format="rgb24")[:, :, 1].mean() == pytest.approx(7 * GREEN_STEP, abs=8)
+    _, early = call.pictures[5]  # a busy machine may make later ones smaller
+    assert (early.width, early.height) == (128, 128)
+    assert early.to_ndarray(format="rgb24")[:, :, 1].mean() == pytest.approx(7 * GREEN_STEP, abs=8)
     stamps = np.diff([frame.pts for _, frame in call.pictures])
     assert set(stamps) == {3600}  # 25 a second on a clock of 90 kHz, none missing
 
