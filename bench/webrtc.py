@@ -118,7 +118,7 @@ def _heard(call: Call, first: int) -> list[float]:
 
 
 def _apart(call: Call) -> float:
-    """Median lag of pictures against sound; known to within two AAC frames, 43 ms."""
+    """Median lag of pictures against sound; known to within a packet, 20 ms."""
     lags = []
     for kept, clock in ((call.pictures, 90_000), (call.sounds, RATE)):
         zero = kept[0][1].pts

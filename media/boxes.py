@@ -209,10 +209,10 @@ def _run(traf: bytes, data: bytes) -> Run:
 
 @dataclass(frozen=True)
 class Description:
-    """What an init segment says of its tracks.
+    """What an init segment says of its video track.
 
     ``video`` and ``configuration`` are the sample entry's four letters and its configuration box's
-    content, ``timescale`` its ticks a second, ``audio_config`` the AudioSpecificConfig.
+    content, ``timescale`` its ticks a second.
     """
 
     video: bytes
@@ -220,25 +220,18 @@ class Description:
     timescale: int
     width: int
     height: int
-    audio_config: bytes
 
 
 def read_init_segment(data: bytes) -> Description:
     """What `init_segment` was given. Raises ``ValueError`` for anything else."""
     try:
-        video, audio = _descend(data, b"moov", b"trak", b"mdia")
+        video, _ = _descend(data, b"moov", b"trak", b"mdia")
         ((kind, entry),) = children(_sample_entry(video))
         configurations = {b"avcC", b"vpcC", b"av1C"}
         (configuration,) = (b for k, b in children(entry[78:]) if k in configurations)
         (timescale,) = struct.unpack_from(">I", dict(children(video))[b"mdhd"], 12)
         width, height = struct.unpack_from(">2H", entry, 24)
-        ((_, sound),) = children(_sample_entry(audio))
-        esds = dict(children(sound[28:]))[b"esds"]
-        at = 4 + 2 + 3 + 2 + 13  # full box, ES and decoder descriptors
-        tag, size = esds[at : at + 2]
-        if tag != 5:
-            raise ValueError(f"descriptor {tag} instead of 5")
-        return Description(kind, configuration, timescale, width, height, esds[at + 2 :][:size])
+        return Description(kind, configuration, timescale, width, height)
     except (struct.error, KeyError) as error:
         raise ValueError(f"not an init segment of this muxer: {error!r}") from error
 

@@ -51,8 +51,8 @@ class Channel(Protocol):
     async def send(self, fields: dict[str, Any]) -> None:
         """Send an event."""
 
-    async def send_media(self, data: bytes) -> None:
-        """Send the init segment or a fragment."""
+    async def send_media(self, data: bytes, pcm: bytes = b"") -> None:
+        """Send the init segment, or a fragment with its sound if `live_job` was to have it."""
 
 
 def parse_message(text: str | bytes, max_bytes: int) -> dict[str, Any]:
@@ -75,14 +75,20 @@ def parse_message(text: str | bytes, max_bytes: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def live_job(
-    context: RequestContext, start: LiveStart, *, token: str = "", place: str = ""
+    context: RequestContext,
+    start: LiveStart,
+    *,
+    token: str = "",
+    place: str = "",
+    pcm: bool = False,
 ) -> AsyncIterator[str]:
     """Submit a live session and yield its id; see `ending`.
 
-    With ``token`` its client may resume it; it holds ``place`` of its client's places.
+    With ``token`` its client may resume it; it holds ``place`` of its client's places. ``pcm``: its
+    fragments come with their sound as samples too.
     """
     request, parts = await _request(context, start)
-    request = request.model_copy(update={"token": token, "place": place})
+    request = request.model_copy(update={"token": token, "place": place, "pcm": pcm})
     job_id = await context.producer.submit(request, parts)
     async with ending(context.producer, job_id, resumable=bool(token)):
         yield job_id
@@ -327,7 +333,7 @@ class _LiveConnection:
                 await self._channel.send(motion_message(fields, event.data))
             else:
                 await self._channel.send(fields)
-                await self._channel.send_media(event.data)
+                await self._channel.send_media(event.data, event.pcm)
             self._record_latency(event)
         elif isinstance(event, messages.Cancelled):
             raise ClientGone  # it has ended the session by another request

@@ -158,7 +158,7 @@ class _WebSocketChannel:
         with _detaching():
             await self._websocket.send_text(json.dumps(fields))
 
-    async def send_media(self, data: bytes) -> None:
+    async def send_media(self, data: bytes, pcm: bytes = b"") -> None:
         with _detaching():
             await self._websocket.send_bytes(data)
 

@@ -97,7 +97,7 @@ class LiveCalls:
         async with AsyncExitStack() as stack:
             peer = await stack.enter_async_context(self._peers.reading(offer))
             await stack.enter_async_context(context.access.session(context.client))
-            job_id = await stack.enter_async_context(live_job(context, start))
+            job_id = await stack.enter_async_context(live_job(context, start, pcm=offer.audio))
             await attachment.expect_connection(context.producer.connection, job_id)
             begun.set_result(_Begun(job_id, await peer.answer()))
             with metrics.stream_open():
@@ -150,9 +150,9 @@ class _PeerChannel:
         except ConnectionError as error:
             raise ClientGone from error
 
-    async def send_media(self, data: bytes) -> None:
+    async def send_media(self, data: bytes, pcm: bytes = b"") -> None:
         try:
-            await self._peer.send_media(data)
+            await self._peer.send_media(data, pcm)
         except ConnectionError as error:
             raise ClientGone from error
 

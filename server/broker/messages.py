@@ -85,7 +85,8 @@ class LiveRequest(_Request):
     """Run a live session: audio arrives as `AudioChunk` while video is published.
 
     ``token`` lets its client resume it; empty: it ends with its connection. ``place`` is what it
-    holds of its client's places (`server.api.access`).
+    holds of its client's places (`server.api.access`). ``pcm``: its fragments come with their sound
+    as samples too.
     """
 
     kind: Literal["live"] = "live"
@@ -97,6 +98,7 @@ class LiveRequest(_Request):
     avatar_id: str | None = None
     token: str = ""
     place: str = ""
+    pcm: bool = False
 
 
 class AvatarRequest(_Request):
@@ -150,6 +152,8 @@ class JobFragment(_Message):
 
     ``consumed_bytes`` counts the bytes of `AudioChunk` that a live session has consumed so far.
     ``stored``: entry and size, as in `pack_index`, of a fragment whose ``data`` is in the folder.
+    ``pcm``, of ``pcm_bytes``, is the sound of its pictures, s16le mono at 48 kHz, where the request
+    asks for it: AAC would hold the last 43 ms back.
     """
 
     type: Literal["fragment"] = "fragment"
@@ -161,7 +165,9 @@ class JobFragment(_Message):
     speech: bool = True
     consumed_bytes: int = 0
     stored: tuple[str, int] | None = None
+    pcm_bytes: int = 0
     data: bytes = Field(exclude=True, default=b"")
+    pcm: bytes = Field(exclude=True, default=b"")
 
 
 class JobInterrupted(_Message):
@@ -286,13 +292,18 @@ def unpack_request(text: bytes) -> AnyRequest:
 def pack_event(event: AnyEvent) -> tuple[bytes, bytes]:
     """Serialise as JSON and the raw bytes beside it."""
     data = event.data if isinstance(event, Started | JobFragment) else b""
+    if isinstance(event, JobFragment):
+        event, data = event.model_copy(update={"pcm_bytes": len(event.pcm)}), data + event.pcm
     return event.model_dump_json().encode(), data
 
 
 def unpack_event(text: bytes, data: bytes) -> AnyEvent:
     """The inverse of `pack_event`."""
     event = _EVENT.validate_json(text)
-    if isinstance(event, Started | JobFragment):
+    if isinstance(event, JobFragment):
+        end = len(data) - event.pcm_bytes
+        return event.model_copy(update={"data": data[:end], "pcm": data[end:]})
+    if isinstance(event, Started):
         return event.model_copy(update={"data": data})
     return event
 

@@ -10,6 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 import aioice.ice
@@ -85,7 +86,9 @@ class Peer:
         self._picture: Picture | None = None
         self._sound: Sound | None = None
         self._rate = RateWatch()
-        self._held: list[bytes] = []  # fragments from the last keyframe on, until connected
+        self._pcm = b""  # of the fragment that follows
+        # Fragments and their sound from the last keyframe on, until connected.
+        self._held: list[tuple[bytes, bytes]] = []
         self._channel: RTCDataChannel | None = None
         self._unsent: deque[str] = deque()
         self._listens = False
@@ -209,8 +212,8 @@ class Peer:
         if state == "connected" and not self._connected.is_set():
             self._connected.set()
             held, self._held = self._held, []
-            for fragment in held:
-                self._play(fragment)
+            for fragment, pcm in held:
+                self._play(fragment, pcm)
         elif state in ("failed", "closed"):
             self._gone.set()
 
@@ -272,8 +275,11 @@ class Peer:
                 kind, body = await self._link.receive()
                 if kind == wire.EVENT:
                     self._event(body.decode())
+                elif kind == wire.SOUND:
+                    self._pcm = body
                 elif kind == wire.MEDIA:
-                    self._media(body)
+                    pcm, self._pcm = self._pcm, b""
+                    self._media(body, pcm)
         except ConnectionError:
             await self._flush()
             self._gone.set()
@@ -301,37 +307,37 @@ class Peer:
                 while self._channel is not None and self._channel.bufferedAmount:
                     await asyncio.sleep(0.02)
 
-    def _media(self, body: bytes) -> None:
+    def _media(self, body: bytes, pcm: bytes) -> None:
         if self._picture is None:
             description = boxes.read_init_segment(body)
             self._picture = Picture(description, self._codec)
             if self._sends_sound:
-                self._sound = Sound(description.audio_config)
+                self._sound = Sound()
             self._timescale = description.timescale
         elif self._connected.is_set():
-            self._play(body)
+            self._play(body, pcm)
         else:
             if any(
                 run.track == boxes.VIDEO_TRACK and run.sync for run in boxes.read_fragment(body)
             ):
                 self._held.clear()
-            self._held.append(body)
+            self._held.append((body, pcm))
 
-    def _play(self, fragment: bytes) -> None:
+    def _play(self, fragment: bytes, pcm: bytes) -> None:
         assert self._picture is not None
         packets: list[tuple[float, bool, Packet[Any]]] = []
         duration_s = 0.0
         for run in boxes.read_fragment(fragment):
-            video = run.track == boxes.VIDEO_TRACK
-            if video:
-                duration_s = sum(run.durations) / self._timescale
-                size = sum(map(len, run.samples))
-                self._rate.copied(8 * size, duration_s)
-                if run.sync:
-                    self._choose_rate()
-            track = self._picture if video else self._sound
-            made: Iterable[Packet[Any]] = () if track is None else track.packets(run)
-            packets += [(float((p.pts or 0) * p.time_base), video, p) for p in made]
+            if run.track != boxes.VIDEO_TRACK:  # its sound came as PCM
+                continue
+            duration_s = sum(run.durations) / self._timescale
+            self._rate.copied(8 * sum(map(len, run.samples)), duration_s)
+            if run.sync:
+                self._choose_rate()
+            packets += _timed(self._picture.packets(run), video=True)
+            if self._sound is not None:
+                begin_s = Fraction(run.decode_time, self._timescale)
+                packets += _timed(self._sound.packets(pcm, begin_s), video=False)
         self._playout.add(packets, duration_s)
 
     def _choose_rate(self) -> None:
@@ -342,6 +348,10 @@ class Peer:
 
     def _send(self, video: bool, packet: Packet[Any]) -> None:
         (self._video if video else self._audio).put(packet)
+
+
+def _timed(packets: Iterable[Packet[Any]], *, video: bool) -> list[tuple[float, bool, Packet[Any]]]:
+    return [(float((p.pts or 0) * p.time_base), video, p) for p in packets]
 
 
 def _unanswerable(error: Exception) -> Refused:

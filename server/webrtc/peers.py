@@ -112,8 +112,10 @@ class PeerLink:
         """Send an event over the data channel."""
         await self._link.send_json(wire.EVENT, fields)
 
-    async def send_media(self, data: bytes) -> None:
-        """Send the init segment or a fragment."""
+    async def send_media(self, data: bytes, pcm: bytes = b"") -> None:
+        """Send the init segment, or a fragment with its sound."""
+        if pcm:
+            await self._link.send(wire.SOUND, pcm)
         await self._link.send(wire.MEDIA, data)
 
 

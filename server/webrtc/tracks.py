@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, Literal, cast
 
 from av.audio.codeccontext import AudioCodecContext
-from av.audio.resampler import AudioResampler
+from av.audio.frame import AudioFrame
 from av.codec.context import CodecContext, Flags
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
@@ -29,7 +29,7 @@ _DECODERS = {b"avc1": "h264", b"vp09": "vp9", b"av01": "av1"}
 _BASELINE = 66  # profile_idc: all that WebRTC's H.264 promises to decode
 _START_CODE = b"\0\0\0\1"
 _BT709, _BT601 = Colorspace.ITU709, Colorspace.ITU601
-_OPUS_SAMPLES = 960
+_OPUS_SAMPLES, _OPUS_BYTES = 960, 1920
 _OPUS_BIT_RATE = 48_000
 FIRST_BIT_RATE = 1_000_000
 _LEAST_BIT_RATE, _MOST_BIT_RATE = 100_000, 2_500_000
@@ -38,28 +38,26 @@ _REOPEN = 0.15  # an encoder's rate is changed by a new encoder, and so with a k
 
 
 class Sound:
-    """AAC in, Opus out; both mono at `SAMPLE_RATE`."""
+    """PCM in, s16le; Opus out; both mono at `SAMPLE_RATE`.
 
-    def __init__(self, config: bytes) -> None:
-        self._decoder = AudioCodecContext.create("aac", "r")
-        self._decoder.extradata = config
-        self._blocks = AudioResampler("s16", "mono", SAMPLE_RATE, _OPUS_SAMPLES)
+    A frame of video lasts two packets, so none waits for the next fragment.
+    """
+
+    def __init__(self) -> None:
         self._encoder = AudioCodecContext.create("libopus", "w")
         self._encoder.sample_rate, self._encoder.format = SAMPLE_RATE, "s16"
         self._encoder.layout, self._encoder.bit_rate = "mono", _OPUS_BIT_RATE
         # Each packet holds a coarse copy of the one before, for a receiver that has lost it.
         self._encoder.options = {"application": "voip", "fec": "1", "packet_loss": "5"}
 
-    def packets(self, run: boxes.Run) -> Iterator[Packet[Any]]:
-        """The packets that a run of AAC samples completes."""
-        at = run.decode_time
-        for sample, duration in zip(run.samples, run.durations, strict=True):
-            packet = Packet(sample)
-            packet.pts, packet.time_base = at, Fraction(1, SAMPLE_RATE)
-            at += duration
-            for frame in self._decoder.decode(packet):
-                for block in self._blocks.resample(frame):
-                    yield from self._encoder.encode(block)
+    def packets(self, pcm: bytes, at_s: Fraction) -> Iterator[Packet[Any]]:
+        """The packets of a fragment's sound, which begins at ``at_s``."""
+        for start in range(0, len(pcm), _OPUS_BYTES):
+            block = AudioFrame("s16", "mono", _OPUS_SAMPLES)
+            block.planes[0].update(pcm[start : start + _OPUS_BYTES].ljust(_OPUS_BYTES, b"\0"))
+            block.sample_rate, block.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
+            block.pts = round(at_s * SAMPLE_RATE) + start // 2
+            yield from self._encoder.encode(block)
 
 
 class Picture:

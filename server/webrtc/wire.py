@@ -11,6 +11,7 @@ from typing import Any
 OFFER, ANSWER, REFUSAL = b"o", b"a", b"r"  # JSON
 ACCEPTED, PROCEED = b"k", b"p"  # empty: the offer can be answered, and shall be
 EVENT, MEDIA = b"e", b"m"  # to the peer: JSON for the data channel; init segment or fragment
+SOUND = b"n"  # to the peer: PCM at SAMPLE_RATE, of the fragment that follows
 COMMAND, AUDIO = b"c", b"s"  # from the peer: a text of the data channel; PCM at SAMPLE_RATE
 
 SAMPLE_RATE = 48_000  # Opus decodes to it; workers resample for the model

@@ -10,9 +10,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from media.decode import DecodedSpeech
 from media.fmp4 import SAMPLE_RATE
-from model.types import FPS, Reference
+from model.types import FPS, Floats, Reference
 from server import metrics
 from server.api.protocol import AvatarView, FaceView, MarksView
 from server.broker import messages
@@ -245,7 +247,12 @@ def _message(event: Event) -> messages.Progress:
         speech=event.speech,
         consumed_bytes=event.consumed_bytes,
         data=event.data,
+        pcm=b"" if event.pcm is None else _s16le(event.pcm),
     )
+
+
+def _s16le(samples: Floats) -> bytes:
+    return bytes(np.rint(samples.clip(-1, 1) * 32767).astype("<i2"))
 
 
 class AnimationJob(_VideoJob):
@@ -360,6 +367,7 @@ class LiveJob(_VideoJob):
             pool=self._resources.live_pool,
             name=self._name,
             snapshot=self._saved,
+            pcm=request.pcm,
             encoding=self._resources.marks.encoding,
         )
         return await self._run(session)

@@ -83,7 +83,7 @@ class VideoFragment:
     speech: bool = True
     consumed_bytes: int = 0
     pictures: NDArray[np.uint8] | None = None  # raw: (frames, H, W, 3) RGB
-    pcm: Floats | None = None  # raw: (N,) mono at media.fmp4.SAMPLE_RATE
+    pcm: Floats | None = None  # (N,) mono at media.fmp4.SAMPLE_RATE, if asked for
     offset: int = 0
     window_frames: int = 0
     work_s: float = 0.0
@@ -119,12 +119,13 @@ class VideoSession:
         name: str = "session",
         snapshot: Snapshot | None = None,
         raw: bool = False,
+        pcm: bool = False,
         encoding: Encoding = DEFAULT_ENCODING,
     ) -> None:
         """``pool`` draws and encodes; ``name`` is unique among the batcher's sessions.
 
         With ``snapshot`` the session goes on from there, and ``speech`` must be that of the
-        snapshot. ``raw`` gives pixels and samples instead of MP4.
+        snapshot. ``raw`` gives pixels and samples instead of MP4, ``pcm`` samples beside it.
         Raises `ServiceError` ``invalid_option`` for a reference of another latent space.
         """
         self._pipeline = batcher.pipeline
@@ -132,6 +133,7 @@ class VideoSession:
         self._facial = facial_space(self._pipeline) if speech.options.output == "motion" else None
         self._batcher, self._reference, self._speech = batcher, reference, speech
         self._seed, self._pool, self._name, self._raw = seed, pool, name, raw
+        self._with_pcm = raw or pcm
         self._encoding = encoding
         self._snapshot = snapshot
         self._state = self._pipeline.start(seed) if snapshot is None else snapshot.state
@@ -293,7 +295,7 @@ class VideoSession:
                 speech=window.speech,
                 consumed_bytes=speech.consumed_bytes,
                 pictures=drawn.pictures,
-                pcm=pcm if self._raw else None,
+                pcm=pcm if self._with_pcm else None,
                 offset=first,
                 window_frames=count,
                 work_s=work_s + time.monotonic() - began_s,

@@ -85,8 +85,8 @@ async def test_picture_and_sound_arrive_together(service: Service, avatar: str) 
     for kept, clock in ((call.pictures, 90_000), (call.sounds, 48_000)):
         first = kept[0][1].pts
         lags.append(np.median([at - (f.pts - first) / clock for at, f in kept[50:]]))
-    # The client holds four packets of sound back, and sound begins up to two AAC frames earlier.
-    assert -0.06 < lags[1] - lags[0] - 0.08 < 0.1
+    # The client holds four packets of sound back.
+    assert -0.06 < lags[1] - lags[0] - 0.08 < 0.06
 
 
 async def test_a_client_without_h264_gets_vp8(service: Service, avatar: str) -> None:

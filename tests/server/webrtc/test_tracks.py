@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,11 @@ def grey(frame: int) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def mp4() -> tuple[boxes.Description, list[boxes.Run]]:
-    """Two seconds that grow brighter, with a tone from `TONE_S` on."""
+    """Two seconds that grow brighter."""
     muxer = FragmentedMP4Muxer(SIZE, SIZE, 25)
-    times = np.arange(FRAMES * RATE // 25) / RATE
-    sound = np.where(times < TONE_S, 0, 0.5 * np.sin(2 * np.pi * 440 * times)).astype(np.float32)
-    runs = []
+    runs, silence = [], np.zeros(4 * RATE // 25, np.float32)
     for first in range(0, FRAMES, 4):
-        pcm = sound[first * RATE // 25 : (first + 4) * RATE // 25]
-        runs += boxes.read_fragment(muxer.add(map(grey, range(first, first + 4)), pcm))
+        runs += boxes.read_fragment(muxer.add(map(grey, range(first, first + 4)), silence))
     return boxes.read_init_segment(muxer.init_segment()), runs
 
 
@@ -113,9 +111,14 @@ def test_less_room_makes_fewer_bytes(mp4: tuple[boxes.Description, list[boxes.Ru
     assert sizes[1] < sizes[0] / 2
 
 
-def test_sound_stays_in_its_place(mp4: tuple[boxes.Description, list[boxes.Run]]) -> None:
-    description, runs = mp4
-    made = packets(Sound(description.audio_config), runs, boxes.AUDIO_TRACK)
+def test_sound_stays_in_its_place_and_none_waits_for_the_next_fragment() -> None:
+    sound, samples = Sound(), np.arange(FRAMES * RATE // 25)
+    tone = np.where(samples < TONE_S * RATE, 0, 15_000 * np.sin(samples / 17)).astype("<i2")
+    made: list[Packet[Any]] = []
+    for first in range(0, FRAMES, 4):
+        pcm = tone[first * RATE // 25 : (first + 4) * RATE // 25].tobytes()
+        made += sound.packets(pcm, Fraction(first, 25))
+        assert len(made) == 2 * (first + 4)
     decoder = AudioCodecContext.create("libopus", "r")
     decoder.sample_rate, decoder.layout = RATE, "mono"
     begins = []
