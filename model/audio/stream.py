@@ -7,23 +7,19 @@ function of the samples around its frame.
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
 from model.audio.frontend import AudioFrontend, AudioWindowSpec, samples_per_row
 from model.audio.log_mel import LOG_MEL
+from model.audio.resampler import Resampler
 from model.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Floats, Window, pack, unpack
 
 _FEED_BYTES = 8192
-# A resampler that starts this long before the samples it is needed for gives the same samples.
-_SETTLE_S = 0.05
-_INT16_SCALE = np.float32(32768)
 _PCM_SCALE = np.float32(32767)
 
 
@@ -341,59 +337,3 @@ _Rows = list[Callable[[], Floats]]
 
 def _known(row: Floats) -> Callable[[], Floats]:
     return lambda: row
-
-
-class Resampler:
-    """From ``rate`` to each of ``targets`` at once, resumable in another process.
-
-    soxr shows nothing of its state. But a resampler that starts later, at a sample that falls on
-    one of the output's, soon gives the same: so the samples that it must be fed again are kept.
-    """
-
-    def __init__(self, rate: int, targets: Sequence[int]) -> None:
-        self._rate, self._targets = rate, targets
-        # Samples after which all outputs start on a sample again: targets are multiples of 16 kHz.
-        self._period = rate // math.gcd(rate, SAMPLE_RATE)
-        self._streams = [soxr.ResampleStream(rate, to, 1, dtype="float32") for to in targets]
-        self._given = [0] * len(targets)
-        self._skip = [0] * len(targets)
-        self._origin = 0
-        self._recent: NDArray[np.int16] = np.zeros(0, np.int16)
-
-    @property
-    def has_input(self) -> bool:
-        """Whether any sound went in."""
-        return self._origin + len(self._recent) > 0
-
-    def feed(self, pcm: NDArray[np.int16], *, last: bool) -> list[Floats]:
-        """The samples that are ready at each target's rate, as floats of ±1."""
-        samples = pcm.astype(np.float32) / _INT16_SCALE
-        self._recent = np.concatenate([self._recent, pcm])
-        outputs = []
-        for n, stream in enumerate(self._streams):
-            out = stream.resample_chunk(samples, last=last)
-            surplus = min(self._skip[n], len(out))
-            self._skip[n] -= surplus
-            self._given[n] += len(out) - surplus
-            outputs.append(out[surplus:])
-        self._forget()
-        return outputs
-
-    def state(self) -> tuple[NDArray[np.int16], list[int]]:
-        """A tenth of a second or so of samples, and where they lie."""
-        return self._recent, [self._origin, *self._given]
-
-    def restore(self, recent: NDArray[np.int16], places: list[int]) -> list[Floats]:
-        """Become the resampler of that `state`; returns samples that are ready earlier by it."""
-        self._origin, *self._given = places
-        pairs = zip(self._given, self._targets, strict=True)
-        self._skip = [given - self._origin * target // self._rate for given, target in pairs]
-        return self.feed(recent, last=False)
-
-    def _forget(self) -> None:
-        pairs = zip(self._given, self._targets, strict=True)
-        wanted = min(given * self._rate // target for given, target in pairs)
-        keep = max(0, wanted - round(_SETTLE_S * self._rate)) // self._period * self._period
-        if keep > self._origin:
-            self._recent = self._recent[keep - self._origin :]
-            self._origin = keep
