@@ -270,11 +270,12 @@ def _points_around(
     ring = np.concatenate(rings)
     within = np.all((ring > 1) & (ring < (width - 2, height - 2)), axis=1)
     ring = ring[within & (signed_distances(oval, ring) < -0.02 * step)]
-    spaced: list[NDArray[np.float64]] = []
-    for point in ring:
-        if all(((point - other) ** 2).sum() > (0.25 * step) ** 2 for other in spaced):
-            spaced.append(point)
-    return np.concatenate([chosen, np.array(spaced).reshape(-1, 2)])
+    close = ((ring[:, None] - ring[None]) ** 2).sum(axis=2) <= (0.25 * step) ** 2
+    spaced: list[int] = []
+    for n, row in enumerate(close):
+        if not row[spaced].any():
+            spaced.append(n)
+    return np.concatenate([chosen, ring[spaced]])
 
 
 def _triangulate_outside(points: NDArray[np.float64], width: int, height: int) -> NDArray[np.int64]:

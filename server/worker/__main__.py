@@ -1,9 +1,13 @@
 """One worker of `fada serve`, by the settings of its environment."""
 
-from server import logs, traces
-from server.errors import SetupError
-from server.settings import Settings
-from server.worker.worker import main
+from server.worker import memory
+
+memory.pause_gc()  # importing makes objects that stay
+
+from server import logs, traces  # noqa: E402
+from server.errors import SetupError  # noqa: E402
+from server.settings import Settings  # noqa: E402
+from server.worker.worker import main  # noqa: E402
 
 settings = Settings()  # type: ignore[call-arg]  # all have defaults
 logs.configure(settings.log_format)

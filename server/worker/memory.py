@@ -21,6 +21,11 @@ def map_large_blocks() -> bool:
         return False
 
 
+def pause_gc() -> None:
+    """Collect no garbage until `freeze_gc_heap`: loading makes objects that stay."""
+    gc.disable()
+
+
 def freeze_gc_heap() -> None:
     """Mark all that is loaded as permanent, so that the garbage collector ignores it.
 
@@ -29,3 +34,4 @@ def freeze_gc_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()

@@ -365,6 +365,7 @@ def main(settings: Settings, url: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.devices[0]  # CUDA reads it on first use
     asyncio.run(_announce_start(url))
     memory.map_large_blocks()
+    memory.pause_gc()
     marks = load_marks(settings)
     engines = student_engines(settings)
     pipelines = load_pipelines(settings, engines=engines)
