@@ -9,7 +9,7 @@ Keys, all under ``fada:``, on one server (no cluster)
     job:{id}            hash: request, status, progress, error; entry and queue; of a finished
                         video ``init`` and ``index``, see `messages.JobDone`; ``token``, the
                         number of claims; ``events`` and ``commands``, how many there were;
-                        ``attempts`` and ``lease_timeouts``, see `server.broker.consumer.Claim`;
+                        ``attempts`` and ``lease_timeouts``, see `server.broker.leases.Claim`;
                         ``format``, see `messages.FORMAT`; of a live session ``connection``,
                         ``position``, ``fragments`` and ``consumed``, see `Attachment`
     job:{id}:portrait   upload, deleted when the job ends; likewise :audio, :reference, :video

@@ -41,6 +41,20 @@ class Limits:
 UNLIMITED = Limits()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is kept, how many and for how many seconds; see `server.settings`.
+
+    An owner's avatars may take ``avatar_share`` of the room that others leave.
+    """
+
+    job_ttl_s: int
+    avatar_ttl_s: int
+    max_avatars: int
+    max_videos: int
+    avatar_share: float = 1.0
+
+
 async def configured_limits(
     connection: redis.Connection, redis_bytes: int | None, folder_bytes: int, *, share: float = 1.0
 ) -> Limits:

@@ -18,7 +18,8 @@ from model.types import FPS, Floats, Reference
 from server import metrics
 from server.api.protocol import AvatarView, FaceView, MarksView
 from server.broker import messages
-from server.broker.consumer import START, Claim
+from server.broker.consumer import START
+from server.broker.leases import Claim
 from server.broker.redis import BROKER_LOST
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait

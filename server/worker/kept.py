@@ -11,7 +11,8 @@ from typing import BinaryIO, cast
 
 from media.boxes import with_duration
 from server.broker import estimates, messages, videos
-from server.broker.consumer import Claim, JobConsumer
+from server.broker.consumer import JobConsumer
+from server.broker.leases import Claim
 from server.worker.marks import Marks
 
 _MORE_BYTES = 8 << 20  # reserved at a time where the estimate was too low

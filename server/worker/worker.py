@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from server import logs, metrics, traces
 from server.broker import liveness, messages
-from server.broker.consumer import Claim, JobConsumer, Retention
+from server.broker.consumer import JobConsumer
+from server.broker.leases import Claim
 from server.broker.redis import BROKER_LOST, QUEUES, connect
-from server.broker.reservations import configured_limits
+from server.broker.reservations import Retention, configured_limits
 from server.errors import ServiceError, SetupError
 from server.process import usable_cores
 from server.settings import CLIENT_SHARE, Settings

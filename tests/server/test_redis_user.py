@@ -20,8 +20,9 @@ import redis
 
 from server.broker import messages
 from server.broker.client import open_client
-from server.broker.consumer import JobConsumer, Retention
+from server.broker.consumer import JobConsumer
 from server.broker.redis import Connection, check_connection
+from server.broker.reservations import Retention
 from server.errors import SetupError
 from tests.e2e.talker import eventually
 from tests.server.media_files import picture
@@ -150,7 +151,7 @@ async def rarely(url: str) -> None:
         consumer = JobConsumer(Connection(client, client), "gone", retention)
         await consumer.heartbeat(messages.Heartbeat(models=[], live_places=0))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("server.broker.consumer._CONSUMER_TTL_MS", -1)
+            patch.setattr("server.broker.leases._CONSUMER_TTL_MS", -1)
             await consumer.join()
         await consumer.leave()
     await sockets_closed()

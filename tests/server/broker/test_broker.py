@@ -14,10 +14,12 @@ from server.api.protocol import AnimationOptions, AvatarView, FaceView, ModelVie
 from server.api.video import first_event
 from server.broker import liveness, messages, redis
 from server.broker.amount import Amount
-from server.broker.consumer import LEASE_S, START, Claim, JobConsumer, Retention
+from server.broker.consumer import START, JobConsumer
 from server.broker.embedded import embedded_server, valkey_program
+from server.broker.leases import LEASE_S, Claim
 from server.broker.liveness import deregister, release_leases
 from server.broker.producer import JobProducer
+from server.broker.reservations import Retention
 from server.errors import ServiceError
 from server.tasks import cancel_and_wait
 
@@ -369,7 +371,7 @@ async def test_suspected_poison_waits_without_blocking_other_jobs(
         claim = await consumer.reclaim("animate", idle=False)
         assert claim is not None and claim.job_id == healthy
         assert await consumer.reclaim("animate", idle=False) is None
-        monkeypatch.setattr("server.broker.consumer.QUARANTINE_S", 0.0)
+        monkeypatch.setattr("server.broker.leases.QUARANTINE_S", 0.0)
         claim = await consumer.reclaim("animate", idle=False)
         assert claim is not None and (claim.job_id, claim.suspected_poison) == (poison, True)
 
@@ -377,7 +379,7 @@ async def test_suspected_poison_waits_without_blocking_other_jobs(
 async def test_a_lease_timeout_of_a_live_worker_is_not_an_attempt(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.broker.consumer.LEASE_S", 0.01)
+    monkeypatch.setattr("server.broker.leases.LEASE_S", 0.01)
     async with connected(url) as (producer, consumer):
 
         async def reclaim_expired(*, alive: bool = True) -> Claim:
@@ -441,7 +443,7 @@ async def test_workers_rejoin_a_server_that_lost_its_data(url: str) -> None:
 
 
 async def test_names_of_idle_workers_are_removed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.broker.consumer._CONSUMER_TTL_MS", 0)
+    monkeypatch.setattr("server.broker.leases._CONSUMER_TTL_MS", 0)
     async with connected(url) as (producer, consumer):
         await producer.submit(animate_request(), PARTS)
         await claim_next(consumer)
@@ -477,8 +479,8 @@ def avatar(name: str) -> AvatarView:
 async def test_a_job_waits_for_a_worker_that_starts(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.broker.producer._NO_WORKER_S", 0.2)
-    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 100)
+    monkeypatch.setattr("server.broker.follow._NO_WORKER_S", 0.2)
+    monkeypatch.setattr("server.broker.follow._BLOCK_MS", 100)
     async with connected(url) as (producer, consumer):
         job_id = await producer.submit(animate_request(), PARTS)
         await consumer.leave()
@@ -500,8 +502,9 @@ async def test_a_job_waits_for_a_worker_that_starts(
 async def test_a_start_that_takes_too_long_is_not_waited_for(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.broker.producer.STARTING_S", 0.3)
-    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 100)
+    for module in ("producer", "follow"):
+        monkeypatch.setattr(f"server.broker.{module}.STARTING_S", 0.3)
+    monkeypatch.setattr("server.broker.follow._BLOCK_MS", 100)
     async with connected(url) as (producer, consumer):
         job_id = await producer.submit(animate_request(), PARTS)
         await consumer.leave()

@@ -10,8 +10,9 @@ import pytest
 
 from server.broker import messages, redis
 from server.broker.client import open_client, without_password
-from server.broker.consumer import START, Claim, JobConsumer
+from server.broker.consumer import START, JobConsumer
 from server.broker.embedded import embedded_server, valkey_program
+from server.broker.leases import Claim
 from server.errors import ServiceError
 from tests.server.broker.test_broker import PARTS, animate_request, connected, fragment
 

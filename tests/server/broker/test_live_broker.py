@@ -168,8 +168,8 @@ async def test_each_kind_of_job_has_its_own_queue(url: str) -> None:
 async def test_an_admitted_session_without_room_is_busy_soon(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 50)
-    monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", 0.2)
+    monkeypatch.setattr("server.broker.follow._BLOCK_MS", 50)
+    monkeypatch.setattr("server.broker.follow._UNCLAIMED_S", 0.2)
     async with connected(url, max_jobs=1) as (producer, consumer):
         job_id = await producer.submit(live_request(), {"portrait": b"picture"})
         queued, failed = await read_all(producer, job_id, consume=True)  # its worker claims nothing
@@ -185,8 +185,8 @@ async def test_an_admitted_session_without_room_is_busy_soon(
 
 
 async def test_an_offline_job_waits_for_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.broker.producer._BLOCK_MS", 50)
-    monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", 0.1)
+    monkeypatch.setattr("server.broker.follow._BLOCK_MS", 50)
+    monkeypatch.setattr("server.broker.follow._UNCLAIMED_S", 0.1)
     async with connected(url) as (producer, consumer):
         job_id = await producer.submit(animate_request(), {})
         following = asyncio.create_task(read_all(producer, job_id, consume=True))

@@ -21,7 +21,7 @@ from model.pipeline import AvatarPipeline
 from model.types import pack, unpack
 from server.api.protocol import AnimationOptions
 from server.broker import messages
-from server.broker.consumer import Claim
+from server.broker.leases import Claim
 from server.errors import ServiceError
 from server.worker import jobs
 from server.worker.backpressure import JobAborted

@@ -12,9 +12,11 @@ import pytest
 
 from server.api.protocol import AnimationOptions
 from server.broker import attachment, messages, redis
-from server.broker.consumer import Claim, JobConsumer, Retention
+from server.broker.consumer import JobConsumer
 from server.broker.embedded import embedded_server, valkey_program
+from server.broker.leases import Claim
 from server.broker.producer import JobProducer
+from server.broker.reservations import Retention
 from server.errors import ServiceError
 from server.settings import Settings
 from server.worker.capacity import Capacity
@@ -158,7 +160,7 @@ async def test_reclaimed_sessions_beyond_capacity_go_to_a_new_worker(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All are handed over; on a busy machine late jobs would be claimed as well.
-    monkeypatch.setattr("server.broker.consumer.LEASE_S", 60.0)
+    monkeypatch.setattr("server.broker.leases.LEASE_S", 60.0)
     async with clients(url) as client, working(client, "w0", places=3) as stop:
         jobs = [await talk(client, seed) for seed in range(3)]
         watching = [asyncio.create_task(watch(client, job_id)) for job_id in jobs]
@@ -177,7 +179,7 @@ async def test_reclaimed_sessions_beyond_capacity_go_to_a_new_worker(
 async def test_sessions_continue_through_a_rolling_upgrade(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("server.broker.producer._UNCLAIMED_S", PATIENCE_S)
+    monkeypatch.setattr("server.broker.follow._UNCLAIMED_S", PATIENCE_S)
     newer = messages.FORMAT + 1
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(clients(url))
