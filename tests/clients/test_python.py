@@ -14,6 +14,7 @@ from typing import Any
 import fada_client
 import pytest
 from fada_client import AsyncClient, Client, Done, Fragment, InitSegment, Interrupted
+from fada_client.decode import FragmentDecoder
 from fada_client.errors import error_of
 from fada_client.wire import BoxReader
 from hypothesis import given
@@ -120,6 +121,11 @@ def test_a_live_session(client: Client) -> None:
     video = events[0].data + b"".join(fragment.data for fragment in fragments)
     assert probe(video).video_s == pytest.approx(events[-1].duration_s, abs=0.001)
     assert events[-1].frames == 25
+    decoder = FragmentDecoder(events[0].data)
+    for fragment in fragments:  # none waits for the next fragment
+        pictures = decoder.decode(fragment.data)
+        assert len(pictures) == round(25 * fragment.duration_s)
+        assert all((one.width, one.height) == (128, 128) for one in pictures)
 
 
 def test_a_session_is_interrupted(client: Client) -> None:
@@ -234,4 +240,4 @@ def test_the_client_imports_without_the_service() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
     ours = {"fada", "server", "model", "engines", "media", "training"}
-    assert not {*ours, "torch", "numpy", "fastapi"} & set(done.stdout.split())
+    assert not {*ours, "torch", "numpy", "av", "fastapi"} & set(done.stdout.split())

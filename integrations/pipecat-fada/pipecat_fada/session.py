@@ -18,9 +18,9 @@ from fada_client import (
     InitSegment,
     Interrupted,
 )
+from fada_client.decode import FragmentDecoder
 from fada_client.wire import Media
 
-from pipecat_fada.decode import FragmentDecoder
 from pipecat_fada.playout import PlayoutQueue
 
 FaceState = Literal["listening", "thinking", "idle"]
@@ -173,7 +173,7 @@ class AvatarSession:
                     decoder = FragmentDecoder(data)
                 case Fragment(data=data, kind=kind) if decoder is not None:
                     # In a thread: it takes milliseconds, and the loop paces sound.
-                    shown = await asyncio.to_thread(decoder.decode, data)
+                    shown = await asyncio.to_thread(_rgb, decoder, data)
                     self._take(shown, speech=kind == "speech")
                 case Interrupted():
                     self._interrupting = False
@@ -189,3 +189,7 @@ class AvatarSession:
         while len(self.pictures) > _MAX_REST_S * self.fps and not self.pictures[0].speech:
             self.pictures.popleft()
         self._came.set()
+
+
+def _rgb(decoder: FragmentDecoder, fragment: bytes) -> list[bytes]:
+    return [one.to_ndarray(format="rgb24").tobytes() for one in decoder.decode(fragment)]

@@ -1,12 +1,10 @@
-"""Sound into the service's form, its fragments into frames."""
+"""Sound into the service's form, its pictures into frames."""
 
 from __future__ import annotations
 
-import io
-
 import av
 import numpy as np
-from av.codec.context import Flags
+from fada_client.decode import FragmentDecoder
 from livekit import rtc
 
 
@@ -48,35 +46,9 @@ def _joined(frames: list[rtc.AudioFrame]) -> bytes:
     return b"".join(bytes(frame.data) for frame in frames)
 
 
-class FragmentDecoder:
-    """The pictures of a session's fragments, in order, each fragment's at once."""
-
-    def __init__(self, init_segment: bytes) -> None:
-        self._init = init_segment
-        self._codec: av.VideoCodecContext | None = None
-
-    def decode(self, fragment: bytes) -> list[rtc.VideoFrame]:
-        """All frames of ``fragment``, the next after the last one; blocks for milliseconds."""
-        with av.open(io.BytesIO(self._init + fragment), "r", format="mp4") as container:
-            stream = container.streams.video[0]
-            if self._codec is None:
-                self._codec = _decoder(stream.codec_context)
-            return [
-                _video_frame(picture)
-                for packet in container.demux(stream)
-                if packet.size
-                for picture in self._codec.decode(packet)
-            ]
-
-
-def _decoder(described: av.VideoCodecContext) -> av.VideoCodecContext:
-    """Decodes a whole session; a picture comes out for each packet that goes in."""
-    codec = av.CodecContext.create(described.codec.name, "r")
-    assert isinstance(codec, av.VideoCodecContext)
-    codec.extradata = described.extradata
-    codec.thread_count = 1  # threads by frame would hold pictures back
-    codec.flags |= Flags.low_delay
-    return codec
+def video_frames(decoder: FragmentDecoder, fragment: bytes) -> list[rtc.VideoFrame]:
+    """All frames of ``fragment``, the next after the last one; blocks for milliseconds."""
+    return [_video_frame(picture) for picture in decoder.decode(fragment)]
 
 
 def _video_frame(picture: av.VideoFrame) -> rtc.VideoFrame:

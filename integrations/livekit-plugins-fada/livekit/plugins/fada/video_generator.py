@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fada_client import AsyncClient, AsyncStream, FadaError, Fragment, InitSegment, Interrupted
+from fada_client.decode import FragmentDecoder
 from fada_client.wire import Media
 from livekit import rtc
 from livekit.agents import utils
@@ -15,7 +16,7 @@ from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGen
 
 from .errors import FadaException
 from .log import logger
-from .media import FragmentDecoder, MonoResampler
+from .media import MonoResampler, video_frames
 from .speech import SoundSlice, SpeechLedger
 
 FaceState = Literal["listening", "thinking", "idle"]
@@ -178,7 +179,7 @@ class FadaVideoGenerator(VideoGenerator):
                     decoder = FragmentDecoder(data)
                 case Fragment(data=data, kind=kind) if decoder is not None:
                     # In a thread: it takes milliseconds, and the loop paces sound.
-                    frames = await asyncio.to_thread(decoder.decode, data)
+                    frames = await asyncio.to_thread(video_frames, decoder, data)
                     self._take(frames, speech=kind == "speech")
                 case Interrupted():
                     self._interrupting = False
