@@ -49,7 +49,7 @@ from model.types import Floats
 
 # The portrait's own teeth show where its lips are further apart than this (eye distances).
 OWN_MOUTH_GAP = 0.022
-OWN_FADE = 0.025  # it is gone where the lips have moved this far from rest
+OWN_FADE = 0.006  # it is gone where the lips have moved this far: speech hardly comes as near
 OWN_SHADED = 0.35  # of the lips' shadow, for own teeth are in a shadow already
 CANONICAL_MOUTH_WIDTH = 0.552  # between the mouth's corners, in eye distances
 TEXTURES_FILE = WEIGHTS / "mouth.safetensors"
