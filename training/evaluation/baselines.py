@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from model.audio.stream import windows_of
 from model.types import Floats
 from training.data.corpus import Corpus
 from training.evaluation.metrics import Utterance
-from training.linear import ridge, with_neighbours
+from training.linear import Matrix, ridge, with_neighbours
 
 Make = Callable[[list[Utterance], int], list[Floats]]  # utterances, seed → motions (T, 58)
 Describe = Callable[[Floats], Floats]  # windows (N, PREFIX + HOP + LOOKAHEAD, 256) → (N, HOP, D)
@@ -22,9 +23,26 @@ _MEL_REACH, _MEL_PENALTY = 3, 300.0
 _TOKEN_REACH, _TOKEN_PENALTY = 1, 300.0
 
 
+@dataclass(frozen=True)
+class Readout:
+    """An affine map from descriptions of frames to latents."""
+
+    x_mean: Matrix
+    y_mean: Matrix
+    weights: Matrix
+
+    def __call__(self, described: Floats) -> Floats:
+        """(..., D) → (..., 58)"""
+        return ((described - self.x_mean) @ self.weights + self.y_mean).astype(np.float32)
+
+
 def ridge_baseline(training: Corpus) -> Make:
     """Linear regression from the log-mel rows around a frame to its latents."""
-    return _readout(training, lambda rows: _around(rows, _MEL_REACH), _MEL_PENALTY)
+
+    def describe(rows: Floats) -> Floats:
+        return _around(rows, _MEL_REACH)
+
+    return _maker(_fit(training, describe, _MEL_PENALTY), describe)
 
 
 def token_readout(training: Corpus, encoder: nn.Module) -> Make:
@@ -32,16 +50,30 @@ def token_readout(training: Corpus, encoder: nn.Module) -> Make:
 
     It sees the sound that the network sees, through the same ``encoder``, and nothing else.
     """
+    return _maker(fit_token_readout(training, encoder), _token_describer(encoder))
 
+
+def fit_token_readout(training: Corpus, encoder: nn.Module) -> Readout:
+    """The regression of `token_readout`, from `around_tokens` to latents."""
+    return _fit(training, _token_describer(encoder), _TOKEN_PENALTY)
+
+
+def around_tokens(tokens: Floats) -> Floats:
+    """(N, PREFIX + HOP + LOOKAHEAD, D) → (N, HOP, 3 D): the new frames' tokens, with those beside
+    them."""
+    return _around(tokens, _TOKEN_REACH)
+
+
+def _token_describer(encoder: nn.Module) -> Describe:
     @torch.no_grad()
     def describe(rows: Floats) -> Floats:
         tokens = [encoder(part) for part in torch.split(torch.from_numpy(rows), 256)]
-        return _around(torch.cat(tokens).numpy(), _TOKEN_REACH)
+        return around_tokens(torch.cat(tokens).numpy())
 
-    return _readout(training, describe, _TOKEN_PENALTY)
+    return describe
 
 
-def _readout(training: Corpus, describe: Describe, penalty: float) -> Make:
+def _fit(training: Corpus, describe: Describe, penalty: float) -> Readout:
     rows, targets = zip(*_training_windows(training), strict=True)
     x = describe(np.concatenate(rows))
     x = x.reshape(-1, x.shape[-1])
@@ -49,16 +81,17 @@ def _readout(training: Corpus, describe: Describe, penalty: float) -> Make:
     shown = np.isfinite(y).all(1)
     x, y = x[shown], y[shown]
     x_mean, y_mean = x.mean(0, dtype=np.float64), y.mean(0, dtype=np.float64)
-    weights = ridge(x - x_mean, y - y_mean, penalty)
+    return Readout(x_mean, y_mean, ridge(x - x_mean, y - y_mean, penalty))
 
+
+def _maker(readout: Readout, describe: Describe) -> Make:
     def make(utterances: list[Utterance], seed: int) -> list[Floats]:
         made = []
         for utterance in utterances:
             windows = windows_of(utterance.samples)
             described = describe(np.stack([window.features for window in windows]))
             parts = [d[: w.frames] for d, w in zip(described, windows, strict=True)]
-            motion = (np.concatenate(parts) - x_mean) @ weights + y_mean
-            made.append(motion.astype(np.float32))
+            made.append(readout(np.concatenate(parts)))
         return made
 
     return make
