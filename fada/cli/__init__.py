@@ -6,6 +6,7 @@ Each has ``add_arguments(parser)`` and ``run(options)``, which returns the exit 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -129,7 +130,11 @@ class _Version(argparse.Action):
 def _module(name: str) -> Any:
     if name in PLUGIN_COMMANDS:
         return _plugged_in(name, PLUGIN_COMMANDS[name].distribution)
-    return importlib.import_module(f"fada.cli.{COMMANDS[name].module}")
+    gc.disable()  # importing makes objects that stay
+    try:
+        return importlib.import_module(f"fada.cli.{COMMANDS[name].module}")
+    finally:
+        gc.enable()
 
 
 def _plugged_in(name: str, distribution: str) -> Any:

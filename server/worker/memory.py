@@ -22,8 +22,9 @@ def map_large_blocks() -> bool:
 
 
 def pause_gc() -> None:
-    """Collect no garbage until `freeze_gc_heap`: loading makes objects that stay."""
+    """Collect no garbage until `freeze_gc_heap`, and what is loaded now never: it stays."""
     gc.disable()
+    gc.freeze()
 
 
 def freeze_gc_heap() -> None:
