@@ -39,7 +39,7 @@ from av.packet import Packet
 from media import boxes
 from server.webrtc import wire
 from server.webrtc.candidates import without_inner_candidates
-from server.webrtc.estimate import RateWatch
+from server.webrtc.estimate import RateWatch, ResendBudget
 from server.webrtc.microphone import Microphone, SilenceGate, receive_in_order
 from server.webrtc.offer import Offer, Refused, ice_server
 from server.webrtc.playout import Playout
@@ -181,14 +181,19 @@ class Peer:
         return self._connection.localDescription.sdp
 
     def _watch_feedback(self, sender: RTCRtpSender) -> None:
-        handle = sender._handle_rtcp_packet
+        handle, resend, budget = sender._handle_rtcp_packet, sender._retransmit, ResendBudget()
 
         async def watched(packet: Any) -> None:
             self._feedback(packet, sender._ssrc)
             await handle(packet)
 
-        # aiortc offers no other way to the client's estimate.
+        async def resend_some(sequence_number: int) -> None:
+            if budget.take(time.monotonic()):
+                await resend(sequence_number)
+
+        # aiortc offers no other way to the client's estimate, and resends all that is asked for.
         setattr(sender, "_handle_rtcp_packet", watched)  # noqa: B010
+        setattr(sender, "_retransmit", resend_some)  # noqa: B010
 
     def _feedback(self, packet: Any, ssrc: int) -> None:
         """What the client reports of the video: the rate that it can receive, lost pictures."""

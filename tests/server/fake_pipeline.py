@@ -31,13 +31,16 @@ RED_STEP, GREEN_STEP, BLUE_STEP = 16, 16, 24
 
 
 class FakeDecoder:
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, width: int, height: int, *, grain: bool = False) -> None:
         self.width, self.height = width, height
         self._buffer = np.zeros((height, width, 3), np.uint8)
+        self._grain = np.random.default_rng(0) if grain else None
 
     def decode(self, latents: Floats) -> Iterator[Picture]:
         for row in latents:
             self._buffer[:] = row.astype(np.uint8)
+            if self._grain is not None:  # takes a megabit a second at 128 pixels
+                self._buffer += self._grain.integers(0, 40, self._buffer.shape, np.uint8)
             yield self._buffer
 
 
@@ -58,7 +61,10 @@ class FakeSpace:
             face_box=(0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height),
             face_confidence=0.9,
             features=np.zeros(4, np.float32),
-            arrays={"poison": np.array(tuple(picture[0, 0]) == (0, 0, 255))},
+            arrays={
+                "poison": np.array(tuple(picture[0, 0]) == (0, 0, 255)),
+                "grain": np.array(tuple(picture[0, 0]) == (255, 0, 255)),
+            },
         )
 
     def rest_prefix(self, frames: int) -> Floats:
@@ -74,7 +80,7 @@ class FakeSpace:
 
     def decoder(self, reference: Reference, size: int, framing: str) -> FakeDecoder:
         if framing == "portrait":
-            return FakeDecoder(size, size)
+            return FakeDecoder(size, size, grain=bool(reference.arrays["grain"]))
         scale = size / max(reference.width, reference.height)
         return FakeDecoder(
             round(reference.width * scale / 2) * 2, round(reference.height * scale / 2) * 2

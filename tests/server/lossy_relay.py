@@ -22,6 +22,7 @@ class LossyRelay:
     def __init__(self, *, loss: float = 0.0, jitter_s: float = 0.0, bit_rate: int = 0) -> None:
         self.loss, self.jitter_s, self.bit_rate = loss, jitter_s, bit_rate
         self.lost = self.passed = 0
+        self.overrun_s = 0.0  # when the line was last too slow
         self._random = random.Random(1)
         self._server = ("127.0.0.1", 0)
         self._client: Any = None
@@ -66,6 +67,7 @@ class LossyRelay:
             start_s = max(now_s, self._free_s)
             if start_s - now_s > _QUEUE_S:
                 self.lost += 1
+                self.overrun_s = now_s
                 return
             self._free_s = start_s + 8 * len(data) / self.bit_rate
             wait_s = self._free_s - now_s

@@ -13,6 +13,7 @@ _CODECS = {"m4a": ("mp4", "aac"), "webm": ("webm", "libopus")}
 
 # See fake_pipeline.
 GREY, NO_FACE, COVERED, POISON = (90, 140, 90), (255, 0, 0), (0, 255, 0), (0, 0, 255)
+GRAINY = (255, 0, 255)
 
 
 def picture(

@@ -15,7 +15,7 @@ from server.api.protocol import AI_GENERATED
 from server.api.webrtc import MAX_OFFER_BYTES
 from tests.server.fake_pipeline import GREEN_STEP
 from tests.server.lossy_relay import LossyRelay, without_candidates
-from tests.server.media_files import picture
+from tests.server.media_files import GRAINY, picture
 from tests.server.service import FAKE, KEYS, Service, running
 from tests.server.webrtc_client import (
     Call,
@@ -30,14 +30,17 @@ from tests.server.webrtc_client import (
 
 pytestmark = pytest.mark.anyio
 
+SLOW = 300_000  # bits a second
+
 
 @pytest.fixture(scope="module")
 def avatar(service: Service) -> str:
     return new_avatar(service.url)
 
 
-def new_avatar(url: str, headers: dict[str, str] | None = None) -> str:
-    answer = httpx.post(url + "/avatars", files={"portrait": ("f", picture())}, headers=headers)
+def new_avatar(url: str, headers: dict[str, str] | None = None, portrait: bytes = b"") -> str:
+    files = {"portrait": ("f", portrait or picture())}
+    answer = httpx.post(url + "/avatars", files=files, headers=headers)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["avatar_id"])
 
@@ -113,6 +116,23 @@ async def test_a_lossy_and_jittery_line_is_survived(service: Service, avatar: st
     passed_s = (last.pts - first.pts) / 90_000
     assert last_s - first_s == pytest.approx(passed_s, abs=0.5)
     assert len(call.pictures) - 25 > 0.8 * 25 * passed_s
+
+
+async def test_a_slow_line_is_sent_what_it_carries(service: Service) -> None:
+    avatar = new_avatar(service.url, portrait=picture(GRAINY))
+    async with (
+        LossyRelay(bit_rate=SLOW) as relay,
+        calling(
+            service.url, avatar, audio="false",
+            on_offer=without_candidates, on_answer=relay.answer,
+        ) as call,
+    ):  # fmt: skip
+        await call.until(lambda: relay.lost > 30)  # the stream as it is
+        lost = relay.lost
+        await call.until(lambda: time.monotonic() - relay.overrun_s > 1.5)
+        passed = relay.passed
+        await call.until(lambda: relay.passed > passed + 30)
+        assert relay.lost - lost < 1500
 
 
 async def test_delete_frees_the_place(strict: Service) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from server.webrtc.estimate import RateWatch
+from server.webrtc.estimate import RateWatch, ResendBudget
 
 STREAM = 1_000_000
 
@@ -44,3 +44,10 @@ def test_an_old_estimate_counts_for_nothing() -> None:
     rate = watch()
     rate.estimated(STREAM // 2, 0.0)
     assert rate.choose(10.0)[0]
+
+
+def test_a_line_that_loses_much_is_not_sent_it_all_again() -> None:
+    budget = ResendBudget()
+    assert sum(budget.take(100.0) for _ in range(1000)) == 80
+    assert sum(budget.take(100.0 + at / 1000) for at in range(1, 2001)) in (79, 80)
+    assert all(budget.take(200.0 + at / 10) for at in range(100))  # a few are lost on any line
