@@ -28,7 +28,7 @@ serve: $(VENV)/.serve ## set up and run the service
 
 # Their hundreds of processes need compiled files, whatever the environment wants.
 test: $(VENV)/.dev ## run the tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

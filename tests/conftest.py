@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from hypothesis import settings
@@ -20,7 +20,13 @@ from tests.server.service import FAKE, KEYS, ORIGIN, Service, running
 # The longest begin first, so that no process is left with one when the others are done.
 TOGETHER = (
     ("tests/hostile/",),
-    ("tests/e2e/test_animate.py", "tests/e2e/test_stream.py", "tests/e2e/test_studio.py"),
+    (
+        "tests/e2e/test_animate.py",
+        "tests/e2e/test_firefox.py",
+        "tests/e2e/test_stream.py",
+        "tests/e2e/test_studio.py",
+    ),
+    ("tests/e2e/test_chaos.py", "tests/e2e/test_failover.py"),
     ("tests/training/",),
     ("tests/engines/",),
     (
@@ -107,18 +113,33 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+_locked: list[TextIO] = []  # by `_turn` for this process, until it is closed
+
+
 @pytest.fixture(autouse=True)
-def _turn(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
+def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Among several test processes, tests marked ``realtime`` have the machine to themselves."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
+    if "PYTEST_XDIST_WORKER" not in os.environ or _locked:
         return
     folder = tmp_path_factory.getbasetemp().parent  # of all test processes
-    alone = request.node.get_closest_marker("realtime") is not None
-    with (folder / "gate").open("w") as gate, (folder / "running").open("w") as running:
+    with (folder / "gate").open("w") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)  # no test starts while one waits to be alone
-        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        yield
+        running = (folder / "running").open("w")
+        fcntl.flock(running, fcntl.LOCK_EX if _realtime(request.node) else fcntl.LOCK_SH)
+        _locked.append(running)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """A process that has the machine to itself keeps it for the ``realtime`` tests that follow."""
+    result = yield
+    if not (_realtime(item) and nextitem is not None and _realtime(nextitem)):
+        while _locked:
+            _locked.pop().close()
+    return result
+
+
+def _realtime(item: pytest.Item) -> bool:
+    return item.get_closest_marker("realtime") is not None

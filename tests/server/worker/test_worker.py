@@ -37,6 +37,12 @@ def url() -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session waits for its first connection, which none of these has, for a whole test."""
+    monkeypatch.setattr(attachment, "_FIRST_TTL_S", int(10 * PATIENCE_S))
+
+
 @asynccontextmanager
 async def clients(url: str) -> AsyncIterator[JobProducer]:
     async with redis.connect(url) as connection:
