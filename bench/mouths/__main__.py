@@ -6,6 +6,7 @@
     python -m bench.mouths score --out DIR --answers FILE
     python -m bench.mouths still --portraits DIR [--beside CHECKOUT]
     python -m bench.mouths speed --portraits DIR [--beside CHECKOUT]
+    python -m bench.mouths flicker --portraits DIR [--beside CHECKOUT]
 
 ``--beside`` names another checkout of this repository, drawn by its own renderer in a process of
 its own. ``--mobilenet`` is torchvision's ``mobilenet_v2-b0353104.pth``; the package
@@ -15,6 +16,7 @@ its own. ``--mobilenet`` is torchvision's ``mobilenet_v2-b0353104.pth``; the pac
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,6 +168,26 @@ def still(args: argparse.Namespace) -> None:
             )
 
 
+def flicker(args: argparse.Namespace) -> None:
+    """How much the light of the upper teeth changes as the jaw falls, 0.005 at a time."""
+    from bench.mouths.stillness import light_change
+
+    fall: list[Wish] = [{"opening": o} for o in np.linspace(0.06, 0.30, 49)]
+    portraits = pictures(args.portraits, args.count)
+    for name, checkout in _named(args):
+        changes = np.array(
+            [
+                [light_change(*pair) for pair in pairwise(shot)]
+                for shot in draw(checkout, [(p, fall) for p in portraits])
+            ]
+        )
+        most = np.nanmax(changes, axis=1)
+        print(
+            f"{name}: light of teeth changes by {np.nanmedian(changes):.1%} a step (median), most "
+            f"of a portrait {np.median(most):.1%} (median) to {most.max():.1%}"
+        )
+
+
 def _parts(drawn: list[Drawn], length: int) -> list[list[Drawn]]:
     return [drawn[i : i + length] for i in range(0, len(drawn), length)]
 
@@ -247,6 +269,7 @@ WHAT = {
     ),
     "still": (still, ("portraits",)),
     "speed": (speed, ("portraits",)),
+    "flicker": (flicker, ("portraits",)),
 }
 
 if __name__ == "__main__":

@@ -62,3 +62,15 @@ def _band(drawn: Drawn) -> NDArray[np.float32]:
     edge = np.interp(columns, upper[:, 0], upper[:, 1])
     near = np.clip(edge + reach - rows, 0.0, 1.0)
     return (np.clip(inner - 4.0, 0.0, 1.0) * near).astype(np.float32)
+
+
+def light_change(first: Drawn, second: Drawn) -> float:
+    """How much lighter or darker, as a share, the upper teeth are in the second picture."""
+    seen = np.minimum(_band(first), _band(second))
+    if (seen > 0.5).sum() < 40:
+        return float("nan")
+    light, other = (
+        float((cv2.cvtColor(one.picture, cv2.COLOR_RGB2GRAY) * seen).sum())
+        for one in (first, second)
+    )
+    return abs(np.log(other / light))
