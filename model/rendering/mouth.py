@@ -39,6 +39,7 @@ from model.rendering.face_model import (
     UPPER_SHARE,
     FaceShape,
     RigidMotion,
+    eased,
     face_basis,
 )
 from model.rendering.mouth_colours import darker, light_tilt, soft_colours, tooth_colour
@@ -62,7 +63,9 @@ OVERBITE = 0.012
 TONGUE_WIDTH, TONGUE_CREST = 0.52, 0.02 / 0.26
 TONGUE_HEIGHT = 0.50  # above the lower teeth, of the jaw's drop
 DEPTH_SHADE = 2.5
-TONGUE_ACTIONS = ("jawOpen", "mouthFunnel", "mouthPucker", "tongueOut")
+TONGUE_ACTIONS = [
+    ACTIONS.index(name) for name in ("jawOpen", "mouthFunnel", "mouthPucker", "tongueOut")
+]
 
 
 @cache
@@ -73,7 +76,12 @@ def mouth_textures() -> dict[str, NDArray[np.generic]]:
 
 @dataclass(frozen=True)
 class Mouth:
-    """Teeth, tongue and cavity in the portrait's colours, and the mouth that the portrait shows."""
+    """Teeth, tongue and cavity in the portrait's colours, and the mouth that the portrait shows.
+
+    For upper teeth, lower teeth and tongue: ``sizes`` (3, 1, 1) of a texel in eye distances, and
+    ``anchors`` (3, 2, 1), the texel that lies at the edge or the tip. ``rest_ring`` (20, 2): the
+    inner lips at rest in the head.
+    """
 
     shape: FaceShape
     upper: Packed
@@ -86,8 +94,9 @@ class Mouth:
     depths: NDArray[np.float64]
     upper_edge: NDArray[np.float64]
     lower_edge: NDArray[np.float64]
-    scale: float
-    texels: float
+    sizes: NDArray[np.float64]
+    anchors: NDArray[np.float64]
+    rest_ring: Floats
     colours: NDArray[np.float64]
     gloss: float
     light: float
@@ -155,11 +164,19 @@ class Mouth:
             depth=depths[1],
             tilt=tilt,
         )
+        tongue = _tongue(textures["tongue"], gum, tooth, shrink=shrink)
+        texel, wide = INCISOR * scale / texels, TONGUE_WIDTH * scale / tongue.shape[1]
+        middle_column, above = depths.shape[1] / 2, GUM_TOP * texels
+        anchors = [
+            (middle_column, above),
+            (middle_column, lower[1].shape[0] - above),
+            (tongue.shape[1] / 2, TONGUE_CREST * tongue.shape[0]),
+        ]
         return cls(
             shape=shape,
             upper=_packed(upper_colour, upper_alpha),
             lower=_packed(*lower),
-            tongue=_tongue(textures["tongue"], gum, tooth, shrink=shrink),
+            tongue=tongue,
             own=own,
             own_corner=corner,
             own_depth=float(points[UPPER_ROWS[0], 2].mean()),
@@ -167,8 +184,9 @@ class Mouth:
             depths=depths,
             upper_edge=edge,
             lower_edge=edge + (0.0, moved - OVERBITE, 0.02),
-            scale=scale,
-            texels=texels,
+            sizes=np.array([texel, texel, wide])[:, None, None],
+            anchors=np.array(anchors)[..., None],
+            rest_ring=head[MOUTH_RING, :2],
             colours=np.stack([darker(lip, 0.40), darker(lip, 0.15)]),
             gloss=0.07 * float(tooth.mean()),
             light=0.5 + 0.5 * tilt,
@@ -186,53 +204,49 @@ class Mouth:
         out: NDArray[np.uint8],
     ) -> None:
         ring = target[MOUTH_RING].astype(np.float64)
-        gap = float((face[LOWER_ROWS[0], 1] - face[UPPER_ROWS[0], 1])[2:7].mean())
-        if np.ptp(ring[:, 1]) < 0.5:
+        if ring[:, 1].max() - ring[:, 1].min() < 0.5:
             return
+        gaps = face[LOWER_ROWS[0], 1] - face[UPPER_ROWS[0], 1]
+        gap, widest = float(gaps[2:7].mean()), float(gaps.max())
         shape, unit = self.shape, self.shape.eye_distance
         drop = max(0.0, float(face[CHIN, 1]) - self.jaw_rest)
         axes = unit * (rigid.turn @ shape.rotation)[:2]
         zero = rigid.origin[:2] + rigid.shift[:2] - rigid.pad
-        texel = INCISOR * self.scale / self.texels
-        lower_edge = self.lower_edge + (0.0, drop, 0.25 * drop)
         rise = tongue_rise(now)
-        low, high = lower_edge[1] - 0.016 - TONGUE_HEIGHT * drop, self.upper_edge[1] - 0.03
-        tip = lower_edge.copy()
-        tip[1:] = low + rise * (min(low, high) - low), lower_edge[2] + 0.08 - 0.05 * rise
-        middle, above = self.upper.shape[1] / 2, GUM_TOP * self.texels
-        wide = TONGUE_WIDTH * self.scale / self.tongue.shape[1]
+        edges = np.array([self.upper_edge, self.lower_edge, self.lower_edge])
+        edges[1:, 1] += drop
+        edges[1:, 2] += 0.25 * drop
+        low = float(edges[1, 1]) - 0.016 - TONGUE_HEIGHT * drop
+        high = float(edges[0, 1]) - 0.03
+        edges[2, 1] = low + rise * (min(low, high) - low)
+        edges[2, 2] += 0.08 - 0.05 * rise
         # Where each texture's own origin, a point of it in texels, lies in the head.
-        layers = (
-            (self.upper_edge, texel, (middle, above)),
-            (lower_edge, texel, (middle, self.lower.shape[0] - above)),
-            (tip, wide, (self.tongue.shape[1] / 2, TONGUE_CREST * self.tongue.shape[0])),
-        )
-        (a, b), (c, d) = axes[:, :2]
+        (a, b), (c, d) = axes[:, :2].tolist()
         inverse = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
-        places = np.empty((4, 2, 3))
-        for place, (edge, size, at) in zip(places, layers, strict=False):
-            place[:, :2] = inverse / size
-            place[:, 2] = at - place[:, :2] @ (axes @ edge + zero)
-        places[3] = rigid.from_frame(self.own_depth)
-        places[3, :, 2] -= self.own_corner
+        places = np.zeros((4, 2, 3))
+        places[:3, :, :2] = inverse / self.sizes
+        seen = edges @ axes.T + zero
+        places[:3, :, 2:] = self.anchors - places[:3, :, :2] @ seen[..., None]
         # Texels a unit of depth: a point behind the plane is seen where the plane's own is not.
         leans = -places[:2, :, :2] @ axes[:, 2]
         opened = max(0.0, gap) * unit
-        widest = float((face[LOWER_ROWS[0], 1] - face[UPPER_ROWS[0], 1]).max()) * unit
-        moved = face[MOUTH_RING, :2] - shape.points[MOUTH_RING, :2]
-        changed = float(np.abs(moved).max())
+        changed = float(np.abs(face[MOUTH_RING, :2] - self.rest_ring).max())
+        own_share = 1.0 - eased(changed / OWN_FADE)
+        if own_share > 0.0:
+            places[3] = rigid.from_frame(self.own_depth)
+            places[3, :, 2] -= self.own_corner
         numbers = np.array(
             [
                 max(1.2, 0.010 * unit),
                 max(1.5, 0.07 * unit),
                 max(1.5, min(0.055 * unit, 0.6 * opened)),
                 max(0.8, min(0.024 * unit, 0.09 * opened)),
-                1.0 - 0.12 * self.shaded * (1.0 - _eased(gap / 0.10)),
-                1.0 - _eased(changed / OWN_FADE),
+                1.0 - 0.12 * self.shaded * (1.0 - eased(gap / 0.10)),
+                own_share,
                 self.gloss,
                 self.light,
                 0.75 + 0.15 * rise,
-                _eased(widest / 1.5),  # lips that meet hide all
+                eased(widest * unit / 1.5),  # lips that meet hide all
                 0.26 * self.shaded,
             ]
         )
@@ -251,22 +265,15 @@ class Mouth:
         )
 
 
-def _eased(x: float) -> float:
-    """`smoothstep` of one number, in a tenth of the time."""
-    x = min(1.0, max(0.0, x))
-    return x * x * (3.0 - 2.0 * x)
-
-
 def tongue_rise(now: Floats) -> float:
     """How far the tongue is raised, 0 (it lies behind the lower teeth) to 1 (at the upper ones).
 
     Coefficients do not say it, except tongueOut: a jaw that is little open with spread or relaxed
     lips is typical of /l th d t n/ and of front vowels, a wide or rounded mouth of a low tongue.
     """
-    value = {name: float(now[ACTIONS.index(name)]) for name in TONGUE_ACTIONS}
-    rounded = value["mouthFunnel"] + value["mouthPucker"]
-    low = _eased((value["jawOpen"] - 0.05) / 0.35)
-    return min(1.0, 0.7 * (1.0 - low) * max(0.0, 1.0 - 1.5 * rounded) + value["tongueOut"])
+    jaw, funnel, pucker, out = now[TONGUE_ACTIONS].tolist()
+    low = eased((jaw - 0.05) / 0.35)
+    return min(1.0, 0.7 * (1.0 - low) * max(0.0, 1.0 - 1.5 * (funnel + pucker)) + out)
 
 
 def _coloured(

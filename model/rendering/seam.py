@@ -17,6 +17,7 @@ from model.rendering.face_model import (
     MOUTH_CORNERS,
     MOUTH_RING,
     UPPER_ROWS,
+    eased,
     smoothstep,
 )
 from model.rendering.raster import Packed, distance_map, draw_triangles, drawable, pack_rgba
@@ -34,13 +35,15 @@ LEVELS = 12  # textures, from faint to whole
 
 @dataclass(frozen=True)
 class PartedSeam:
-    """``textures`` (12,) packed, ``triangles`` (N, 3) and ``source`` (V, 2) in their pixels.
+    """``textures`` (12,) packed; ``triangles`` (N, 3) of the mesh's vertices ``used`` (M,), which
+    lie at ``source`` (M, 2) in their pixels.
 
     ``gap`` is how far the lips are parted at rest, in distances of the outer eye corners.
     """
 
     textures: list[Packed]
     triangles: NDArray[np.int32]
+    used: NDArray[np.int64]
     source: Floats
     gap: float
 
@@ -84,24 +87,27 @@ class PartedSeam:
         seen[inside] = cv2.dilate(cover, np.ones((9, 9)))[there[inside, 1], there[inside, 0]] > 0
         skin = ~np.isin(triangles, MOUTH_RING).all(axis=1)
         chosen = triangles[skin & seen[triangles].any(axis=1) & inside[triangles].all(axis=1)]
+        used, corners = np.unique(chosen, return_inverse=True)
         return cls(
             textures=[drawable(pack_rgba(one)) for one in shown],
-            triangles=np.ascontiguousarray(chosen),
-            source=np.ascontiguousarray(source - low, np.float32),
+            triangles=corners.reshape(-1, 3).astype(np.int32),
+            used=used.astype(np.int64),
+            source=np.ascontiguousarray(source[used] - low, np.float32),
             gap=gap,
         )
 
     def draw(self, target: Floats, *, face: Floats, out: NDArray[np.uint8]) -> None:
         """``target`` (V, 2) in pixels of ``out``; ``face`` (478, 3) in the head frame."""
         parted = (lip_gap(face) - self.gap) / DRAWN_WHOLLY
-        level = round(LEVELS * float(smoothstep(parted)))
+        level = round(LEVELS * eased(parted))
         if level < 1 or not len(self.triangles):
             return
-        heights = target[self.triangles.ravel(), 1]
+        moved = target[self.used]
+        heights = moved[:, 1]
         first = max(0, int(heights.min()))
         rows = out[first : int(heights.max()) + 2]
         if len(rows):
-            moved = target - np.array([0.0, first], np.float32)
+            heights -= np.float32(first)
             draw_triangles(self.triangles, moved, self.source, self.textures[level - 1], rows)
 
 
