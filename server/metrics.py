@@ -82,7 +82,7 @@ _requests = Counter(
     ["method", "route", "status"], registry=_registry,
 )  # fmt: skip
 _errors = Counter("fada_errors", "Errors sent to clients, by code.", ["code"], registry=_registry)
-_connections = Gauge("fada_streams", "Open WebSockets on /stream.", registry=_registry)
+_connections = Gauge("fada_streams", "Open live sessions.", registry=_registry)
 
 
 def process_name(role: str) -> str:

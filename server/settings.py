@@ -149,7 +149,7 @@ class Settings(BaseSettings):
     )
     ice_servers: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="STUN and TURN servers for WebRTC, comma-separated: stun:HOST:PORT, "
+        description="a STUN and a TURN server for WebRTC, comma-separated: stun:HOST:PORT, "
         "turn:USER:PASSWORD@HOST:PORT",
     )
     webrtc_networks: Annotated[tuple[str, ...], NoDecode] = Field(
