@@ -90,7 +90,7 @@ class Resampler:
         return outputs
 
     def state(self) -> tuple[NDArray[np.int16], list[int]]:
-        """A tenth of a second or so of samples, and where they lie."""
+        """The last samples, up to a tenth of a second or so, and where they lie."""
         return self._recent, [self._origin, *self._given]
 
     def restore(self, recent: NDArray[np.int16], places: list[int]) -> list[Floats]:

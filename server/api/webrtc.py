@@ -95,9 +95,11 @@ class LiveCalls:
     ) -> None:
         start_s = time.monotonic()
         async with AsyncExitStack() as stack:
+            await context.producer.wait_for_worker()  # before there is a process to wait with
             peer = await stack.enter_async_context(self._peers.reading(offer))
             await stack.enter_async_context(context.access.session(context.client))
-            job_id = await stack.enter_async_context(live_job(context, start, pcm=offer.audio))
+            job = live_job(context, start, pcm=peer.sends_sound)
+            job_id = await stack.enter_async_context(job)
             await attachment.expect_connection(context.producer.connection, job_id)
             begun.set_result(_Begun(job_id, await peer.answer()))
             with metrics.stream_open():

@@ -100,11 +100,11 @@ class Peer:
         """Check the offer, answer it once the API asks, then carry messages until either end has
         gone."""
         try:
-            description = await self._check_offer()
-            await self._link.send(wire.ACCEPTED, b"")
+            answer = await self._prepare_answer()
+            await self._link.send(wire.ACCEPTED, wire.WITH_SOUND if self._sends_sound else b"")
             await self._link.receive()
-            answer = await self._answer(description)
-            await self._link.send_json(wire.ANSWER, {"sdp": answer})
+            sdp = await self._begin(answer)
+            await self._link.send_json(wire.ANSWER, {"sdp": sdp})
             self._start(self._deliver())
             self._start(self._playout.run())
             self._start(self._limit_connecting())
@@ -128,8 +128,8 @@ class Peer:
                 log.error("a WebRTC session failed", exc_info=task.exception())
             self._gone.set()
 
-    async def _check_offer(self) -> RTCSessionDescription:
-        """The answer, without candidates; raises `Refused`."""
+    async def _prepare_answer(self) -> RTCSessionDescription:
+        """The answer, without candidates; raises `Refused` for an offer that has none."""
         pc = self._connection
         pc.on("track", self._on_track)
         pc.on("datachannel", self._on_channel)
@@ -172,7 +172,7 @@ class Peer:
         except Exception as error:
             raise _unanswerable(error) from error
 
-    async def _answer(self, answer: RTCSessionDescription) -> str:
+    async def _begin(self, answer: RTCSessionDescription) -> str:
         """Gather candidates and begin to connect; returns the whole SDP."""
         try:
             await self._connection.setLocalDescription(answer)

@@ -23,6 +23,7 @@ log = logging.getLogger("fada.api")
 
 _REPLY_S = 15.0  # a STUN server that is silent takes 5
 _MAX_CHECKS = 4  # offers that are read at once: their senders have no place yet
+_TURN_S = 5.0  # for an offer to be read
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
@@ -44,17 +45,30 @@ class Peers:
         """A peer that can answer ``offer``, and ends with the block.
 
         Raises `ServiceError` ``bad_request`` or ``invalid_option`` for an offer that cannot be
-        answered.
+        answered, ``busy`` while too many are being read.
         """
         async with AsyncExitStack() as stack:
-            async with self._checks:
+            async with self._turn():
                 ours, theirs = socket.socketpair()
                 with theirs:
                     self._hand_over(theirs)
                 link = await wire.Link.over(ours)
                 stack.callback(link.close)
-                await _ask(link, wire.OFFER, offer.to_json())
-            yield PeerLink(link)
+                died = ServiceError("bad_request", "the offer ended the process that read it")
+                accepted = await _ask(link, wire.OFFER, offer.to_json(), died=died)
+            yield PeerLink(link, sends_sound=accepted == wire.WITH_SOUND)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_TURN_S):
+                await self._checks.acquire()
+        except TimeoutError as error:
+            raise ServiceError("busy", "too many offers are being read") from error
+        try:
+            yield
+        finally:
+            self._checks.release()
 
     def close(self) -> None:
         """End the template and all peers."""
@@ -92,14 +106,15 @@ def check_installed() -> None:
 
 
 class PeerLink:
-    """A session's `Channel` to the client whose offer was read."""
+    """A session's `Channel` to the client whose offer was read, who takes sound or does not."""
 
-    def __init__(self, link: wire.Link) -> None:
-        self._link = link
+    def __init__(self, link: wire.Link, *, sends_sound: bool) -> None:
+        self._link, self.sends_sound = link, sends_sound
 
     async def answer(self) -> str:
         """Begin to connect; returns the answer's SDP. To be called first, and once."""
-        return str(json.loads(await _ask(self._link, wire.PROCEED, b""))["sdp"])
+        died = ServiceError("internal_error", "the session's process ended")
+        return str(json.loads(await _ask(self._link, wire.PROCEED, b"", died=died))["sdp"])
 
     async def receive(self) -> tuple[bytes, bytes]:
         """Kind (`wire.AUDIO` or `wire.COMMAND`) and content of the client's next message.
@@ -119,8 +134,8 @@ class PeerLink:
         await self._link.send(wire.MEDIA, data)
 
 
-async def _ask(link: wire.Link, kind: bytes, body: bytes) -> bytes:
-    """What the peer replies; raises `ServiceError` for a refusal."""
+async def _ask(link: wire.Link, kind: bytes, body: bytes, *, died: ServiceError) -> bytes:
+    """What the peer replies; raises `ServiceError` for a refusal, ``died`` if it ends."""
     try:
         async with asyncio.timeout(_REPLY_S):
             await link.send(kind, body)
@@ -128,7 +143,7 @@ async def _ask(link: wire.Link, kind: bytes, body: bytes) -> bytes:
     except TimeoutError as error:
         raise ServiceError("timeout", f"no answer to the offer within {_REPLY_S:g} s") from error
     except ConnectionError as error:
-        raise ServiceError("bad_request", "the offer ended the process that read it") from error
+        raise died from error
     if kind != wire.REFUSAL:
         return body
     fields = json.loads(body)

@@ -9,7 +9,8 @@ import struct
 from typing import Any
 
 OFFER, ANSWER, REFUSAL = b"o", b"a", b"r"  # JSON
-ACCEPTED, PROCEED = b"k", b"p"  # empty: the offer can be answered, and shall be
+ACCEPTED, PROCEED = b"k", b"p"  # the offer can be answered, and shall be
+WITH_SOUND = b"s"  # of ACCEPTED: the client takes sound; otherwise empty
 EVENT, MEDIA = b"e", b"m"  # to the peer: JSON for the data channel; init segment or fragment
 SOUND = b"n"  # to the peer: PCM at SAMPLE_RATE, of the fragment that follows
 COMMAND, AUDIO = b"c", b"s"  # from the peer: a text of the data channel; PCM at SAMPLE_RATE

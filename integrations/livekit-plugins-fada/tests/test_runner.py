@@ -92,7 +92,7 @@ def test_playback_is_reported_when_it_is_over_and_rest_is_not_playback(service: 
             await viewer.aclose()
         ((at_s, event),) = finished
         assert event.playback_position == pytest.approx(1.01) and not event.interrupted
-        assert len(started) == 1 and heard[-1] - heard[0] == pytest.approx(1.0, abs=0.2)
+        assert len(started) == 1 and 0.8 < heard[-1] - heard[0] < 1.6  # on a busy machine
         # Not when the last of it was queued, but when it was heard.
         assert at_s - started[0] > 0.95
 

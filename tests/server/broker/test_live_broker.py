@@ -39,6 +39,19 @@ COMMANDS: list[messages.LiveCommand] = [
 ]
 
 
+@pytest.mark.parametrize("pcm", [b"", b"\x01\x80" * 640])
+def test_a_fragment_keeps_its_sound_apart(pcm: bytes) -> None:
+    sent = fragment(3).model_copy(update={"data": b"moof and mdat", "pcm": pcm})
+    text, blob = messages.pack_event(sent)
+    read = messages.unpack_event(text, blob)
+    assert isinstance(read, messages.JobFragment)
+    assert (read.data, read.pcm) == (b"moof and mdat", pcm)
+    older = text.replace(f',"pcm_bytes":{len(pcm)}'.encode(), b"")
+    assert older != text
+    read = messages.unpack_event(older, b"moof and mdat")  # of a worker that knows no PCM
+    assert isinstance(read, messages.JobFragment) and (read.data, read.pcm) == (blob[:13], b"")
+
+
 def live_request() -> messages.LiveRequest:
     return messages.LiveRequest(
         options=AnimationOptions(), model="fake", seed=7, sample_rate=16_000, idle=True
