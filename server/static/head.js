@@ -6,6 +6,7 @@ import { LiveSession } from "./live.js";
 import { LiveAudio } from "./sound.js";
 
 const EXAMPLES = "/static/examples/";
+const RETRY_MS = 3000; // of a bare head that is not live
 const AHEAD_FRAMES = 10; // made before the sound begins
 const DELAY_S = 0.25; // of a live session, for messages that come unevenly
 const KEPT_FRAMES = 250; // of a live session
@@ -165,4 +166,12 @@ const frame = () => {
 };
 frame();
 document.body.dataset.ready = "yes";
-if (bare) attempt(goLive);
+if (bare) {
+  // Nobody is there to press a button again.
+  let starting = null;
+  const stayLive = () => {
+    starting ??= live ? null : attempt(goLive).finally(() => (starting = null));
+  };
+  stayLive();
+  setInterval(stayLive, RETRY_MS);
+}

@@ -87,6 +87,21 @@ def test_bare_the_head_is_live_on_nothing(service: Service, page: Page) -> None:
     assert "rgba(0, 0, 0, 0)" in corner
 
 
+@needs_chromium
+def test_bare_the_head_tries_again(service: Service, page: Page) -> None:
+    problem = {"code": "busy", "detail": "all places are taken"}
+    page.route(
+        "**/avatars",
+        lambda route: route.fulfill(
+            status=429, content_type="application/problem+json", body=json.dumps(problem)
+        ),
+        times=1,
+    )
+    with page.expect_websocket() as opened:
+        page.goto(f"{service.url}/static/head.html?bare")
+    opened.value.wait_for_event("framereceived", lambda text: '"motion"' in str(text))
+
+
 def test_the_head_has_every_action_and_stays_within_its_file() -> None:
     data = (ROOT / "server/static/head.glb").read_bytes()
     magic, version, size = struct.unpack_from("<4sII", data)
