@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -43,7 +43,6 @@ class Talker(threading.Thread):
     stream: Stream | None = None
     failure: BaseException | None = None
     ended: int | None = None
-    times_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__(daemon=True)
