@@ -167,7 +167,7 @@ const frame = () => {
 frame();
 document.body.dataset.ready = "yes";
 if (bare) {
-  // Nobody is there to press a button again.
+  // Its button is hidden.
   let starting = null;
   const stayLive = () => {
     starting ??= live ? null : attempt(goLive).finally(() => (starting = null));
