@@ -53,8 +53,6 @@ class PacketOrder:
 class NoJitterBuffer:
     """In place of aiortc's, which holds four packets back (80 ms), and sixteen after a loss."""
 
-    capacity = 1
-
     def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame]:
         """Take a packet; whether a keyframe is needed (never), and the packet as a frame."""
         # aiortc's receiver leaves the codec's payload there.
