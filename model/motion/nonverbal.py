@@ -99,7 +99,7 @@ class _Memory:
     speaking: float = 0.0  # 1 in a phrase
     since_accent: float = 99.0
     since_bound: float = 99.0  # of a phrase
-    since_blink: float = 99.0
+    since_blink: float = len(_BLINK)  # none at once: a video's first frame is its poster
     beat: float = 0.0  # frames until the beat's target, and so on, is at rest again
     brows: float = 0.0
     frown: float = 0.0

@@ -176,6 +176,12 @@ def test_blink_rate_goes_from_none_to_many(speech: list[Window]) -> None:
     assert counts[0] == 0 and counts == sorted(counts) and counts[3] > 1.8 * counts[2]
 
 
+def test_no_video_begins_with_a_blink(speech: list[Window]) -> None:
+    begun = [shown(speech[:1], state=replace(START, seed=seed)) for seed in range(60)]
+    assert max(motion[0, BLINKS].max() for motion in begun) == 0.0
+    assert any(motion[:, BLINKS].max() == 1.0 for motion in begun)
+
+
 @pytest.mark.parametrize("emotion", EMOTIONS)
 def test_lips_close_under_every_emotion_which_grows_with_its_strength(
     speech: list[Window], emotion: str
