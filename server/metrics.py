@@ -59,6 +59,11 @@ _stage = Histogram(
 )  # fmt: skip
 _fragments = Counter("fada_fragments", "Fragments published.", ["kind"], registry=_registry)
 _video = Counter("fada_video_seconds", "Seconds of video published.", ["kind"], registry=_registry)
+_half_rate = Counter(
+    "fada_half_rate_video_seconds",
+    "Seconds of live video at half the frame rate, which late sessions make on a busy machine.",
+    registry=_registry,
+)
 _real_time = Histogram(
     "fada_real_time_factor", "Seconds of video made per second, over a whole animation.",
     buckets=_RATIOS, registry=_registry,
@@ -153,6 +158,11 @@ def mic_to_fragment(seconds: float) -> None:
 def live_load(took_s: float, media_s: float) -> None:
     """Record that a live window of ``media_s`` was made in ``took_s``, without waiting."""
     _load.observe(took_s / media_s)
+
+
+def half_rate(seconds: float) -> None:
+    """Count live video at half the frame rate."""
+    _half_rate.inc(seconds)
 
 
 def request(method: str, route: str, status: str) -> None:

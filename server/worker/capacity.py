@@ -18,6 +18,7 @@ CPU_SHARE = 0.5
 # Load is the time that making a window takes, by its media time. A session makes one window at a
 # time: at 1 it falls behind. Above _FULL no session is admitted; above _BUSY offline jobs wait.
 _FULL, _BUSY = 0.8, 0.6
+_LATE_S = 0.1  # speech that is further behind real time than this has to catch up
 _EMPTY_LOAD = 0.25  # before the first window
 _SMOOTHING_WINDOWS = 8
 _RECENT_S = 2.0
@@ -71,6 +72,7 @@ class Capacity:
         self._host_sessions, self._settled_s = 0, -math.inf
         self._ceiling, self._lowered_s = math.inf, -math.inf
         self._full = False
+        self._late_at_s = -math.inf  # when a session last had to catch up
         self._extra_at: int | None = None  # the places that must be taken for one more
 
     def set_cost(self, share: float, relative_costs: Mapping[str, float]) -> None:
@@ -89,12 +91,17 @@ class Capacity:
             measured = min(measured, int(self._ceiling))
         return max(1, measured)
 
-    def record_window(self, took_s: float, media_s: float) -> None:
-        """A live window of ``media_s`` was made in ``took_s``, without waiting."""
+    def record_window(self, took_s: float, media_s: float, *, late_s: float = 0.0) -> None:
+        """A live window of ``media_s`` was made in ``took_s``, without waiting.
+
+        Its session's speech then was ``late_s`` behind real time.
+        """
         # A first window costs more than those that follow, so it counts for little.
         before = _EMPTY_LOAD if self._load is None else self._load
         self._last_load = before + (took_s / media_s - before) / _SMOOTHING_WINDOWS
         self._windows.append((self._clock(), media_s))
+        if self.must_catch_up(late_s):
+            self._late_at_s = self._clock()
 
     @property
     def _load(self) -> float | None:
@@ -112,6 +119,13 @@ class Capacity:
     def busy(self) -> bool:
         """Whether this worker's live sessions need all of its cores."""
         return self._load is not None and self._load > _BUSY
+
+    def must_catch_up(self, late_s: float) -> bool:
+        """Whether a session that is ``late_s`` behind needs more than the machine has left.
+
+        One whose client stalled catches up by itself, while this worker is not `busy`.
+        """
+        return late_s > _LATE_S and self.busy
 
     def set_neighbours_busy(self, busy: bool) -> None:
         """Whether another worker on the same cores is `busy`."""
@@ -131,7 +145,8 @@ class Capacity:
         now_s, load = self._clock(), self._load
         if host.sessions != self._host_sessions:
             self._host_sessions, self._settled_s = host.sessions, now_s + _SETTLE_S
-        self._full = load is not None and (load > _FULL or self._crowds(host))
+        late = now_s < self._late_at_s + _RECENT_S
+        self._full = load is not None and (late or load > _FULL or self._crowds(host))
         self._extra_at = None
         if now_s < self._settled_s or load is None or not taken:
             return

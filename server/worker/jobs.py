@@ -169,7 +169,7 @@ class _VideoJob:
                 began_s = time.monotonic()
                 await self._publish(event, snapshot)
                 if isinstance(event, VideoFragment):
-                    self._measure(event, time.monotonic() - began_s)
+                    self._measure(session, event, time.monotonic() - began_s)
                 if not snapshot.closed:
                     await self._wait_for_turn()
         return messages.JobDone(frames=session.frames, duration_s=session.duration_s)
@@ -184,7 +184,7 @@ class _VideoJob:
                 await self._republish()
             await self._backpressure.wait_for_reader()
 
-    def _measure(self, fragment: VideoFragment, publish_s: float) -> None:
+    def _measure(self, session: VideoSession, fragment: VideoFragment, publish_s: float) -> None:
         """Record what a fragment took, apart from waiting."""
         if fragment.draw_s:  # motion is not drawn
             metrics.stage("draw", fragment.draw_s)
@@ -377,15 +377,19 @@ class LiveJob(_VideoJob):
         if self._speech is not None:
             apply(command, self._speech)
 
-    def _measure(self, fragment: VideoFragment, publish_s: float) -> None:
-        super()._measure(fragment, publish_s)
+    def _measure(self, session: VideoSession, fragment: VideoFragment, publish_s: float) -> None:
+        super()._measure(session, fragment, publish_s)
         if fragment.offset == 0:
             self._work_s = 0.0
         self._work_s += fragment.work_s + publish_s
         if fragment.frames and fragment.offset + fragment.frames == fragment.window_frames:
-            media_s = fragment.window_frames / FPS
-            self._resources.capacity.record_window(self._work_s, media_s)
+            media_s, capacity = fragment.window_frames / FPS, self._resources.capacity
+            capacity.record_window(self._work_s, media_s, late_s=session.late_s)
             metrics.live_load(self._work_s, media_s)
+            if session.draw_every > 1:
+                metrics.half_rate(media_s)
+            # Rather a coarser movement for a while than a delay that stays.
+            session.draw_every = 2 if capacity.must_catch_up(session.late_s) else 1
 
     @property
     def _consumed_bytes(self) -> int:

@@ -71,6 +71,10 @@ class LivePlanner:
         """When the next frame is shown; in real time, not before."""
         return self._due_s
 
+    def late_s(self, now_s: float) -> float:
+        """How far speech is behind real time; 0 or less while it is not."""
+        return now_s - self._due_s if self._speaking else 0.0
+
     @property
     def finished(self) -> bool:
         """Whether the client has ended and all its sound was shown."""

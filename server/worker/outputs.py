@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from media.encoders import Encoding
 from media.fmp4 import AT_START, FragmentedMP4Muxer, MuxerState
 from model.pipeline import FacialSpace
 from model.portrait.blendshapes import ACTIONS, head_angles, rotation_matrices
-from model.types import FPS, Floats, Reference
+from model.types import FPS, Floats, Picture, Reference
 from server.errors import ServiceError
 from server.motion import ARKIT_ACTIONS, JSON_LINES
 
@@ -47,8 +48,8 @@ class Output(Protocol):
 
     def init_segment(self) -> bytes: ...
 
-    def add(self, latents: Floats, pcm: Floats) -> Made:
-        """Make one fragment; blocks."""
+    def add(self, latents: Floats, pcm: Floats, *, draw_every: int = 1) -> Made:
+        """Make one fragment; blocks. One of every ``draw_every`` frames is drawn, and repeated."""
         ...
 
     def state(self) -> MuxerState:
@@ -75,9 +76,9 @@ class VideoOutput:
     def codecs(self) -> str:
         return self._muxer.codecs
 
-    def add(self, latents: Floats, pcm: Floats) -> Made:
+    def add(self, latents: Floats, pcm: Floats, *, draw_every: int = 1) -> Made:
         began_s = time.monotonic()
-        frames = _Timed(self._decoder.decode(latents))
+        frames = _Timed(_frames(self._decoder, latents, draw_every))
         data = self._muxer.add(frames, pcm)
         encode_s = time.monotonic() - began_s - frames.seconds
         return Made(data, draw_s=frames.seconds, encode_s=encode_s)
@@ -120,9 +121,10 @@ class RawOutput(_Unencoded):
     def init_segment(self) -> bytes:
         return b""
 
-    def add(self, latents: Floats, pcm: Floats) -> Made:
+    def add(self, latents: Floats, pcm: Floats, *, draw_every: int = 1) -> Made:
         began_s = time.monotonic()
-        pictures = np.stack([frame.copy() for frame in self._decoder.decode(latents)])
+        frames = _frames(self._decoder, latents, draw_every)
+        pictures = np.stack([frame.copy() for frame in frames])
         self._count(len(pictures), len(pcm))
         return Made(b"", pictures, draw_s=time.monotonic() - began_s)
 
@@ -139,12 +141,18 @@ class MotionOutput(_Unencoded):
     def init_segment(self) -> bytes:
         return JSON_LINES.header(FPS).encode()
 
-    def add(self, latents: Floats, pcm: Floats) -> Made:
+    def add(self, latents: Floats, pcm: Floats, *, draw_every: int = 1) -> Made:
         coefficients, pose = self._space.face_motion(self._reference, latents)
         angles = head_angles(rotation_matrices(pose[:, :3]))
         rows = np.concatenate([coefficients[:, _TO_ARKIT], angles, pose[:, 3:]], axis=1)
         self._count(len(rows), len(pcm))
         return Made(rows.astype("<f4").tobytes())
+
+
+def _frames(decoder: FrameDecoder, latents: Floats, draw_every: int) -> Iterator[Picture]:
+    """A frame for each of the ``latents``: the first of every ``draw_every`` is drawn."""
+    for first, frame in enumerate(decoder.decode(latents[::draw_every])):
+        yield from repeat(frame, min(draw_every, len(latents) - first * draw_every))
 
 
 def facial_space(pipeline: AvatarPipeline) -> FacialSpace:

@@ -23,6 +23,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -135,6 +136,7 @@ class VideoSession:
         self._seed, self._pool, self._name, self._raw = seed, pool, name, raw
         self._with_pcm = raw or pcm
         self._encoding = encoding
+        self.draw_every = 1  # of so many frames one is drawn, from the next fragment on
         self._snapshot = snapshot
         self._state = self._pipeline.start(seed) if snapshot is None else snapshot.state
         self._partial = None if snapshot is None else snapshot.partial
@@ -173,6 +175,11 @@ class VideoSession:
     def duration_s(self) -> float:
         """Seconds of sound up to the last event."""
         return 0.0 if self._snapshot is None else self._snapshot.video.samples_in / SAMPLE_RATE
+
+    @property
+    def late_s(self) -> float:
+        """How far a live session's speech is behind real time; 0 or less while it is not."""
+        return self._live.late_s
 
     def __aiter__(self) -> VideoSession:
         return self
@@ -280,9 +287,8 @@ class VideoSession:
             began_s, first_frame = time.monotonic(), self._state.frames_done
             end = min(first + speech.fragment_frames, count)
             pcm = speech.take(end - first, speech=window.speech)
-            drawn = await loop.run_in_executor(
-                self._pool, output.add, window.latents[first:end], pcm
-            )
+            draw = partial(output.add, window.latents[first:end], pcm, draw_every=self.draw_every)
+            drawn = await loop.run_in_executor(self._pool, draw)
             window = replace(window, sent=end)
             self._state = window.state
             self._partial = window if end < count else None

@@ -258,6 +258,11 @@ class LiveSpeech:
         """Bytes of sound that are no longer pending: used in windows, or dropped."""
         return self._stream.consumed_bytes
 
+    @property
+    def late_s(self) -> float:
+        """How far the speech that is shown is behind real time; 0 or less while it is not."""
+        return self._planner.late_s(self._clock())
+
     async def next_window(self, index: int) -> PlannedWindow | Interruption | None:
         """Waits until there is something to make; ``None`` when all is shown."""
         while True:

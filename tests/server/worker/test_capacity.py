@@ -56,13 +56,14 @@ class Machine:
         load: float = 0.3,
         speaking: int | None = None,
         next: bool = True,
+        late_s: float = 0.0,
     ) -> int:
         """The places after so many seconds with ``taken`` sessions here and two beside."""
         cores = None if left is None else Cores(used, left)
         for _ in range(round(seconds / HOP_S)):
             self.now_s += HOP_S
             for _ in range(taken if speaking is None else speaking):
-                self.capacity.record_window(load * HOP_S, HOP_S)
+                self.capacity.record_window(load * HOP_S, HOP_S, late_s=late_s)
             self.capacity.review(taken, Host(2.0, cores, taken + 2 if taken else 0, next))
         return self.capacity.places(taken)
 
@@ -86,6 +87,16 @@ def test_after_too_many_fewer_are_admitted_for_a_while() -> None:
     machine.run(4.0, 4, left=0.02, load=0.95)
     assert machine.run(10.0, 2, left=1.0) == 3  # one has left; it was one too many
     assert machine.run(60.0, 2, left=1.0) == 4
+
+
+def test_a_session_that_falls_behind_on_a_busy_machine_stops_admission() -> None:
+    machine = Machine()
+    assert machine.run(4.0, 3, left=0.8, load=0.7, late_s=0.5) == 3
+    assert machine.capacity.must_catch_up(0.5) and not machine.capacity.must_catch_up(0.05)
+    assert machine.run(10.0, 2, left=0.8) == 2  # one has left; it was one too many
+    stalled = Machine()  # by its client: there is room for its speech as it comes
+    assert stalled.run(4.0, 3, left=0.8, load=0.3, late_s=2.0) == 4
+    assert not stalled.capacity.must_catch_up(2.0)
 
 
 def test_beyond_the_estimate_one_session_at_a_time_takes_what_others_leave() -> None:

@@ -27,6 +27,7 @@ class Player:
         self.stream = SpeechStream(LOG_MEL, rate, output_rate=SAMPLE_RATE)
         self.planner = LivePlanner(self.stream, idle, self.now_s)
         self.made: list[tuple[float, bool, int]] = []  # when, speech, frames
+        self.late_s: list[float] = []
         self.output: list[np.ndarray] = []
 
     def push(self, seconds: float) -> None:
@@ -45,6 +46,7 @@ class Player:
                 self.stream.rest(frames)
             self.planner.shown(frames, self.now_s, speech=turn.speech)
             self.made.append((self.now_s, turn.speech, frames))
+            self.late_s.append(self.planner.late_s(self.now_s))
             left -= frames
 
     def run(self, until_s: float) -> None:
@@ -180,6 +182,8 @@ def test_speech_catches_up_after_a_stall() -> None:
         assert max(waits[-10:]) <= HOP_S + 0.16 + 0.05
         kinds = [speech for _, speech, _ in player.made]
         assert all(kinds[kinds.index(True) :])  # no rest was put into it
+        assert stall_s - HOP_S - 0.16 <= max(player.late_s) <= stall_s
+        assert player.late_s[-1] <= 0
 
 
 def test_an_interrupt_drops_pending_sound_and_rests_once() -> None:

@@ -50,6 +50,7 @@ def animate(
     options: AnimationOptions,
     *,
     raw: bool = False,
+    draw_every: int = 1,
 ) -> list[tuple[Events, VideoSession]]:
     """Make all at once over one batcher, as the worker does."""
     picture = np.zeros((48, 32, 3), np.uint8)
@@ -63,6 +64,7 @@ def animate(
         session = VideoSession(
             batcher, reference, speech, seed=3 + n, pool=pool, name=f"s{n}", raw=raw
         )
+        session.draw_every = draw_every
         events: Events = []
         async with aclosing(session):
             async for event, _ in session:
@@ -224,6 +226,20 @@ def test_raw_gives_the_frames_that_are_otherwise_encoded() -> None:
     assert np.abs(video(encoded).pictures - colours).max() < 12
     pcm = np.concatenate([f.pcm for f in fragments if f.pcm is not None])
     assert len(pcm) == 3 * samples
+
+
+@pytest.mark.parametrize("samples", [2 * MODEL_RATE, 2 * MODEL_RATE + 700])
+def test_at_half_the_frame_rate_every_other_frame_repeats_the_one_before(samples: int) -> None:
+    options = AnimationOptions(size=128)
+    whole, half = (
+        animate([FakePipeline("fake")], [speech_of(samples)], options, draw_every=n)[0][0]
+        for n in (1, 2)
+    )
+    drawn, shown = video(whole), video(half)
+    assert shown.times_s == drawn.times_s and len(shown.pictures) == len(drawn.pictures)
+    first = np.arange(len(drawn.pictures)) // 2 * 2
+    assert np.abs(shown.pictures - drawn.pictures[first]).max() < 12
+    assert np.array_equal(shown.sound, drawn.sound)
 
 
 def test_a_file_takes_no_live_commands() -> None:
