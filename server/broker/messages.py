@@ -39,16 +39,17 @@ class _Message(BaseModel):
 
 class Heartbeat(_Message):
     """A worker's state: loaded models, capacity for live sessions, how many it holds, how many it
-    would take from other workers (``live_spare``), and whether its sessions need all of its cores,
-    which it shares with the other workers on ``host``; ``detail``: what it prepares meanwhile, if
-    anything; ``format``: the worker's `FORMAT`; ``folder``: the token of the folder that it shares,
-    if any."""
+    would take from other workers (``live_spare``), whether its sessions need all of its cores,
+    which it shares with the other workers on ``host``, and whether they are ``late``; ``detail``:
+    what it prepares meanwhile, if anything; ``format``: the worker's `FORMAT`; ``folder``: the
+    token of the folder that it shares, if any."""
 
     models: list[ModelView]
     live_places: int
     live_running: int = 0
     live_spare: int = 0
     busy: bool = False
+    late: bool = False
     host: str = ""
     detail: str = ""
     format: int = UNVERSIONED

@@ -27,6 +27,7 @@ _RESERVE = 0.12
 _MOST = 0.7  # of a worker's share of the cores
 # Load and cores are averages over seconds: what a new session costs shows after this time.
 _SETTLE_S = 3.0
+_WATCH_S = 8.0  # from then on; the slowest moment counts
 _LOWERED_S = 60.0  # how long fewer sessions are admitted once too many were
 _EXTRA = 3.0  # times the sessions that are admitted at once: beyond, none
 
@@ -34,20 +35,22 @@ _EXTRA = 3.0  # times the sessions that are admitted at once: beyond, none
 @dataclass(frozen=True)
 class Host:
     """This worker's machine: its ``cores``, how much of them is in use, if known, how many live
-    ``sessions`` all of its workers hold, and whether this worker is the next to take one more."""
+    ``sessions`` all of its workers hold, whether this worker is the ``next`` to take one more, and
+    whether sessions of another one are ``late``."""
 
     cores: float
     load: Cores | None
     sessions: int
     next: bool
+    late: bool = False
 
 
 class Capacity:
     """Places for live sessions: from a window's cost at first, then by what running ones leave.
 
     `review` regularly. At once only so many sessions are admitted as surely keep real time. Beyond
-    them, one at a time is admitted where the last has left room for it. Where too many run, none is
-    admitted, and fewer for some time.
+    them, one at a time is admitted where those that run have left room for it at every moment of
+    some seconds. Where any is late, or too many run, none is admitted, and fewer for some time.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class Capacity:
         self._neighbours_busy = False
         self._host_sessions, self._settled_s = 0, -math.inf
         self._ceiling, self._lowered_s = math.inf, -math.inf
-        self._full = False
+        self._full = self._neighbours_late = False
         self._late_at_s = -math.inf  # when a session last had to catch up
+        # Cores left and load at the slowest moment since the last session settled.
+        self._least_left, self._most_load = math.inf, 0.0
         self._extra_at: int | None = None  # the places that must be taken for one more
 
     def set_cost(self, share: float, relative_costs: Mapping[str, float]) -> None:
@@ -120,6 +125,11 @@ class Capacity:
         """Whether this worker's live sessions need all of its cores."""
         return self._load is not None and self._load > _BUSY
 
+    @property
+    def late(self) -> bool:
+        """Whether any live session had to catch up in the last seconds."""
+        return self._clock() < self._late_at_s + _RECENT_S
+
     def must_catch_up(self, late_s: float) -> bool:
         """Whether a session that is ``late_s`` behind needs more than the machine has left.
 
@@ -145,21 +155,25 @@ class Capacity:
         now_s, load = self._clock(), self._load
         if host.sessions != self._host_sessions:
             self._host_sessions, self._settled_s = host.sessions, now_s + _SETTLE_S
-        late = now_s < self._late_at_s + _RECENT_S
-        self._full = load is not None and (late or load > _FULL or self._crowds(host))
+        self._neighbours_late = host.late
+        self._full = load is not None and (self.late or load > _FULL or self._crowds(host))
         self._extra_at = None
         if now_s < self._settled_s or load is None or not taken:
+            self._least_left, self._most_load = math.inf, 0.0
             return
         if self._full:
             self._ceiling, self._lowered_s = max(1, taken - 1), now_s + _LOWERED_S
             self._settled_s = now_s + _SETTLE_S
-        elif host.next and host.load is not None and now_s >= self._lowered_s:
-            left = host.load.left
-            needs = max(self._share * self._cores, (host.cores - left) / host.sessions)
-            room = left - needs >= _RESERVE * host.cores
-            speaking = self._active >= 0.8 * taken
-            if room and speaking and load < _BUSY:
-                self._extra_at = taken
+        elif host.load is not None:
+            left = self._least_left = min(self._least_left, host.load.left)
+            load = self._most_load = max(self._most_load, load)
+            if now_s >= max(self._lowered_s, self._settled_s + _WATCH_S) and host.next:
+                needs = max(self._share * self._cores, (host.cores - left) / host.sessions)
+                room = left - needs >= _RESERVE * host.cores
+                in_time = load < _BUSY and load * (taken + 1) / taken < _FULL
+                speaking = self._active >= 0.8 * taken
+                if room and in_time and speaking:
+                    self._extra_at = taken
 
     def _crowds(self, host: Host) -> bool:
         """Whether hardly anything is left of the machine, by this worker's doing.
@@ -173,7 +187,7 @@ class Capacity:
 
     def places(self, taken: int) -> int:
         """How many places there are, given how many are taken."""
-        if taken and self._full:
+        if self._neighbours_late or (taken and self._full):
             return min(taken, self.max_sessions)
         if taken == self._extra_at and self.estimate <= taken < _EXTRA * self.estimate:
             return min(taken + 1, self.max_sessions)

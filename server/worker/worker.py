@@ -171,6 +171,7 @@ class Worker:
             live_running=running,
             live_spare=max(0, spare),
             busy=self._capacity.busy,
+            late=self._capacity.late,
             host=host,
             detail=self._engines.detail,
         )
@@ -190,6 +191,7 @@ class Worker:
             load=self._host_load.read(),
             sessions=running + sum(one.live_running for one in neighbours.values()),
             next=full and all((running, self._consumer.worker_id) < other for other in order),
+            late=any(one.late for one in neighbours.values()),
         )
 
     async def _repeat(self, pause_s: float, step: Callable[[], Awaitable[None]]) -> None:

@@ -57,6 +57,7 @@ class Machine:
         speaking: int | None = None,
         next: bool = True,
         late_s: float = 0.0,
+        neighbour_late: bool = False,
     ) -> int:
         """The places after so many seconds with ``taken`` sessions here and two beside."""
         cores = None if left is None else Cores(used, left)
@@ -64,7 +65,8 @@ class Machine:
             self.now_s += HOP_S
             for _ in range(taken if speaking is None else speaking):
                 self.capacity.record_window(load * HOP_S, HOP_S, late_s=late_s)
-            self.capacity.review(taken, Host(2.0, cores, taken + 2 if taken else 0, next))
+            sessions = taken + 2 if taken else 0
+            self.capacity.review(taken, Host(2.0, cores, sessions, next, neighbour_late))
         return self.capacity.places(taken)
 
 
@@ -102,12 +104,50 @@ def test_a_session_that_falls_behind_on_a_busy_machine_stops_admission() -> None
 def test_beyond_the_estimate_one_session_at_a_time_takes_what_others_leave() -> None:
     machine = Machine()
     assert machine.run(1.0, 4, left=0.8) == 4  # what four cost shows only after a while
-    assert machine.run(4.0, 4, left=0.8) == 5
+    assert machine.run(12.0, 4, left=0.8) == 5
     assert machine.capacity.places(5) == 5  # until it is seen what the fifth leaves
-    assert machine.run(1.0, 5, left=0.6) == 5
+    assert machine.run(9.0, 5, left=0.6) == 5
     assert machine.run(4.0, 5, left=0.6) == 6
-    assert machine.run(4.0, 6, left=0.3) == 6  # a session costs 0.2, and some stays free
+    assert machine.run(12.0, 6, left=0.3) == 6  # a session costs 0.2, and some stays free
     assert machine.capacity.places(3) == 4  # sessions of another day may cost more
+
+
+@pytest.mark.parametrize("slow", [{"left": 0.4}, {"left": 0.8, "load": 0.7}])
+def test_the_slowest_moment_counts(slow: dict[str, float]) -> None:
+    machine = Machine()
+    machine.run(6.0, 2, left=0.8)
+    machine.run(1.0, 4, left=0.8)
+    machine.run(5.0, 4, left=slow["left"], load=slow.get("load", 0.3))
+    assert machine.run(8.0, 4, left=0.8) == 4
+
+
+def test_nothing_is_admitted_while_a_session_of_another_worker_is_late() -> None:
+    machine = Machine()
+    assert machine.run(1.0, 2, left=1.5, neighbour_late=True) == 2
+    assert machine.run(1.0, 0, left=1.5, neighbour_late=True) == 0
+    assert machine.run(1.0, 0, left=1.5) == 4
+
+
+Spell = tuple[float, float, float, float]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.floats(0.5, 20.0), st.floats(0, 2), st.floats(0, 2), st.floats(0, 1))),
+    st.integers(1, 6),
+)
+def test_late_sessions_get_no_company_and_a_slow_spell_passes(
+    spells: list[Spell], taken: int
+) -> None:
+    machine, most = Machine(), 6
+    for seconds, left, load, late_s in spells:
+        places = machine.run(seconds, taken, left=left, load=load, late_s=late_s)
+        if machine.capacity.must_catch_up(late_s):
+            assert places <= taken
+        assert places <= max(taken + 1, 4)
+        taken = min(places, most)
+    assert machine.run(80.0, 2, left=1.5) == 4
+    assert machine.run(12.0, 4, left=1.0) == 5
 
 
 @pytest.mark.parametrize(
@@ -120,12 +160,12 @@ def test_beyond_the_estimate_one_session_at_a_time_takes_what_others_leave() -> 
     ],
 )
 def test_nothing_is_added_without_a_reason(case: dict[str, Any]) -> None:
-    assert Machine().run(6.0, 4, **{"left": 0.8, **case}) == 4
+    assert Machine().run(12.0, 4, **{"left": 0.8, **case}) == 4
 
 
 def test_a_worker_never_has_more_places_than_the_setting_allows() -> None:
-    assert Machine(max_sessions=4).run(6.0, 4, left=1.0) == 4
-    assert Machine(window_s=10.0).run(6.0, 1, left=1.9) == 1
+    assert Machine(max_sessions=4).run(12.0, 4, left=1.0) == 4
+    assert Machine(window_s=10.0).run(12.0, 1, left=1.9) == 1
 
 
 def test_offline_jobs_wait_for_live_sessions_of_other_workers() -> None:

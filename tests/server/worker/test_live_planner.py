@@ -111,8 +111,8 @@ def test_speech_at_any_time_is_shown_whole_and_without_a_gap(
     assert sum(map(len, player.output)) == pytest.approx(3 * len(sound) // 2, abs=3)
     assert not player.stream.waiting
     # Begun within a window and its look-ahead of the first sample. Speech shorter than both begins
-    # within two windows of its end, one to see that it does not go on and one of rest under way, and
-    # up to two frames where rest is made frame by frame.
+    # within two windows of its end, one to see that it does not go on and one of rest under way,
+    # and up to two frames where rest is made frame by frame.
     longest_s = HOP_S + 0.16 + 0.05 if length_s >= 0.53 else length_s + 2 * HOP_S + 2 / FPS
     assert player.made[first][0] - (100.0 + arrive_s) <= longest_s
 
