@@ -1,11 +1,11 @@
 """Whether a face that speaks, turns and feels stays the same person's.
 
-    python bench/identity.py --portraits P… --speech S [--real VIDEO …]
+    python bench/identity.py --portraits P… --speech S [--strength 0.6]
 
 Prints, for each emotion, the cosine of dlib's face embeddings between frames of a video and the
-portrait at rest; beside it the same of real speakers against their own first frame, and of every
-two portraits at rest. Needs ``dlib-bin`` and ``face_recognition_models`` beside the extra `serve`
-(`pip install --no-deps`; embeddings and five landmarks are in the public domain).
+portrait at rest; beside it the same of every two portraits at rest. Needs ``dlib-bin`` and
+``face_recognition_models`` beside the extra `serve` (`pip install --no-deps`; what is used of
+them, embeddings and five landmarks, is in the public domain).
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import soundfile
 from numpy.typing import NDArray
 
 import fada
-from media.footage import open_footage
 from model.motion.emotions import EMOTIONS
 from model.types import SAMPLE_RATE
 
@@ -71,7 +70,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--portraits", type=Path, nargs="+", required=True)
     parser.add_argument("--speech", type=Path, required=True)
-    parser.add_argument("--real", type=Path, nargs="*", default=[])
     parser.add_argument("--strength", type=float, default=0.6)
     args = parser.parse_args()
     embed = Embedder()
@@ -104,9 +102,6 @@ def main() -> None:
             for frame in video[emotion]
         ]
         print(f"  nearest to their own portrait: {np.mean(nearest):.1%} of {len(nearest)} frames")
-    real = [embed.of_video(p for _, p in open_footage(file).pictures()) for file in args.real]
-    real = [found for found in real if len(found) > 1]
-    _print("real, against their first frame", [np.array(v[1:]) for v in real], [v[0] for v in real])
     strangers = list(combinations(rests, 2))
     _print("two portraits", [a[None] for a, _ in strangers], [b for _, b in strangers])
 

@@ -26,6 +26,7 @@ from model.types import Floats
 # In distances of the outer eye corners:
 CREASE, LINE = 0.11, 0.035  # dark lines up to this thick are filled: beyond the corners, on lips
 OUTWARD, WIDE, HIGH = 0.05, 0.11, 0.085  # an ellipse beyond each corner
+HAIRLESS, HAIR = 0.35, 0.45  # of the light: a crease lacks less of it, a beard as much
 BAND = 0.035  # lips, from their inner edge
 MARGIN = 0.20
 DRAWN_WHOLLY = 0.10  # lips that have parted this far
@@ -67,13 +68,17 @@ class PartedSeam:
         rows, columns = np.mgrid[: part.shape[0], : part.shape[1]] + 0.5
         left, right = (points[k, :2] - low for k in MOUTH_CORNERS)
         way = (right - left) / max(float(np.linalg.norm(right - left)), 1.0)
-        beyond = np.zeros(part.shape[:2])
+        beyond, creased = np.zeros(part.shape[:2]), _filled(part, CREASE * unit).sum(axis=2)
+        lack = 1.0 - part.sum(axis=2) / np.maximum(creased, 1.0)
         for corner, side in ((left, -1.0), (right, 1.0)):
             x, y = corner + side * OUTWARD * unit * way
             along = (columns - x) * way[0] + (rows - y) * way[1]
             across = (rows - y) * way[0] - (columns - x) * way[1]
             far = np.hypot(along / (WIDE * unit), across / (HIGH * unit))
-            beyond = np.maximum(beyond, smoothstep((1.0 - far) / 0.6))
+            cover = smoothstep((1.0 - far) / 0.6)
+            mean_lack = float((cover * lack).sum() / max(cover.sum(), 1.0))
+            hair = smoothstep((mean_lack - HAIRLESS) / (HAIR - HAIRLESS))
+            beyond = np.maximum(beyond, (1.0 - hair) * cover)
         away = -distance_map(ring, part.shape[:2]) / unit
         near = smoothstep((BAND - away) / (0.6 * BAND))
         colour = part + near[..., None] * (_filled(part, LINE * unit) - part)

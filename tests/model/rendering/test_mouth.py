@@ -95,6 +95,24 @@ def test_the_line_between_closed_lips_is_not_smeared_beyond_the_corners(examples
     assert darkest(opened(renderer.rest, 0.7)) > 0.85 * darkest(renderer.rest)
 
 
+def test_a_beard_stays_beyond_the_corners(examples: Path) -> None:
+    bare = rendered(examples, "presenter")
+    picture = bare.render(bare.rest, STILL).copy()
+    left, right = bare.landmarks(bare.rest, STILL)[list(MOUTH_CORNERS)]
+    for corner, outward in ((left, -1), (right, 1)):
+        x, y = corner.round().astype(int)
+        hairs = x + outward * np.arange(1, 24)
+        hairs = hairs[hairs % 5 < 3]  # with skin between them
+        picture[y - 22 : y + 23, hairs] = 30, 22, 16
+    space = MotionSpace()
+    bearded = space.decoder(space.encode_reference(picture), 256, "portrait")
+    actions = opened(bearded.rest, 0.5)
+    light = bearded.render(actions, STILL).astype(float).mean(axis=2)
+    left, right = bearded.landmarks(actions, STILL)[list(MOUTH_CORNERS)].round().astype(int)
+    for x, y in (left - (6, 0), right + (6, 0)):
+        assert light[y - 2 : y + 3, x - 2 : x + 3].mean() < 90  # 130 without them
+
+
 def test_the_tongue_rises_for_a_little_open_jaw_and_when_it_is_out() -> None:
     nothing = np.zeros(len(ACTIONS), np.float32)
     assert tongue_rise(opened(nothing, 0.08)) > 0.5
