@@ -56,10 +56,8 @@ def own_service(sessions: int, workers: int) -> Iterator[Service]:
 
 def stage_seconds(url: str) -> dict[str, tuple[float, float]]:
     """Seconds and count of each stage of all workers so far, by `GET /metrics`."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
-        text = reply.read().decode()
     found: dict[str, tuple[float, float]] = {}
-    for match in _STAGE.finditer(text):
+    for match in _STAGE.finditer(_metrics(url)):
         name, seconds, count = match["stage"], 0.0, 0.0
         if match["kind"] == "sum":
             seconds = float(match["value"])
@@ -68,6 +66,18 @@ def stage_seconds(url: str) -> dict[str, tuple[float, float]]:
         before = found.get(name, (0.0, 0.0))
         found[name] = before[0] + seconds, before[1] + count
     return found
+
+
+def counted(url: str, name: str) -> float:
+    """The counter ``name`` of all processes so far, by `GET /metrics`."""
+    lines = re.finditer(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", _metrics(url), re.MULTILINE)
+    return sum(float(line[1]) for line in lines)
+
+
+def _metrics(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+        text: str = reply.read().decode()
+    return text
 
 
 def cpu_seconds(pid: int | None) -> dict[str, float] | None:
