@@ -32,6 +32,7 @@ from model.manifest import WEIGHTS, verified
 from model.portrait.blendshapes import ACTIONS
 from model.rendering.face_model import (
     CHIN,
+    EYES,
     LOWER_ROWS,
     MOUTH_CORNERS,
     MOUTH_RING,
@@ -63,6 +64,7 @@ OVERBITE = 0.012
 TONGUE_WIDTH, TONGUE_CREST = 0.52, 0.02 / 0.26
 TONGUE_HEIGHT = 0.50  # above the lower teeth, of the jaw's drop
 DEPTH_SHADE = 2.5
+SHARP, SOFTEST = 1.0, 0.93  # pixels: as sharp as the textures; the softest edges that are matched
 TONGUE_ACTIONS = [
     ACTIONS.index(name) for name in ("jawOpen", "mouthFunnel", "mouthPucker", "tongueOut")
 ]
@@ -80,7 +82,8 @@ class Mouth:
 
     For upper teeth, lower teeth and tongue: ``sizes`` (3, 1, 1) of a texel in eye distances, and
     ``anchors`` (3, 2, 1), the texel that lies at the edge or the tip. ``rest_ring`` (20, 2): the
-    inner lips at rest in the head.
+    inner lips at rest in the head. ``soft``: the standard deviation, in pixels, of the blur that
+    makes the textures as soft as the portrait.
     """
 
     shape: FaceShape
@@ -102,6 +105,7 @@ class Mouth:
     light: float
     jaw_rest: float
     shaded: float
+    soft: float
 
     @classmethod
     def of(cls, padded: NDArray[np.uint8], points: Floats, shape: FaceShape) -> Mouth:
@@ -132,7 +136,8 @@ class Mouth:
         )
         texels = TEXELS * depths.shape[1] / len(textures["upper_depth"])
         edge = meet + (0.0, UPPER_EDGE, TEETH_BEHIND)
-        gain, moved, shaded = np.ones(3), 0.0, 1.0
+        gain, moved, shaded, own_teeth = np.ones(3), 0.0, 1.0, False
+        soft = _softness(padded, points)
         tilt = light_tilt(padded, points)
         upper_colour, upper_alpha = _coloured(
             textures["upper"], tooth, gum, depth=depths[0], tilt=tilt
@@ -156,7 +161,7 @@ class Mouth:
             if found is not None:
                 upper_colour, upper_alpha, gain = found.colour, found.alpha, found.gain
                 moved = found.moved * INCISOR * scale / texels
-                shaded = OWN_SHADED
+                shaded, own_teeth = OWN_SHADED, True
         lower = _coloured(
             textures["lower"],
             np.clip(tooth * gain, 20.0, 250.0),
@@ -164,7 +169,7 @@ class Mouth:
             depth=depths[1],
             tilt=tilt,
         )
-        tongue = _tongue(textures["tongue"], gum, tooth, shrink=shrink)
+        tongue = _packed(*_tongue(textures["tongue"], gum, tooth, shrink=shrink), soft=soft)
         texel, wide = INCISOR * scale / texels, TONGUE_WIDTH * scale / tongue.shape[1]
         middle_column, above = depths.shape[1] / 2, GUM_TOP * texels
         anchors = [
@@ -174,8 +179,8 @@ class Mouth:
         ]
         return cls(
             shape=shape,
-            upper=_packed(upper_colour, upper_alpha),
-            lower=_packed(*lower),
+            upper=_packed(upper_colour, upper_alpha, soft=0.0 if own_teeth else soft),
+            lower=_packed(*lower, soft=soft),
             tongue=tongue,
             own=own,
             own_corner=corner,
@@ -192,6 +197,7 @@ class Mouth:
             light=0.5 + 0.5 * tilt,
             jaw_rest=float(head[CHIN, 1] - dropped),
             shaded=shaded,
+            soft=soft,
         )
 
     def draw(
@@ -237,7 +243,7 @@ class Mouth:
             places[3, :, 2] -= self.own_corner
         numbers = np.array(
             [
-                max(1.2, 0.010 * unit),
+                max(1.2, 0.010 * unit, 2.5 * self.soft),  # about a blurred edge's
                 max(1.5, 0.07 * unit),
                 max(1.5, min(0.055 * unit, 0.6 * opened)),
                 max(0.8, min(0.024 * unit, 0.09 * opened)),
@@ -306,20 +312,47 @@ def _tongue(
     tooth: NDArray[np.float64],
     *,
     shrink: float,
-) -> Packed:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Its colours (H, W, 3) and alpha (H, W)."""
     small = cv2.resize(
         tongue.astype(np.float64), None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA
     )
     light, moist, alpha = (small[..., i : i + 1] for i in range(3))
     flesh = 0.75 * gum + 0.25 * darker(gum, 0.9)
     colour = light / 200.0 * flesh + 0.35 * moist / 255.0 * tooth
-    return _packed(np.clip(colour, 0.0, 255.0), alpha[..., 0] / 255.0)
+    return np.clip(colour, 0.0, 255.0), alpha[..., 0] / 255.0
 
 
-def _packed(colour: NDArray[np.float64], alpha: NDArray[np.float64]) -> Packed:
-    """Premultiplied."""
+def _packed(colour: NDArray[np.float64], alpha: NDArray[np.float64], *, soft: float) -> Packed:
+    """Premultiplied, and ``soft`` as in `Mouth`."""
     whole = np.concatenate([colour * alpha[..., None], alpha[..., None] * 255.0], axis=2)
+    if soft > 0.0:
+        whole = cv2.GaussianBlur(whole, (0, 0), soft, borderType=cv2.BORDER_REPLICATE)
     return pack_rgba(np.clip(np.round(whole), 0, 255))
+
+
+def _softness(padded: NDArray[np.uint8], points: Floats) -> float:
+    """See `Mouth.soft`: from what a further blur leaves of the steepest edges around the eyes.
+
+    An edge blurred by s is steep as 1/s, and as 1/√(s² + 1) once blurred by a pixel more.
+    """
+    left = []
+    for eye in EYES:
+        ring = points[eye.ring, :2]
+        edge = 0.3 * float(np.ptp(ring[:, 0]))
+        low = np.maximum(ring.min(axis=0) - edge, 0).astype(int)
+        high = np.ceil(ring.max(axis=0) + edge).astype(int)
+        part = padded[low[1] : high[1], low[0] : high[0]]
+        light = cv2.cvtColor(part, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        steep, less = _slopes(light), _slopes(cv2.GaussianBlur(light, (0, 0), 1.0))
+        edges = steep >= np.quantile(steep, 0.9)
+        left.append(float(less[edges].mean() / max(steep[edges].mean(), 1e-3)))
+    kept = min(float(np.mean(left)), SOFTEST)
+    return float(np.sqrt(max(0.0, kept**2 / (1.0 - kept**2) - SHARP**2)))
+
+
+def _slopes(light: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.hypot(cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1))
 
 
 def _view(

@@ -155,8 +155,9 @@ def draw_mouth(  # type: ignore[no-untyped-def]
     own_share, gloss, light, raised = numbers[5], numbers[6], numbers[7], numbers[8]
     share, dark_lip = numbers[9], numbers[10]
     height, width = out.shape[0], out.shape[1]
-    x0, x1 = max(0, int(ring[:, 0].min()) - 2), min(width, int(ring[:, 0].max()) + 3)
-    y0, y1 = max(0, int(ring[:, 1].min()) - 2), min(height, int(ring[:, 1].max()) + 3)
+    edge = 2 + int(0.5 * soft)
+    x0, x1 = max(0, int(ring[:, 0].min()) - edge), min(width, int(ring[:, 0].max()) + edge + 1)
+    y0, y1 = max(0, int(ring[:, 1].min()) - edge), min(height, int(ring[:, 1].max()) + edge + 1)
     if x0 >= x1 or y0 >= y1:
         return
     frame = np.empty((2, 3))

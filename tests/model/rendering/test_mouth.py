@@ -68,6 +68,21 @@ def test_own_teeth_stay_where_they_are_while_the_jaw_opens(astronaut: PortraitRe
     assert np.abs(first - second).mean() < 12
 
 
+def test_a_soft_portrait_gets_soft_teeth(examples: Path) -> None:
+    picture = load_picture((examples / "presenter.jpg").read_bytes())
+    space = MotionSpace()
+    steepest = []
+    for blurred in (picture, cv2.GaussianBlur(picture, (0, 0), 0.006 * picture.shape[1])):
+        renderer = space.decoder(space.encode_reference(blurred), 256, "portrait")
+        actions = opened(renderer.rest, 0.5)
+        light = cv2.cvtColor(renderer.render(actions, STILL), cv2.COLOR_RGB2GRAY)
+        ring = renderer.landmarks(actions, STILL)[MOUTH_RING]
+        (left, top), (right, bottom) = ring.min(axis=0).astype(int), ring.max(axis=0).astype(int)
+        steep = np.abs(np.diff(light[top:bottom, left:right].astype(float), axis=0))
+        steepest.append(np.quantile(steep, 0.95))
+    assert steepest[1] < 0.6 * steepest[0]
+
+
 def test_the_mouth_darkens_with_depth_and_shows_a_tongue(astronaut: PortraitRenderer) -> None:
     actions = opened(astronaut.rest, 0.7)
     frame = astronaut.render(actions, STILL).astype(float).mean(axis=2)
