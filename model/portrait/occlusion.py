@@ -26,6 +26,9 @@ CORNERS_X, CORNERS_Y = (12.0, 36.0), 15.0
 MIN_MOUTH_PIXELS = 10.0
 # The logit of uncovered faces stays below: MODEL_CARD.md has the figures.
 COVERED = 0.0
+# Of a face that the detector doubts, as of a cartoon's with an outsized nose, the mesh may lie on
+# something else: lips must then be plainer. Small and damaged pictures of real faces stay below.
+DOUBTED_FACE, DOUBTFUL = 0.65, -2.0
 _LEAST_CONTRAST = 0.05  # of a patch, 1 is white; less is not amplified
 
 
@@ -40,15 +43,24 @@ class MouthCover:
         weights = load_file(verified(WEIGHTS / "mouth_cover.safetensors"))
         self._weights = {name: value.astype(np.float32) for name, value in weights.items()}
 
-    def check(self, picture: Picture, landmarks: Floats) -> None:
-        """``picture`` (H, W, 3) RGB, ``landmarks`` (478, 3), pixels. Raises `OccludedError`."""
+    def check(self, picture: Picture, landmarks: Floats, *, confidence: float = 1.0) -> None:
+        """``picture`` (H, W, 3) RGB, ``landmarks`` (478, 3), pixels; ``confidence`` of the face.
+
+        Raises `OccludedError`, or `NoFaceError` where no lips are made out in a doubtful face.
+        """
         right, left = landmarks[list(_CORNERS), :2]
-        if np.linalg.norm(left - right) >= MIN_MOUTH_PIXELS and (
-            self.logit(mouth_patch(picture, landmarks)) > COVERED
-        ):
+        if np.linalg.norm(left - right) < MIN_MOUTH_PIXELS:
+            return
+        logit = self.logit(mouth_patch(picture, landmarks))
+        if logit > COVERED:
             raise OccludedError(
                 "the mouth is covered; a portrait needs visible lips, "
                 "without a mask, a hand or a microphone before them"
+            )
+        if confidence < DOUBTED_FACE and logit > DOUBTFUL:
+            raise NoFaceError(
+                "no lips are made out in what may be a face; "
+                "a portrait needs a human face seen from the front"
             )
 
     def logit(self, patch: Picture) -> float:

@@ -37,7 +37,7 @@ class TrackedPortrait:
         """``uploaded`` (H, W, 3) RGB. Raises `NoFaceError` or `OccludedError`."""
         kept = _at_most(uploaded, MAX_KEPT_SIDE)
         picture, face = tracker.find_upright(kept)
-        _mouth_cover().check(picture, face.landmarks)
+        _mouth_cover().check(picture, face.landmarks, confidence=face.confidence)
         person = tracker.person(picture, face)
         height, width = uploaded.shape[:2]
         if picture.shape[:2] != kept.shape[:2]:  # turned by a quarter

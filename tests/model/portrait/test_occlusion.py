@@ -91,6 +91,25 @@ def test_a_mouth_of_few_pixels_is_not_judged(cover: MouthCover, faces: list[Crop
         cover.check(cv2.resize(grey, None, fx=6, fy=6), 6 * face.points)
 
 
+def test_lips_must_be_plain_in_a_face_that_the_detector_doubts(
+    cover: MouthCover, faces: list[CroppedFace]
+) -> None:
+    face = faces[0]
+
+    def hidden(share: float) -> Picture:
+        return (face.picture + share * (face.picture.mean(axis=(0, 1)) - face.picture)).astype(
+            np.uint8
+        )
+
+    shares = np.linspace(0.0, 1.0, 200)
+    logits = [cover.logit(mouth_patch(hidden(share), face.points)) for share in shares]
+    faint = hidden(next(s for s, logit in zip(shares, logits, strict=True) if -1.8 < logit < -0.2))
+    cover.check(faint, face.points, confidence=0.9)
+    cover.check(face.picture, face.points, confidence=0.55)
+    with pytest.raises(NoFaceError, match="no lips"):
+        cover.check(faint, face.points, confidence=0.55)
+
+
 def test_the_network_is_the_one_that_was_trained(cover: MouthCover) -> None:
     from safetensors.torch import load_file
 
