@@ -23,11 +23,11 @@ _EMPTY_LOAD = 0.25  # before the first window
 _SMOOTHING_WINDOWS = 8
 _RECENT_S = 2.0
 # The share of the machine's cores that stays free: at a higher load windows wait for one another.
-_RESERVE = 0.12
+_RESERVE = 0.05
 _MOST = 0.7  # of a worker's share of the cores
 # Load and cores are averages over seconds: what a new session costs shows after this time.
 _SETTLE_S = 3.0
-_WATCH_S = 8.0  # from then on; the slowest moment counts
+_WATCH_S = 8.0  # from then on; the slowest moment of as many seconds counts
 _LOWERED_S = 60.0  # how long fewer sessions are admitted once too many were
 _EXTRA = 3.0  # times the sessions that are admitted at once: beyond, none
 
@@ -76,8 +76,8 @@ class Capacity:
         self._ceiling, self._lowered_s = math.inf, -math.inf
         self._full = self._neighbours_late = False
         self._late_at_s = -math.inf  # when a session last had to catch up
-        # Cores left and load at the slowest moment since the last session settled.
-        self._least_left, self._most_load = math.inf, 0.0
+        # Since the last session settled: when, the cores left, and the load.
+        self._watched: deque[tuple[float, float, float]] = deque()
         self._extra_at: int | None = None  # the places that must be taken for one more
 
     def set_cost(self, share: float, relative_costs: Mapping[str, float]) -> None:
@@ -159,16 +159,19 @@ class Capacity:
         self._full = load is not None and (self.late or load > _FULL or self._crowds(host))
         self._extra_at = None
         if now_s < self._settled_s or load is None or not taken:
-            self._least_left, self._most_load = math.inf, 0.0
+            self._watched.clear()
             return
         if self._full:
             self._ceiling, self._lowered_s = max(1, taken - 1), now_s + _LOWERED_S
             self._settled_s = now_s + _SETTLE_S
         elif host.load is not None:
-            left = self._least_left = min(self._least_left, host.load.left)
-            load = self._most_load = max(self._most_load, load)
+            self._watched.append((now_s, host.load.left, load))
+            while self._watched[0][0] < now_s - _WATCH_S:
+                self._watched.popleft()
             if now_s >= max(self._lowered_s, self._settled_s + _WATCH_S) and host.next:
-                needs = max(self._share * self._cores, (host.cores - left) / host.sessions)
+                left = min(left for _, left, _ in self._watched)
+                load = max(load for *_, load in self._watched)
+                needs = max(self._share * self._cores, host.load.used / taken)
                 room = left - needs >= _RESERVE * host.cores
                 in_time = load < _BUSY and load * (taken + 1) / taken < _FULL
                 speaking = self._active >= 0.8 * taken
@@ -181,7 +184,7 @@ class Capacity:
         Where others use it up, windows are late or they are not.
         """
         cores = host.load
-        if cores is None or cores.left > _RESERVE / 2 * host.cores:
+        if cores is None or cores.left > _RESERVE * host.cores:
             return False
         return cores.used > _MOST * self._cores
 

@@ -108,17 +108,18 @@ def test_beyond_the_estimate_one_session_at_a_time_takes_what_others_leave() -> 
     assert machine.capacity.places(5) == 5  # until it is seen what the fifth leaves
     assert machine.run(9.0, 5, left=0.6) == 5
     assert machine.run(4.0, 5, left=0.6) == 6
-    assert machine.run(12.0, 6, left=0.3) == 6  # a session costs 0.2, and some stays free
+    assert machine.run(12.0, 6, left=0.2) == 6  # a session costs 0.13, and some stays free
     assert machine.capacity.places(3) == 4  # sessions of another day may cost more
 
 
-@pytest.mark.parametrize("slow", [{"left": 0.4}, {"left": 0.8, "load": 0.7}])
+@pytest.mark.parametrize("slow", [{"left": 0.25}, {"left": 0.8, "load": 0.7}])
 def test_the_slowest_moment_counts(slow: dict[str, float]) -> None:
     machine = Machine()
     machine.run(6.0, 2, left=0.8)
     machine.run(1.0, 4, left=0.8)
     machine.run(5.0, 4, left=slow["left"], load=slow.get("load", 0.3))
-    assert machine.run(8.0, 4, left=0.8) == 4
+    assert machine.run(7.0, 4, left=0.8) == 4
+    assert machine.run(3.0, 4, left=0.8) == 5  # it has passed
 
 
 def test_nothing_is_admitted_while_a_session_of_another_worker_is_late() -> None:
