@@ -23,7 +23,7 @@ _EMPTY_LOAD = 0.25  # before the first window
 _SMOOTHING_WINDOWS = 8
 _RECENT_S = 2.0
 # The share of the machine's cores that stays free: at a higher load windows wait for one another.
-_RESERVE = 0.05
+_RESERVE = 0.08
 _MOST = 0.7  # of a worker's share of the cores
 # Load and cores are averages over seconds: what a new session costs shows after this time.
 _SETTLE_S = 3.0
@@ -184,7 +184,7 @@ class Capacity:
         Where others use it up, windows are late or they are not.
         """
         cores = host.load
-        if cores is None or cores.left > _RESERVE * host.cores:
+        if cores is None or cores.left > _RESERVE / 2 * host.cores:
             return False
         return cores.used > _MOST * self._cores
 

@@ -388,8 +388,9 @@ class LiveJob(_VideoJob):
             metrics.live_load(self._work_s, media_s)
             if session.draw_every > 1:
                 metrics.half_rate(media_s)
-            # Rather a coarser movement for a while than a delay that stays.
-            session.draw_every = 2 if capacity.must_catch_up(session.late_s) else 1
+            # Rather a coarser movement for a while than a delay that stays: until it has caught up.
+            behind = session.draw_every > 1 and session.late_s > 0
+            session.draw_every = 2 if behind or capacity.must_catch_up(session.late_s) else 1
 
     @property
     def _consumed_bytes(self) -> int:
