@@ -18,7 +18,7 @@ from model.diffusion.arrays import Array, like, no_gradients, to_numpy
 from model.diffusion.denoiser import Conditions, Denoiser
 from model.diffusion.sampler import sample, uniform_timesteps
 from model.diffusion.schedule import NoiseSchedule
-from model.types import Floats, ModelMetadata, Picture, Reference, SessionState, WindowTask
+from model.types import Colour, Floats, ModelMetadata, Picture, Reference, SessionState, WindowTask
 
 STEPS_RANGE = (1, 50)
 
@@ -43,6 +43,7 @@ class LatentSpace(Protocol):
 
     name: str
     dim: int
+    parts_background: bool  # whether `decoder` takes a background
 
     def encode_reference(self, picture: Picture) -> Reference:
         """Raises `model.portrait.NoFaceError` when there is no face in ``picture``."""
@@ -52,8 +53,11 @@ class LatentSpace(Protocol):
         """(frames, D) latents of a face at rest: the prefix of a session's first window."""
         ...
 
-    def decoder(self, reference: Reference, size: int, framing: str) -> FrameDecoder:
-        """``size``: long side in pixels, even; ``framing``: ``portrait`` or ``full``."""
+    def decoder(
+        self, reference: Reference, size: int, framing: str, *, background: Colour | None = None
+    ) -> FrameDecoder:
+        """``size``: long side in pixels, even; ``framing``: ``portrait`` or ``full``;
+        ``background``: what stands behind the person, the picture's own if None."""
         ...
 
 

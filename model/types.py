@@ -20,6 +20,7 @@ DEFAULT_LICENCE = "as its training data allow"
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+Colour = tuple[int, int, int]  # RGB, 0..255
 ScaleLimits = tuple[tuple[float, float], tuple[float, float]]  # (low, high) of audio, of reference
 
 

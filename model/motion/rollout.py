@@ -10,7 +10,16 @@ from tqdm import tqdm
 from model.audio.stream import windows_of
 from model.pipeline import FrameDecoder, StudentPipeline
 from model.portrait.blendshapes import MOTION_DIM, shown_motion
-from model.types import NATURAL, Behaviour, Floats, Guidance, Picture, Reference, WindowTask
+from model.types import (
+    NATURAL,
+    Behaviour,
+    Colour,
+    Floats,
+    Guidance,
+    Picture,
+    Reference,
+    WindowTask,
+)
 
 
 class MotionOnly:
@@ -18,6 +27,7 @@ class MotionOnly:
 
     name = "motion"
     dim = MOTION_DIM
+    parts_background = False
 
     def encode_reference(self, picture: Picture) -> Reference:
         raise ValueError(f"picture has shape {picture.shape}, expected none")
@@ -25,7 +35,9 @@ class MotionOnly:
     def rest_prefix(self, frames: int) -> Floats:
         return np.zeros((frames, MOTION_DIM), np.float32)
 
-    def decoder(self, reference: Reference, size: int, framing: str) -> FrameDecoder:
+    def decoder(
+        self, reference: Reference, size: int, framing: str, *, background: Colour | None = None
+    ) -> FrameDecoder:
         raise ValueError(f"size = {size}, framing = {framing!r}: this space cannot be drawn")
 
 

@@ -25,11 +25,11 @@ from model.portrait.person_mask import PersonMask
 from model.portrait.reference import TrackedPortrait
 from model.rendering.face_model import EYES, FaceShape, face_basis, hide_teeth
 from model.rendering.renderer import PortraitRenderer, PreparedPortrait
-from model.types import Floats, Picture, Reference
+from model.types import Colour, Floats, Picture, Reference
 
 # About ten megabytes each at 512 pixels.
 KEPT_RENDERERS = 16
-_RendererKey = tuple[bytes, int, str]  # reference, size, framing
+_RendererKey = tuple[bytes, int, str, Colour | None]  # reference, size, framing, background
 
 
 class MotionSpace:
@@ -37,6 +37,7 @@ class MotionSpace:
 
     name = "motion"
     dim = MOTION_DIM
+    parts_background = True
 
     def __init__(self, threads: int = 1) -> None:
         """Load the tracker and compile the drawing kernels: seconds on a machine's first run."""
@@ -64,12 +65,14 @@ class MotionSpace:
         reference.expect(self.name)
         return from_motion(shown_motion(latents), reference.features[:ACTION_COUNT])
 
-    def decoder(self, reference: Reference, size: int, framing: str) -> PortraitRenderer:
+    def decoder(
+        self, reference: Reference, size: int, framing: str, *, background: Colour | None = None
+    ) -> PortraitRenderer:
         """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""
         reference.expect(self.name)
         # Preparing takes as long as three windows of the network, most of a first fragment.
-        key = (_digest(reference), size, framing)
-        return self._renderers.get(key, lambda: _prepare(reference, size, framing))
+        key = (_digest(reference), size, framing, background)
+        return self._renderers.get(key, lambda: _prepare(reference, size, framing, background))
 
 
 def _digest(reference: Reference) -> bytes:
@@ -81,8 +84,11 @@ def _digest(reference: Reference) -> bytes:
     return digest.digest()
 
 
-def _prepare(reference: Reference, size: int, framing: str) -> PortraitRenderer:
-    return PortraitRenderer(PreparedPortrait.from_arrays(reference.arrays), size, framing)
+def _prepare(
+    reference: Reference, size: int, framing: str, background: Colour | None
+) -> PortraitRenderer:
+    source = PreparedPortrait.from_arrays(reference.arrays)
+    return PortraitRenderer(source, size, framing, background=background)
 
 
 def _draw_once() -> None:

@@ -1,4 +1,5 @@
-"""Split a framed portrait into two layers: the moving person over a still background."""
+"""Split a framed portrait into two layers: the moving person over a still background, its own or
+a plain colour."""
 
 from __future__ import annotations
 
@@ -9,18 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.rendering.raster import Packed, pack_rgba
-from model.types import Floats
+from model.types import Colour, Floats
 
 # The mask is blurry: below the first value a pixel is background, above the second person.
 SURELY_NOT, SURELY = 0.15, 0.85
+UNLIKE = 10.0, 50.0  # of 255: as the background, and the person's for sure
 
 
 @dataclass(frozen=True)
 class Layers:
     """``person`` (H, W) packed, premultiplied by its alpha; ``plate`` (H, W, 3) RGB behind it.
 
-    The unmoved person over the plate gives the picture again, whatever the mask missed, because
-    the person is defined as the difference between picture and plate.
+    The unmoved person over the plate of the picture's own background gives the picture again,
+    whatever the mask missed: the person is defined as the difference between picture and plate.
     """
 
     person: Packed
@@ -28,12 +30,22 @@ class Layers:
     plate: NDArray[np.uint8]
 
 
-def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, *, eye_distance: float) -> Layers:
-    """``picture`` (H, W, 3) RGB; ``mask`` (H, W) 0..1; ``face`` (N, 2): its outline, pixels."""
+def split(
+    picture: NDArray[np.uint8],
+    mask: Floats,
+    face: Floats,
+    *,
+    eye_distance: float,
+    background: Colour | None = None,
+) -> Layers:
+    """``picture`` (H, W, 3) RGB; ``mask`` (H, W) 0..1; ``face`` (N, 2): its outline, pixels.
+
+    ``background`` is the plate's colour; None: the picture's own, filled in behind the person.
+    """
     radius = max(2, round(0.05 * eye_distance))
     # The filter also finds edges far from the person; the mask rules them out.
     near = cv2.dilate(mask, np.ones((2 * radius + 1, 2 * radius + 1))) > SURELY_NOT
-    alpha = _sharpen(_guided(picture, mask, radius)) * near
+    alpha = _ramp(_guided(picture, mask, radius), SURELY_NOT, SURELY) * near
     within = np.zeros(mask.shape, np.float32)
     cv2.fillPoly(within, [face.round().astype(np.int32)], 1.0)
     soft = max(1, round(0.05 * eye_distance)) * 2 + 1
@@ -43,8 +55,16 @@ def split(picture: NDArray[np.uint8], mask: Floats, face: Floats, *, eye_distanc
     margin = max(1, round(0.04 * eye_distance)) * 2 + 1
     known = (cv2.dilate(alpha, np.ones((margin, margin))) < 0.01).astype(np.float32)
     plate = _behind(picture, known)
-    alpha = np.maximum(alpha, _least_alpha(picture, plate))
-    person = np.clip(picture - (1.0 - alpha[..., None]) * plate, 0, 255)
+    if background is None:
+        alpha = np.maximum(alpha, _least_alpha(picture, plate))
+    else:
+        # The mask's soft border reaches beyond the person: there the picture is like the plate.
+        unlike = np.abs(picture - plate).max(axis=2)
+        alpha = np.where(alpha < 1.0, alpha * _ramp(unlike, *UNLIKE), 1.0).astype(np.float32)
+    # What its edges have of the picture's own background does not go with the person.
+    person = np.clip(picture - (1.0 - alpha[..., None]) * plate, 0, 255.0 * alpha[..., None])
+    if background is not None:
+        plate[:] = background
     packed = np.concatenate([person, 255.0 * alpha[..., None]], axis=2).round().astype(np.uint8)
     return Layers(
         person=pack_rgba(packed),
@@ -71,8 +91,8 @@ def _least_alpha(picture: NDArray[np.uint8], plate: Floats) -> Floats:
     return np.clip(1.0 - np.minimum(np.minimum(red, green), blue), 0.0, 1.0)
 
 
-def _sharpen(mask: Floats) -> Floats:
-    return np.clip((mask - SURELY_NOT) / (SURELY - SURELY_NOT), 0.0, 1.0).astype(np.float32)
+def _ramp(values: Floats, low: float, high: float) -> Floats:
+    return np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
 
 
 def _guided(picture: NDArray[np.uint8], mask: Floats, radius: int) -> Floats:

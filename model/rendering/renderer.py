@@ -30,7 +30,7 @@ from model.rendering.mesh import OVAL, PortraitMesh, build_mesh
 from model.rendering.mouth import Mouth
 from model.rendering.raster import draw_triangles, drawable, untangle
 from model.rendering.seam import PartedSeam, lip_gap
-from model.types import DEFAULT_SIZE, Floats, Picture
+from model.types import DEFAULT_SIZE, Colour, Floats, Picture
 
 # The mesh extends beyond the frame, so that no border is dragged into the picture.
 PAD_SHARE = 0.10
@@ -97,13 +97,21 @@ class PortraitRenderer:
     """Draws one portrait at one size. Threads may share it: it keeps no buffers.
 
     ``portrait`` (H, W, 3) is the framed picture: what the coefficients ``rest`` (52,) give without
-    head movement.
+    head movement, before its own background.
     """
 
     def __init__(
-        self, source: PreparedPortrait, size: int = DEFAULT_SIZE, framing: str = "portrait"
+        self,
+        source: PreparedPortrait,
+        size: int = DEFAULT_SIZE,
+        framing: str = "portrait",
+        *,
+        background: Colour | None = None,
     ) -> None:
-        """Raises ``ValueError`` for a size or framing that is not allowed."""
+        """``background`` stands behind the person; None: the picture's own.
+
+        Raises ``ValueError`` for a size or framing that is not allowed.
+        """
         picture, landmarks, person = source.picture, source.landmarks, source.person
         view = frame(
             framing,
@@ -125,7 +133,13 @@ class PortraitRenderer:
         self.mesh = build_mesh(placed, eye_distance=self._eye_distance, person=mask, pad=self.pad)
         self._rest3 = self.mesh.rest.astype(np.float64)
         self._origin = self._shape.origin + (self.pad, self.pad, 0.0)
-        layers = split(padded, mask, self.mesh.rest[OVAL, :2], eye_distance=self._eye_distance)
+        layers = split(
+            padded,
+            mask,
+            self.mesh.rest[OVAL, :2],
+            eye_distance=self._eye_distance,
+            background=background,
+        )
         self.texture = drawable(layers.person)
         self._source = np.ascontiguousarray(self.mesh.rest[:, :2])
         inner = slice(self.pad, -self.pad) if self.pad else slice(None)

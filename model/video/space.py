@@ -19,7 +19,7 @@ from torch import Tensor
 from model.portrait.face_tracker import FaceTracker
 from model.portrait.framing import MAX_SIZE, Frame, frame
 from model.portrait.reference import TrackedPortrait
-from model.types import Floats, Picture, Reference
+from model.types import Colour, Floats, Picture, Reference
 from model.video.face_locator import FaceLocator
 from model.video.reference_unet import ReferenceUNet
 
@@ -94,6 +94,8 @@ def masked_box(reference: Reference) -> NDArray[np.int32]:
 class VideoSpace:
     """A frame's latent is (C · h · w,): the codec's, of a square around the face."""
 
+    parts_background = False
+
     def __init__(
         self,
         codec: Codec,
@@ -150,8 +152,12 @@ class VideoSpace:
         """(frames, D) zeros: no past is known yet."""
         return np.zeros((frames, self.dim), np.float32)
 
-    def decoder(self, reference: Reference, size: int, framing: str) -> VideoDecoder:
+    def decoder(
+        self, reference: Reference, size: int, framing: str, *, background: Colour | None = None
+    ) -> VideoDecoder:
         """Prepare to draw. Raises ``ValueError`` for another space's reference or a bad option."""
+        if background is not None:
+            raise ValueError(f"background = {background}, expected none: pictures are drawn whole")
         reference.expect(self.name)
         prepared = PreparedSquare.from_arrays(reference.arrays)
         target = _target(prepared, size, framing)

@@ -38,6 +38,11 @@ class AnimationOptions(BaseModel):
     framing: Literal["portrait", "full"] = Field(
         "portrait", description="square crop around the head, or the whole picture"
     )
+    background: str | None = Field(
+        None,
+        pattern="^#[0-9a-fA-F]{6}$",
+        description="colour behind the person, as #00ff00; none: the picture's own background",
+    )
     model: str | None = Field(None, max_length=100, description="model to use")
     head_motion: float = Field(
         1.0, ge=0, le=2, description="how far the head moves; 0 holds it as in the portrait"
@@ -75,6 +80,7 @@ ALLOWED = {
     "seed": "an integer from 0 to 9223372036854775807",
     "size": "an even integer from 128 to 1024",
     "framing": "portrait or full",
+    "background": "a colour such as #00ff00",
     "model": "a name from GET /models",
     "head_motion": "a number from 0 to 2",
     "expressiveness": "a number from 0 to 2",

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
 
 from server.api.protocol import (
     AnimationOptions,
@@ -31,6 +31,13 @@ UNVERSIONED = 1  # the format of what carries none
 def reads(reader: int, written: int) -> bool:
     """Whether a process of format ``reader`` can go on from what one of ``written`` stored."""
     return written in (reader - 1, reader)
+
+
+# A worker of the release before forbids options that it does not know, so defaults are not sent.
+_Options = Annotated[
+    AnimationOptions,
+    PlainSerializer(lambda options: options.model_dump(exclude_defaults=True)),
+]
 
 
 class _Message(BaseModel):
@@ -76,7 +83,7 @@ class AnimateRequest(_Request):
     """Make one video."""
 
     kind: Literal["animate"] = "animate"
-    options: AnimationOptions
+    options: _Options
     model: str
     seed: int
     avatar_id: str | None = None
@@ -91,7 +98,7 @@ class LiveRequest(_Request):
     """
 
     kind: Literal["live"] = "live"
-    options: AnimationOptions
+    options: _Options
     model: str
     seed: int
     sample_rate: int

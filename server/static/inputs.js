@@ -205,6 +205,7 @@ export class Knobs {
     for (const name of LIVE_KNOBS) form.elements[name].value = form.elements[name].defaultValue;
     for (const name of [...MODEL_KNOBS, "size"]) form.elements[name].value = model[name];
     form.elements.framing.value = "portrait";
+    form.elements.background.value = "";
     for (const name of LIVE_CHOICES) form.elements[name].selectedIndex = 0;
     form.elements.seed.value = "";
     this.#label();
@@ -233,7 +234,8 @@ export class Knobs {
 
   /** All but the seed, as the API names them. */
   all() {
-    const { size, framing, model } = form.elements;
-    return { ...this.live(), size: Number(size.value), framing: framing.value, model: model.value };
+    const { size, framing, background, model } = form.elements;
+    const behind = background.value ? { background: background.value } : {};
+    return { ...this.live(), size: Number(size.value), framing: framing.value, ...behind, model: model.value };
   }
 }

@@ -6,7 +6,9 @@ const MAX_KEPT = 200 << 20; // bytes of a live session kept for the download
 export const video = $("video");
 
 // Settings that cannot change during a run.
-const FIXED = document.querySelectorAll("[name=seed], [name=size], [name=framing], [name=model]");
+const FIXED = document.querySelectorAll(
+  "[name=seed], [name=size], [name=framing], [name=background], [name=model]",
+);
 
 /** `run` is "none", "video", "joining" or "live", and decides which buttons are shown. */
 export function setRun(run) {

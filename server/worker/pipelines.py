@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from model.portrait.face_tracker import NoFaceError
 from model.portrait.image import LoadedPicture
 from model.portrait.occlusion import OccludedError
-from model.types import DEFAULT_SIZE, FPS, Behaviour, Guidance, Reference
+from model.types import DEFAULT_SIZE, FPS, Behaviour, Colour, Guidance, Reference
 from server.api.protocol import AnimationOptions, FaceState, ModelView
 from server.errors import ServiceError, SetupError
 from server.settings import Settings
@@ -138,6 +138,23 @@ def sampling_options(pipeline: AvatarPipeline, options: AnimationOptions) -> tup
         reference=default.reference if options.reference_cfg is None else options.reference_cfg,
     )
     return guidance, pipeline.metadata.steps if options.steps is None else options.steps
+
+
+def backdrop(pipeline: AvatarPipeline, options: AnimationOptions) -> Colour | None:
+    """What stands behind the person; None: the picture's own background.
+
+    Raises `ServiceError` ``invalid_option`` for a model that cannot replace it.
+    """
+    if options.background is None:
+        return None
+    if not pipeline.space.parts_background:
+        raise ServiceError(
+            "invalid_option",
+            f"background = {options.background!r}, expected none with model {pipeline.name!r}, "
+            "which draws the picture whole",
+        )
+    red, green, blue = bytes.fromhex(options.background[1:])
+    return red, green, blue
 
 
 def behaviour(options: AnimationOptions, state: FaceState) -> Behaviour:

@@ -38,7 +38,7 @@ from server.tasks import cancel_and_wait
 from server.worker.batcher import Batcher
 from server.worker.checkpoint import PartialWindow, Snapshot
 from server.worker.outputs import MotionOutput, Output, RawOutput, VideoOutput, facial_space
-from server.worker.pipelines import behaviour, check_reference, sampling_options
+from server.worker.pipelines import backdrop, behaviour, check_reference, sampling_options
 from server.worker.speech import FileSpeech, Interruption, LiveSpeech, PlannedWindow
 
 T = TypeVar("T")
@@ -233,10 +233,14 @@ class VideoSession:
         if self._facial is not None:
             return MotionOutput(self._facial, self._reference, at)
         options, loop = self._speech.options, asyncio.get_running_loop()
-        prepare = self._pipeline.space.decoder
-        decoder = await loop.run_in_executor(
-            self._pool, prepare, self._reference, options.size, options.framing
+        prepare = partial(
+            self._pipeline.space.decoder,
+            self._reference,
+            options.size,
+            options.framing,
+            background=backdrop(self._pipeline, options),
         )
+        decoder = await loop.run_in_executor(self._pool, prepare)
         if self._raw:
             return RawOutput(decoder, at)
         return VideoOutput(decoder, at, self._encoding)

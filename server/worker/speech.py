@@ -223,7 +223,7 @@ class LiveSpeech:
         facts: dict[str, object] = {
             "planner": self._planner.state(self._clock()),
             "at_s": time.time(),
-            "options": self.options.model_dump(),
+            "options": self.options.model_dump(exclude_defaults=True),
             "interrupted": self._interrupted,
             "face_state": self.face_state,
         }

@@ -47,6 +47,7 @@ class FakeDecoder:
 class FakeSpace:
     name = "fake"
     dim = 3
+    parts_background = False
 
     def encode_reference(self, picture: Picture) -> Reference:
         if tuple(picture[0, 0]) == (255, 0, 0):
@@ -78,7 +79,9 @@ class FakeSpace:
         pose[:, 1] = latents[:, 0] / 255
         return actions, pose.astype(np.float32)
 
-    def decoder(self, reference: Reference, size: int, framing: str) -> FakeDecoder:
+    def decoder(
+        self, reference: Reference, size: int, framing: str, *, background: None = None
+    ) -> FakeDecoder:
         if framing == "portrait":
             return FakeDecoder(size, size, grain=bool(reference.arrays["grain"]))
         scale = size / max(reference.width, reference.height)

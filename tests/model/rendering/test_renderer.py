@@ -224,6 +224,26 @@ def test_the_far_background_stands_still(
     assert changed.max() > 60
 
 
+def test_a_colour_stands_behind_the_person(
+    space: MotionSpace, references: dict[str, Reference]
+) -> None:
+    own = space.decoder(references["presenter"], 512, "portrait")
+    green = space.decoder(references["presenter"], 512, "portrait", background=(0, 255, 0))
+    pose = np.array([0.1, 0.15, 0.05, 0.05, 0.0, 0.0], np.float32)
+    for moved in (STILL, pose):
+        talking = shaped(own.rest, jawOpen=0.3)
+        before, after = (r.render(talking, moved).astype(int) for r in (own, green))
+        face = own.landmarks(talking, moved).round().astype(int)
+        (left, top), (right, bottom) = face.min(axis=0) + 45, face.max(axis=0) - 45
+        inside = np.s_[top:bottom, left:right]
+        assert np.abs(before[inside] - after[inside]).max() <= 1
+        assert (after[:60, :60] == (0, 255, 0)).all() and (after[:60, -60:] == (0, 255, 0)).all()
+    # The person's edge is a mix of person and colour: nothing there is of the wall behind.
+    keyed = after[..., 1] - np.maximum(after[..., 0], after[..., 2])
+    edge = (keyed > 40) & (keyed < 215)
+    assert 0.002 < edge.mean() < 0.05
+
+
 def test_decode_draws_latents_relative_to_rest(
     space: MotionSpace, references: dict[str, Reference]
 ) -> None:

@@ -157,6 +157,13 @@ async def test_a_reader_waits_for_a_running_job(url: str) -> None:
         )
 
 
+def test_options_at_their_defaults_are_not_sent_so_older_workers_take_the_job() -> None:
+    options = AnimationOptions(size=256)
+    request = messages.AnimateRequest(options=options, model="m", seed=1)
+    assert request.model_dump()["options"] == {"size": 256}
+    assert messages.AnimateRequest.model_validate_json(request.model_dump_json()).options == options
+
+
 async def test_an_error_code_of_a_newer_worker_is_an_internal_error(url: str) -> None:
     async with connected(url) as (producer, consumer):
         job_id = await producer.submit(animate_request(), PARTS)
