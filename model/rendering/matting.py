@@ -14,7 +14,12 @@ from model.types import Colour, Floats
 
 # The mask is blurry: below the first value a pixel is background, above the second person.
 SURELY_NOT, SURELY = 0.15, 0.85
-UNLIKE = 10.0, 50.0  # of 255: as the background, and the person's for sure
+# Of 255, between person and background: colours that close are told apart by the mask alone, that
+# far by colour too; its noise is averaged out below, and single hairs show above.
+ALIKE, APART = 10.0, 30.0
+NOISY, CLEAR = 40.0, 80.0
+# Of 255: how far from every mix of person and background a colour is one, and is none.
+MIXED, FOREIGN = 20.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,11 @@ def split(
     if background is None:
         alpha = np.maximum(alpha, _least_alpha(picture, plate))
     else:
-        # The mask's soft border reaches beyond the person: there the picture is like the plate.
-        unlike = np.abs(picture - plate).max(axis=2)
-        alpha = np.where(alpha < 1.0, alpha * _ramp(unlike, *UNLIKE), 1.0).astype(np.float32)
+        sure = cv2.erode((alpha == 1.0).astype(np.float32), np.ones((margin, margin)))
+        edge = (known + sure) == 0.0
+        alpha = np.where(edge, _mixed_alpha(picture, plate, _behind(picture, sure), alpha), alpha)
+        alpha = np.maximum(alpha, cv2.erode(within, np.ones((soft, soft))))
+        alpha *= _attached(alpha, sure)
     # What its edges have of the picture's own background does not go with the person.
     person = np.clip(picture - (1.0 - alpha[..., None]) * plate, 0, 255.0 * alpha[..., None])
     if background is not None:
@@ -89,6 +96,29 @@ def _least_alpha(picture: NDArray[np.uint8], plate: Floats) -> Floats:
     brighter = (256.0 - seen) / (256.0 - plate)
     red, green, blue = cv2.split(np.minimum(darker, brighter))
     return np.clip(1.0 - np.minimum(np.minimum(red, green), blue), 0.0, 1.0)
+
+
+def _mixed_alpha(picture: NDArray[np.uint8], plate: Floats, person: Floats, mask: Floats) -> Floats:
+    """The share of ``person`` in the picture's mix of it and ``plate``.
+
+    Where the two are alike, or the picture is no mix of them, colour says nothing and ``mask``
+    stays. Otherwise it is corrected: its soft border follows no single hair.
+    """
+    apart = person - plate
+    length = np.linalg.norm(apart, axis=2)
+    above = picture - plate
+    share = (above * apart).sum(axis=2) / np.maximum(length, 1.0) ** 2
+    clear = _ramp(length, NOISY, CLEAR)
+    share = np.clip(clear * share + (1.0 - clear) * cv2.GaussianBlur(share, (0, 0), 2), 0.0, 1.0)
+    foreign = np.linalg.norm(above - share[..., None] * apart, axis=2)
+    trust = _ramp(length, ALIKE, APART) * (1.0 - _ramp(foreign, MIXED, FOREIGN))
+    return np.asarray(mask + trust * (share - mask), np.float32)
+
+
+def _attached(alpha: Floats, sure: Floats) -> NDArray[np.bool_]:
+    """Where ``alpha`` is connected with a part of the person that is ``sure``."""
+    _, parts = cv2.connectedComponents((alpha > 0.02).astype(np.uint8))
+    return np.isin(parts, np.setdiff1d(parts[sure > 0.0], [0]))
 
 
 def _ramp(values: Floats, low: float, high: float) -> Floats:
