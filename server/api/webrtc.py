@@ -96,7 +96,9 @@ class LiveCalls:
         start_s = time.monotonic()
         async with AsyncExitStack() as stack:
             await context.producer.wait_for_worker()  # before there is a process to wait with
-            peer = await stack.enter_async_context(self._peers.reading(offer))
+            peer = await stack.enter_async_context(
+                self._peers.reading(offer, client=context.client)
+            )
             await stack.enter_async_context(context.access.session(context.client))
             job = live_job(context, start, pcm=peer.sends_sound)
             job_id = await stack.enter_async_context(job)

@@ -43,7 +43,7 @@ from server.webrtc.estimate import RateWatch, ResendBudget
 from server.webrtc.microphone import Microphone, SilenceGate, receive_in_order
 from server.webrtc.offer import Offer, Refused, ice_server
 from server.webrtc.playout import Playout
-from server.webrtc.sections import choose_codec, limit_directions, taking
+from server.webrtc.sections import choose_codec, limit_directions, take_opus, taking
 from server.webrtc.tracks import Codec, Picture, Sound
 
 log = logging.getLogger("fada.webrtc")
@@ -165,6 +165,7 @@ class Peer:
         self._watch_feedback(video.sender)
         audio = taking(pc, described.media, "audio") if self._offer.audio else None
         if audio is not None:
+            take_opus(audio)
             audio.sender.replaceTrack(self._audio)
         limit_directions(pc, described.media, {video, audio})
         try:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from typing import Any
+from weakref import WeakValueDictionary
 
 from server import process
 from server.errors import KINDS, ServiceError
@@ -23,6 +24,7 @@ log = logging.getLogger("fada.api")
 
 _REPLY_S = 15.0  # a STUN server that is silent takes 5
 _MAX_CHECKS = 4  # offers that are read at once: their senders have no place yet
+_MAX_CHECKS_OF_CLIENT = 2  # its others wait for these, not before other clients'
 _TURN_S = 5.0  # for an offer to be read
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
@@ -34,6 +36,7 @@ class Peers:
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._checks = asyncio.Semaphore(_MAX_CHECKS)
+        self._of_client = WeakValueDictionary[str, asyncio.Semaphore]()
 
     @property
     def process_id(self) -> int | None:
@@ -41,14 +44,14 @@ class Peers:
         return None if self._template is None else self._template.pid
 
     @asynccontextmanager
-    async def reading(self, offer: Offer) -> AsyncIterator[PeerLink]:
-        """A peer that can answer ``offer``, and ends with the block.
+    async def reading(self, offer: Offer, *, client: str = "") -> AsyncIterator[PeerLink]:
+        """A peer that can answer ``client``'s ``offer``, and ends with the block.
 
         Raises `ServiceError` ``bad_request`` or ``invalid_option`` for an offer that cannot be
         answered, ``busy`` while too many are being read.
         """
         async with AsyncExitStack() as stack:
-            async with self._turn():
+            async with self.turn(client):
                 ours, theirs = socket.socketpair()
                 with theirs:
                     self._hand_over(theirs)
@@ -59,16 +62,17 @@ class Peers:
             yield PeerLink(link, sends_sound=accepted == wire.WITH_SOUND)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(_TURN_S):
-                await self._checks.acquire()
-        except TimeoutError as error:
-            raise ServiceError("busy", "too many offers are being read") from error
-        try:
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """Wait for the turn of an offer of ``client``; raises ``busy`` when it takes too long."""
+        own = self._of_client.setdefault(client, asyncio.Semaphore(_MAX_CHECKS_OF_CLIENT))
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(_TURN_S):
+                    await stack.enter_async_context(own)
+                    await stack.enter_async_context(self._checks)
+            except TimeoutError as error:
+                raise ServiceError("busy", "too many offers are being read") from error
             yield
-        finally:
-            self._checks.release()
 
     def close(self) -> None:
         """End the template and all peers."""

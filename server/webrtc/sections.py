@@ -59,6 +59,17 @@ def choose_codec(video: RTCRtpTransceiver) -> Codec:
     return codec
 
 
+def take_opus(audio: RTCRtpTransceiver) -> None:
+    """Raises `Refused` for a client that does not take it: the sound is encoded once, as Opus."""
+    audio._codecs = [codec for codec in audio._codecs if codec.name.lower() == "opus"]
+    if not audio._codecs:
+        raise Refused(
+            "invalid_option",
+            "the offer takes sound without Opus; with audio=false the avatar sends none, and a "
+            "microphone may be G.711 or G.722",
+        )
+
+
 def _first(
     connection: RTCPeerConnection,
     sections: list[MediaDescription],

@@ -191,10 +191,16 @@ async def test_offers_that_cannot_be_answered_are_refused(service: Service, avat
             (re.sub("a=ice-pwd.*\r\n", "", good), "bad_request"),
             (good.replace("a=recvonly", "a=inactive"), "invalid_option"),
             (good.replace("H264", "H265").replace("VP8", "VP9"), "invalid_option"),
+            (good.replace("opus/48000", "speex/48000"), "invalid_option"),
             ("v=0" + "x" * MAX_OFFER_BYTES, "too_large"),
         ):
             answer = await post(http, offer, avatar_id=avatar)
             assert answer.json()["code"] == code, (offer[:80], answer.text)
+        silent = await post(
+            http, good.replace("opus/48000", "speex/48000"), avatar_id=avatar, audio="false"
+        )
+        assert silent.status_code == 201
+        assert (await http.delete(silent.headers["Location"])).status_code == 204
         assert (await post(http, good)).json()["code"] == "bad_request"
         wrong = await http.post("/webrtc", params={"avatar_id": avatar}, content=good)
         assert wrong.json()["code"] == "unsupported_media"
