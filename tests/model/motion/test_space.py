@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ def asked(space: MotionSpace, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int
     """The size and framing of each renderer that ``space`` prepares, of which it keeps two."""
     prepare, asked = motion_space._prepare, list[tuple[int, str]]()
 
-    def counted(reference: Reference, size: int, framing: str) -> PortraitRenderer:
+    def counted(reference: Reference, size: int, framing: str, *rest: Any) -> PortraitRenderer:
         asked.append((size, framing))
-        return prepare(reference, size, framing)
+        return prepare(reference, size, framing, *rest)
 
     monkeypatch.setattr(motion_space, "_prepare", counted)
     monkeypatch.setattr(space, "_renderers", LRUCache(2))
@@ -55,6 +56,8 @@ def test_the_same_portrait_is_prepared_once(
     assert asked == [(128, "portrait"), (128, "full"), (130, "portrait")]
     space.decoder(reference, 128, "full")
     assert asked[3:] == [(128, "full")]
+    space.decoder(reference, 128, "full", background=(0, 255, 0))
+    assert asked[4:] == [(128, "full")]
 
 
 @pytest.mark.parametrize("name", ["picture", "landmarks", "coefficients", "person"])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+import pytest
+
 from server.webrtc.peers import Peers
 
 
+@pytest.mark.anyio
 async def test_offers_of_one_client_do_not_hold_up_another_s() -> None:
     peers = Peers()
 
