@@ -66,7 +66,13 @@ def allowed_range(schema: dict[str, Any]) -> str:
         return f"{bounds['minimum']:.0f}–{bounds['maximum']}{even}"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if any("pattern" in kind for kind in kinds):
+        return "`#rrggbb`"
     return "a name from `GET /models`"
+
+
+# Defaults of options that are null where they are not given.
+DERIVED = "the model's", "random", "the service's first", "the picture's own"
 
 
 def test_every_option_with_its_default_and_range() -> None:
@@ -79,7 +85,7 @@ def test_every_option_with_its_default_and_range() -> None:
     for name, field in schema.items():
         default = rows[name][0]
         if field["default"] is None:
-            assert default in ("the model's", "random", "the service's first"), name
+            assert default in DERIVED, name
         else:
             assert default.strip("`") == str(field["default"]), name
 
