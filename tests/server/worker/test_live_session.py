@@ -136,7 +136,7 @@ def test_an_interrupt_while_a_fragment_is_encoded_is_reported_after_a_resume() -
     speech.push_audio(pcm(3.0))
     decoder = Hooked(128, 128)
     decoder.hook = speech.interrupt
-    pipeline.space.decoder = lambda *_: decoder  # type: ignore[method-assign]
+    pipeline.space.decoder = lambda *_, **__: decoder  # type: ignore[method-assign]
     asyncio.run(until(2, speech, None))
     state = snapshots[-1].speech
     resumed = LiveSpeech.restore(state, 16_000, LOG_MEL, edge=len(pcm(3.0)))
