@@ -14,7 +14,7 @@ from model.types import Colour, Floats
 
 # The mask is blurry: below the first value a pixel is background, above the second person.
 SURELY_NOT, SURELY = 0.15, 0.85
-# Of 255, between person and background: colours that close are told apart by the mask alone, that
+# Of 255, between person and background: colours that close are parted by the mask alone, that
 # far by colour too; its noise is averaged out below, and single hairs show above.
 ALIKE, APART = 10.0, 30.0
 NOISY, CLEAR = 40.0, 80.0
