@@ -285,9 +285,13 @@ def test_the_collection_of_portraits(space: MotionSpace, test_data: Path) -> Non
     """All portraits x all strong motions: portrait at rest, no folds, no tears, lips that close."""
     tracker = FaceTracker()
     paths = sorted(test_data.glob("portraits/[air]*/*"))
-    still_open, folds = [], []
+    still_open, folds, refused = [], [], []
     for path in paths:
-        reference = space.encode_reference(load_picture(path.read_bytes()))
+        try:
+            reference = space.encode_reference(load_picture(path.read_bytes()))
+        except NoFaceError:
+            refused.append(path.name)
+            continue
         renderer = space.decoder(reference, 512, "portrait")
         assert psnr(renderer.render(renderer.rest, STILL), renderer.portrait) >= 38.0, path.name
         for actions, pose in strong_motions(renderer.rest):
@@ -298,6 +302,7 @@ def test_the_collection_of_portraits(space: MotionSpace, test_data: Path) -> Non
                 still_open.append(path.name)
         except NoFaceError:
             still_open.append(path.name)
+    assert refused == ["liveavatar_dwarven_blacksmith.jpg"]  # the mesh has its lips on the nose
     # At most a sliver at the seam of the lips, in few of thousands of frames.
     assert np.mean(np.array(folds) > UNSEEN) < 0.003 and max(folds) < 8.0
     # Two portraits shout: of mouths that wide a rim of teeth stays when the lips meet.
